@@ -1,0 +1,24 @@
+"""cnnlab: image classification in JAX, as pure functions from arrays to arrays.
+
+The map of the package; a module imports only modules above it in this list (tests/test_architecture.py holds that):
+
+    errors.py       InputError: what the user can mend, said in one line
+    config.py       the frozen dataclass that holds every hyperparameter of a run; imports no jax
+    cli.py          flags from that dataclass, loss specifications, exit statuses; imports no jax
+    softmax.py      logits -> probabilities: softmax, log_softmax, sigmoid, log_sigmoid; predict
+    augment.py      keys, images -> images, on the device
+    optim.py        schedules and Optax chains
+    parallel.py     the one place that knows devices: jit | pmap | sharded jit
+    data/           TFDS sources without TensorFlow, their order, streaming or resident
+    run_folder.py   config, versions, metrics.jsonl, summary, lock
+    plots.py        figures
+    losses/         logits, labels -> one loss per example
+    models.py       Flax linen modules: SoftmaxRegression, MLP, CNN
+    checkpoint.py   save and restore any pytree, verified
+    metrics.py      masked sums -> accuracy, NLL, Brier, ECE, confusion matrix
+    train.py        TrainState and the pure train and eval steps
+    loop.py         fit and evaluate: the only loops
+    recipe.py       a config -> model, loss, optimizer, data, compiled steps: what every experiment starts from
+"""
+
+__version__ = "0.1.0"

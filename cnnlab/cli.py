@@ -1,0 +1,112 @@
+"""The command line: flags from a frozen dataclass, loss specifications, exit statuses. Imports no jax."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from cnnlab.errors import InputError
+
+T = TypeVar("T")
+
+EXIT_INPUT = 2  # what was asked for cannot be done as asked
+EXIT_PREEMPTED = 75  # SIGTERM: saved and stopped; run the same command to go on (sysexits' EX_TEMPFAIL)
+EXIT_INTERRUPTED = 130  # Ctrl-C: saved and stopped
+
+
+class Stopped(Exception):
+    """A run that was asked to stop and has saved. `status` is the exit status."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+def parse(config_class: type[T], args: list[str] | None = None) -> T:
+    """Flags to a dataclass instance: `--learning-rate 1e-3` for `learning_rate: float`.
+
+    Raises:
+      InputError: an unknown flag or a value that does not parse, in one line.
+      SystemExit: status 0 after --help.
+    """
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        # tyro draws its errors as boxes on stderr; here an error is one line.
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(config_class, args=args)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+    lines = [line.strip("│╭╰─╮╯ ") for line in complaint.getvalue().splitlines()]
+    lines = [line for line in lines[1:] if line]
+    text = " ".join(lines[: next((i for i, line in enumerate(lines) if line.startswith("For full")), len(lines))])
+    raise InputError(f"{text.split(' Argument helptext')[0].split(' ─')[0].rstrip('. ')}; --help lists the flags.")
+
+
+def main(body: Callable[[T], Any], config_class: type[T], args: list[str] | None = None) -> None:
+    """Parse the flags, run `body`, and exit: one line for what the user can mend, a traceback for what we must.
+
+    Raises:
+      SystemExit: 0, or one of the statuses above.
+    """
+    try:
+        body(parse(config_class, args))
+    except InputError as error:
+        _exit(f"error: {' '.join(str(error).split())}", EXIT_INPUT)
+    except Stopped as stop:
+        _exit(str(stop), stop.status)
+    except KeyboardInterrupt:
+        _exit("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output went away (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _exit(message: str, status: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
+    """Split a specification `name,key=value,...` into its name and keyword arguments.
+
+    Raises:
+      InputError: an empty name or a part that is not key=value.
+
+    >>> parse_spec("focal,gamma=2")
+    ('focal', {'gamma': 2})
+    >>> parse_spec("my_module.my_loss,alpha=0.3,kind=soft")
+    ('my_module.my_loss', {'alpha': 0.3, 'kind': 'soft'})
+    """
+    name, *parts = [part.strip() for part in _split_commas(text)]
+    if not name:
+        raise InputError(f"a specification starts with a name, as in 'focal,gamma=2'; got '{text}'")
+    kwargs: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not (equals and key.isidentifier() and value) or key in kwargs:
+            raise InputError(f"after the name come key=value pairs, each once, as in 'focal,gamma=2'; got '{part}'")
+        try:
+            kwargs[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            kwargs[key] = value
+    return name, kwargs
+
+
+def _split_commas(text: str) -> list[str]:
+    """Split at commas outside brackets, so that `ldam,class_counts=[10,20]` has two parts."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char in "[(") - (char in "])")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts

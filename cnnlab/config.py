@@ -1,0 +1,181 @@
+"""Every hyperparameter of a run, in one frozen dataclass. Imports no jax, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from cnnlab.errors import InputError, unknown
+
+CHOICES = {
+    "feed": ("auto", "resident", "streaming"),
+    "model": ("cnn", "mlp", "softmax_regression"),
+    "pool": ("max", "average"),
+    "activation": ("relu", "gelu", "silu", "tanh"),
+    "compute_dtype": ("float32", "bfloat16"),
+    "optimizer": ("adam", "adamw", "sgd"),
+    "schedule": ("cosine", "constant"),
+    "flip": ("auto", "on", "off"),
+    "parallel": ("auto", "jit", "pmap", "sharded"),
+    "test_on": ("last", "best"),
+    "progress": ("auto", "bar", "lines", "off"),
+}
+
+# Fields that a resumed run may change: they do not enter the arithmetic of a step, or (the last line) only in its
+# rounding, which the run says.
+FREE_ON_RESUME = frozenset(
+    ["workdir", "data_dir", "workers", "keep", "checkpoint_steps", "progress", "tensorboard", "test_on"]
+    + ["parallel", "devices", "feed"]
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train one network with one loss on one data set; test it once, at the end."""
+
+    dataset: str = "shapes10"
+    """shapes10 (drawn here), cifar10, mnist, or any TFDS image-classification set prepared as array_record."""
+    data_dir: str | None = None
+    """TFDS data directory. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    image_size: int | None = None
+    """Side in pixels to which images are scaled and cropped; needed only where their sizes differ."""
+    validation: float = 0.1
+    """Share of the training split held out for validation, stratified by class, in [0, 1)."""
+    split_seed: int = 0
+    """Seed of that split; apart from `seed`, so that runs over seeds validate on the same images."""
+    feed: str = "auto"
+    """auto, resident (decoded once, gathered on the device) or streaming (read as it goes); same batches."""
+    workers: int = 0
+    """Processes that read and decode when streaming; 0: threads of this one."""
+
+    model: str = "cnn"
+    """cnn, mlp or softmax_regression."""
+    widths: tuple[int, ...] = (32, 64)
+    """Channels of each convolution of the cnn."""
+    hidden: tuple[int, ...] = (128,)
+    """Units of each hidden dense layer (cnn, mlp)."""
+    batch_norm: bool = False
+    """Batch normalisation after each convolution or hidden dense layer."""
+    dropout: float = 0.0
+    """Share of hidden units dropped in training, in [0, 1)."""
+    pool: str = "max"
+    """max or average pooling."""
+    activation: str = "relu"
+    """relu, gelu, silu or tanh."""
+    compute_dtype: str = "float32"
+    """float32 or bfloat16; parameters, logits and loss are float32 in both."""
+
+    loss: str = "cross_entropy"
+    """A loss as name,key=value,... or an own one by its dotted path: my_module.my_loss,alpha=0.3."""
+
+    optimizer: str = "adam"
+    """adam, adamw or sgd."""
+    learning_rate: float = 1e-3
+    """Peak rate per step; sgd wants about 0.05."""
+    schedule: str = "cosine"
+    """cosine (to zero at the last step) or constant."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from zero."""
+    weight_decay: float = 0.0
+    """Decoupled for adamw, added to the gradient for sgd; on kernels only."""
+    momentum: float = 0.9
+    """Momentum of sgd, in [0, 1)."""
+    nesterov: bool = True
+    """Nesterov's form of momentum, for sgd."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradient; None: no clipping."""
+
+    flip: str = "auto"
+    """Mirror left-right at random: auto (on for colour images, off for digits and letters), on or off."""
+    crop: int = 0
+    """Pixels of zero padding around the image before a random crop to its size."""
+    cutout: int = 0
+    """Side in pixels of a random square set to the mean."""
+    mixup: float = 0.0
+    """Alpha of the Beta distribution that mixes pairs of images; 0: none."""
+
+    epochs: int = 10
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per step, over all devices."""
+    seed: int = 0
+    """Seed of initial weights, order, augmentation and dropout."""
+    parallel: str = "auto"
+    """auto (sharded when there is more than one device), jit (one device), pmap or sharded."""
+    devices: int | None = None
+    """Devices to use. None: the most that divide the batch."""
+
+    workdir: str | None = None
+    """Run folder. None: runs/DATASET-MODEL-LOSS-seedN."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints within an epoch; 0: at the end of each epoch only."""
+    keep: int = 2
+    """Newest checkpoints kept, beside the best."""
+    test_on: str = "last"
+    """Weights to test: last, or best (on validation)."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+    progress: str = "auto"
+    """auto (bar on a terminal, lines elsewhere), bar, lines or off."""
+
+    def __post_init__(self) -> None:
+        for field, known in CHOICES.items():
+            if getattr(self, field) not in known:
+                raise unknown(field, str(getattr(self, field)), known)
+        for field in ("epochs", "batch_size", "keep"):
+            _require(self, field, getattr(self, field) >= 1, "must be at least 1")
+        for field in ("devices", "image_size"):
+            value = getattr(self, field)
+            _require(self, field, value is None or value >= 1, "must be at least 1")
+        _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")
+        clip = self.clip_norm
+        _require(self, "clip_norm", clip is None or 0 < clip < math.inf, "must be positive and finite")
+        for field in ("validation", "dropout", "momentum"):
+            _require(self, field, 0 <= getattr(self, field) < 1, "must lie in [0, 1)")
+        for field in ("warmup_epochs", "weight_decay", "mixup"):
+            _require(self, field, 0 <= getattr(self, field) < math.inf, "must be finite and at least 0")
+        for field in ("workers", "crop", "cutout", "checkpoint_steps", "seed", "split_seed"):
+            _require(self, field, getattr(self, field) >= 0, "must be at least 0")
+        for field in ("widths", "hidden"):
+            _require(self, field, all(n >= 1 for n in getattr(self, field)), "must all be at least 1")
+        _require(self, "widths", bool(self.widths) or self.model != "cnn", "must name at least one convolution")
+        _require(self, "seed", self.seed < 2**32, "must be below 2**32")
+        _require(self, "warmup_epochs", self.warmup_epochs <= self.epochs, f"must be at most epochs ({self.epochs})")
+        _require(self, "test_on", self.test_on == "last" or self.validation > 0, "best needs validation above 0")
+
+    def to_json(self) -> dict:
+        """The fields as JSON values, by name."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict) -> Config:
+        """The configuration that `to_json` described.
+
+        Raises:
+          InputError: a field is missing or unknown.
+        """
+        fields = {f.name for f in dataclasses.fields(cls)}
+        if set(values) != fields:
+            raise InputError(
+                f"the stored configuration does not fit this version of cnnlab: {sorted(set(values) ^ fields)} differ"
+            )
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _require(config: Config, field: str, holds: bool, wanted: str) -> None:
+    if not holds:
+        flag = "--" + field.replace("_", "-")
+        raise InputError(f"{flag} {wanted}, got {getattr(config, field)}")
+
+
+def conflicts(stored: dict, wanted: Config) -> list[str]:
+    """The fields in which a run folder's configuration forbids going on with `wanted`, as 'name: stored -> wanted'.
+
+    More epochs are no conflict under a constant schedule: every step already taken stays as it was.
+    """
+    new = wanted.to_json()
+    free = set(FREE_ON_RESUME)
+    if stored.get("schedule") == "constant" and new["epochs"] >= stored.get("epochs", math.inf):
+        free.add("epochs")
+    return [f"{k}: {stored.get(k)} -> {v}" for k, v in new.items() if k not in free and stored.get(k) != v]

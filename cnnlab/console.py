@@ -1,0 +1,62 @@
+"""What a person sees while it works: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
+
+
+class Console:
+    """Progress and messages on stdout. `mode` is auto, bar, lines or off (messages only)."""
+
+    def __init__(self, mode: str = "auto"):
+        self.mode = ("bar" if sys.stdout.isatty() else "lines") if mode == "auto" else mode
+        self._bar: Any = None
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
+        """A bar, or a line every ten seconds; yields `advance(n, note="")`."""
+        if self.mode == "bar":
+            from rich import progress
+
+            columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()]
+            columns += [progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[note]}")]
+            with progress.Progress(*columns, transient=True) as bar:
+                task, self._bar = bar.add_task(what, total=total, completed=done, note=""), bar
+                try:
+                    yield lambda n=1, note="": bar.update(task, advance=n, note=note)
+                finally:
+                    self._bar = None
+            return
+        state = [done, time.monotonic()]
+
+        def advance(n: int = 1, note: str = "") -> None:
+            state[0] += n
+            if self.mode == "lines" and time.monotonic() - state[1] >= LINE_EVERY:
+                state[1] = time.monotonic()
+                print(f"{what}: {state[0]}/{total} {unit} {note}".rstrip(), flush=True)
+
+        yield advance
+
+    def track(self, what: str, unit: str = "parts") -> Callable[[Sequence], Iterator]:
+        """A wrapper of sequences that shows how far a loop over them is."""
+
+        def over(sequence: Sequence) -> Iterator:
+            with self.progress(what, len(sequence), unit) as advance:
+                for element in sequence:
+                    yield element
+                    advance()
+
+        return over

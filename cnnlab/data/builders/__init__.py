@@ -1,0 +1,193 @@
+"""TFDS builders that need no TensorFlow, and the one function that prepares them.
+
+    cifar10/    CIFAR-10 3.0.2, equal to the official builder's in ids, order, labels and pixels
+    mnist/      MNIST 3.0.1, likewise
+    shapes10/   ten drawn shapes, made on the spot: no download
+
+TFDS itself is imported when something has to be prepared, not before: it takes a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import importlib
+import io
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from cnnlab.errors import InputError, unknown
+
+OWN: tuple[str, ...] = ("cifar10", "mnist", "shapes10")
+VERSIONS = {"cifar10": "3.0.2", "mnist": "3.0.1", "shapes10": "1.0.0"}  # stated again in each builder; a test compares
+
+CONNECT_SECONDS, READ_SECONDS, RETRIES = 10, 60, 2  # TFDS's own: no limit, no limit, 10
+
+
+def prepare(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path:
+    """Prepares one of our data sets as array_record, unless that is done already.
+
+    Two processes may call it at once: the second waits for the first. One that was killed leaves a hidden folder,
+    which the next call removes; the finished folder appears in one rename.
+
+    Args:
+        name: one of OWN.
+        data_dir: TFDS's data folder; made where missing. Files placed by hand in
+            data_dir/downloads/manual are used instead of a download, under the same checksum.
+
+    Returns:
+        The versioned folder, such as data_dir/cifar10/3.0.2, as `tfds.builder_from_directory` takes it.
+
+    Raises:
+        InputError: unknown name, a folder that cannot be written, no network, a wrong checksum, a damaged archive.
+    """
+    if name not in OWN:
+        raise unknown("data set", name, OWN)
+    root = pathlib.Path(data_dir).expanduser().absolute()
+    folder = root / name / VERSIONS[name]
+    try:
+        if _is_done(folder):
+            return folder
+        root.mkdir(parents=True, exist_ok=True)
+        with _lock(root / f".{name}.lock"):
+            if not _is_done(folder):
+                _prepare(name, root, folder)
+    except InputError:
+        raise
+    except OSError as error:
+        reason = f"{error.strerror or error} ({error.filename or root})"
+        message = f"cannot prepare {name} in {root}: {reason}; mend that or choose another data folder."
+        raise InputError(message) from error
+    return folder
+
+
+def _is_done(folder: pathlib.Path) -> bool:
+    """Whether the folder holds a finished data set; one that is there but of no use is the user's to move."""
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+        kind = info.get("fileFormat", "tfrecord")
+        counts = {split["name"]: len(split["shardLengths"]) for split in info["splits"]}
+    except FileNotFoundError:
+        if folder.is_dir():
+            raise InputError(f"{folder} holds no dataset_info.json: move the folder away and run again.") from None
+        return False
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{folder}/dataset_info.json is damaged: move the folder away and run again.") from None
+    if kind != "array_record":
+        raise InputError(f"{folder} is prepared as {kind}, wanted array_record: choose another data folder.")
+    for split, count in counts.items():
+        for shard in range(count):
+            path = folder / f"{info['name']}-{split}.array_record-{shard:05d}-of-{count:05d}"
+            if not path.is_file():
+                raise InputError(f"{path} is missing: move the folder {folder} away and run again.")
+    return True
+
+
+def _prepare(name: str, root: pathlib.Path, folder: pathlib.Path) -> None:
+    """Prepares in a folder of our own, which only the holder of the lock touches, and renames the result into place."""
+    import tensorflow_datasets.public_api as tfds
+
+    stage, by_hand = root / f".{name}.preparing", root / "downloads" / "manual"
+    shutil.rmtree(stage, ignore_errors=True)  # of a call that was killed
+    try:
+        with _quiet():
+            builder = importlib.import_module(f"{__name__}.{name}.{name}_dataset_builder").Builder(
+                data_dir=stage, file_format="array_record"
+            )
+            if builder.url_infos:
+                by_hand.mkdir(parents=True, exist_ok=True)
+            config = tfds.download.DownloadConfig(
+                manual_dir=by_hand, try_download_gcs=False, force_checksums_validation=True
+            )
+            with _patience(), _one_line(name, by_hand, builder.url_infos or {}):
+                builder.download_and_prepare(download_dir=stage / "downloads", download_config=config)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(builder.data_dir, folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[None]:
+    """Holds an exclusive lock; the kernel lets go of it when the process dies, so the file may stay."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if sys.stderr.isatty():
+                print(f"Another process prepares here: waiting for {path}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Progress bars and TFDS's announcements reach a terminal only, never a log file or a pipe."""
+    import tensorflow_datasets.public_api as tfds
+    from tensorflow_datasets.core.utils import tqdm_utils
+
+    shown, log = tqdm_utils._active, logging.getLogger("urllib3")
+    with contextlib.ExitStack() as stack:
+        stack.callback(log.setLevel, log.level)
+        log.setLevel(logging.ERROR)  # each retry is a warning; the error at the end says it all
+        if not sys.stderr.isatty():
+            tfds.disable_progress_bar()
+            stack.callback(tfds.display_progress_bar, shown)
+        if not sys.stdout.isatty():
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        yield
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Seconds are enough: without a network TFDS tries for minutes, behind a silent firewall for ever."""
+    from tensorflow_datasets.core.download import downloader
+
+    retries, open_url = downloader.MAX_RETRIES, downloader._open_url
+    downloader.MAX_RETRIES = RETRIES
+    downloader._open_url = functools.partial(open_url, timeout=(CONNECT_SECONDS, READ_SECONDS))
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES, downloader._open_url = retries, open_url
+
+
+@contextlib.contextmanager
+def _one_line(name: str, by_hand: pathlib.Path, url_infos: dict[str, Any]) -> Iterator[None]:
+    """Turns what the download may raise into one line that says what to do."""
+    import requests
+    from tensorflow_datasets.core.download import download_manager, util
+
+    try:
+        yield
+    except download_manager.NonMatchingChecksumError as error:
+        found = re.match(r"Artifact (.*), downloaded to (.*), has wrong checksum", str(error))
+        url, path = found.groups() if found else (next(iter(url_infos)), str(by_hand))
+        wanted = url_infos[url]
+        what = "the download" if pathlib.Path(path).parent != by_hand else path
+        raise InputError(
+            f"{name}: {what} has a wrong checksum, wanted {int(wanted.size)} bytes with sha256 {wanted.checksum}: "
+            f"get {url} again and place it as {by_hand / wanted.filename}."
+        ) from error
+    except (requests.RequestException, util.DownloadError) as error:
+        base = next(iter(url_infos)).rpartition("/")[0]
+        files = ", ".join(info.filename for info in url_infos.values())
+        raise InputError(
+            f"{name}: cannot download from {base}/ ({_reason(error)}). To go on without a network, get from there "
+            f"{files}, place in the folder {by_hand} under the same name, and run again."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause in a few words: requests wraps a socket's error four times."""
+    words = " ".join(str(error).split())
+    found = re.search(r"Failed to resolve '[^']*'|timed out|[Rr]efused|unreachable|HTTP code: \d+", words)
+    return found.group(0) if found else words[:100] or type(error).__name__

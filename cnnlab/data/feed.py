@@ -1,0 +1,98 @@
+"""Two ways to feed a step the same batches: resident on the device, or streamed.
+
+A feed gives an `item` per step, and `fetch(data, item)`, a pure function inside the compiled step, makes it a batch
+{"image": uint8[B, H, W, C], "label": int32[B]}. Resident: `data` holds all images on the device and the item is
+int32[B] positions. Streaming: `data` is empty and the item is the batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cnnlab.data.order import batch_positions
+from cnnlab.data.source import Split
+
+RESIDENT_LIMIT = 2 << 30  # bytes of images that `auto` keeps on each device
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Training batches by step: `data` (numpy, to be placed once), `fetch`, and `items(first_step, last_step)`."""
+
+    data: Any
+    fetch: Callable[[Any, Any], dict[str, Any]]
+    items: Callable[[int, int], Iterator[Any]]
+
+
+def resident(images: np.ndarray, labels: np.ndarray, positions: np.ndarray, seed: int, batch_size: int) -> Feed:
+    """Feed from memory.
+
+    Args:
+      images: uint8[N, H, W, C], all of the split.
+      labels: int32[N].
+      positions: int[n], which of them are trained on.
+      seed: of the order.
+      batch_size: images per step.
+    """
+    own = positions.astype(np.int32)
+
+    def items(first: int, last: int) -> Iterator[np.ndarray]:
+        for step in range(first, last):
+            yield own[batch_positions(seed, step, len(own), batch_size)]
+
+    gather = lambda data, item: {"image": data["image"][item], "label": data["label"][item]}
+    return Feed({"image": images, "label": labels}, gather, items)
+
+
+def streaming(split: Split, positions: np.ndarray, seed: int, batch_size: int, workers: int = 0) -> Feed:
+    """Feed from the files, through Grain: read ahead by threads, or by `workers` processes.
+
+    Args as for `resident`; the images are read from `split`.
+    """
+
+    def items(first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
+        # Positions in MapDataset.range are steps: Grain may read ahead and out of order, the order stays ours.
+        yield from _grain(range(first, last), functools.partial(_read_step, split, positions, seed, batch_size), workers)
+
+    return Feed((), lambda data, item: item, items)
+
+
+def _read_step(split: Split, positions: np.ndarray, seed: int, batch_size: int, step: int) -> dict[str, np.ndarray]:
+    return split.read(positions[batch_positions(seed, step, len(positions), batch_size)])
+
+
+def _grain(steps: range, read: Callable[[int], Any], workers: int) -> Iterator[Any]:
+    if not steps:
+        return
+    import grain
+
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(read)
+    if workers:
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        yield from dataset.to_iter_dataset(options).mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        )
+    else:
+        yield from dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+
+
+def in_order(read: Callable[[np.ndarray], dict[str, np.ndarray]], positions: np.ndarray, batch_size: int) -> Iterator[dict]:
+    """Batches for evaluation, in order, every image once; the last is padded with its first image under a mask.
+
+    Args:
+      read: positions -> {"image", "label"}.
+      positions: int[n].
+      batch_size: B, the same for every batch, so that one compilation serves.
+
+    Yields:
+      {"image": uint8[B, H, W, C], "label": int32[B], "mask": bool[B]}.
+    """
+    for start in range(0, len(positions), batch_size):
+        part = positions[start : start + batch_size]
+        padded = np.concatenate([part, np.full(batch_size - len(part), part[0])])
+        yield {**read(padded), "mask": np.arange(batch_size) < len(part)}

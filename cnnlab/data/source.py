@@ -1,0 +1,312 @@
+"""A prepared TFDS data set as arrays, read without TensorFlow.
+
+`open_dataset` finds or prepares it, `Split.read` decodes any images of it, `summary` and `decoded` go through all of
+a split once and keep what they found in a cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnlab.data import builders
+from cnnlab.errors import InputError, unknown
+
+READ_AT_ONCE = 512  # images per read in a pass over a split: batched reads take 0.4 of the time of single ones
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a prepared data set.
+
+    Attributes:
+      records: TFDS data source; picklable, so that reader processes can have it.
+      fingerprint: SHA-256 of what identifies the files, for the cache.
+      image_shape: (H, W, C) of every image once read.
+      num_classes: K; labels are checked to lie in [0, K).
+      name: data set, version and split, for messages.
+    """
+
+    records: Any
+    fingerprint: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, positions: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """Read and decode images.
+
+        Args:
+          positions: int[B], each in [0, len).
+
+        Returns:
+          {"image": uint8[B, H, W, C], "label": int32[B]}.
+
+        Raises:
+          InputError: a record that cannot be read, or a label outside [0, K).
+        """
+        with _readable(self.name):
+            examples = self.records.__getitems__([int(p) for p in positions])
+        label = np.array([example["label"] for example in examples], np.int32)
+        if len(label) and not (0 <= label.min() and label.max() < self.num_classes):
+            raise InputError(f"{self.name}: labels must lie in [0, {self.num_classes}), got {label.min()}..{label.max()}")
+        images = np.empty((len(examples), *self.image_shape), np.uint8)
+        for i, example in enumerate(examples):
+            images[i] = fit(example["image"], self.image_shape)
+        return {"image": images, "label": label}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set: its splits and what its classes are called."""
+
+    name: str
+    version: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is known of every image of a split without holding them.
+
+    Attributes:
+      labels: int32[N].
+      sums, squares: int64[N, C], exact sums over pixels of values and of their squares.
+      pixels: pixels per image and channel.
+    """
+
+    labels: np.ndarray
+    sums: np.ndarray
+    squares: np.ndarray
+    pixels: int
+
+    def mean_std(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation per channel, float64[C] in 0..255, over the images at `positions`."""
+        n = len(positions) * self.pixels
+        mean = self.sums[positions].sum(0) / n
+        variance = self.squares[positions].sum(0) / n - mean**2
+        return mean, np.sqrt(np.maximum(variance, 1.0))  # a constant channel must not divide by zero
+
+    def digest(self) -> str:
+        """SHA-256 over labels and per-image sums: another data set under the same name is noticed."""
+        return hashlib.sha256(b"".join(np.ascontiguousarray(a) for a in (self.labels, self.sums, self.squares))).hexdigest()
+
+
+def fit(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Scale the shorter side (antialiased, bilinear), cut out the centre, make the channels fit.
+
+    Args:
+      image: uint8[h, w, c].
+      shape: (H, W, C) wanted, C being 1 or 3.
+
+    Returns:
+      uint8[H, W, C]; the image itself if it has that shape.
+    """
+    if image.shape == shape:
+        return image
+    from PIL import Image
+
+    height, width, channels = shape
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    scale = max(height / picture.height, width / picture.width)
+    size = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+    picture = picture.resize(size, Image.Resampling.BILINEAR)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return np.asarray(picture.crop((left, top, left + width, top + height))).reshape(shape)
+
+
+def data_root(data_dir: str | None) -> Path:
+    """The TFDS data directory: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Raises:
+      InputError: a directory was named and is not there.
+    """
+    if data_dir is None:
+        return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = Path(data_dir).expanduser().resolve()
+    if not root.is_dir():
+        raise InputError(f"--data-dir {data_dir} is not a directory; make it first, or leave the flag out")
+    return root
+
+
+def open_dataset(name: str, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+    """Open a data set, preparing it first if it is one of ours.
+
+    Args:
+      name: shapes10, cifar10, mnist, or the name of any image-classification set prepared as array_record.
+      data_dir: TFDS data directory; None for the default.
+      image_size: side of the images in pixels; None keeps the features' own, which must then be fixed.
+
+    Returns:
+      The data set; nothing is read but its description.
+
+    Raises:
+      InputError: no such data set, not in array_record, no image and label, sizes that vary, no network.
+    """
+    root = data_root(data_dir)
+    folder = builders.prepare(name, root) if name in builders.OWN else _prepared(name, root)
+    with _quiet_absl():
+        import tensorflow_datasets as tfds
+
+        with _readable(name):
+            info = (builder := tfds.builder_from_directory(folder)).info
+        features = info.features
+        label = features["label"] if features is not None and {"image", "label"} <= set(features) else None
+        if features is None or not isinstance(label, tfds.features.ClassLabel) or label.num_classes is None:
+            raise InputError(f"{name} is no image-classification set: its features are not 'image' and a class 'label'")
+        if missing := {"train", "test"} - set(info.splits):
+            raise InputError(f"{name} has no split {sorted(missing)}, only {sorted(info.splits)}; train and test are needed")
+        height, width, channels = features["image"].shape
+        if image_size is not None:
+            height = width = image_size
+        if height is None or width is None:
+            raise InputError(f"the images of {name} differ in size; choose one with --image-size")
+        shape = (height, width, channels if channels in (1, 3) else 3)
+        identity = _identity(folder)
+
+        def split(which: str) -> Split:
+            skipped = {key: tfds.decode.SkipDecoding() for key in features if key not in ("image", "label")}
+            with _readable(f"{name} {which}"):
+                records = builder.as_data_source(which, decoders=skipped or None)
+                if len(records) != info.splits[which].num_examples:
+                    raise OSError(f"{len(records)} records where {info.splits[which].num_examples} are promised")
+            fingerprint = hashlib.sha256(f"{identity} {which} {shape}".encode()).hexdigest()
+            return Split(records, fingerprint, shape, label.num_classes, f"{name} {info.version} {which}")
+
+        return Dataset(name, str(info.version), split("train"), split("test"), tuple(label.names))
+
+
+def _prepared(name: str, root: Path) -> Path:
+    """The newest version folder of a data set that stands prepared under `root`."""
+    candidates = sorted(root.glob(f"{name}/**/dataset_info.json")) if name.replace("_", "").isalnum() else []
+    if not candidates:
+        there = sorted(p.name for p in root.glob("*") if any(p.glob("*/dataset_info.json"))) if root.is_dir() else []
+        raise unknown("data set", name, dict.fromkeys([*builders.OWN, *there]))
+    with_records = [p.parent for p in candidates if any(p.parent.glob("*.array_record*"))]
+    if not with_records:
+        raise InputError(
+            f"{name} stands in {root} in another file format; prepare it as array_record, "
+            f"with tfds.builder('{name}', file_format='array_record', data_dir=...).download_and_prepare()"
+        )
+    version = lambda p: tuple(int(n) if n.isdigit() else -1 for n in p.name.split("."))
+    return max(with_records, key=version)
+
+
+def _identity(folder: Path) -> str:
+    """What changes when the files of a data set do: names, sizes, times and the description."""
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return f"{stats} {(folder / 'dataset_info.json').read_text()}"
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Reading errors of array_record, PIL and TFDS in one line: the libraries raise anything from KeyError on."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{name}: the prepared files cannot be read ({reason}); delete that folder, prepare again") from error
+
+
+@contextlib.contextmanager
+def _quiet_absl() -> Iterator[None]:
+    """TFDS warns through absl that OpenCV is missing; we decode with Pillow on purpose."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def cache_folder() -> Path:
+    """Where decoded data is kept: $CNNLAB_CACHE, else $XDG_CACHE_HOME/cnnlab, else ~/.cache/cnnlab."""
+    if own := os.environ.get("CNNLAB_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cnnlab"
+
+
+def summary(split: Split, progress: Any = iter) -> Summary:
+    """Labels and pixel sums of every image: one pass over the split, then from the cache.
+
+    Args:
+      split: what to go through.
+      progress: wraps the sequence of reads, to show how far it is.
+    """
+
+    def compute() -> dict[str, np.ndarray]:
+        return _concatenate(_sums(part) for part in _passes(split, progress))
+
+    found = _cached(f"{split.fingerprint}-summary", compute)
+    return Summary(found["labels"], found["sums"], found["squares"], split.image_shape[0] * split.image_shape[1])
+
+
+def decoded(split: Split, progress: Any = iter) -> tuple[np.ndarray, Summary]:
+    """All images of a split, uint8[N, H, W, C], and its summary: decoded once, then from the cache."""
+
+    def compute() -> dict[str, np.ndarray]:
+        return _concatenate({"images": part["image"], **_sums(part)} for part in _passes(split, progress))
+
+    found = _cached(f"{split.fingerprint}-images", compute)
+    pixels = split.image_shape[0] * split.image_shape[1]
+    return found["images"], Summary(found["labels"], found["sums"], found["squares"], pixels)
+
+
+def _passes(split: Split, progress: Any) -> Iterator[dict[str, np.ndarray]]:
+    for start in progress(range(0, len(split), READ_AT_ONCE)):
+        yield split.read(range(start, min(start + READ_AT_ONCE, len(split))))
+
+
+def _sums(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    images = part["image"].astype(np.int64)
+    return {"labels": part["label"], "sums": images.sum((1, 2)), "squares": (images**2).sum((1, 2))}
+
+
+def _concatenate(parts: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    collected = list(parts)
+    return {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
+
+
+def _cached(key: str, compute) -> dict[str, np.ndarray]:
+    """Arrays from the cache, or computed and put there; a damaged file (zip has checksums) is computed again."""
+    path = cache_folder() / f"{key[:24]}{key[64:]}.npz"
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as stored:
+        return dict(stored)
+    arrays = compute()
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(buffer.getbuffer())
+            os.replace(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+    return arrays

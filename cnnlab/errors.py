@@ -1,0 +1,22 @@
+"""The one exception for what a user can mend: the command line prints it as a single line and exits with status 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the caller asked for cannot be done as asked. The message says what was wanted, what was got, what to do."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """An error for a name nobody knows, with the nearest known one suggested.
+
+    >>> print(unknown("loss", "cross_entrpy", ["cross_entropy", "mean_squared_error"]))
+    unknown loss 'cross_entrpy': did you mean 'cross_entropy'? Known: cross_entropy, mean_squared_error.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" did you mean '{near[0]}'?" if near else ""
+    return InputError(f"unknown {kind} '{name}':{hint} Known: {', '.join(known)}.")

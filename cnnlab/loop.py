@@ -1,0 +1,246 @@
+"""fit and evaluate: the only loops. They know steps and batches as functions, and neither model nor loss."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from cnnlab import metrics
+from cnnlab.checkpoint import Checkpoints
+from cnnlab.cli import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
+from cnnlab.console import Console
+from cnnlab.errors import InputError
+from cnnlab.run_folder import RunFolder
+from cnnlab.train import NEVER, TrainState, zero_totals
+
+IN_FLIGHT = 2  # steps dispatched ahead of the one whose totals are looked at
+
+
+@dataclass
+class StopRequest:
+    """Set by a signal, looked at between steps."""
+
+    signal: int | None = None
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM and the first Ctrl-C into a request; a second Ctrl-C interrupts at once."""
+    request = StopRequest()
+
+    def note(number: int, _frame: Any) -> None:
+        request.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train and when to save.
+
+    Attributes:
+      steps_per_epoch, epochs: their product is the number of steps.
+      save_every: steps between saves within an epoch; 0 for none.
+      again: what to run to go on, for messages.
+    """
+
+    steps_per_epoch: int
+    epochs: int
+    save_every: int
+    again: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: what a checkpoint holds.
+
+    Attributes:
+      state: after state.step steps.
+      totals: running sums of the epoch under way.
+      history: metrics of the finished epochs.
+    """
+
+    state: TrainState
+    totals: Any
+    history: list[dict[str, Any]]
+
+
+def restore(checkpoints: Checkpoints, like: Progress, which: Any = "latest") -> tuple[Progress | None, int, tuple[str, ...]]:
+    """The newest progress that verifies.
+
+    Args:
+      checkpoints: of the run.
+      like: a progress of the same structure, placed on the devices wanted.
+      which: latest, best or a step.
+
+    Returns:
+      The progress (None where nothing is stored), its step, and why newer ones were rejected.
+
+    Raises:
+      InputError: another structure. CheckpointError: none verifies.
+    """
+    found = checkpoints.restore({"state": like.state, "totals": like.totals}, which=which)
+    if found is None:
+        return None, 0, ()
+    return Progress(found.tree["state"], found.tree["totals"], found.extra["history"]), found.step, found.rejected
+
+
+def fit(
+    progress: Progress,
+    plan: Plan,
+    *,
+    step: Callable[[TrainState, Any, Any], tuple[TrainState, Any]],
+    items: Callable[[int, int], Iterable[Any]],
+    validate: Callable[[TrainState], dict[str, Any]] | None,
+    checkpoints: Checkpoints,
+    folder: RunFolder,
+    console: Console,
+) -> Progress:
+    """Train to the end of the plan, saving on the way.
+
+    Args:
+      progress: where to start.
+      plan: where to end.
+      step: (state, totals, item) -> state, totals.
+      items: (first step, last step) -> what each step is fed.
+      validate: state -> metrics of the validation split; None where there is none.
+      checkpoints, folder, console: where it goes.
+
+    Returns:
+      The progress at the end.
+
+    Raises:
+      Stopped: a signal came; everything is saved.
+      InputError: a step was not finite; its number is named, the last good checkpoint stays.
+    """
+    state, totals, history = progress.state, progress.totals, list(progress.history)
+    last = plan.steps_per_epoch * plan.epochs
+    number = int(state.step)
+    fresh = jax.tree.map(np.asarray, zero_totals(totals["loss"].dtype))
+    place_like = totals["loss"].sharding
+
+    def save(metric: float | None = None) -> None:
+        checkpoints.save(number, {"state": state, "totals": totals}, metric=metric, extra={"history": history})
+
+    with stop_signals() as stop:
+        batches = iter(items(number, last))
+        while number < last:
+            epoch, into = divmod(number, plan.steps_per_epoch)
+            started, first, waiting = time.monotonic(), number, deque()
+            what = f"epoch {epoch + 1}/{plan.epochs}"
+            with console.progress(what, plan.steps_per_epoch, "steps", done=into) as advance:
+                while number < (epoch + 1) * plan.steps_per_epoch:
+                    state, totals = step(state, totals, next(batches))
+                    number += 1
+                    # Dispatch is asynchronous. Looking at the totals of a step a little back keeps the device busy,
+                    # bounds the queue (so a signal is answered soon), and sees the first step that is not finite.
+                    waiting.append(totals)
+                    if len(waiting) > IN_FLIGHT:
+                        seen = _finite(waiting.popleft(), plan, checkpoints)
+                        advance(1, f"loss {float(seen['loss']) / max(int(seen['count']), 1):.4f}")
+                    at_end = number == (epoch + 1) * plan.steps_per_epoch
+                    if not at_end and plan.save_every and number % plan.save_every == 0:
+                        _finite(totals, plan, checkpoints)
+                        save()
+                    if not at_end and stop.signal:
+                        _finite(totals, plan, checkpoints)
+                        if number not in checkpoints.steps():
+                            checkpoints.wait()
+                            if number not in checkpoints.steps():
+                                save()
+                        raise _stopped(stop.signal, number, last, checkpoints, plan)
+                seen = _finite(totals, plan, checkpoints)
+            seconds = time.monotonic() - started
+            count, images = int(seen["count"]), int(seen["count"]) / plan.steps_per_epoch * (number - first)
+            row = {
+                "epoch": epoch + 1,
+                "step": number,
+                "train_loss": float(seen["loss"]) / count,
+                "train_accuracy": int(seen["correct"]) / count,
+                "images_per_second": images / seconds,
+                "seconds": seconds,
+            }
+            if validate is not None:
+                result = validate(state)
+                row |= {f"validation_{k}": result[k] for k in ("loss", "accuracy", "nll", "brier", "ece")}
+            history.append(row)
+            totals = jax.device_put(fresh, place_like)
+            save(row.get("validation_accuracy"))
+            folder.add_metrics(row)
+            console.say(_line(row, plan.epochs))
+            if stop.signal and number < last:
+                raise _stopped(stop.signal, number, last, checkpoints, plan)
+    checkpoints.wait()
+    return Progress(state, totals, history)
+
+
+def _finite(totals: Any, plan: Plan, checkpoints: Checkpoints) -> Any:
+    """The totals on the host, once they show that every step was finite."""
+    seen = jax.device_get(totals)
+    bad = int(seen["bad_step"])
+    if bad == NEVER:
+        return seen
+    checkpoints.wait()
+    stored = checkpoints.steps()
+    good = f"the checkpoint of step {stored[-1]} is good" if stored else "no checkpoint had been written yet"
+    epoch = bad // plan.steps_per_epoch + 1
+    raise InputError(
+        f"the loss or the parameters are not finite after step {bad + 1} (epoch {epoch}); {good}. "
+        "Try a lower --learning-rate, --warmup-epochs or --clip-norm, in another --workdir"
+    )
+
+
+def _stopped(number: int, step: int, last: int, checkpoints: Checkpoints, plan: Plan) -> Stopped:
+    checkpoints.wait()
+    status = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
+    return Stopped(
+        f"stopped by {signal.Signals(number).name} at step {step} of {last}, saved; to go on: {plan.again}", status
+    )
+
+
+def _line(row: dict[str, Any], epochs: int) -> str:
+    parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {row['train_loss']:.4f}"]
+    parts.append(f"accuracy {row['train_accuracy']:.4f}")
+    if "validation_loss" in row:
+        parts.append(f"validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.4f}")
+    return "  ".join([*parts, f"{row['images_per_second']:,.0f} images/s"])
+
+
+def evaluate(
+    step: Callable[[Any, Any, Any], Any], state: TrainState, batches: Iterable[Any], console: Console | None = None
+) -> dict[str, Any]:
+    """Metrics of a whole data set.
+
+    Args:
+      step: (params, batch_stats, batch) -> sums.
+      state: the weights.
+      batches: padded, with masks (`data.feed.in_order`).
+      console: shows progress; None shows nothing.
+
+    Returns:
+      `metrics.summarise`.
+    """
+    parts, waiting = [], deque()
+    console = console or Console("off")
+    batches = list(batches) if isinstance(batches, (list, tuple)) else batches
+    with console.progress("evaluating", len(batches) if isinstance(batches, list) else 0, "batches") as advance:
+        for batch in batches:
+            waiting.append(step(state.params, state.batch_stats, batch))
+            if len(waiting) > IN_FLIGHT:
+                parts.append(jax.device_get(waiting.popleft()))
+            advance()
+    return metrics.summarise([*parts, *waiting])

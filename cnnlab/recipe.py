@@ -1,0 +1,281 @@
+"""A configuration -> data, model, loss, optimizer and compiled steps: what every experiment starts from."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnlab import augment, losses, models, optim, parallel, train
+from cnnlab.cli import parse_spec
+from cnnlab.config import Config
+from cnnlab.console import Console
+from cnnlab.data import feed as feeds
+from cnnlab.data import order, source
+from cnnlab.errors import InputError, unknown
+
+# Colour images whose mirror image is another class, or none: digits and letters.
+NO_MIRROR = ("svhn", "mnist", "digit", "letter", "omniglot", "stop", "sign", "text")
+
+
+def loss_from_spec(spec: str, num_classes: int = 10) -> Callable[[Any, Any], jax.Array]:
+    """The loss that `name,key=value,...` means: one of cnnlab.losses, or an own one by its dotted path.
+
+    Args:
+      spec: as on the command line; own modules are also found from the current directory.
+      num_classes: for trying it once, on shapes only.
+
+    Returns:
+      (logits float32[B, K], labels) -> float32[B].
+
+    Raises:
+      InputError: an unknown name or hyperparameter, or a function that does not keep a loss's contract.
+    """
+    name, kwargs = parse_spec(spec)
+    function = _own_loss(name) if "." in name else getattr(losses, name, None) if name in losses.__all__ else None
+    if function is None:
+        raise unknown("loss", name, losses.__all__)
+    try:
+        inspect.signature(function).bind(None, None, **kwargs)
+    except TypeError as error:
+        takes = [p for p in list(inspect.signature(function).parameters)[2:]] or ["none"]
+        raise InputError(f"loss {name}: {error}; its hyperparameters: {', '.join(takes)}") from error
+    loss = functools.partial(function, **kwargs)
+    shapes = jax.ShapeDtypeStruct((2, num_classes), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    try:
+        result = jax.eval_shape(loss, *shapes)
+    except (ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"loss '{spec}' fails on logits float32[2, {num_classes}] and labels int32[2]: {reason}") from error
+    if getattr(result, "shape", None) != (2,):
+        raise InputError(f"loss '{spec}' must return one value per example, float32[2] for two; got {result}")
+    return loss
+
+
+def _own_loss(path: str) -> Callable:
+    module_name, _, name = path.rpartition(".")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"loss '{path}': no module '{error.name}', here or installed") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise unknown(f"loss in {module_name}", name, known)
+    return function
+
+
+def build_model(config: Config, num_classes: int) -> Any:
+    """The linen module of a configuration."""
+    dtype = models.model_dtype(config.compute_dtype)
+    if config.model == "softmax_regression":
+        return models.SoftmaxRegression(num_classes, dtype)
+    dense = (config.hidden, config.batch_norm, config.dropout)
+    if config.model == "mlp":
+        return models.MLP(num_classes, *dense, config.activation, dtype)
+    return models.CNN(num_classes, config.widths, *dense, config.pool, config.activation, dtype)
+
+
+def apply_for_training(model: Any) -> Callable:
+    """(params, batch_stats, images float[B, H, W, C], key, axis_name) -> logits, new batch_stats."""
+
+    def apply_fn(params, batch_stats, images, key, axis_name):
+        logits, changed = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            axis_name=axis_name,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        return logits, changed.get("batch_stats", batch_stats)
+
+    return apply_fn
+
+
+def apply_for_evaluation(model: Any, mean: np.ndarray, std: np.ndarray) -> Callable:
+    """(params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K]."""
+
+    def apply_fn(params, batch_stats, images):
+        normal = augment.normalise(images, *_statistics(mean, std))
+        return model.apply({"params": params, "batch_stats": batch_stats}, normal)
+
+    return apply_fn
+
+
+def _statistics(mean: np.ndarray, std: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    dtype = jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32
+    return jnp.asarray(mean, dtype), jnp.asarray(std, dtype)
+
+
+def flips(config: Config, channels: int) -> bool:
+    """Whether training images are mirrored: as asked, or for colour images that are not digits or letters."""
+    if config.flip != "auto":
+        return config.flip == "on"
+    return channels == 3 and not any(word in config.dataset for word in NO_MIRROR)
+
+
+def prepare_fn(config: Config, mean: np.ndarray, std: np.ndarray, num_classes: int) -> Callable:
+    """(key, batch, axis_name) -> normalised and augmented images float[B, H, W, C], labels (distributions for mixup)."""
+    mirrored = flips(config, len(mean))
+
+    def prepare(key, batch, axis_name):
+        images, labels = augment.normalise(batch["image"], *_statistics(mean, std)), batch["label"]
+        keys = lambda place: parallel.example_keys(jax.random.fold_in(key, place), len(labels), axis_name)
+        if mirrored:
+            images = augment.flip(keys(0), images)
+        if config.crop:
+            images = augment.crop(keys(1), images, config.crop)
+        if config.cutout:
+            images = augment.cutout(keys(2), images, config.cutout)
+        if config.mixup:
+            targets = jax.nn.one_hot(labels, num_classes, dtype=images.dtype)
+            return augment.mixup(jax.random.fold_in(key, 3), images, targets, config.mixup, axis_name)
+        return images, labels
+
+    return prepare
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a run needs, built from its configuration.
+
+    Attributes:
+      layout: the devices.
+      state, totals: before the first step, placed.
+      steps_per_epoch: full batches among the training images.
+      step: (state, totals, item) -> state, totals; compiled.
+      items: (first step, last step) -> what each step is fed.
+      eval_step: (params, batch_stats, batch) -> metric sums; compiled.
+      validation: the held-out batches, afresh at each call; None where nothing is held out.
+      test: the test split's batches.
+      facts: JSON facts about the data: digest, class_names, mean, std, image_shape, counts.
+      feed: resident or streaming.
+    """
+
+    layout: parallel.Layout
+    state: train.TrainState
+    totals: Any
+    steps_per_epoch: int
+    step: Callable
+    items: Callable[[int, int], Iterator[Any]]
+    eval_step: Callable
+    validation: Callable[[], Iterator[Any]] | None
+    test: Callable[[], Iterator[Any]]
+    facts: dict[str, Any]
+    feed: str
+
+
+def build(config: Config, console: Console) -> Experiment:
+    """Build the experiment that a configuration describes.
+
+    Raises:
+      InputError: whatever in it cannot be done.
+    """
+    layout = parallel.layout(config.parallel, config.devices, config.batch_size)
+    dataset = source.open_dataset(config.dataset, config.data_dir, config.image_size)
+    loss_fn = loss_from_spec(config.loss, dataset.num_classes)
+    images, summary, own, held_out, feed = _data(config, dataset, console)
+    mean, std = summary.mean_std(own)
+    steps_per_epoch = len(own) // config.batch_size
+
+    model = build_model(config, dataset.num_classes)
+    key = jax.random.key(config.seed)
+    total_steps = steps_per_epoch * config.epochs
+    rate = optim.schedule(
+        config.schedule, config.learning_rate, total_steps, round(config.warmup_epochs * steps_per_epoch)
+    )
+    tx = optim.optimizer(
+        config.optimizer,
+        rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+    state = initial_state(model, tx, jax.random.fold_in(key, 0), dataset.train.image_shape)
+
+    pure = functools.partial(
+        train.train_step,
+        apply_fn=apply_for_training(model),
+        loss_fn=loss_fn,
+        tx=tx,
+        prepare=prepare_fn(config, mean, std, dataset.num_classes),
+    )
+
+    def fed_step(state, totals, data, item, key, *, axis_name):
+        return pure(state, totals, feed.fetch(data, item), key, axis_name=axis_name)
+
+    compiled = layout.compile(fed_step, batched=(False, False, False, True, False), donate=(0,))
+    data, run_key = layout.place(feed.data), layout.place(jax.random.fold_in(key, 1))
+    evaluation = functools.partial(
+        train.eval_step, apply_fn=apply_for_evaluation(model, mean, std), loss_fn=loss_fn
+    )
+    read = dataset.train.read if images is None else lambda at: {"image": images[at], "label": summary.labels[at]}
+    facts = {
+        "digest": summary.digest(),
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.train.image_shape),
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+        "counts": {"train": len(own), "validation": len(held_out), "test": len(dataset.test)},
+    }
+    return Experiment(
+        layout=layout,
+        state=layout.place(state),
+        totals=layout.place(train.zero_totals()),
+        steps_per_epoch=steps_per_epoch,
+        step=lambda state, totals, item: compiled(state, totals, data, item, run_key),
+        items=feed.items,
+        eval_step=layout.compile(evaluation, batched=(False, False, True)),
+        validation=(lambda: feeds.in_order(read, held_out, config.batch_size)) if len(held_out) else None,
+        test=lambda: feeds.in_order(dataset.test.read, np.arange(len(dataset.test)), config.batch_size),
+        facts=facts,
+        feed="streaming" if images is None else "resident",
+    )
+
+
+def initial_state(model: Any, tx: Any, key: jax.Array, image_shape: tuple[int, ...]) -> train.TrainState:
+    """The state before the first step.
+
+    Raises:
+      InputError: the images are too small for the model.
+    """
+    try:
+        variables = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"the model does not fit images of {image_shape}: {str(error).splitlines()[0]}") from error
+    return train.create_state(variables, tx)
+
+
+def _data(config: Config, dataset: source.Dataset, console: Console):
+    """Decoded training images (None when streaming), their summary, the two sides of the split, and the feed."""
+    count = len(dataset.train)
+    if count * np.prod(dataset.train.image_shape) <= feeds.RESIDENT_LIMIT and config.feed != "streaming":
+        resident = True
+    else:
+        resident = config.feed == "resident"
+    track = console.track(f"decoding {dataset.train.name}", "reads")
+    if resident:
+        images, summary = source.decoded(dataset.train, track)
+    else:
+        images, summary = None, source.summary(dataset.train, track)
+    own, held_out = order.split(summary.labels, config.validation, config.split_seed)
+    if len(own) < config.batch_size:
+        raise InputError(f"--batch-size {config.batch_size} is larger than the {len(own)} training images")
+    if images is None:
+        feed = feeds.streaming(dataset.train, own, config.seed, config.batch_size, config.workers)
+    else:
+        feed = feeds.resident(images, summary.labels, own, config.seed, config.batch_size)
+    return images, summary, own, held_out, feed

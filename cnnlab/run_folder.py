@@ -1,0 +1,191 @@
+"""A run's folder: config.json, versions.json, data.json, metrics.jsonl, tensorboard/, summary.json, and the lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cnnlab.config import Config, conflicts
+from cnnlab.errors import InputError
+
+PACKAGES = ("cnnlab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy")
+
+
+def default_path(config: Config) -> Path:
+    """The run folder of a configuration: --workdir, or runs/DATASET-MODEL-LOSS-seedN."""
+    if config.workdir:
+        return Path(config.workdir).expanduser().absolute()
+    name = f"{config.dataset}-{config.model}-{config.loss}-seed{config.seed}"
+    return Path("runs").absolute() / re.sub(r"[^\w.,=+-]", "_", name)
+
+
+def versions() -> dict[str, Any]:
+    """What a result depends on beside its configuration. A device list is added by the caller, who has jax."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "flags": {k: os.environ[k] for k in sorted(os.environ) if k in ("XLA_FLAGS", "NPROC") or k.startswith("JAX_")},
+    }
+
+
+def read_config(path: Path) -> Config | None:
+    """The configuration stored in a run folder; None where there is none.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    stored = _read_json(path / "config.json")
+    return None if stored is None else Config.from_json(stored)
+
+
+def check(path: Path, config: Config) -> dict | None:
+    """Refuse a folder that holds another run, before anything is made; return its summary if it is finished.
+
+    Raises:
+      InputError: the stored configuration differs in a field that a resumed run may not change.
+    """
+    stored = _read_json(path / "config.json")
+    if stored is None:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"the run folder {path} is a file; choose another --workdir")
+        if path.is_dir() and any(child.name != "lock" for child in path.iterdir()):
+            raise InputError(f"{path} is not empty and holds no run; choose another --workdir")
+        return None
+    if differing := conflicts(stored, config):
+        hint = " (more epochs need --schedule constant)" if any(d.startswith("epochs") for d in differing) else ""
+        raise InputError(
+            f"{path} holds a run with another configuration: {'; '.join(differing)}{hint}. "
+            "Choose another --workdir, or delete that folder"
+        )
+    summary = _read_json(path / "summary.json")
+    done = summary and summary["epochs"] == config.epochs and summary["test_on"] == config.test_on
+    return summary if done else None
+
+
+class RunFolder:
+    """An open run folder, locked against other processes until it is closed."""
+
+    def __init__(self, path: Path, config: Config, environment: dict[str, Any], data: dict[str, Any]):
+        """Make or reopen the folder.
+
+        Args:
+          path: of the folder.
+          config: already checked against it (`check`).
+          environment: versions and devices; `warnings` says what changed since the last start.
+          data: JSON facts about the data, which must not change.
+
+        Raises:
+          InputError: not writable, in use by another process, or made from other data.
+        """
+        self.path = path
+        self._tensorboard: Any = None
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / "lock").open("a")
+        except OSError as error:
+            raise InputError(f"the run folder {path} cannot be written ({error.strerror})") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise InputError(f"the run folder {path} is in use by another process; wait, or choose --workdir") from error
+        try:
+            check(path, config)  # again, now that nobody else can change it
+            before = _read_json(path / "data.json")
+            if before is not None and before["digest"] != data["digest"]:
+                raise InputError(f"{path} was trained on other data under the same name; choose another --workdir")
+            old = _read_json(path / "versions.json") or environment
+            self.warnings = [f"{k}: {old.get(k)} -> {v}" for k, v in environment.items() if old.get(k) != v]
+            for name, value in (("config", config.to_json()), ("versions", environment), ("data", data)):
+                write_json(path / f"{name}.json", value)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Flush and give up the lock."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+        self._lock.close()
+
+    def start_metrics(self, history: list[dict[str, Any]], tensorboard: bool) -> None:
+        """Make metrics.jsonl and the TensorBoard events say what `history` says: epochs after a kill are dropped."""
+        _write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
+        for row in history:
+            self._events(row)
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Append an epoch's metrics."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._events(row)
+
+    def _events(self, row: dict[str, Any]) -> None:
+        if self._tensorboard is not None:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._tensorboard.add_scalar(name.replace("_", "/", 1), value, row["step"])
+            self._tensorboard.flush()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    _write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(handle)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); delete the folder or choose another --workdir") from error
+
+
+def command() -> str:
+    """The command line that started this process, for 'run again' messages."""
+    return " ".join([Path(sys.executable).name, *sys.argv])

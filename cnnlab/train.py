@@ -1,0 +1,127 @@
+"""TrainState and the pure steps. They receive the model, the loss and the optimizer as functions and know none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from cnnlab import metrics, parallel
+from cnnlab.softmax import predict
+
+NEVER = 2**31 - 1  # `bad_step` while every step was finite
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a step changes.
+
+    Attributes:
+      step: int32[], steps taken.
+      params, batch_stats: of the model.
+      opt_state: of the optimizer.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def create_state(variables: dict[str, Any], tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, from a model's initial variables."""
+    params = variables["params"]
+    return TrainState(jnp.int32(0), params, variables.get("batch_stats", {}), tx.init(params))
+
+
+def zero_totals(dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+    """Running sums of an epoch before its first step; `bad_step` is the first step that was not finite."""
+    return {
+        "loss": jnp.zeros((), dtype),
+        "correct": jnp.int32(0),
+        "count": jnp.int32(0),
+        "bad_step": jnp.int32(NEVER),
+    }
+
+
+def train_step(
+    state: TrainState,
+    totals: dict[str, jax.Array],
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    *,
+    apply_fn: Callable,
+    loss_fn: Callable,
+    tx: optax.GradientTransformation,
+    prepare: Callable,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of gradient descent on the batch's mean loss.
+
+    Args:
+      state: before.
+      totals: running sums of the epoch (`zero_totals`).
+      batch: {"image": uint8[B, H, W, C], "label": int32[B]}; under pmap this device's part.
+      key: the run's key; the step is folded in, so a resumed run draws the same.
+      apply_fn: (params, batch_stats, images, key, axis_name) -> logits float32[B, K], new batch_stats.
+      loss_fn: (logits, labels) -> float32[B].
+      tx: the optimizer.
+      prepare: (key, batch, axis_name) -> images float[B, H, W, C], labels as the loss takes them.
+      axis_name: the device axis under pmap.
+
+    Returns:
+      The state and the totals after, the same on every device.
+    """
+    prepare_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
+    images, labels = prepare(prepare_key, batch, axis_name)
+
+    def objective(params):
+        logits, batch_stats = apply_fn(params, state.batch_stats, images, model_key, axis_name)
+        return jnp.mean(loss_fn(logits, labels)), (logits, batch_stats)
+
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    loss, grads, batch_stats = parallel.mean((loss, grads, batch_stats), axis_name)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    hits, count = parallel.total(
+        (jnp.sum(predict(logits) == batch["label"], dtype=jnp.int32), jnp.int32(len(batch["label"]))), axis_name
+    )
+    # The norm of the new parameters is finite only if each of them is: one number watches the whole state.
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(params))
+    totals = {
+        "loss": totals["loss"] + loss * count.astype(loss.dtype),
+        "correct": totals["correct"] + hits,
+        "count": totals["count"] + count,
+        "bad_step": jnp.minimum(totals["bad_step"], jnp.where(finite, NEVER, state.step)),
+    }
+    return TrainState(state.step + 1, params, batch_stats, opt_state), totals
+
+
+def eval_step(
+    params: Any,
+    batch_stats: Any,
+    batch: dict[str, jax.Array],
+    *,
+    apply_fn: Callable,
+    loss_fn: Callable,
+    axis_name: str | None = None,
+) -> dict[str, jax.Array]:
+    """Metric sums of a batch, padding masked out.
+
+    Args:
+      params, batch_stats: of the model.
+      batch: {"image": uint8[B, H, W, C], "label": int32[B], "mask": bool[B]}.
+      apply_fn: (params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K].
+      loss_fn: (logits, labels) -> float32[B].
+      axis_name: the device axis under pmap.
+
+    Returns:
+      `metrics.sums`, over all devices.
+    """
+    logits = apply_fn(params, batch_stats, batch["image"])
+    loss = loss_fn(logits, batch["label"])
+    return parallel.total(metrics.sums(logits, batch["label"], loss, batch["mask"]), axis_name)
