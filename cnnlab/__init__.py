@@ -14,6 +14,7 @@ The map of the package; a module imports only modules above it in this list (tes
     plots.py        figures
     losses/         logits, labels -> one loss per example
     models.py       Flax linen modules: SoftmaxRegression, MLP, CNN
+    digest.py       SHA-256 of every leaf and file of a checkpoint
     checkpoint.py   save and restore any pytree, verified
     metrics.py      masked sums -> accuracy, NLL, Brier, ECE, confusion matrix
     train.py        TrainState and the pure train and eval steps

@@ -45,9 +45,13 @@ def parse(config_class: type[T], args: list[str] | None = None) -> T:
         if stop.code in (0, None):
             raise
     lines = [line.strip("│╭╰─╮╯ ") for line in complaint.getvalue().splitlines()]
-    lines = [line for line in lines[1:] if line]
-    text = " ".join(lines[: next((i for i, line in enumerate(lines) if line.startswith("For full")), len(lines))])
-    raise InputError(f"{text.split(' Argument helptext')[0].split(' ─')[0].rstrip('. ')}; --help lists the flags.")
+    text = " ".join(line for line in lines[1:] if line)  # the first is the box's title
+    for tail in (" Argument helptext", "For full helptext"):
+        text = text.split(tail)[0]
+    text = text.strip(" .")
+    if text.startswith(own := f"Error parsing {config_class.__name__}: "):  # the dataclass said it well enough
+        raise InputError(text.removeprefix(own))
+    raise InputError(f"{text}; --help lists the flags")
 
 
 def main(body: Callable[[T], Any], config_class: type[T], args: list[str] | None = None) -> None:

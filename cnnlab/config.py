@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from cnnlab.errors import InputError, unknown
 
@@ -25,8 +26,8 @@ CHOICES = {
 # Fields that a resumed run may change: they do not enter the arithmetic of a step, or (the last line) only in its
 # rounding, which the run says.
 FREE_ON_RESUME = frozenset(
-    ["workdir", "data_dir", "workers", "keep", "checkpoint_steps", "progress", "tensorboard", "test_on"]
-    + ["parallel", "devices", "feed"]
+    {"workdir", "data_dir", "workers", "keep", "checkpoint_steps", "progress", "tensorboard", "test_on"}
+    | {"parallel", "devices", "feed"}
 )
 
 
@@ -160,7 +161,8 @@ class Config:
             raise InputError(
                 f"the stored configuration does not fit this version of cnnlab: {sorted(set(values) ^ fields)} differ"
             )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**typed)
 
 
 def _require(config: Config, field: str, holds: bool, wanted: str) -> None:

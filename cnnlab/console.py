@@ -26,8 +26,8 @@ class Console:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
-        """A bar, or a line every ten seconds; yields `advance(n, note="")`."""
+    def progress(self, what: str, total: int | None, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
+        """A bar, or a line every ten seconds; yields `advance(n, note="")`. `total` is None where nobody knows it."""
         if self.mode == "bar":
             from rich import progress
 
@@ -40,13 +40,13 @@ class Console:
                 finally:
                     self._bar = None
             return
-        state = [done, time.monotonic()]
+        state, of = [done, time.monotonic()], f"/{total}" if total else ""
 
         def advance(n: int = 1, note: str = "") -> None:
             state[0] += n
             if self.mode == "lines" and time.monotonic() - state[1] >= LINE_EVERY:
                 state[1] = time.monotonic()
-                print(f"{what}: {state[0]}/{total} {unit} {note}".rstrip(), flush=True)
+                print(f"{what}: {state[0]}{of} {unit} {note}".rstrip(), flush=True)
 
         yield advance
 

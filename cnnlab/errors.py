@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend: the command line prints it as a single line and exits with status 2."""
+"""Exceptions for what a user can mend: the command line prints them as a single line and exits with status 2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the caller asked for cannot be done as asked. The message says what was wanted, what was got, what to do."""
+    """What was asked for cannot be done as asked. The message says what was wanted, what was got and what to do."""
+
+
+class CheckpointError(InputError):
+    """A state that cannot be stored, or stored steps of which none can be trusted. The message names the step."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

@@ -51,7 +51,9 @@ def conv_output_size(size: int, kernel: int, padding: int = 0, stride: int = 1) 
     (32, 16)
     """
     if min(size, kernel, stride) < 1 or padding < 0:
-        raise ValueError(f"sizes must be positive, padding not negative: got W={size} K={kernel} P={padding} S={stride}")
+        raise ValueError(
+            f"sizes must be positive, padding not negative: got W={size} K={kernel} P={padding} S={stride}"
+        )
     if kernel > size + 2 * padding:
         raise ValueError(f"a kernel of {kernel} does not fit into {size} pixels with padding {padding}")
     return (size - kernel + 2 * padding) // stride + 1

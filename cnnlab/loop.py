@@ -79,7 +79,9 @@ class Progress:
     history: list[dict[str, Any]]
 
 
-def restore(checkpoints: Checkpoints, like: Progress, which: Any = "latest") -> tuple[Progress | None, int, tuple[str, ...]]:
+def restore(
+    checkpoints: Checkpoints, like: Progress, which: Any = "latest"
+) -> tuple[Progress | None, int, tuple[str, ...]]:
     """The newest progress that verifies.
 
     Args:
@@ -235,9 +237,7 @@ def evaluate(
       `metrics.summarise`.
     """
     parts, waiting = [], deque()
-    console = console or Console("off")
-    batches = list(batches) if isinstance(batches, (list, tuple)) else batches
-    with console.progress("evaluating", len(batches) if isinstance(batches, list) else 0, "batches") as advance:
+    with (console or Console("off")).progress("evaluating", None, "batches") as advance:
         for batch in batches:
             waiting.append(step(state.params, state.batch_stats, batch))
             if len(waiting) > IN_FLIGHT:

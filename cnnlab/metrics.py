@@ -33,7 +33,10 @@ def sums(logits: jax.Array, labels: jax.Array, loss: jax.Array, mask: jax.Array)
     confidence = jnp.max(softmax(logits), -1)
     hit = (predicted == labels) & mask
     masked_sum = lambda x: jnp.sum(jnp.where(mask, x, 0))
-    better = jnp.sum(logits > jnp.take_along_axis(logits, labels[:, None], -1), -1)
+    own, place = jnp.take_along_axis(logits, labels[:, None], -1), jnp.arange(classes)[None, :]
+    # Ties go to the first class, as in `predict`; a NaN beats everything, so it is never a hit.
+    worse = (logits < own) | ((logits == own) & (place >= labels[:, None]))
+    better = jnp.sum(~worse, -1)
     bins = jnp.clip(jnp.ceil(confidence * ECE_BINS).astype(jnp.int32) - 1, 0, ECE_BINS - 1)
     binned = jnp.stack([mask.astype(confidence.dtype), jnp.where(mask, confidence, 0), hit.astype(confidence.dtype)])
     return {
@@ -77,3 +80,9 @@ def summarise(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "per_class_accuracy": [None if share is None else float(share) for share in per_class],
         "confusion": confusion.astype(int).tolist(),
     }
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """A line of what `summarise` returned."""
+    shown = {"accuracy": "accuracy", "nll": "NLL", "brier": "Brier", "ece": "ECE"}
+    return "  ".join(f"{name} {result[key]:.4f}" for key, name in shown.items()) + f"  ({result['count']:,} images)"

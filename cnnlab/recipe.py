@@ -9,15 +9,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnlab import augment, losses, models, optim, parallel, train
+from cnnlab import augment, checkpoint, loop, losses, models, optim, parallel, run_folder, train
 from cnnlab.cli import parse_spec
-from cnnlab.config import Config
+from cnnlab.config import CHOICES, Config
 from cnnlab.console import Console
 from cnnlab.data import feed as feeds
 from cnnlab.data import order, source
@@ -55,7 +56,9 @@ def loss_from_spec(spec: str, num_classes: int = 10) -> Callable[[Any, Any], jax
         result = jax.eval_shape(loss, *shapes)
     except (ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"loss '{spec}' fails on logits float32[2, {num_classes}] and labels int32[2]: {reason}") from error
+        raise InputError(
+            f"loss '{spec}' fails on logits float32[2, {num_classes}] and labels int32[2]: {reason}"
+        ) from error
     if getattr(result, "shape", None) != (2,):
         raise InputError(f"loss '{spec}' must return one value per example, float32[2] for two; got {result}")
     return loss
@@ -85,6 +88,20 @@ def build_model(config: Config, num_classes: int) -> Any:
     if config.model == "mlp":
         return models.MLP(num_classes, *dense, config.activation, dtype)
     return models.CNN(num_classes, config.widths, *dense, config.pool, config.activation, dtype)
+
+
+def build_optimizer(config: Config, steps_per_epoch: int) -> Any:
+    """The Optax chain of a configuration, with its schedule."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    rate = optim.schedule(config.schedule, config.learning_rate, steps_per_epoch * config.epochs, warmup)
+    return optim.optimizer(
+        config.optimizer,
+        rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
 
 
 def apply_for_training(model: Any) -> Callable:
@@ -127,7 +144,7 @@ def flips(config: Config, channels: int) -> bool:
 
 
 def prepare_fn(config: Config, mean: np.ndarray, std: np.ndarray, num_classes: int) -> Callable:
-    """(key, batch, axis_name) -> normalised and augmented images float[B, H, W, C], labels (distributions for mixup)."""
+    """(key, batch, axis_name) -> augmented, normalised images float[B, H, W, C] and labels (mixup: distributions)."""
     mirrored = flips(config, len(mean))
 
     def prepare(key, batch, axis_name):
@@ -158,7 +175,7 @@ class Experiment:
       step: (state, totals, item) -> state, totals; compiled.
       items: (first step, last step) -> what each step is fed.
       eval_step: (params, batch_stats, batch) -> metric sums; compiled.
-      validation: the held-out batches, afresh at each call; None where nothing is held out.
+      validate: state -> metrics of the held-out images; None where nothing is held out.
       test: the test split's batches.
       facts: JSON facts about the data: digest, class_names, mean, std, image_shape, counts.
       feed: resident or streaming.
@@ -171,7 +188,7 @@ class Experiment:
     step: Callable
     items: Callable[[int, int], Iterator[Any]]
     eval_step: Callable
-    validation: Callable[[], Iterator[Any]] | None
+    validate: Callable[[train.TrainState], dict[str, Any]] | None
     test: Callable[[], Iterator[Any]]
     facts: dict[str, Any]
     feed: str
@@ -192,18 +209,7 @@ def build(config: Config, console: Console) -> Experiment:
 
     model = build_model(config, dataset.num_classes)
     key = jax.random.key(config.seed)
-    total_steps = steps_per_epoch * config.epochs
-    rate = optim.schedule(
-        config.schedule, config.learning_rate, total_steps, round(config.warmup_epochs * steps_per_epoch)
-    )
-    tx = optim.optimizer(
-        config.optimizer,
-        rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-    )
+    tx = build_optimizer(config, steps_per_epoch)
     state = initial_state(model, tx, jax.random.fold_in(key, 0), dataset.train.image_shape)
 
     pure = functools.partial(
@@ -219,10 +225,13 @@ def build(config: Config, console: Console) -> Experiment:
 
     compiled = layout.compile(fed_step, batched=(False, False, False, True, False), donate=(0,))
     data, run_key = layout.place(feed.data), layout.place(jax.random.fold_in(key, 1))
-    evaluation = functools.partial(
-        train.eval_step, apply_fn=apply_for_evaluation(model, mean, std), loss_fn=loss_fn
-    )
+    evaluation = functools.partial(train.eval_step, apply_fn=apply_for_evaluation(model, mean, std), loss_fn=loss_fn)
+    eval_step = layout.compile(evaluation, batched=(False, False, True))
     read = dataset.train.read if images is None else lambda at: {"image": images[at], "label": summary.labels[at]}
+
+    def validate(state: train.TrainState) -> dict[str, Any]:
+        return loop.evaluate(eval_step, state, feeds.in_order(read, held_out, config.batch_size))
+
     facts = {
         "digest": summary.digest(),
         "class_names": list(dataset.class_names),
@@ -238,8 +247,8 @@ def build(config: Config, console: Console) -> Experiment:
         steps_per_epoch=steps_per_epoch,
         step=lambda state, totals, item: compiled(state, totals, data, item, run_key),
         items=feed.items,
-        eval_step=layout.compile(evaluation, batched=(False, False, True)),
-        validation=(lambda: feeds.in_order(read, held_out, config.batch_size)) if len(held_out) else None,
+        eval_step=eval_step,
+        validate=validate if len(held_out) else None,
         test=lambda: feeds.in_order(dataset.test.read, np.arange(len(dataset.test)), config.batch_size),
         facts=facts,
         feed="streaming" if images is None else "resident",
@@ -257,6 +266,51 @@ def initial_state(model: Any, tx: Any, key: jax.Array, image_shape: tuple[int, .
     except (ValueError, ZeroDivisionError) as error:
         raise InputError(f"the model does not fit images of {image_shape}: {str(error).splitlines()[0]}") from error
     return train.create_state(variables, tx)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run folder's network with its weights.
+
+    Attributes:
+      config: of the run.
+      facts: about its data (`Experiment.facts`).
+      apply_fn: (params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K].
+      state: the weights.
+      step: after how many steps.
+    """
+
+    config: Config
+    facts: dict[str, Any]
+    apply_fn: Callable
+    state: train.TrainState
+    step: int
+
+
+def load(path: Path, weights: str = "last") -> Trained:
+    """The network of a run folder, on one device; the run may still be going on.
+
+    Args:
+      path: the run folder.
+      weights: last or best (on validation).
+
+    Raises:
+      InputError: no run there, no checkpoint yet, or none that verifies.
+    """
+    if weights not in CHOICES["test_on"]:
+        raise unknown("weights", weights, CHOICES["test_on"])
+    config, facts = run_folder.read(path)
+    model = build_model(config, len(facts["class_names"]))
+    tx = build_optimizer(config, facts["counts"]["train"] // config.batch_size)
+    state = initial_state(model, tx, jax.random.key(0), tuple(facts["image_shape"]))
+    with checkpoint.Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.restore(
+            {"state": state, "totals": train.zero_totals()}, which="latest" if weights == "last" else "best"
+        )
+    if found is None:
+        raise InputError(f"{path} holds no checkpoint{' with a validation metric' * (weights == 'best')} yet")
+    apply_fn = apply_for_evaluation(model, np.array(facts["mean"]), np.array(facts["std"]))
+    return Trained(config, facts, apply_fn, found.tree["state"], found.step)
 
 
 def _data(config: Config, dataset: source.Dataset, console: Console):

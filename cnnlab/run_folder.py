@@ -39,14 +39,16 @@ def versions() -> dict[str, Any]:
     }
 
 
-def read_config(path: Path) -> Config | None:
-    """The configuration stored in a run folder; None where there is none.
+def read(path: Path) -> tuple[Config, dict[str, Any]]:
+    """The configuration of a run folder and the facts about its data.
 
     Raises:
-      InputError: it cannot be read.
+      InputError: the folder holds no run.
     """
-    stored = _read_json(path / "config.json")
-    return None if stored is None else Config.from_json(stored)
+    config, facts = (_read_json(path / name) for name in ("config.json", "data.json"))
+    if config is None or facts is None:
+        raise InputError(f"{path} is no run folder: it has no config.json and data.json")
+    return Config.from_json(config), facts
 
 
 def check(path: Path, config: Config) -> dict | None:
@@ -99,7 +101,9 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise InputError(f"the run folder {path} is in use by another process; wait, or choose --workdir") from error
+            raise InputError(
+                f"the run folder {path} is in use by another process; wait, or choose --workdir"
+            ) from error
         try:
             check(path, config)  # again, now that nobody else can change it
             before = _read_json(path / "data.json")

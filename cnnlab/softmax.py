@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -21,7 +22,7 @@ def as_float(x: ArrayLike) -> jax.Array:
 
 def _scores(logits: ArrayLike, temperature: ArrayLike, where: ArrayLike | None) -> jax.Array:
     """logits / temperature, -inf where a class is masked or impossible."""
-    if isinstance(temperature, (int, float)) and not temperature > 0:
+    if isinstance(temperature, (int, float, np.number)) and not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     z = as_float(logits)
     possible = z != -jnp.inf if where is None else (z != -jnp.inf) & where

@@ -91,7 +91,7 @@ def train_step(
         (jnp.sum(predict(logits) == batch["label"], dtype=jnp.int32), jnp.int32(len(batch["label"]))), axis_name
     )
     # The norm of the new parameters is finite only if each of them is: one number watches the whole state.
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(params))
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params))
     totals = {
         "loss": totals["loss"] + loss * count.astype(loss.dtype),
         "correct": totals["correct"] + hits,

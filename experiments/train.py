@@ -7,6 +7,10 @@
 The same command goes on where a run stopped; on a finished run it prints the summary.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+
 from cnnlab import cli, run_folder
 from cnnlab.config import Config
 
@@ -19,24 +23,25 @@ def main(config: Config) -> None:
 
     import jax
 
-    from cnnlab import checkpoint, loop, models, plots, recipe
+    from cnnlab import loop, models, recipe
+    from cnnlab.checkpoint import Checkpoints
     from cnnlab.console import Console
 
     console = Console(config.progress)
     experiment = recipe.build(config, console)
-    devices = f"{experiment.layout.device_count} x {jax.devices()[0].device_kind} ({experiment.layout.mode})"
-    parameters = models.count_parameters(experiment.state.params)
-    counts = experiment.facts["counts"]
+    layout, counts = experiment.layout, experiment.facts["counts"]
+    devices = f"{layout.device_count} x {jax.devices()[0].device_kind} ({layout.mode})"
+    if config.parallel == "auto" and config.devices is None and layout.device_count < jax.device_count():
+        devices += f", of {jax.device_count()}: the most that divide the batch"
     console.say(
-        f"{devices}; {config.dataset} {counts['train']:,} + {counts['validation']:,} images, {experiment.feed}; "
-        f"{config.model} {parameters:,} parameters; {config.loss}; {path}"
+        f"{devices}; {config.dataset}: {counts['train']:,} images to train on, {counts['validation']:,} to validate, "
+        f"{experiment.feed}; {config.model}: {models.count_parameters(experiment.state.params):,} parameters; "
+        f"{config.loss}; {path}"
     )
-    if config.parallel == "auto" and config.devices is None and experiment.layout.device_count < jax.device_count():
-        console.say(f"{experiment.layout.device_count} of {jax.device_count()} devices: the most that divide the batch")
     environment = run_folder.versions() | {"devices": devices, "feed": experiment.feed}
     with (
         run_folder.RunFolder(path, config, environment, experiment.facts) as folder,
-        checkpoint.Checkpoints(path / "checkpoints", keep=config.keep) as checkpoints,
+        Checkpoints(path / "checkpoints", keep=config.keep) as checkpoints,
     ):
         start = loop.Progress(experiment.state, experiment.totals, [])
         found, step, rejected = loop.restore(checkpoints, start)
@@ -48,16 +53,12 @@ def main(config: Config) -> None:
                 console.say(f"since then {line}: the last bits may differ from a run never stopped")
         progress = found or start
         folder.start_metrics(progress.history, config.tensorboard)
-        validate = None
-        if (validation := experiment.validation) is not None:
-            validate = lambda state: loop.evaluate(experiment.eval_step, state, validation())
-        plan = loop.Plan(experiment.steps_per_epoch, config.epochs, config.checkpoint_steps, run_folder.command())
         progress = loop.fit(
             progress,
-            plan,
+            loop.Plan(experiment.steps_per_epoch, config.epochs, config.checkpoint_steps, run_folder.command()),
             step=experiment.step,
             items=experiment.items,
-            validate=validate,
+            validate=experiment.validate,
             checkpoints=checkpoints,
             folder=folder,
             console=console,
@@ -67,29 +68,33 @@ def main(config: Config) -> None:
             best, step, _ = loop.restore(checkpoints, progress, which="best")
             tested = best or progress
         result = loop.evaluate(experiment.eval_step, tested.state, experiment.test(), console)
-        title = f"{config.dataset}, {config.model}, {config.loss}, seed {config.seed}"
-        plots.curves(progress.history, path / "curves.png", title)
-        accuracy = f"test accuracy {result['accuracy']:.2%}"
-        plots.confusion(result["confusion"], experiment.facts["class_names"], path / "confusion.png", f"{title}: {accuracy}")
         summary = {
             "epochs": config.epochs,
             "test_on": config.test_on,
             "tested_step": step,
-            "parameters": parameters,
+            "parameters": models.count_parameters(experiment.state.params),
             "last_epoch": progress.history[-1],
             "test": result,
         }
+        draw(config, progress.history, result, experiment.facts["class_names"], path)
         run_folder.write_json(path / "summary.json", summary)
         console.say(report(summary, path))
 
 
-def report(summary: dict, path: object) -> str:
-    test = summary["test"]
-    return (
-        f"test on {test['count']:,} images ({summary['test_on']} weights, step {summary['tested_step']}): "
-        f"accuracy {test['accuracy']:.4f}  NLL {test['nll']:.4f}  Brier {test['brier']:.4f}  ECE {test['ece']:.4f}\n"
-        f"{path}/summary.json"
-    )
+def draw(config: Config, history: list[dict], result: dict, class_names: list[str], path: Path) -> None:
+    from cnnlab import plots
+
+    title = f"{config.dataset}, {config.model}, {config.loss}, seed {config.seed}"
+    plots.curves(history, path / "curves.png", title)
+    title += f"\ntest accuracy {result['accuracy']:.2%} of {result['count']:,} images"
+    plots.confusion(result["confusion"], class_names, path / "confusion.png", title)
+
+
+def report(summary: dict, path: Path) -> str:
+    from cnnlab import metrics
+
+    where = f"test, {summary['test_on']} weights (step {summary['tested_step']})"
+    return f"{where}: {metrics.describe(summary['test'])}\n{path}/summary.json"
 
 
 if __name__ == "__main__":

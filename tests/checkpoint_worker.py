@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from cnnlab import checkpoint
+from cnnlab import digest
 from cnnlab.checkpoint import CheckpointError, Checkpoints
 
 _EVENTS = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "open")
@@ -77,9 +77,9 @@ def damage_every_file(folder: str | os.PathLike, flips: int) -> dict[str, list[s
 def _damage(folder: str, without: list[str], flips: int) -> None:
     """The number of restores of each kind, with some of the digests switched off."""
     if "files" in without:
-        checkpoint._check_files = lambda folder, about: None
+        digest.check_files = lambda folder, about: None
     if "leaves" in without:
-        checkpoint._digest = lambda name, array: "anything"
+        digest.digest = lambda name, array: "anything"
     _log(folder, {kind: len(cases) for kind, cases in damage_every_file(folder, flips).items()})
 
 

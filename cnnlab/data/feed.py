@@ -8,7 +8,7 @@ int32[B] positions. Streaming: `data` is empty and the item is the batch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,9 @@ def streaming(split: Split, positions: np.ndarray, seed: int, batch_size: int, w
 
     def items(first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
         # Positions in MapDataset.range are steps: Grain may read ahead and out of order, the order stays ours.
-        yield from _grain(range(first, last), functools.partial(_read_step, split, positions, seed, batch_size), workers)
+        yield from _grain(
+            range(first, last), functools.partial(_read_step, split, positions, seed, batch_size), workers
+        )
 
     return Feed((), lambda data, item: item, items)
 
@@ -81,7 +83,9 @@ def _grain(steps: range, read: Callable[[int], Any], workers: int) -> Iterator[A
         yield from dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
 
 
-def in_order(read: Callable[[np.ndarray], dict[str, np.ndarray]], positions: np.ndarray, batch_size: int) -> Iterator[dict]:
+def in_order(
+    read: Callable[[np.ndarray], dict[str, np.ndarray]], positions: Sequence[int] | np.ndarray, batch_size: int
+) -> Iterator[dict]:
     """Batches for evaluation, in order, every image once; the last is padded with its first image under a mask.
 
     Args:
@@ -92,6 +96,7 @@ def in_order(read: Callable[[np.ndarray], dict[str, np.ndarray]], positions: np.
     Yields:
       {"image": uint8[B, H, W, C], "label": int32[B], "mask": bool[B]}.
     """
+    positions = np.asarray(positions)
     for start in range(0, len(positions), batch_size):
         part = positions[start : start + batch_size]
         padded = np.concatenate([part, np.full(batch_size - len(part), part[0])])

@@ -51,4 +51,4 @@ def batch_positions(seed: int, step: int, count: int, batch_size: int) -> np.nda
       int64[batch_size].
     """
     epoch, place = divmod(step, count // batch_size)
-    return _permutation(seed, epoch, count)[place * batch_size : (place + 1) * batch_size]
+    return _permutation(seed, epoch, count)[place * batch_size : (place + 1) * batch_size].copy()

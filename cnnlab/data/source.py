@@ -21,7 +21,11 @@ from typing import Any
 import numpy as np
 
 from cnnlab.data import builders
+from cnnlab.data.image import fit
 from cnnlab.errors import InputError, unknown
+
+# TFDS recommends OpenCV in a warning at the first image; Pillow decodes the same pixels and is there already.
+logging.getLogger("absl").addFilter(lambda record: "OpenCV is not installed" not in record.getMessage())
 
 READ_AT_ONCE = 512  # images per read in a pass over a split: batched reads take 0.4 of the time of single ones
 
@@ -62,8 +66,10 @@ class Split:
         with _readable(self.name):
             examples = self.records.__getitems__([int(p) for p in positions])
         label = np.array([example["label"] for example in examples], np.int32)
-        if len(label) and not (0 <= label.min() and label.max() < self.num_classes):
-            raise InputError(f"{self.name}: labels must lie in [0, {self.num_classes}), got {label.min()}..{label.max()}")
+        if len(label) and not (label.min() >= 0 and label.max() < self.num_classes):
+            raise InputError(
+                f"{self.name}: labels must lie in [0, {self.num_classes}), got {label.min()}..{label.max()}"
+            )
         images = np.empty((len(examples), *self.image_shape), np.uint8)
         for i, example in enumerate(examples):
             images[i] = fit(example["image"], self.image_shape)
@@ -109,31 +115,8 @@ class Summary:
 
     def digest(self) -> str:
         """SHA-256 over labels and per-image sums: another data set under the same name is noticed."""
-        return hashlib.sha256(b"".join(np.ascontiguousarray(a) for a in (self.labels, self.sums, self.squares))).hexdigest()
-
-
-def fit(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Scale the shorter side (antialiased, bilinear), cut out the centre, make the channels fit.
-
-    Args:
-      image: uint8[h, w, c].
-      shape: (H, W, C) wanted, C being 1 or 3.
-
-    Returns:
-      uint8[H, W, C]; the image itself if it has that shape.
-    """
-    if image.shape == shape:
-        return image
-    from PIL import Image
-
-    height, width, channels = shape
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    scale = max(height / picture.height, width / picture.width)
-    size = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
-    picture = picture.resize(size, Image.Resampling.BILINEAR)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return np.asarray(picture.crop((left, top, left + width, top + height))).reshape(shape)
+        parts = [np.ascontiguousarray(array).tobytes() for array in (self.labels, self.sums, self.squares)]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def data_root(data_dir: str | None) -> Path:
@@ -166,35 +149,37 @@ def open_dataset(name: str, data_dir: str | None = None, image_size: int | None 
     """
     root = data_root(data_dir)
     folder = builders.prepare(name, root) if name in builders.OWN else _prepared(name, root)
-    with _quiet_absl():
-        import tensorflow_datasets as tfds
+    import tensorflow_datasets as tfds
 
-        with _readable(name):
-            info = (builder := tfds.builder_from_directory(folder)).info
-        features = info.features
-        label = features["label"] if features is not None and {"image", "label"} <= set(features) else None
-        if features is None or not isinstance(label, tfds.features.ClassLabel) or label.num_classes is None:
-            raise InputError(f"{name} is no image-classification set: its features are not 'image' and a class 'label'")
-        if missing := {"train", "test"} - set(info.splits):
-            raise InputError(f"{name} has no split {sorted(missing)}, only {sorted(info.splits)}; train and test are needed")
-        height, width, channels = features["image"].shape
-        if image_size is not None:
-            height = width = image_size
-        if height is None or width is None:
-            raise InputError(f"the images of {name} differ in size; choose one with --image-size")
-        shape = (height, width, channels if channels in (1, 3) else 3)
-        identity = _identity(folder)
+    builder: Any
+    with _readable(name):
+        builder = tfds.builder_from_directory(folder)
+    info, features = builder.info, builder.info.features or {}
+    label = features["label"] if {"image", "label"} <= set(features) else None
+    if not isinstance(label, tfds.features.ClassLabel) or label.num_classes is None:
+        raise InputError(f"{name} is no image-classification set: its features are not 'image' and a class 'label'")
+    if missing := {"train", "test"} - set(info.splits):
+        raise InputError(
+            f"{name} has no split {sorted(missing)}, only {sorted(info.splits)}; train and test are needed"
+        )
+    height, width, channels = features["image"].shape
+    if image_size is not None:
+        height = width = image_size
+    if height is None or width is None:
+        raise InputError(f"the images of {name} differ in size; choose one with --image-size")
+    shape = (height, width, channels if channels in (1, 3) else 3)
+    identity, classes = _identity(folder), label.num_classes
 
-        def split(which: str) -> Split:
-            skipped = {key: tfds.decode.SkipDecoding() for key in features if key not in ("image", "label")}
-            with _readable(f"{name} {which}"):
-                records = builder.as_data_source(which, decoders=skipped or None)
-                if len(records) != info.splits[which].num_examples:
-                    raise OSError(f"{len(records)} records where {info.splits[which].num_examples} are promised")
-            fingerprint = hashlib.sha256(f"{identity} {which} {shape}".encode()).hexdigest()
-            return Split(records, fingerprint, shape, label.num_classes, f"{name} {info.version} {which}")
+    def split(which: str) -> Split:
+        skipped = {key: tfds.decode.SkipDecoding() for key in features if key not in ("image", "label")}
+        with _readable(f"{name} {which}"):
+            records = builder.as_data_source(which, decoders=skipped or None)
+            if len(records) != info.splits[which].num_examples:
+                raise OSError(f"{len(records)} records where {info.splits[which].num_examples} are promised")
+        fingerprint = hashlib.sha256(f"{identity} {which} {shape}".encode()).hexdigest()
+        return Split(records, fingerprint, shape, classes, f"{name} {info.version} {which}")
 
-        return Dataset(name, str(info.version), split("train"), split("test"), tuple(label.names))
+    return Dataset(name, str(info.version), split("train"), split("test"), tuple(label.names))
 
 
 def _prepared(name: str, root: Path) -> Path:
@@ -229,19 +214,9 @@ def _readable(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{name}: the prepared files cannot be read ({reason}); delete that folder, prepare again") from error
-
-
-@contextlib.contextmanager
-def _quiet_absl() -> Iterator[None]:
-    """TFDS warns through absl that OpenCV is missing; we decode with Pillow on purpose."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+        raise InputError(
+            f"{name}: the prepared files cannot be read ({reason}); delete that folder, prepare again"
+        ) from error
 
 
 def cache_folder() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from cnnlab.softmax import as_float
@@ -18,12 +19,12 @@ def check(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
       labels: int[...] class ids or float[..., K] target distributions.
 
     Returns:
-      float32[..., K] and int32[...] or float32[..., K].
+      float32[..., K] and int32[...] (int64 stays) or float32[..., K].
 
     Raises:
       ValueError: the shapes do not fit, the labels are neither, or a visible id lies outside [0, K).
     """
-    logits, labels = as_float(logits), jnp.asarray(labels)
+    logits, given, labels = as_float(logits), labels, jnp.asarray(labels)
     if logits.ndim == 0:
         raise ValueError("logits must be float[..., K], got a scalar")
     if jnp.issubdtype(labels.dtype, jnp.floating):
@@ -41,14 +42,13 @@ def check(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
             hint = "; one-hot labels must be float (labels.astype(float)), or take their argmax"
         elif labels.shape == (*logits.shape[:-1], 1):
             hint = "; drop the last axis (labels[..., 0])"
-        raise ValueError(
-            f"class ids must have the logits' batch shape {logits.shape[:-1]}, got {labels.shape}{hint}"
-        )
-    if not isinstance(labels, jax.core.Tracer) and labels.size:
-        classes, low, high = logits.shape[-1], np.min(labels), np.max(labels)
+        raise ValueError(f"class ids must have the logits' batch shape {logits.shape[:-1]}, got {labels.shape}{hint}")
+    if not isinstance(labels, Tracer) and labels.size:
+        # As given: jnp.asarray wraps 2**32 + 1 to class 1.
+        classes, low, high = logits.shape[-1], np.min(given), np.max(given)
         if low < 0 or high >= classes:
             raise ValueError(f"class ids must lie in [0, {classes}), got {low if low < 0 else high}")
-    return logits, labels.astype(jnp.int32)
+    return logits, labels if labels.dtype.itemsize > 4 else labels.astype(jnp.int32)
 
 
 def is_ids(labels: jax.Array) -> bool:

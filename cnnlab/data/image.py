@@ -1,0 +1,72 @@
+"""One image from anywhere, made to fit a network's input."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from cnnlab.errors import InputError
+
+
+def fit(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Scale the shorter side (antialiased, bilinear), cut out the centre, make the channels fit.
+
+    Args:
+      image: uint8[h, w, c].
+      shape: (H, W, C) wanted, C being 1 or 3.
+
+    Returns:
+      uint8[H, W, C]; the image itself if it has that shape.
+    """
+    if image.shape == shape:
+        return image
+    from PIL import Image
+
+    return _fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), shape)
+
+
+def _fit(picture: Any, shape: tuple[int, int, int]) -> np.ndarray:
+    from PIL import Image
+
+    height, width, channels = shape
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    scale = max(height / picture.height, width / picture.width)
+    size = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+    picture = picture.resize(size, Image.Resampling.BILINEAR)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return np.asarray(picture.crop((left, top, left + width, top + height))).reshape(shape)
+
+
+def read(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarray:
+    """Read an image file of any size and mode: turned as its EXIF says, transparency over white, 16 bits to 8.
+
+    Args:
+      path: PNG, JPEG or whatever Pillow reads.
+      shape: (H, W, C) wanted.
+
+    Returns:
+      uint8[H, W, C].
+
+    Raises:
+      InputError: no such file, or no image.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            picture = ImageOps.exif_transpose(picture)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no image file {path}") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read as an image ({error})") from error
+    if picture.mode.startswith(("I", "F")):  # convert("L") would clip, not scale
+        values = np.asarray(picture, np.float64)
+        top = 65535.0 if picture.mode.startswith("I") else 1.0
+        picture = Image.fromarray(np.clip(values / max(top, values.max()) * 255, 0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return _fit(picture, shape)

@@ -1,0 +1,57 @@
+"""Test metrics of a run folder, also of a run that is still going on.
+
+python experiments/evaluate.py runs/shapes10-cnn-cross_entropy-seed0
+python experiments/evaluate.py RUN --weights best --json > result.json
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from cnnlab import cli
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Evaluate the network of a run folder on the test split."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder."""
+    weights: str = "last"
+    """last, or best (on validation)."""
+    data_dir: str | None = None
+    """TFDS data directory. None: the run's own."""
+    json: bool = False
+    """Print everything, the confusion matrix included, as JSON."""
+
+
+def main(arguments: Arguments) -> None:
+    import jax
+
+    from cnnlab import loop, metrics, recipe, train
+    from cnnlab.console import Console
+    from cnnlab.data import feed, source
+
+    trained = recipe.load(Path(arguments.run), arguments.weights)
+    config = trained.config
+    data_dir = arguments.data_dir or config.data_dir
+    test = source.open_dataset(config.dataset, data_dir, config.image_size).test
+    loss_fn = recipe.loss_from_spec(config.loss, test.num_classes)
+    step = jax.jit(functools.partial(train.eval_step, apply_fn=trained.apply_fn, loss_fn=loss_fn))
+    batches = feed.in_order(test.read, range(len(test)), config.batch_size)
+    result = loop.evaluate(step, trained.state, batches, Console("off" if arguments.json else "auto"))
+    if arguments.json:
+        print(json.dumps({"run": arguments.run, "step": trained.step, "weights": arguments.weights, **result}))
+        return
+    print(f"{arguments.run}, {arguments.weights} weights (step {trained.step}): {metrics.describe(result)}")
+    for name, accuracy in zip(trained.facts["class_names"], result["per_class_accuracy"], strict=True):
+        print(f"  {name:<16} {'no images' if accuracy is None else f'{accuracy:.4f}'}")
+
+
+if __name__ == "__main__":
+    cli.main(main, Arguments)

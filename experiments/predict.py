@@ -1,0 +1,54 @@
+"""What a trained network sees in image files.
+
+python experiments/predict.py runs/cifar10-cnn-cross_entropy-seed0 cat.jpg ship.png --top 3
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from cnnlab import cli
+from cnnlab.errors import InputError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Classify image files with the network of a run folder."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder."""
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """Image files, PNG or JPEG, of any size and mode; scaled and cropped to what the network takes."""
+    top: int = 3
+    """Classes to show for each."""
+    weights: str = "last"
+    """last, or best (on validation)."""
+
+
+def main(arguments: Arguments) -> None:
+    if not arguments.images:
+        raise InputError("name at least one image file")
+    if arguments.top < 1:
+        raise InputError(f"--top must be at least 1, got {arguments.top}")
+
+    import jax
+    import numpy as np
+
+    from cnnlab import recipe
+    from cnnlab.data import image
+    from cnnlab.softmax import softmax
+
+    trained = recipe.load(Path(arguments.run), arguments.weights)
+    shape, names = tuple(trained.facts["image_shape"]), trained.facts["class_names"]
+    images = np.stack([image.read(path, shape) for path in arguments.images])
+    probabilities = jax.jit(lambda x: softmax(trained.apply_fn(trained.state.params, trained.state.batch_stats, x)))
+    for path, p in zip(arguments.images, np.asarray(probabilities(images)), strict=True):
+        best = np.argsort(-p, kind="stable")[: arguments.top]
+        print(f"{path}: " + ", ".join(f"{names[k]} {p[k]:.3f}" for k in best))
+
+
+if __name__ == "__main__":
+    cli.main(main, Arguments)

@@ -1,0 +1,180 @@
+"""The scripts as a user meets them: real processes, their output and their exit status."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnlab import cli
+from cnnlab.config import Config
+from cnnlab.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(name, *args, cwd=ROOT, **env):
+    """Run an experiment on one device, quietly, on the tiny data set's directory."""
+    # A user's process: one device, and without the strictness that optax does not bear.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    environment = {**inherited, "JAX_PLATFORMS": "cpu", **env}
+    command = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def one_line_error(done, status=2):
+    """The single line that a failed command printed."""
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def run(tfds_root, tmp_path_factory):
+    """A finished run on the tiny data set."""
+    path = tmp_path_factory.mktemp("run") / "tiny"
+    small = ["--widths", 4, "--hidden", 8, "--epochs", 3, "--batch-size", 20, "--learning-rate", 0.01]
+    done = script("train", "--dataset", "tiny", *small, "--workdir", path)
+    assert done.returncode == 0, done.stderr
+    return path, [*map(str, small)], done.stdout
+
+
+def test_run_folder_holds_what_the_readme_says(run):
+    path, _, _ = run
+    names = {p.name for p in path.iterdir()}
+    assert names >= {"config.json", "versions.json", "data.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+    assert names >= {"curves.png", "confusion.png", "summary.json"}
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [9, 18, 27]  # 180 of 200 images, by 20
+    test = json.loads((path / "summary.json").read_text())["test"]
+    assert test["count"] == 50 and np.sum(test["confusion"]) == 50
+    assert test["accuracy"] == np.trace(test["confusion"]) / 50
+    with Image.open(path / "confusion.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10  # something is drawn
+
+
+def test_first_line_says_device_data_parameters_and_place(run):
+    path, _, output = run
+    first = output.splitlines()[0]
+    for part in ("1 x cpu (jit)", "180 images to train on, 20 to validate", "parameters", "cross_entropy", str(path)):
+        assert part in first
+
+
+def test_a_finished_run_prints_its_summary_and_trains_nothing(run):
+    path, small, output = run
+    before = (path / "metrics.jsonl").stat().st_mtime_ns
+    again = script("train", "--dataset", "tiny", *small, "--workdir", path)
+    assert again.returncode == 0
+    assert again.stdout.splitlines() == output.splitlines()[-2:]
+    assert (path / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_another_configuration_is_refused_by_name(run):
+    path, small, _ = run
+    line = one_line_error(script("train", "--dataset", "tiny", *small, "--seed", 5, "--dropout", 0.1, "--workdir", path))
+    assert "seed: 0 -> 5" in line and "dropout: 0.0 -> 0.1" in line
+
+
+def test_evaluate_repeats_the_summary(run):
+    path, _, _ = run
+    summary = json.loads((path / "summary.json").read_text())["test"]
+    found = json.loads(script("evaluate", path, "--json").stdout)
+    assert found["confusion"] == summary["confusion"]
+    assert found["nll"] == pytest.approx(summary["nll"], rel=1e-6)  # float32 sums, compiled apart
+    assert f"accuracy {summary['accuracy']:.4f}" in script("evaluate", path).stdout
+
+
+def test_predict_takes_images_of_any_size_and_mode(run, tmp_path):
+    path, _, _ = run
+    rng = np.random.default_rng(0)
+    colours = Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8))
+    deep = Image.fromarray(rng.integers(0, 65536, (16, 16), np.uint16))
+    files = []
+    for name, picture in {
+        "a.jpg": colours, "b.png": colours.convert("L"), "c.png": colours.convert("P"), "d.png": colours.convert("RGBA"),
+        "e.png": colours.convert("1"), "f.png": colours.convert("LA"), "g.png": deep, "h.jpg": colours.convert("CMYK"),
+        "i.png": colours.resize((1, 3)),
+    }.items():  # fmt: skip
+        picture.save(tmp_path / name)
+        files.append(tmp_path / name)
+    done = script("predict", path, *files, "--top", 3)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [str(f) for f in files]
+    for line in lines:
+        probabilities = [float(x) for x in re.findall(r" (\d\.\d{3})", line)]
+        assert len(probabilities) == 3 and probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1, abs=3 * 0.0005)  # three classes, each rounded to 3 digits
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--dataset", "tinny"], "did you mean 'tiny'?"),
+        (["--dataset", "tiny", "--loss", "cross_entrpy"], "did you mean 'cross_entropy'?"),
+        (["--dataset", "tiny", "--batch-size", "181"], "181 is larger than the 180 training images"),
+        (["--dataset", "tiny", "--batch-size", "20", "--devices", "3"], "there are 1"),
+        (["--dataset", "tiny", "--widths", "4", "4", "4", "4"], "does not fit"),
+        (["--data-dir", "nowhere"], "--data-dir nowhere"),
+        (["--dataset", "tiny", "--workdir", __file__], "is a file"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tfds_root, tmp_path, args, said):
+    assert said in one_line_error(script("train", *args, cwd=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_files_are_one_line(run, tmp_path):
+    path, _, _ = run
+    text = tmp_path / "note.png"
+    text.write_text("no image")
+    assert "note.png cannot be read as an image" in one_line_error(script("predict", path, text))
+    assert "no image file" in one_line_error(script("predict", path, tmp_path / "missing.png"))
+    assert "is no run folder" in one_line_error(script("evaluate", tmp_path))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--optimizer", "adm"], ["--epochs", "0"], ["--epochs", "-3"], ["--batch-size", "0"], ["--learning-rate", "nan"],
+     ["--learning-rate", "-1"], ["--dropout", "1"], ["--no-such-flag"], ["--epochs", "many"]],
+)  # fmt: skip
+def test_bad_flags_raise_before_anything_runs(flags):
+    with pytest.raises(InputError) as error:
+        cli.parse(Config, flags)
+    assert "\n" not in str(error.value)
+
+
+def test_help_comes_before_jax(tmp_path):
+    code = (
+        "import sys, runpy; sys.argv = ['train.py', '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit: print('heavy:', [m for m in ('jax', 'flax', 'matplotlib', 'grain') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "experiments", capture_output=True, text=True)
+    assert "--learning-rate FLOAT" in done.stdout and "(default: 0.001)" in done.stdout
+    assert done.stdout.strip().endswith("heavy: []")
+
+
+def readme_commands():
+    text = (ROOT / "README.md").read_text()
+    return re.findall(r"python experiments/train\.py[^\n`#]*", text)
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme_commands_parse(command):
+    args = shlex.split(command)[2:]
+    if "--help" not in args and not any(a.isupper() for a in args):  # DIR and S stand for something
+        cli.parse(Config, args)
+
+
+def test_readme_has_enough_commands():
+    assert len(readme_commands()) >= 6
