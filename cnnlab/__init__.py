@@ -5,10 +5,12 @@ The map of the package; a module imports only modules above it in this list (tes
     errors.py       InputError: what the user can mend, said in one line
     config.py       the frozen dataclass that holds every hyperparameter of a run; imports no jax
     cli.py          flags from that dataclass, loss specifications, exit statuses; imports no jax
+    console.py      what a person sees while it works: a bar on a terminal, lines elsewhere
     softmax.py      logits -> probabilities: softmax, log_softmax, sigmoid, log_sigmoid; predict
     augment.py      keys, images -> images, on the device
     optim.py        schedules and Optax chains
     parallel.py     the one place that knows devices: jit | pmap | sharded jit
+    layers.py       dropout that agrees however devices share the batch; conv_output_size
     data/           TFDS sources without TensorFlow, their order, streaming or resident
     run_folder.py   config, versions, metrics.jsonl, summary, lock
     plots.py        figures

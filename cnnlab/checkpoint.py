@@ -185,9 +185,7 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(step, error) from error
         self._pending = None
-        _on_first_process(
-            lambda: (_fsync(self.folder), _sweep(self.folder))
-        )  # the rename itself must survive a power loss
+        _on_first_process(lambda: (_fsync(self.folder), _sweep(self.folder)))  # the rename too survives a power loss
 
     def close(self) -> None:
         """Waits for the save under way and ends Orbax's threads. A second call does nothing.

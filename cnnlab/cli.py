@@ -45,7 +45,8 @@ def parse(config_class: type[T], args: list[str] | None = None) -> T:
         if stop.code in (0, None):
             raise
     lines = [line.strip("│╭╰─╮╯ ") for line in complaint.getvalue().splitlines()]
-    text = " ".join(line for line in lines[1:] if line)  # the first is the box's title
+    # The first is the box's title; its rules are dashes where stdout is not "utf-8".
+    text = " ".join(line for line in lines[1:] if line.strip("-"))
     for tail in (" Argument helptext", "For full helptext"):
         text = text.split(tail)[0]
     text = text.strip(" .")
@@ -99,7 +100,7 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
             raise InputError(f"after the name come key=value pairs, each once, as in 'focal,gamma=2'; got '{part}'")
         try:
             kwargs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             kwargs[key] = value
     return name, kwargs
 

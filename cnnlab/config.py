@@ -180,4 +180,5 @@ def conflicts(stored: dict, wanted: Config) -> list[str]:
     free = set(FREE_ON_RESUME)
     if stored.get("schedule") == "constant" and new["epochs"] >= stored.get("epochs", math.inf):
         free.add("epochs")
+    new |= dict.fromkeys(stored.keys() - new.keys())  # fields of another version of cnnlab
     return [f"{k}: {stored.get(k)} -> {v}" for k, v in new.items() if k not in free and stored.get(k) != v]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
 from cnnlab import metrics
 from cnnlab.checkpoint import Checkpoints
@@ -130,10 +129,8 @@ def fit(
       InputError: a step was not finite; its number is named, the last good checkpoint stays.
     """
     state, totals, history = progress.state, progress.totals, list(progress.history)
-    last = plan.steps_per_epoch * plan.epochs
-    number = int(state.step)
-    fresh = jax.tree.map(np.asarray, zero_totals(totals["loss"].dtype))
-    place_like = totals["loss"].sharding
+    number, last = int(state.step), plan.steps_per_epoch * plan.epochs
+    zeros, place = zero_totals(totals["loss"].dtype), totals["loss"].sharding
 
     def save(metric: float | None = None) -> None:
         checkpoints.save(number, {"state": state, "totals": totals}, metric=metric, extra={"history": history})
@@ -141,11 +138,11 @@ def fit(
     with stop_signals() as stop:
         batches = iter(items(number, last))
         while number < last:
-            epoch, into = divmod(number, plan.steps_per_epoch)
             started, first, waiting = time.monotonic(), number, deque()
-            what = f"epoch {epoch + 1}/{plan.epochs}"
-            with console.progress(what, plan.steps_per_epoch, "steps", done=into) as advance:
-                while number < (epoch + 1) * plan.steps_per_epoch:
+            epoch, done = divmod(number, plan.steps_per_epoch)
+            end = (epoch + 1) * plan.steps_per_epoch
+            with console.progress(f"epoch {epoch + 1}/{plan.epochs}", plan.steps_per_epoch, "steps", done) as advance:
+                while number < end:
                     state, totals = step(state, totals, next(batches))
                     number += 1
                     # Dispatch is asynchronous. Looking at the totals of a step a little back keeps the device busy,
@@ -153,34 +150,21 @@ def fit(
                     waiting.append(totals)
                     if len(waiting) > IN_FLIGHT:
                         seen = _finite(waiting.popleft(), plan, checkpoints)
-                        advance(1, f"loss {float(seen['loss']) / max(int(seen['count']), 1):.4f}")
-                    at_end = number == (epoch + 1) * plan.steps_per_epoch
-                    if not at_end and plan.save_every and number % plan.save_every == 0:
+                        advance(1, f"loss {float(seen['loss']) / int(seen['count']):.4f}")
+                    stopped_by = stop.signal  # read once: it may be set between two looks
+                    due = stopped_by or (plan.save_every and number % plan.save_every == 0)
+                    if due and number < end:
                         _finite(totals, plan, checkpoints)
                         save()
-                    if not at_end and stop.signal:
-                        _finite(totals, plan, checkpoints)
-                        if number not in checkpoints.steps():
-                            checkpoints.wait()
-                            if number not in checkpoints.steps():
-                                save()
-                        raise _stopped(stop.signal, number, last, checkpoints, plan)
+                        if stopped_by:
+                            raise _stopped(stopped_by, number, last, checkpoints, plan)
                 seen = _finite(totals, plan, checkpoints)
-            seconds = time.monotonic() - started
-            count, images = int(seen["count"]), int(seen["count"]) / plan.steps_per_epoch * (number - first)
-            row = {
-                "epoch": epoch + 1,
-                "step": number,
-                "train_loss": float(seen["loss"]) / count,
-                "train_accuracy": int(seen["correct"]) / count,
-                "images_per_second": images / seconds,
-                "seconds": seconds,
-            }
+            row = _row(seen, epoch, number, number - first, time.monotonic() - started, plan)
             if validate is not None:
                 result = validate(state)
                 row |= {f"validation_{k}": result[k] for k in ("loss", "accuracy", "nll", "brier", "ece")}
             history.append(row)
-            totals = jax.device_put(fresh, place_like)
+            totals = jax.device_put(zeros, place)
             save(row.get("validation_accuracy"))
             folder.add_metrics(row)
             console.say(_line(row, plan.epochs))
@@ -188,6 +172,19 @@ def fit(
                 raise _stopped(stop.signal, number, last, checkpoints, plan)
     checkpoints.wait()
     return Progress(state, totals, history)
+
+
+def _row(seen: Any, epoch: int, number: int, steps: int, seconds: float, plan: Plan) -> dict[str, Any]:
+    """An epoch's metrics; `steps` of it were taken by this process, in `seconds`."""
+    count = int(seen["count"])
+    return {
+        "epoch": epoch + 1,
+        "step": number,
+        "train_loss": float(seen["loss"]) / count,
+        "train_accuracy": int(seen["correct"]) / count,
+        "images_per_second": count / plan.steps_per_epoch * steps / seconds,
+        "seconds": seconds,
+    }
 
 
 def _finite(totals: Any, plan: Plan, checkpoints: Checkpoints) -> Any:

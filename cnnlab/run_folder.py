@@ -183,7 +183,10 @@ def _umask() -> int:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError("no JSON object")
+        return value
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:

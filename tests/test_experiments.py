@@ -25,7 +25,7 @@ def script(name, *args, cwd=ROOT, **env):
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     environment = {**inherited, "JAX_PLATFORMS": "cpu", **env}
     command = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=560)
 
 
 def one_line_error(done, status=2):
@@ -80,7 +80,9 @@ def test_a_finished_run_prints_its_summary_and_trains_nothing(run):
 
 def test_another_configuration_is_refused_by_name(run):
     path, small, _ = run
-    line = one_line_error(script("train", "--dataset", "tiny", *small, "--seed", 5, "--dropout", 0.1, "--workdir", path))
+    line = one_line_error(
+        script("train", "--dataset", "tiny", *small, "--seed", 5, "--dropout", 0.1, "--workdir", path)
+    )
     assert "seed: 0 -> 5" in line and "dropout: 0.0 -> 0.1" in line
 
 
@@ -162,6 +164,21 @@ def test_help_comes_before_jax(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "experiments", capture_output=True, text=True)
     assert "--learning-rate FLOAT" in done.stdout and "(default: 0.001)" in done.stdout
     assert done.stdout.strip().endswith("heavy: []")
+
+
+def test_shapes10_needs_a_cnn(shapes10_root, tmp_path):
+    """The quickstart passes 90 %; pixels alone (softmax regression) and an MLP fall well short on the same budget."""
+
+    def accuracy(*args):
+        path = tmp_path / args[1]
+        done = script("train", *args, "--workdir", path)
+        assert done.returncode == 0, done.stderr
+        return json.loads((path / "summary.json").read_text())["test"]["accuracy"]
+
+    cnn = accuracy("--model", "cnn")
+    assert cnn > 0.9
+    assert accuracy("--model", "mlp", "--hidden", "512", "512") <= cnn - 0.1
+    assert accuracy("--model", "softmax_regression") < 0.5
 
 
 def readme_commands():

@@ -75,6 +75,10 @@ def _grain(steps: range, read: Callable[[int], Any], workers: int) -> Iterator[A
 
     dataset = grain.MapDataset.range(steps.start, steps.stop).map(read)
     if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl flags, which only absl's own main parses
+            flags.FLAGS.mark_as_parsed()
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         yield from dataset.to_iter_dataset(options).mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)

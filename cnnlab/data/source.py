@@ -12,7 +12,6 @@ import io
 import logging
 import os
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,10 +267,17 @@ def _concatenate(parts: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray
 
 
 def _cached(key: str, compute) -> dict[str, np.ndarray]:
-    """Arrays from the cache, or computed and put there; a damaged file (zip has checksums) is computed again."""
+    """Arrays from the cache, or computed and put there; a damaged file is computed again.
+
+    The file starts with the SHA-256 of the rest: zip's own checksums leave headers out, and a flipped bit there made
+    other arrays, or errors of any kind.
+    """
     path = cache_folder() / f"{key[:24]}{key[64:]}.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as stored:
-        return dict(stored)
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(32) == hashlib.file_digest(file, "sha256").digest():
+            file.seek(32)
+            with np.load(file) as stored:
+                return dict(stored)
     arrays = compute()
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -280,6 +286,7 @@ def _cached(key: str, compute) -> dict[str, np.ndarray]:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(buffer.getbuffer()).digest())
                 file.write(buffer.getbuffer())
             os.replace(temporary, path)
         except OSError:

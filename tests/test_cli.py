@@ -1,0 +1,177 @@
+"""Flags, specifications, exit statuses; errors of the user are one line."""
+
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cnnlab import cli
+from cnnlab.config import Config
+from cnnlab.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Small:
+    """A small configuration."""
+
+    rate: float = 0.1
+    """A rate."""
+    sizes: tuple[int, ...] = (1, 2)
+    """Some sizes."""
+    name: str | None = None
+    """A name."""
+    fast: bool = False
+    """A switch."""
+    batch_size: int = 4
+    """Another number."""
+
+
+def test_parse():
+    assert cli.parse(Small, []) == Small()
+    args = ["--rate", "1e-3", "--sizes", "4", "5", "6", "--name", "a", "--fast", "--batch-size", "8"]
+    assert cli.parse(Small, args) == Small(1e-3, (4, 5, 6), "a", True, 8)
+    assert cli.parse(Small, ["--batch_size", "8"]) == Small(batch_size=8)
+    config = cli.parse(Config, ["--seed", "3", "--widths", "8", "16", "--no-nesterov"])
+    assert config == Config(seed=3, widths=(8, 16), nesterov=False)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--rat", "1"], ["--rat"]),
+        (["--no-such-thing", "1"], ["--no-such-thing"]),
+        (["--rate", "fast"], ["--rate", "fast"]),
+        (["--rate"], ["--rate"]),
+        (["--sizes", "1", "x"], ["--sizes", "x"]),
+        (["--batch-size", "1.5"], ["--batch-size", "1.5"]),
+        (["stray"], ["stray"]),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])  # tyro draws its boxes accordingly
+def test_a_bad_flag_is_one_line(args, words, encoding, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    with pytest.raises(InputError) as caught:
+        cli.parse(Small, args)
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith("; --help lists the flags")
+    assert all(word in message for word in words)
+    assert not set("│╭╰─╮╯") & set(message) and "---" not in message
+    assert capsys.readouterr().err == ""
+
+
+def test_help_says_what_there_is(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(Small, ["--help"])
+    assert stop.value.code in (0, None)
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("--rate", "A rate.", "--batch-size", "(default: 4)"))
+
+
+def test_a_bad_value_of_the_configuration_is_an_input_error():
+    with pytest.raises(InputError, match=r"^--learning-rate must be positive and finite, got -1\.0$"):
+        cli.parse(Config, ["--learning-rate", "-1"])
+    with pytest.raises(InputError, match="did you mean 'adam'"):
+        cli.parse(Config, ["--optimizer", "adamm"])
+
+
+def raises(error):
+    def body(config):
+        raise error
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("body", "args", "status", "message"),
+    [
+        (raises(InputError("two\n  lines")), [], 2, "error: two lines\n"),
+        (raises(cli.Stopped("saved at step 7", cli.EXIT_PREEMPTED)), [], 75, "saved at step 7\n"),
+        (raises(cli.Stopped("saved", cli.EXIT_INTERRUPTED)), [], 130, "saved\n"),
+        (raises(KeyboardInterrupt()), [], 130, "interrupted\n"),
+        (print, ["--rate", "x"], 2, None),
+    ],
+)
+def test_exit_statuses(body, args, status, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(body, Small, args)
+    assert stop.value.code == status
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    if message is None:
+        assert err.startswith("error: ") and "--rate" in err
+    else:
+        assert err == message
+
+
+def test_main_passes_the_configuration_on_and_returns():
+    seen = []
+    assert cli.main(seen.append, Small, ["--rate", "2"]) is None
+    assert seen == [Small(rate=2.0)]
+
+
+def test_a_defect_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        cli.main(raises(ZeroDivisionError()), Small, [])
+
+
+SCRIPT = """
+import sys
+from cnnlab import cli
+from test_cli import Small
+def body(config):
+    for _ in range(100_000):
+        print("x" * 100)
+cli.main(body, Small, [])
+"""
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout.readline() == b"x" * 100 + b"\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "kwargs"),
+    [
+        ("cross_entropy", "cross_entropy", {}),
+        (" focal , gamma=2 ", "focal", {"gamma": 2}),
+        ("focal,gamma=2.5,kind=soft", "focal", {"gamma": 2.5, "kind": "soft"}),
+        ("my.module.loss,a=1e-3,b=-1,c=True,d=None", "my.module.loss", {"a": 1e-3, "b": -1, "c": True, "d": None}),
+        ("ldam,class_counts=[10,20],m=0.5", "ldam", {"class_counts": [10, 20], "m": 0.5}),
+        ("f,a=(1,(2,3)),b=1", "f", {"a": (1, (2, 3)), "b": 1}),
+        ("f,a=x=y", "f", {"a": "x=y"}),
+        ("f,a='quoted'", "f", {"a": "quoted"}),
+    ],
+)
+def test_parse_spec(text, name, kwargs):
+    got = cli.parse_spec(text)
+    assert got == (name, kwargs)
+    assert {k: type(v) for k, v in got[1].items()} == {k: type(v) for k, v in kwargs.items()}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "  ", ",a=1", "f,2", "f,a", "f,a=", "f,=2", "f,1a=2", "f,a b=2", "f,,a=1", "f,", "f,a=1,a=2"]
+)
+def test_parse_spec_errors(text):
+    with pytest.raises(InputError, match="as in 'focal,gamma=2'; got "):
+        cli.parse_spec(text)
+
+
+def test_the_command_line_brings_no_jax():
+    code = "import sys, cnnlab.cli, cnnlab.config; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "cnnlab" in found
+    for heavy in ("jax", "jaxlib", "flax", "numpy", "tyro", "matplotlib", "tensorflow"):
+        assert f"'{heavy}'" not in found

@@ -1,0 +1,122 @@
+"""Schedules at hand points, and two steps of every optimizer against float64."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnnlab import optim
+
+EPS = 2.0**-23  # one ulp of float32, relative
+
+
+@pytest.fixture(autouse=True)
+def optax_promotes():
+    """optax itself divides integer step counts by floats, in its cosine and in Adam's bias correction."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "points"),
+    [
+        ("constant", 0, {0: 0.5, 1: 0.5, 99: 0.5, 100: 0.5}),
+        ("constant", 10, {0: 0.0, 1: 0.05, 5: 0.25, 9: 0.45, 10: 0.5, 100: 0.5}),
+        (
+            "cosine",
+            0,
+            {0: 0.5, 50: 0.25, 25: 0.25 * (1 + math.sqrt(0.5)), 99: 0.25 * (1 - math.cos(math.pi / 100)), 100: 0},
+        ),
+        ("cosine", 20, {0: 0, 10: 0.25, 19: 0.475, 20: 0.5, 60: 0.25, 80: 0.25 * (1 - math.sqrt(0.5)), 100: 0, 120: 0}),
+        ("cosine", 100, {0: 0.0, 50: 0.25, 99: 0.495}),
+    ],
+)
+def test_schedule(name, warmup, points):
+    rate = optim.schedule(name, 0.5, total_steps=100, warmup_steps=warmup)
+    for step, wanted in points.items():
+        # optax computes cosines in float32 from a rounded angle: a few ulp of the peak
+        assert float(rate(jnp.int32(step))) == pytest.approx(wanted, abs=4 * EPS), step
+
+
+PARAMS = {"kernel": [[1.0, -2.0], [3.0, 0.5]], "bias": [0.25, -1.0]}
+GRADIENTS = [
+    {"kernel": [[0.1, -0.4], [2.0, 0.0]], "bias": [1.0, -0.3]},
+    {"kernel": [[-0.2, -0.1], [0.5, 3.0]], "bias": [0.01, 4.0]},
+    {"kernel": [[1.0, 1.0], [-1.0, 0.2]], "bias": [-0.5, 0.0]},
+]
+
+
+def as_arrays(tree, dtype):
+    return {name: np.asarray(value, dtype) for name, value in tree.items()}
+
+
+def reference(name, rate, momentum=0.9, nesterov=True, weight_decay=0.0, clip_norm=None):
+    """The textbook's update in float64, decay on kernels only; adamw's is decoupled and scaled by the rate."""
+    params = as_arrays(PARAMS, np.float64)
+    first, second = ({k: np.zeros_like(v) for k, v in params.items()} for _ in range(2))
+    for step, gradient in enumerate(GRADIENTS, 1):
+        gradient = as_arrays(gradient, np.float64)
+        norm = math.sqrt(sum((g**2).sum() for g in gradient.values()))
+        for k, p in params.items():
+            g = gradient[k] * (1 if clip_norm is None else min(1, clip_norm / norm))
+            decay = weight_decay * p if k == "kernel" else 0
+            if name != "adamw":
+                g = g + decay
+            if name == "sgd":
+                first[k] = momentum * first[k] + g
+                params[k] = p - rate * (g + momentum * first[k] if nesterov else first[k])
+                continue
+            first[k] = 0.9 * first[k] + 0.1 * g
+            second[k] = 0.999 * second[k] + 0.001 * g**2
+            update = (first[k] / (1 - 0.9**step)) / (np.sqrt(second[k] / (1 - 0.999**step)) + 1e-8)
+            params[k] = p - rate * (update + (decay if name == "adamw" else 0))
+    return params
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("adam", {}),
+        ("adamw", {}),
+        ("sgd", {"momentum": 0.0}),
+        ("sgd", {"momentum": 0.0, "nesterov": False}),
+        ("sgd", {"momentum": 0.9, "nesterov": False}),
+        ("sgd", {"momentum": 0.9, "nesterov": True}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(f"{k}={v}" for k, v in value.items()) or "plain",
+)
+def test_three_steps(name, options, weight_decay, clip_norm):
+    options = options | {"weight_decay": weight_decay, "clip_norm": clip_norm}
+    wanted = reference(name, 0.1, **options)
+    tx, params = optim.optimizer(name, 0.1, **options), jax.tree.map(jnp.asarray, as_arrays(PARAMS, np.float32))
+    state, update = tx.init(params), jax.jit(tx.update)
+    for gradient in GRADIENTS:
+        updates, state = update(as_arrays(gradient, np.float32), state, params)
+        params = {k: params[k] + updates[k] for k in params}
+    for k in params:
+        # three updates of at most 1 in total size, each rounded about ten times; Adam's 1 - 0.999**t is float32 and
+        # loses ten bits to cancellation (2**-23 / 0.001 of it, halved by the root)
+        lost = 500 * EPS * 0.3 if name.startswith("adam") else 0
+        np.testing.assert_allclose(params[k], wanted[k], rtol=0, atol=16 * EPS + lost)
+
+
+def test_a_schedule_as_rate_starts_at_step_zero():
+    tx = optim.optimizer("sgd", optim.schedule("constant", 1.0, 10, warmup_steps=2), momentum=0.0)
+    params = {"bias": jnp.zeros(1)}
+    state, moved = tx.init(params), []
+    for _ in range(4):
+        updates, state = tx.update({"bias": jnp.ones(1)}, state, params)
+        moved.append(float(updates["bias"][0]))
+    assert moved == [0.0, -0.5, -1.0, -1.0]
+
+
+def test_clipping_leaves_short_gradients_alone():
+    tx = optim.optimizer("sgd", 1.0, momentum=0.0, clip_norm=5.0)
+    params = {"bias": jnp.zeros(2)}
+    for gradient, wanted in (([3.0, 4.0], [-3.0, -4.0]), ([30.0, 40.0], [-3.0, -4.0]), ([0.0, 0.0], [0.0, 0.0])):
+        updates, _ = tx.update({"bias": jnp.array(gradient)}, tx.init(params), params)
+        np.testing.assert_allclose(updates["bias"], wanted, rtol=2 * EPS)
