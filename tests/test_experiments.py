@@ -102,9 +102,9 @@ def test_predict_takes_images_of_any_size_and_mode(run, tmp_path):
     deep = Image.fromarray(rng.integers(0, 65536, (16, 16), np.uint16))
     files = []
     for name, picture in {
-        "a.jpg": colours, "b.png": colours.convert("L"), "c.png": colours.convert("P"), "d.png": colours.convert("RGBA"),
-        "e.png": colours.convert("1"), "f.png": colours.convert("LA"), "g.png": deep, "h.jpg": colours.convert("CMYK"),
-        "i.png": colours.resize((1, 3)),
+        "a.jpg": colours, "b.png": colours.convert("L"), "c.png": colours.convert("P"),
+        "d.png": colours.convert("RGBA"), "e.png": colours.convert("1"), "f.png": colours.convert("LA"),
+        "g.png": deep, "h.jpg": colours.convert("CMYK"), "i.png": colours.resize((1, 3)),
     }.items():  # fmt: skip
         picture.save(tmp_path / name)
         files.append(tmp_path / name)
