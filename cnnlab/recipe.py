@@ -265,6 +265,11 @@ def initial_state(model: Any, tx: Any, key: jax.Array, image_shape: tuple[int, .
         variables = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))
     except (ValueError, ZeroDivisionError) as error:
         raise InputError(f"the model does not fit images of {image_shape}: {str(error).splitlines()[0]}") from error
+    # Newer JAX initialises a layer on nothing without a word; the network would not see the images.
+    if not all(leaf.size for leaf in jax.tree.leaves(variables)):
+        raise InputError(
+            f"the model does not fit images of {image_shape}: pooling leaves no pixel; take fewer --widths"
+        )
     return train.create_state(variables, tx)
 
 

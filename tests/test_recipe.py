@@ -1,0 +1,155 @@
+"""From a configuration to the pieces of a run, and one-line errors for what cannot be."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from run_worker import drawn
+
+from cnnlab import models, recipe
+from cnnlab.config import Config
+from cnnlab.console import Console
+from cnnlab.data import order, source
+from cnnlab.errors import InputError
+
+TINY = Config(
+    dataset="tiny", model="mlp", hidden=(4,), optimizer="sgd", schedule="constant", batch_size=16, devices=1
+)  # fmt: skip
+
+
+def failure(call, *args) -> str:
+    with pytest.raises(InputError) as error:
+        call(*args)
+    assert len(str(error.value).splitlines()) == 1, error.value
+    return str(error.value)
+
+
+@pytest.fixture
+def own_losses(tmp_path, monkeypatch):
+    """A module in the current directory, which is not on sys.path."""
+    (tmp_path / "own_losses_here.py").write_text(
+        "import jax.numpy as jnp\n"
+        "def scaled(logits, labels, factor=2.0):\n"
+        "    return factor * jnp.sum(logits * 0 + 1, -1)\n"
+        "def scalar(logits, labels):\n"
+        "    return jnp.mean(logits)\n"
+        "def wrong(logits, labels):\n"
+        "    return logits @ logits\n"
+        "number = 3\n"
+    )
+    (tmp_path / "broken_losses_here.py").write_text("import surely_not_installed\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))  # restores sys.path afterwards
+    return tmp_path
+
+
+def test_losses_by_name_and_by_path(own_losses):
+    logits = jnp.zeros((2, 10), jnp.float32)
+    loss = recipe.loss_from_spec("cross_entropy")
+    np.testing.assert_allclose(loss(logits, jnp.array([0, 1])), np.log(10), rtol=1e-6)
+    np.testing.assert_allclose(recipe.loss_from_spec("own_losses_here.scaled")(logits, jnp.array([0, 1])), 20)
+    loss = recipe.loss_from_spec("own_losses_here.scaled,factor=0.5")
+    np.testing.assert_allclose(loss(logits, jnp.array([0, 1])), 5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("cross_entrpy", ["unknown loss", "did you mean 'cross_entropy'", "mean_squared_error"]),
+        ("", ["starts with a name"]),
+        ("cross_entropy,gama=2", ["cross_entropy", "gama", "hyperparameters"]),
+        ("cross_entropy,gamma", ["key=value"]),
+        ("own_losses_here.scaled,facto=2", ["facto", "hyperparameters: factor"]),
+        ("own_losses_here.scale", ["did you mean 'scaled'"]),
+        ("own_losses_here.number", ["unknown loss in own_losses_here"]),
+        ("own_losses_here.scalar", ["one value per example", "own_losses_here.scalar"]),
+        ("own_losses_here.wrong", ["fails on logits float32[2, 10] and labels int32[2]"]),
+        ("no_such_module_here.loss", ["no module 'no_such_module_here'"]),
+        ("broken_losses_here.loss", ["no module 'surely_not_installed'"]),
+        ("_labels.check", ["no module '_labels'"]),
+        ("check", ["unknown loss"]),
+    ],
+)
+def test_losses_that_cannot_be(own_losses, spec, words):
+    message = failure(recipe.loss_from_spec, spec)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("flip", "dataset", "channels", "mirrored"),
+    [
+        ("auto", "cifar10", 3, True),
+        ("auto", "shapes10", 3, True),
+        ("auto", "mnist", 1, False),
+        ("auto", "svhn_cropped", 3, False),
+        ("auto", "flowers", 1, False),
+        ("on", "mnist", 1, True),
+        ("off", "cifar10", 3, False),
+    ],
+)
+def test_flips(flip, dataset, channels, mirrored):
+    assert recipe.flips(Config(flip=flip, dataset=dataset), channels) is mirrored
+
+
+def test_prepare_normalises_and_mixes_labels():
+    images, labels = drawn(8, 3, (4, 4, 3), seed=0)
+    mean, std = np.array([10.0, 20.0, 30.0]), np.array([2.0, 4.0, 8.0])
+    part = {"image": images, "label": labels}
+    plain = recipe.prepare_fn(Config(flip="off"), mean, std, 3)
+    found, same = plain(jax.random.key(0), part, None)
+    np.testing.assert_allclose(found, (images - mean) / std, rtol=1e-5)
+    assert found.dtype == jnp.float32 and same is labels
+    mixed, targets = recipe.prepare_fn(Config(flip="off", mixup=1.0), mean, std, 3)(jax.random.key(0), part, None)
+    assert targets.shape == (8, 3) and targets.dtype == jnp.float32
+    np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(mixed.mean(0), found.mean(0), rtol=1e-3, atol=1e-3)  # a permutation keeps the mean
+    for change in ({"flip": "on"}, {"crop": 2}, {"cutout": 2}):
+        changed, _ = recipe.prepare_fn(Config(**{"flip": "off"} | change), mean, std, 3)(jax.random.key(0), part, None)
+        assert changed.shape == found.shape and (changed != found).any(), change
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp", "softmax_regression"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_models_keep_float32_parameters_and_logits(name, dtype):
+    config = Config(model=name, widths=(2,), hidden=(3,), batch_norm=True, compute_dtype=dtype)
+    model = recipe.build_model(config, 5)
+    x = jnp.zeros((2, 4, 4, 3), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):  # flax's batch norm subtracts a float32 mean from bfloat16
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x))
+        logits = jax.eval_shape(lambda variables: model.apply(variables, x), shapes)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    assert (logits.shape, logits.dtype) == ((2, 5), jnp.float32)
+    assert model.dtype == (jnp.bfloat16 if dtype == "bfloat16" else None) == models.model_dtype(dtype)
+
+
+def test_facts_and_parts(tfds_root):
+    config = dataclasses.replace(TINY, data_dir=str(tfds_root), validation=0.1)
+    experiment = recipe.build(config, Console("off"))
+    facts = experiment.facts
+    assert facts["counts"] == {"train": 180, "validation": 20, "test": 50}
+    assert facts["class_names"] == ["class 0", "class 1", "class 2"] and facts["image_shape"] == [8, 8, 3]
+    images, summary = source.decoded(source.open_dataset("tiny", str(tfds_root)).train)
+    own, held_out = order.split(summary.labels, 0.1, 0)
+    np.testing.assert_allclose(facts["mean"], images[own].mean((0, 1, 2), dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(facts["std"], images[own].std((0, 1, 2), dtype=np.float64), rtol=1e-12)
+    assert (experiment.steps_per_epoch, experiment.feed, experiment.layout.mode) == (11, "resident", "jit")
+    assert facts["digest"] == summary.digest()
+    seen = np.concatenate(list(experiment.items(0, 11)))
+    assert len(set(seen.tolist())) == 176 and not set(seen.tolist()) & set(held_out.tolist())
+    first = jax.device_get(experiment.state)
+    for seed, same in ((0, True), (1, False)):
+        other = jax.device_get(recipe.build(dataclasses.replace(config, seed=seed), Console("off")).state)
+        kernels = [state.params["Dense_0"]["kernel"] for state in (first, other)]
+        assert np.array_equal(*kernels) is same
+
+
+def test_what_cannot_be_built(tfds_root):
+    change = lambda **fields: dataclasses.replace(TINY, data_dir=str(tfds_root), **fields)
+    build = lambda **fields: failure(recipe.build, change(**fields), Console("off"))
+    assert "--batch-size 190 is larger than the 180 training images" in build(batch_size=190)
+    assert "did you mean 'tiny'" in build(dataset="tinyy")
+    assert "does not fit images of (8, 8, 3)" in build(model="cnn", widths=(2, 2, 2, 2))
+    assert "does not divide" in build(devices=3)
+    assert "unknown loss" in build(loss="nothing")

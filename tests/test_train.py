@@ -1,0 +1,159 @@
+"""One golden step against float64 numpy, and what a step must keep: totals, the first bad step, the key."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from run_worker import drawn, lenient
+
+from cnnlab import losses, optim, recipe, train
+from cnnlab.config import Config
+
+CLASSES, BATCH, RATE = 4, 6, 0.1
+IMAGES, LABELS = drawn(BATCH, CLASSES, (3, 3, 2), seed=0)
+MEAN, STD = np.array([100.0, 90.0]), np.array([50.0, 60.0])
+PART = {"image": IMAGES, "label": LABELS}
+CONFIG = Config(model="softmax_regression", flip="off")
+
+
+def build(config=CONFIG, loss_fn=losses.cross_entropy, tx=None):
+    """The compiled step and a state with known parameters."""
+    model = recipe.build_model(config, CLASSES)
+    tx = tx or optim.optimizer("sgd", RATE, momentum=0.0)
+    step = functools.partial(
+        train.train_step,
+        apply_fn=recipe.apply_for_training(model),
+        loss_fn=loss_fn,
+        tx=tx,
+        prepare=recipe.prepare_fn(config, MEAN, STD, CLASSES),
+    )
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 3, 3, 2), jnp.float32))
+    return jax.jit(step), train.create_state(variables, tx)
+
+
+def reference(kernel, bias):
+    """Softmax regression by hand, float64: probabilities, mean loss, hits, parameters after one step."""
+    x = ((IMAGES.astype(np.float64) - MEAN) / STD).reshape(BATCH, -1)
+    logits = x @ kernel + bias
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    loss = -np.log(p[np.arange(BATCH), LABELS]).mean()
+    error = (p - np.eye(CLASSES)[LABELS]) / BATCH
+    hits = int((logits.argmax(1) == LABELS).sum())
+    return loss, hits, kernel - RATE * x.T @ error, bias - RATE * error.sum(0)
+
+
+def weights(state):
+    dense = state.params["Dense_0"]
+    return np.asarray(dense["kernel"], np.float64), np.asarray(dense["bias"], np.float64)
+
+
+def test_two_golden_steps():
+    step, state = build()
+    kernel, bias = weights(state)
+    totals, loss_sum, hit_sum = train.zero_totals(), 0.0, 0
+    for number in (1, 2):
+        loss, hits, kernel, bias = reference(kernel, bias)
+        loss_sum, hit_sum = loss_sum + loss * BATCH, hit_sum + hits
+        state, totals = step(state, totals, PART, jax.random.key(0))
+        np.testing.assert_allclose(weights(state)[0], kernel, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(weights(state)[1], bias, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(totals["loss"], loss_sum, rtol=1e-5)
+        assert (int(state.step), int(totals["count"]), int(totals["correct"])) == (number, number * BATCH, hit_sum)
+        assert int(totals["bad_step"]) == train.NEVER
+
+
+def test_state_keeps_its_shapes_and_may_be_donated():
+    config = Config(widths=(2,), hidden=(3,), batch_norm=True, dropout=0.5)
+    step, state = build(config, tx=lenient(optim.optimizer("adam", 1e-3)))
+    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    kept = jax.tree.map(np.array, state)
+    wanted, _ = step(state, train.zero_totals(), PART, jax.random.key(0))
+    assert describe(wanted) == describe(state)
+    donated = jax.jit(step, donate_argnums=0)
+    found, _ = donated(jax.tree.map(jnp.asarray, kept), train.zero_totals(), PART, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    before, after = kept.batch_stats, wanted.batch_stats
+    assert all((a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+
+
+def test_the_first_step_that_is_not_finite_is_kept():
+    nan = lambda logits, labels: losses.cross_entropy(logits, labels).at[0].set(jnp.nan)
+    good, state = build()
+    bad, _ = build(loss_fn=nan)
+    totals, key = train.zero_totals(), jax.random.key(0)
+    state, totals = good(state, totals, PART, key)
+    assert int(totals["bad_step"]) == train.NEVER
+    state, totals = bad(state, totals, PART, key)
+    assert int(totals["bad_step"]) == 1
+    state, totals = good(state, totals, PART, key)  # its parameters are NaN by now
+    assert (int(state.step), int(totals["bad_step"])) == (3, 1)
+
+
+def test_parameters_that_overflow_under_a_finite_loss_are_seen():
+    explode = optax.GradientTransformation(
+        lambda params: (),
+        lambda grads, state, params=None: (jax.tree.map(lambda g: g * jnp.float32(jnp.inf), grads), state),
+    )
+    step, state = build(tx=explode)
+    _, totals = step(state, train.zero_totals(), PART, jax.random.key(0))
+    assert np.isfinite(totals["loss"]) and int(totals["bad_step"]) == 0
+
+
+def test_the_step_is_folded_into_the_key():
+    config = Config(model="mlp", hidden=(32,), dropout=0.5, flip="off")
+    step, state = build(config)
+    first = lambda state, key: np.asarray(step(state, train.zero_totals(), PART, key)[1]["loss"])
+    at = lambda number: state.replace(step=jnp.int32(number))
+    assert first(at(3), jax.random.key(0)) == first(at(3), jax.random.key(0))
+    draws = {float(first(at(number), jax.random.key(seed))) for number in range(3) for seed in range(2)}
+    assert len(draws) == 6
+
+
+def test_augmentation_and_dropout_draw_from_different_keys():
+    config = Config(model="mlp", hidden=(4,), flip="off")
+    seen = []
+
+    def prepare(key, part, axis_name):
+        seen.append(key)
+        return recipe.prepare_fn(config, MEAN, STD, CLASSES)(key, part, axis_name)
+
+    model = recipe.build_model(config, CLASSES)
+    inner = recipe.apply_for_training(model)
+
+    def apply_fn(params, batch_stats, images, key, axis_name):
+        seen.append(key)
+        return inner(params, batch_stats, images, key, axis_name)
+
+    tx = optim.optimizer("sgd", RATE)
+    _, state = build(config, tx=tx)
+    train.train_step(
+        state, train.zero_totals(), PART, jax.random.key(0),
+        apply_fn=apply_fn, loss_fn=losses.cross_entropy, tx=tx, prepare=prepare,
+    )  # fmt: skip
+    words = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in seen}
+    assert len(seen) == len(words) == 2
+
+
+@pytest.mark.parametrize("filler", [0, 255])
+def test_padding_does_not_count_in_evaluation(filler):
+    _, state = build()
+    apply_fn = recipe.apply_for_evaluation(recipe.build_model(CONFIG, CLASSES), MEAN, STD)
+    step = jax.jit(functools.partial(train.eval_step, apply_fn=apply_fn, loss_fn=losses.cross_entropy))
+    images, labels = IMAGES.copy(), LABELS.copy()
+    images[4:], labels[4:] = filler, 1
+    padded = {"image": images, "label": labels, "mask": np.arange(BATCH) < 4}
+    whole = {"image": IMAGES[:4], "label": LABELS[:4], "mask": np.ones(4, bool)}
+    found, wanted = (step(state.params, state.batch_stats, part) for part in (padded, whole))
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-6, err_msg=name)
+    x = ((IMAGES[:4].astype(np.float64) - MEAN) / STD).reshape(4, -1)
+    logits = x @ weights(state)[0] + weights(state)[1]
+    logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    np.testing.assert_allclose(found["loss"], -logp[np.arange(4), LABELS[:4]].sum(), rtol=1e-5)
+    confusion = np.zeros((CLASSES, CLASSES), int)
+    np.add.at(confusion, (LABELS[:4], logits.argmax(1)), 1)
+    np.testing.assert_array_equal(found["confusion"], confusion)
