@@ -42,6 +42,7 @@ from cnnlab.errors import CheckpointError, InputError
 
 _TMP, _TODELETE, _REJECTED = ".orbax-checkpoint-tmp", "todelete", "rejected"
 _log = logging.getLogger(__name__)
+_log.addHandler(logging.NullHandler())  # who calls restore says what was rejected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,8 +286,7 @@ class Checkpoints:
         files = sorted(str(path.relative_to(tmp)) for path in (tmp / "state").rglob("*") if path.is_file())
         body = self._about | {"files": digest.file_digests(tmp, files)}
         (tmp / digest.ABOUT).write_text(json.dumps({"sha256": digest.seal(body), "body": body}))
-        # Orbax syncs the array data, but neither its small files nor the folders.
-        for path in [tmp, *tmp.rglob("*")]:
+        for path in [tmp, *tmp.rglob("*")]:  # Orbax syncs the array data, but neither its small files nor the folders
             _fsync(path)
 
 

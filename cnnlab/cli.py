@@ -72,6 +72,10 @@ def main(body: Callable[[T], Any], config_class: type[T], args: list[str] | None
     except BrokenPipeError:  # the reader of our output went away (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            _exit(f"error: out of memory ({' '.join(str(error).split())[:160]}); ask for less", EXIT_INPUT)
+        raise
 
 
 def _exit(message: str, status: int) -> None:

@@ -79,7 +79,7 @@ class Config:
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from zero."""
     weight_decay: float = 0.0
-    """Decoupled for adamw, added to the gradient for sgd; on kernels only."""
+    """Decoupled for adamw, added to the gradient for adam and sgd; on kernels only."""
     momentum: float = 0.9
     """Momentum of sgd, in [0, 1)."""
     nesterov: bool = True
@@ -143,6 +143,9 @@ class Config:
         _require(self, "widths", bool(self.widths) or self.model != "cnn", "must name at least one convolution")
         _require(self, "seed", self.seed < 2**32, "must be below 2**32")
         _require(self, "warmup_epochs", self.warmup_epochs <= self.epochs, f"must be at most epochs ({self.epochs})")
+        plain = self.model == "softmax_regression"
+        _require(self, "batch_norm", not (plain and self.batch_norm), "has no layer to act on in softmax_regression")
+        _require(self, "dropout", not (plain and self.dropout), "has no layer to act on in softmax_regression")
         _require(self, "test_on", self.test_on == "last" or self.validation > 0, "best needs validation above 0")
 
     def to_json(self) -> dict:
@@ -162,7 +165,10 @@ class Config:
                 f"the stored configuration does not fit this version of cnnlab: {sorted(set(values) ^ fields)} differ"
             )
         typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**typed)
+        try:
+            return cls(**typed)
+        except TypeError as error:
+            raise InputError(f"the stored configuration is damaged: {error}") from error
 
 
 def _require(config: Config, field: str, holds: bool, wanted: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +16,14 @@ class Console:
     """Progress and messages on stdout. `mode` is auto, bar, lines or off (messages only)."""
 
     def __init__(self, mode: str = "auto"):
-        self.mode = ("bar" if sys.stdout.isatty() else "lines") if mode == "auto" else mode
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        self.mode = ("bar" if terminal else "lines") if mode == "auto" else mode
         self._bar: Any = None
 
     def say(self, text: str) -> None:
         """A line that stays."""
         if self._bar is None:
-            print(text, flush=True)
+            _print(text)
         else:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -46,7 +48,7 @@ class Console:
             state[0] += n
             if self.mode == "lines" and time.monotonic() - state[1] >= LINE_EVERY:
                 state[1] = time.monotonic()
-                print(f"{what}: {state[0]}{of} {unit} {note}".rstrip(), flush=True)
+                _print(f"{what}: {state[0]}{of} {unit} {note}".rstrip())
 
         yield advance
 
@@ -60,3 +62,13 @@ class Console:
                     advance()
 
         return over
+
+
+def _print(text: str) -> None:
+    """Print; a reader that went away (`| head`) or a full disk must not end hours of training."""
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:
+        print(text.encode("ascii", "backslashreplace").decode(), flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)

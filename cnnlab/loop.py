@@ -168,7 +168,7 @@ def fit(
             save(row.get("validation_accuracy"))
             folder.add_metrics(row)
             console.say(_line(row, plan.epochs))
-            if stop.signal and number < last:
+            if stop.signal and number < last:  # with the last step taken, the test is all that is left
                 raise _stopped(stop.signal, number, last, checkpoints, plan)
     checkpoints.wait()
     return Progress(state, totals, history)
@@ -196,10 +196,11 @@ def _finite(totals: Any, plan: Plan, checkpoints: Checkpoints) -> Any:
     checkpoints.wait()
     stored = checkpoints.steps()
     good = f"the checkpoint of step {stored[-1]} is good" if stored else "no checkpoint had been written yet"
+    where = ", in another --workdir" if stored else ""
     epoch = bad // plan.steps_per_epoch + 1
     raise InputError(
         f"the loss or the parameters are not finite after step {bad + 1} (epoch {epoch}); {good}. "
-        "Try a lower --learning-rate, --warmup-epochs or --clip-norm, in another --workdir"
+        f"Try a lower --learning-rate, --warmup-epochs or --clip-norm{where}"
     )
 
 

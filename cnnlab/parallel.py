@@ -107,7 +107,11 @@ def layout(mode: str, devices: int | None, batch_size: int) -> Layout:
     Raises:
       InputError: more devices than there are, or a number that does not divide the batch.
     """
-    available = jax.devices()
+    try:
+        available = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        reason = next(iter(str(error).splitlines()), "the platform that JAX_PLATFORMS names is not there")
+        raise InputError(f"JAX finds no device: {reason}") from error
     if devices is None:
         limit = 1 if mode == "jit" else len(available)
         devices = max(n for n in range(1, limit + 1) if batch_size % n == 0)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import inspect
-import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,67 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnlab import augment, checkpoint, loop, losses, models, optim, parallel, run_folder, train
-from cnnlab.cli import parse_spec
+from cnnlab import augment, checkpoint, loop, models, optim, parallel, run_folder, train
 from cnnlab.config import CHOICES, Config
 from cnnlab.console import Console
 from cnnlab.data import feed as feeds
 from cnnlab.data import order, source
 from cnnlab.errors import InputError, unknown
+from cnnlab.losses.spec import loss_from_spec
 
-# Colour images whose mirror image is another class, or none: digits and letters.
-NO_MIRROR = ("svhn", "mnist", "digit", "letter", "omniglot", "stop", "sign", "text")
-
-
-def loss_from_spec(spec: str, num_classes: int = 10) -> Callable[[Any, Any], jax.Array]:
-    """The loss that `name,key=value,...` means: one of cnnlab.losses, or an own one by its dotted path.
-
-    Args:
-      spec: as on the command line; own modules are also found from the current directory.
-      num_classes: for trying it once, on shapes only.
-
-    Returns:
-      (logits float32[B, K], labels) -> float32[B].
-
-    Raises:
-      InputError: an unknown name or hyperparameter, or a function that does not keep a loss's contract.
-    """
-    name, kwargs = parse_spec(spec)
-    function = _own_loss(name) if "." in name else getattr(losses, name, None) if name in losses.__all__ else None
-    if function is None:
-        raise unknown("loss", name, losses.__all__)
-    try:
-        inspect.signature(function).bind(None, None, **kwargs)
-    except TypeError as error:
-        takes = [p for p in list(inspect.signature(function).parameters)[2:]] or ["none"]
-        raise InputError(f"loss {name}: {error}; its hyperparameters: {', '.join(takes)}") from error
-    loss = functools.partial(function, **kwargs)
-    shapes = jax.ShapeDtypeStruct((2, num_classes), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
-    try:
-        result = jax.eval_shape(loss, *shapes)
-    except (ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"loss '{spec}' fails on logits float32[2, {num_classes}] and labels int32[2]: {reason}"
-        ) from error
-    if getattr(result, "shape", None) != (2,):
-        raise InputError(f"loss '{spec}' must return one value per example, float32[2] for two; got {result}")
-    return loss
-
-
-def _own_loss(path: str) -> Callable:
-    module_name, _, name = path.rpartition(".")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"loss '{path}': no module '{error.name}', here or installed") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise unknown(f"loss in {module_name}", name, known)
-    return function
+# Colour images whose mirror image is another class, or none: digits and letters (by the start of the name).
+NO_MIRROR = ("svhn", "mnist", "colored_mnist", "omniglot", "cmaterdb")
 
 
 def build_model(config: Config, num_classes: int) -> Any:
@@ -140,7 +85,7 @@ def flips(config: Config, channels: int) -> bool:
     """Whether training images are mirrored: as asked, or for colour images that are not digits or letters."""
     if config.flip != "auto":
         return config.flip == "on"
-    return channels == 3 and not any(word in config.dataset for word in NO_MIRROR)
+    return channels == 3 and not config.dataset.startswith(NO_MIRROR)
 
 
 def prepare_fn(config: Config, mean: np.ndarray, std: np.ndarray, num_classes: int) -> Callable:
@@ -202,7 +147,12 @@ def build(config: Config, console: Console) -> Experiment:
     """
     layout = parallel.layout(config.parallel, config.devices, config.batch_size)
     dataset = source.open_dataset(config.dataset, config.data_dir, config.image_size)
-    loss_fn = loss_from_spec(config.loss, dataset.num_classes)
+    loss_fn = loss_from_spec(config.loss, dataset.num_classes, distributions=config.mixup > 0)
+    side = min(dataset.train.image_shape[:2])
+    if max(config.crop, config.cutout) >= side:
+        raise InputError(
+            f"--crop {config.crop} and --cutout {config.cutout} must be smaller than the image, {side} pixels"
+        )
     images, summary, own, held_out, feed = _data(config, dataset, console)
     mean, std = summary.mean_std(own)
     steps_per_epoch = len(own) // config.batch_size
@@ -313,7 +263,9 @@ def load(path: Path, weights: str = "last") -> Trained:
             {"state": state, "totals": train.zero_totals()}, which="latest" if weights == "last" else "best"
         )
     if found is None:
-        raise InputError(f"{path} holds no checkpoint{' with a validation metric' * (weights == 'best')} yet")
+        raise InputError(f"{path} holds no checkpoint yet")
+    if weights == "best" and found.metric is None:
+        raise InputError(f"{path} holds no checkpoint with a validation accuracy, so none is best; use --weights last")
     apply_fn = apply_for_evaluation(model, np.array(facts["mean"]), np.array(facts["std"]))
     return Trained(config, facts, apply_fn, found.tree["state"], found.step)
 
@@ -333,6 +285,8 @@ def _data(config: Config, dataset: source.Dataset, console: Console):
     own, held_out = order.split(summary.labels, config.validation, config.split_seed)
     if len(own) < config.batch_size:
         raise InputError(f"--batch-size {config.batch_size} is larger than the {len(own)} training images")
+    if config.validation and not len(held_out):
+        raise InputError(f"--validation {config.validation} of {count} images holds out none; take more, or 0")
     if images is None:
         feed = feeds.streaming(dataset.train, own, config.seed, config.batch_size, config.workers)
     else:

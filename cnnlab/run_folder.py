@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -24,7 +25,7 @@ PACKAGES = ("cnnlab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ten
 def default_path(config: Config) -> Path:
     """The run folder of a configuration: --workdir, or runs/DATASET-MODEL-LOSS-seedN."""
     if config.workdir:
-        return Path(config.workdir).expanduser().absolute()
+        return Path(os.path.expanduser(config.workdir)).absolute()
     name = f"{config.dataset}-{config.model}-{config.loss}-seed{config.seed}"
     return Path("runs").absolute() / re.sub(r"[^\w.,=+-]", "_", name)
 
@@ -48,6 +49,8 @@ def read(path: Path) -> tuple[Config, dict[str, Any]]:
     config, facts = (_read_json(path / name) for name in ("config.json", "data.json"))
     if config is None or facts is None:
         raise InputError(f"{path} is no run folder: it has no config.json and data.json")
+    if missing := {"class_names", "image_shape", "mean", "std", "counts", "digest"} - set(facts):
+        raise InputError(f"{path}/data.json is damaged: it lacks {sorted(missing)}")
     return Config.from_json(config), facts
 
 
@@ -61,18 +64,28 @@ def check(path: Path, config: Config) -> dict | None:
     if stored is None:
         if path.exists() and not path.is_dir():
             raise InputError(f"the run folder {path} is a file; choose another --workdir")
-        if path.is_dir() and any(child.name != "lock" for child in path.iterdir()):
+        if path.is_dir() and any(child.name != "lock" and child.name[0] != "." for child in path.iterdir()):
             raise InputError(f"{path} is not empty and holds no run; choose another --workdir")
         return None
+    if not _has_results(path):  # it failed before it had learned anything: start afresh
+        return None
     if differing := conflicts(stored, config):
-        hint = " (more epochs need --schedule constant)" if any(d.startswith("epochs") for d in differing) else ""
+        grown = " (epochs may grow, under --schedule constant)" if stored.get("epochs") != config.epochs else ""
         raise InputError(
-            f"{path} holds a run with another configuration: {'; '.join(differing)}{hint}. "
+            f"{path} holds a run with another configuration: {'; '.join(differing)}{grown}. "
             "Choose another --workdir, or delete that folder"
         )
-    summary = _read_json(path / "summary.json")
-    done = summary and summary["epochs"] == config.epochs and summary["test_on"] == config.test_on
-    return summary if done else None
+    with contextlib.suppress(InputError):  # a damaged summary is written again
+        summary = _read_json(path / "summary.json") or {}
+        if summary.keys() >= {"test", "tested_step"} and summary.get("epochs") == config.epochs:
+            return summary if summary.get("test_on") == config.test_on else None
+    return None
+
+
+def _has_results(path: Path) -> bool:
+    """Whether a run folder holds something to lose: a checkpoint or a summary."""
+    steps = (child.name.isdigit() for child in (path / "checkpoints").glob("*"))
+    return (path / "summary.json").exists() or any(steps)
 
 
 class RunFolder:
@@ -106,12 +119,17 @@ class RunFolder:
             ) from error
         try:
             check(path, config)  # again, now that nobody else can change it
-            before = _read_json(path / "data.json")
-            if before is not None and before["digest"] != data["digest"]:
+            before = (_read_json(path / "data.json") or data) if _has_results(path) else data
+            if before.get("digest") != data["digest"]:
                 raise InputError(f"{path} was trained on other data under the same name; choose another --workdir")
-            old = _read_json(path / "versions.json") or environment
+            old = environment
+            with contextlib.suppress(InputError):  # damaged versions are written again
+                old = _read_json(path / "versions.json") or environment
             self.warnings = [f"{k}: {old.get(k)} -> {v}" for k, v in environment.items() if old.get(k) != v]
-            for name, value in (("config", config.to_json()), ("versions", environment), ("data", data)):
+            stored = config.to_json()
+            if config.data_dir:  # so that it is found from any directory
+                stored["data_dir"] = os.path.abspath(os.path.expanduser(config.data_dir))
+            for name, value in (("config", stored), ("versions", environment), ("data", data)):
                 write_json(path / f"{name}.json", value)
         except BaseException:
             self.close()
@@ -195,4 +213,4 @@ def _read_json(path: Path) -> Any:
 
 def command() -> str:
     """The command line that started this process, for 'run again' messages."""
-    return " ".join([Path(sys.executable).name, *sys.argv])
+    return shlex.join([os.path.relpath(sys.executable), *sys.argv])

@@ -14,6 +14,7 @@ from pathlib import Path
 import tyro
 
 from cnnlab import cli
+from cnnlab.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,16 @@ def main(arguments: Arguments) -> None:
     from cnnlab import loop, metrics, recipe, train
     from cnnlab.console import Console
     from cnnlab.data import feed, source
+    from cnnlab.losses.spec import loss_from_spec
 
     trained = recipe.load(Path(arguments.run), arguments.weights)
     config = trained.config
     data_dir = arguments.data_dir or config.data_dir
-    test = source.open_dataset(config.dataset, data_dir, config.image_size).test
-    loss_fn = recipe.loss_from_spec(config.loss, test.num_classes)
+    dataset = source.open_dataset(config.dataset, data_dir, config.image_size)
+    test, facts = dataset.test, trained.facts
+    if [*dataset.class_names] != facts["class_names"] or [*test.image_shape] != facts["image_shape"]:
+        raise InputError(f"{config.dataset} in {data_dir} is not what {arguments.run} was trained on")
+    loss_fn = loss_from_spec(config.loss, test.num_classes)
     step = jax.jit(functools.partial(train.eval_step, apply_fn=trained.apply_fn, loss_fn=loss_fn))
     batches = feed.in_order(test.read, range(len(test)), config.batch_size)
     result = loop.evaluate(step, trained.state, batches, Console("off" if arguments.json else "auto"))

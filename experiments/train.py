@@ -26,6 +26,7 @@ def main(config: Config) -> None:
     from cnnlab import loop, models, recipe
     from cnnlab.checkpoint import Checkpoints
     from cnnlab.console import Console
+    from cnnlab.losses.spec import source_digest
 
     console = Console(config.progress)
     experiment = recipe.build(config, console)
@@ -39,6 +40,7 @@ def main(config: Config) -> None:
         f"{config.loss}; {path}"
     )
     environment = run_folder.versions() | {"devices": devices, "feed": experiment.feed}
+    environment["loss source"] = source_digest(config.loss)
     with (
         run_folder.RunFolder(path, config, environment, experiment.facts) as folder,
         Checkpoints(path / "checkpoints", keep=config.keep) as checkpoints,
@@ -65,7 +67,9 @@ def main(config: Config) -> None:
         )
         tested, step = progress, int(progress.state.step)
         if config.test_on == "best":
-            best, step, _ = loop.restore(checkpoints, progress, which="best")
+            best, step, rejected = loop.restore(checkpoints, progress, which="best")
+            for line in rejected:
+                console.say(f"checkpoint rejected, the next best is tested: {line}")
             tested = best or progress
         result = loop.evaluate(experiment.eval_step, tested.state, experiment.test(), console)
         summary = {

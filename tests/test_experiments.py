@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +155,50 @@ def test_bad_flags_raise_before_anything_runs(flags):
     with pytest.raises(InputError) as error:
         cli.parse(Config, flags)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_that_failed_at_once_does_not_block_the_corrected_command(tfds_root, tmp_path):
+    flags = ["--dataset", "tiny", "--model", "mlp", "--epochs", 1, "--batch-size", 20, "--workdir", tmp_path / "run"]
+    line = one_line_error(script("train", *flags, "--optimizer", "sgd", "--learning-rate", 1e38))
+    assert "not finite after step" in line and "no checkpoint" in line
+    assert script("train", *flags).returncode == 0
+
+
+def test_a_reader_that_goes_away_does_not_end_the_training(tfds_root, tmp_path):
+    path = tmp_path / "run"
+    flags = f"--dataset tiny --model mlp --epochs 2 --batch-size 20 --workdir {path}"
+    command = f"{sys.executable} {ROOT}/experiments/train.py {flags} | head -1"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=300)
+    assert len(done.stdout.splitlines()) == 1 and "Traceback" not in done.stderr
+    assert (path / "summary.json").exists()
+
+
+def test_no_weights_are_best_without_validation(tfds_root, tmp_path):
+    path = tmp_path / "run"
+    flags = ["--dataset", "tiny", "--model", "mlp", "--epochs", 1, "--batch-size", 20, "--validation", 0]
+    assert script("train", *flags, "--workdir", path).returncode == 0
+    assert "none is best" in one_line_error(script("evaluate", path, "--weights", "best"))
+
+
+def test_ctrl_c_reaches_the_readers_too_and_the_run_is_saved(tfds_root, tmp_path):
+    """A terminal signals the whole process group: the reading processes must live until the step is saved."""
+    path = tmp_path / "run"
+    flags = "--dataset tiny --model mlp --epochs 4000 --batch-size 20 --feed streaming --workers 1 --workdir"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "experiments" / "train.py"), *flags.split(), str(path)],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    rows = path / "metrics.jsonl"
+    while not (rows.exists() and rows.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode == 130, complaint
+    assert "Traceback" not in complaint and "stopped by SIGINT" in complaint
+    assert [p for p in (path / "checkpoints").iterdir() if p.name.isdigit()]
 
 
 def test_help_comes_before_jax(tmp_path):

@@ -15,11 +15,18 @@ from cnnlab.errors import InputError
 from cnnlab.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
-VERSIONS, DATA = {"python": "3.11", "jax": "0.10"}, {"digest": "abc", "class_names": ["a", "b"]}
+VERSIONS = {"python": "3.11", "jax": "0.10"}
+DATA = {"digest": "abc", "class_names": ["a", "b"], "image_shape": [8, 8, 3], "mean": [1.0], "std": [2.0], "counts": {}}
 
 
 def opened(path, config=None, versions=VERSIONS, data=DATA):
     return RunFolder(path, config or Config(), versions, data)
+
+
+def trained(path, **kwargs):
+    """A folder that has something to lose: a checkpoint."""
+    opened(path, **kwargs).close()
+    (path / "checkpoints" / "10").mkdir(parents=True)
 
 
 def row(epoch):
@@ -53,6 +60,9 @@ def test_what_a_new_folder_holds(tmp_path):
         assert folder.warnings == []
         assert {p.name for p in folder.path.iterdir()} == {"lock", "config.json", "versions.json", "data.json"}
     assert run_folder.read(folder.path) == (config, DATA)
+    (folder.path / "data.json").write_text("{}")
+    with pytest.raises(InputError, match=r"data\.json is damaged: it lacks \['class_names'"):
+        run_folder.read(folder.path)
     assert json.loads((folder.path / "versions.json").read_text()) == VERSIONS
 
 
@@ -72,21 +82,30 @@ def test_changed_versions_warn(tmp_path):
 
 def test_another_configuration_is_refused_and_nothing_changes(tmp_path):
     path = tmp_path / "run"
-    opened(path).close()
-    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    trained(path)
+    before = {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()}
     wanted = r"holds a run with another configuration: learning_rate: 0.001 -> 0.1; seed: 0 -> 1\. Choose another"
     for refuse in (run_folder.check, opened):
         with pytest.raises(InputError, match=wanted):
             refuse(path, Config(seed=1, learning_rate=0.1))
-    with pytest.raises(InputError, match=r"epochs: 10 -> 20 \(more epochs need --schedule constant\)"):
+    with pytest.raises(InputError, match=r"epochs: 10 -> 20 \(epochs may grow, under --schedule constant\)"):
         run_folder.check(path, Config(epochs=20))
-    assert {p.name: p.read_bytes() for p in path.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()} == before
     with opened(path, Config(workers=2, progress="off")) as folder:  # free to change
         assert run_folder.read(folder.path)[0].workers == 2
 
 
+def test_a_folder_with_nothing_to_lose_takes_another_configuration(tmp_path):
+    """A run that failed before its first checkpoint must not block the corrected command."""
+    path = tmp_path / "run"
+    opened(path).close()
+    (path / ".config.json.abc").write_text("left by a kill")
+    with opened(path, Config(seed=1), data=DATA | {"digest": "xyz"}):
+        assert run_folder.read(path)[0].seed == 1
+
+
 def test_other_data_is_refused(tmp_path):
-    opened(tmp_path / "run").close()
+    trained(tmp_path / "run")
     with pytest.raises(InputError, match="trained on other data under the same name"):
         opened(tmp_path / "run", data=DATA | {"digest": "xyz"})
     opened(tmp_path / "run").close()  # the failed one gave the lock back
@@ -115,10 +134,14 @@ def test_check_returns_the_summary_of_a_finished_run(tmp_path):
     assert run_folder.check(path, config) is None
     with opened(path, config):
         assert run_folder.check(path, config) is None
-        run_folder.write_json(path / "summary.json", {"epochs": 10, "test_on": "last", "test": {"accuracy": 0.5}})
+        run_folder.write_json(
+            path / "summary.json", {"epochs": 10, "test_on": "last", "tested_step": 9, "test": {"accuracy": 0.5}}
+        )
     assert run_folder.check(path, config)["test"] == {"accuracy": 0.5}
     assert run_folder.check(path, Config(schedule="constant", epochs=20)) is None
     assert run_folder.check(path, Config(schedule="constant", test_on="best")) is None
+    (path / "summary.json").write_text("damaged")
+    assert run_folder.check(path, config) is None  # it is written again
 
 
 HOLDER = """

@@ -8,6 +8,7 @@ int32[B] positions. Streaming: `data` is empty and the item is the batch.
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,11 +81,25 @@ def _grain(steps: range, read: Callable[[int], Any], workers: int) -> Iterator[A
         if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl flags, which only absl's own main parses
             flags.FLAGS.mark_as_parsed()
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        yield from dataset.to_iter_dataset(options).mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        iterator = iter(
+            dataset.to_iter_dataset(options).mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+                worker_init_fn=_leave_signals_to_the_parent,
+            )
         )
     else:
-        yield from dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def _leave_signals_to_the_parent(index: int, count: int) -> None:
+    """A terminal sends Ctrl-C to the whole group; the run still needs its readers for the step it is in."""
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def in_order(

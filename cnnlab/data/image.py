@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,10 @@ def _fit(picture: Any, shape: tuple[int, int, int]) -> np.ndarray:
 
     height, width, channels = shape
     picture = picture.convert("L" if channels == 1 else "RGB")
-    scale = max(height / picture.height, width / picture.width)
-    size = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
-    picture = picture.resize(size, Image.Resampling.BILINEAR)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return np.asarray(picture.crop((left, top, left + width, top + height))).reshape(shape)
+    scale = min(picture.height / height, picture.width / width)  # picture pixels per pixel wanted
+    left, top = (picture.width - width * scale) / 2, (picture.height - height * scale) / 2
+    box = left, top, left + width * scale, top + height * scale
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box)).reshape(shape)
 
 
 def read(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarray:
@@ -55,17 +55,19 @@ def read(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarra
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
             picture.load()
             picture = ImageOps.exif_transpose(picture)
     except FileNotFoundError as error:
         raise InputError(f"there is no image file {path}") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise anything on damaged files, struct.error among them
         raise InputError(f"{path} cannot be read as an image ({error})") from error
     if picture.mode.startswith(("I", "F")):  # convert("L") would clip, not scale
-        values = np.asarray(picture, np.float64)
-        top = 65535.0 if picture.mode.startswith("I") else 1.0
-        picture = Image.fromarray(np.clip(values / max(top, values.max()) * 255, 0, 255).astype(np.uint8))
+        values = np.nan_to_num(np.asarray(picture, np.float64))
+        # The file does not say its range: the smallest usual one that holds the values.
+        top = next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), values.max())
+        top = 65535.0 if picture.mode.startswith("I;16") else max(top, 255.0) if picture.mode == "I" else top
+        picture = Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

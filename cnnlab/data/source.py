@@ -126,7 +126,7 @@ def data_root(data_dir: str | None) -> Path:
     """
     if data_dir is None:
         return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    root = Path(data_dir).expanduser().resolve()
+    root = Path(os.path.expanduser(data_dir)).resolve()
     if not root.is_dir():
         raise InputError(f"--data-dir {data_dir} is not a directory; make it first, or leave the flag out")
     return root
@@ -161,6 +161,8 @@ def open_dataset(name: str, data_dir: str | None = None, image_size: int | None 
         raise InputError(
             f"{name} has no split {sorted(missing)}, only {sorted(info.splits)}; train and test are needed"
         )
+    if np.dtype(features["image"].np_dtype) != np.uint8:
+        raise InputError(f"the images of {name} are {features['image'].np_dtype}; only uint8 ones can be read")
     height, width, channels = features["image"].shape
     if image_size is not None:
         height = width = image_size
