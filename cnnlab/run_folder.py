@@ -66,6 +66,9 @@ def check(path: Path, config: Config) -> dict | None:
             raise InputError(f"the run folder {path} is a file; choose another --workdir")
         if path.is_dir() and any(child.name != "lock" and child.name[0] != "." for child in path.iterdir()):
             raise InputError(f"{path} is not empty and holds no run; choose another --workdir")
+        nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise InputError(f"the run folder {path} cannot be written: {nearest} does not allow it")
         return None
     if not _has_results(path):  # it failed before it had learned anything: start afresh
         return None

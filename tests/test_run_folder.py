@@ -122,6 +122,8 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
     for blocked in (tmp_path / "notes.txt", tmp_path / "notes.txt" / "run"):
         with pytest.raises(InputError, match="cannot be written"):
             opened(blocked)
+    with pytest.raises(InputError, match=r"cannot be written: .*notes\.txt does not allow it"):
+        run_folder.check(tmp_path / "notes.txt" / "run", Config())  # before any data is read
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text('{"epochs": ')
