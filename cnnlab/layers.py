@@ -1,4 +1,4 @@
-"""Layers whose formulation is ours: dropout and the normalisation that agree however devices share the batch."""
+"""Dropout that agrees however devices share the batch, and the sizes that convolutions give."""
 
 from __future__ import annotations
 
