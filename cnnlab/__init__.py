@@ -6,7 +6,8 @@ The map of the package; a module imports only modules above it in this list (tes
     config.py       the frozen dataclass that holds every hyperparameter of a run; imports no jax
     cli.py          flags from that dataclass, loss specifications, exit statuses; imports no jax
     console.py      what a person sees while it works: a bar on a terminal, lines elsewhere
-    softmax.py      logits -> probabilities: softmax, log_softmax, sigmoid, log_sigmoid; predict
+    tempered.py     the normaliser of softmax's sparse and heavy-tailed relatives, with exact derivatives
+    softmax.py      logits -> probabilities: softmax, sigmoid, sparsemax, entmax, gumbel_softmax; predict
     augment.py      keys, images -> images, on the device
     optim.py        schedules and Optax chains
     parallel.py     the one place that knows devices: jit | pmap | sharded jit
@@ -14,8 +15,9 @@ The map of the package; a module imports only modules above it in this list (tes
     data/           TFDS sources without TensorFlow, their order, streaming or resident
     run_folder.py   config, versions, metrics.jsonl, summary, lock
     plots.py        figures
-    losses/         logits, labels -> one loss per example
-    models.py       Flax linen modules: SoftmaxRegression, MLP, CNN
+    losses/         logits, labels -> one loss per example; functions from losses to losses; the command-line form
+    report_card/    which properties a loss has, with counterexamples
+    models.py       Flax linen modules: SoftmaxRegression, MLP, CNN; linear or cosine head
     digest.py       SHA-256 of every leaf and file of a checkpoint
     checkpoint.py   save and restore any pytree, verified
     metrics.py      masked sums -> accuracy, NLL, Brier, ECE, confusion matrix

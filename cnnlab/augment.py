@@ -16,6 +16,11 @@ def normalise(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     return (images.astype(mean.dtype) - mean.reshape(1, 1, 1, -1)) / std.reshape(1, 1, 1, -1)
 
 
+def pixels(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """What `normalise` was given: float[B, H, W, C] -> the same in 0..255."""
+    return images * std.reshape(1, 1, 1, -1) + mean.reshape(1, 1, 1, -1)
+
+
 def flip(keys: jax.Array, images: jax.Array) -> jax.Array:
     """Mirror each image left-right with probability 1/2."""
     mirrored = jax.vmap(jax.random.bernoulli)(keys)

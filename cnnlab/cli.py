@@ -7,7 +7,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from cnnlab.errors import InputError
@@ -55,14 +55,27 @@ def parse(config_class: type[T], args: list[str] | None = None) -> T:
     raise InputError(f"{text}; --help lists the flags")
 
 
-def main(body: Callable[[T], Any], config_class: type[T], args: list[str] | None = None) -> None:
+def main(
+    body: Callable[[T], Any],
+    config_class: type[T],
+    args: list[str] | None = None,
+    alone: Mapping[str, Callable[[], Any]] | None = None,
+) -> None:
     """Parse the flags, run `body`, and exit: one line for what the user can mend, a traceback for what we must.
+
+    Args:
+      body: what to do with the flags.
+      config_class: a dataclass, its fields the flags.
+      args: of the command line; None: those of this process.
+      alone: what to do instead for a flag that stands alone, such as --list-losses.
 
     Raises:
       SystemExit: 0, or one of the statuses above.
     """
+    args = sys.argv[1:] if args is None else args
+    instead = (alone or {}).get(" ".join(args))
     try:
-        body(parse(config_class, args))
+        instead() if instead else body(parse(config_class, args))
     except InputError as error:
         _exit(f"error: {' '.join(str(error).split())}", EXIT_INPUT)
     except Stopped as stop:

@@ -15,6 +15,9 @@ CHOICES = {
     "pool": ("max", "average"),
     "activation": ("relu", "gelu", "silu", "tanh"),
     "compute_dtype": ("float32", "bfloat16"),
+    "head": ("auto", "linear", "cosine"),
+    "smoothing_convention": ("uniform", "off_target"),
+    "class_weights": ("none", "effective_number"),
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("cosine", "constant"),
     "flip": ("auto", "on", "off"),
@@ -66,9 +69,23 @@ class Config:
     """relu, gelu, silu or tanh."""
     compute_dtype: str = "float32"
     """float32 or bfloat16; parameters, logits and loss are float32 in both."""
+    head: str = "auto"
+    """Last layer: linear, cosine (logits are cosines), or auto (cosine for the losses that are made for them)."""
 
     loss: str = "cross_entropy"
-    """A loss as name,key=value,... or an own one by its dotted path: my_module.my_loss,alpha=0.3."""
+    """A loss as name,key=value,... (--list-losses shows all) or an own one: my_module.my_loss,alpha=0.3."""
+    loss_temperature: float = 1.0
+    """Divides the logits in the loss."""
+    label_smoothing: float = 0.0
+    """Share of each label that is given to all classes, in [0, 1]."""
+    smoothing_convention: str = "uniform"
+    """uniform (alpha / K for every class) or off_target (alpha / (K - 1) for the others)."""
+    class_weights: str = "none"
+    """none, or effective_number (Cui 2019, beta 0.9999, from the counts of the training images)."""
+    z_loss: float = 0.0
+    """Weight of the squared log-normaliser of the logits, added to the loss; 1e-4 is usual."""
+    teacher: str | None = None
+    """Run folder of the network that teaches, for the losses that take teacher_logits, such as distillation."""
 
     optimizer: str = "adam"
     """adam, adamw or sgd."""
@@ -134,7 +151,9 @@ class Config:
         _require(self, "clip_norm", clip is None or 0 < clip < math.inf, "must be positive and finite")
         for field in ("validation", "dropout", "momentum"):
             _require(self, field, 0 <= getattr(self, field) < 1, "must lie in [0, 1)")
-        for field in ("warmup_epochs", "weight_decay", "mixup"):
+        _require(self, "label_smoothing", 0 <= self.label_smoothing <= 1, "must lie in [0, 1]")
+        _require(self, "loss_temperature", 0 < self.loss_temperature < math.inf, "must be positive and finite")
+        for field in ("warmup_epochs", "weight_decay", "mixup", "z_loss"):
             _require(self, field, 0 <= getattr(self, field) < math.inf, "must be finite and at least 0")
         for field in ("workers", "crop", "cutout", "checkpoint_steps", "seed", "split_seed"):
             _require(self, field, getattr(self, field) >= 0, "must be at least 0")

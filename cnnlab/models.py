@@ -12,14 +12,36 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 from cnnlab.layers import Dropout, conv_output_size
 from cnnlab.softmax import as_float
 
-__all__ = ["ACTIVATIONS", "CNN", "MLP", "SoftmaxRegression", "conv_output_size"]
+__all__ = ["ACTIVATIONS", "CNN", "MLP", "CosineHead", "SoftmaxRegression", "conv_output_size"]
 
 ACTIVATIONS: dict[str, Callable] = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "tanh": nn.tanh}
 POOLS: dict[str, Callable] = {"max": nn.max_pool, "average": nn.avg_pool}
+
+
+class CosineHead(nn.Module):
+    """Logits that are cosines, in [-1, 1]: of the angle between the features and each class's weight vector.
+
+    The losses on cosines (cosine_softmax, cosface, arcface, ldam) are made for it; they bring the scale.
+    """
+
+    num_classes: int = 10
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: float[B, D] -> float32[B, K]; features of length 0 give 0."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.num_classes), jnp.float32)
+        unit = lambda v, axis: v * jax.lax.rsqrt(jnp.maximum(jnp.sum(v**2, axis, keepdims=True), 1e-12))
+        features, weights = promote_dtype(unit(as_float(x), -1), unit(kernel, 0), dtype=self.dtype)
+        return as_float(features @ weights)
+
+
+HEADS: dict[str, Callable] = {"linear": nn.Dense, "cosine": CosineHead}
 
 
 class SoftmaxRegression(nn.Module):
@@ -27,12 +49,13 @@ class SoftmaxRegression(nn.Module):
 
     num_classes: int = 10
     dtype: Any = None
+    head: str = "linear"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False, axis_name: str | None = None) -> jax.Array:
         """x: float[B, H, W, C] -> float32[B, K]."""
         del train, axis_name
-        return as_float(nn.Dense(self.num_classes, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
+        return as_float(HEADS[self.head](self.num_classes, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
 
 
 class _Norm(nn.Module):
@@ -59,6 +82,7 @@ class MLP(nn.Module):
     dropout: float = 0.0
     activation: str = "relu"
     dtype: Any = None
+    head: str = "linear"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False, axis_name: str | None = None) -> jax.Array:
@@ -70,7 +94,7 @@ class MLP(nn.Module):
             x = _Norm(self.batch_norm, self.dtype)(x, train=train, axis_name=axis_name)
             x = ACTIVATIONS[self.activation](x)
             x = Dropout(self.dropout)(x, train=train, axis_name=axis_name)
-        return nn.Dense(self.num_classes)(as_float(x))
+        return HEADS[self.head](self.num_classes)(as_float(x))
 
 
 class CNN(nn.Module):
@@ -87,6 +111,7 @@ class CNN(nn.Module):
     pool: str = "max"
     activation: str = "relu"
     dtype: Any = None
+    head: str = "linear"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False, axis_name: str | None = None) -> jax.Array:
@@ -96,7 +121,9 @@ class CNN(nn.Module):
             x = _Norm(self.batch_norm, self.dtype)(x, train=train, axis_name=axis_name)
             x = ACTIVATIONS[self.activation](x)
             x = POOLS[self.pool](x, (2, 2), strides=(2, 2))
-        dense = MLP(self.num_classes, self.hidden, self.batch_norm, self.dropout, self.activation, self.dtype)
+        dense = MLP(
+            self.num_classes, self.hidden, self.batch_norm, self.dropout, self.activation, self.dtype, self.head
+        )
         return dense(x, train=train, axis_name=axis_name)
 
 

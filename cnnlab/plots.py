@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 TRAIN, VALIDATION = "#4477aa", "#cc6677"  # colour-blind safe (Tol)
+SERIES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#666666", "#000000")  # likewise
+GREY = "#bbbbbb"
 
 
 def _figure(columns: int, width: float, height: float):
@@ -68,3 +70,75 @@ def confusion(matrix: Sequence[Sequence[int]], class_names: Sequence[str], path:
     axis.set(xlabel="predicted", ylabel="true")
     axis.set_title(title, fontsize=10)
     figure.savefig(path, dpi=120)
+
+
+def loss_curves(curves: Mapping[str, Any], path: Path | IO[bytes], reference: Any = None) -> None:
+    """Losses and the lengths of their gradients, as the true class's probability (or cosine) grows.
+
+    Up to eight losses share two panels, a row for each kind of axis; more have a panel each, with the gradient dashed.
+
+    Args:
+      curves: name -> (axis, x, loss, gradient), as report_card.curve gives them.
+      path: PNG to write.
+      reference: such a curve, drawn in grey behind each small panel that has its axis.
+    """
+    figure = _together(curves) if len(curves) <= len(SERIES) else _apart(curves, reference)
+    figure.savefig(path, dpi=110, format="png")
+
+
+def _together(curves: Mapping[str, Any]):
+    from matplotlib.figure import Figure
+
+    axes_of = list(dict.fromkeys(curve[0] for curve in curves.values()))
+    figure = Figure(figsize=(11, 3.8 * len(axes_of)), layout="constrained")
+    grid = figure.subplots(len(axes_of), 2, squeeze=False)
+    for (left, right), kind in zip(grid, axes_of, strict=True):
+        shown = [(n, c, colour) for (n, c), colour in zip(curves.items(), SERIES, strict=False) if c[0] == kind]
+        for i, (name, (_, x, loss, gradient), colour) in enumerate(shown):
+            dashes = "-" if i == 0 else (0, (2 + 2 * i, 2))  # where curves coincide the later ones have gaps
+            left.plot(x, loss, color=colour, linestyle=dashes, label=name)
+            right.plot(x, gradient, color=colour, linestyle=dashes, label=name)
+        for axis, label, part in ((left, "loss", 2), (right, "|gradient| in the logits", 3)):
+            axis.set(xlabel=f"{kind} of the true class", ylabel=label, ylim=_limits(*[c[part] for _, c, _ in shown]))
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+        right.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _apart(curves: Mapping[str, Any], reference: Any):
+    from matplotlib.figure import Figure
+
+    columns = 5
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(14, 2.3 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in panels[len(curves) :]:
+        axis.set_visible(False)
+    for axis, (name, (kind, x, loss, gradient)) in zip(panels, curves.items(), strict=False):
+        if reference is not None and reference[0] == kind:
+            axis.plot(reference[1], reference[2], color=GREY, linewidth=2.5)
+            axis.plot(reference[1], reference[3], color=GREY, linewidth=2.5, linestyle="--")
+        axis.plot(x, loss, color=TRAIN)
+        axis.plot(x, gradient, color=VALIDATION, linestyle="--")
+        axis.set_ylim(*_limits(loss, gradient))
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel(kind, fontsize=8, labelpad=1)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        "loss (solid) and |gradient| (dashed) against the true class's probability or cosine; grey: cross-entropy",
+        fontsize=10,
+    )
+    return figure
+
+
+def _limits(*series: Any) -> tuple[float, float]:
+    """From 0 or below to above all but the last hundredth: what explodes at the edge must not flatten the rest."""
+    import numpy as np
+
+    top = max(float(np.nanquantile(values, 0.99)) for values in series)
+    low = min(0.0, *[float(np.nanquantile(values, 0.01)) for values in series])
+    room = 0.05 * (top - low) or 1.0
+    return low - room, top + 2 * room

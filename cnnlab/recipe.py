@@ -18,7 +18,7 @@ from cnnlab.console import Console
 from cnnlab.data import feed as feeds
 from cnnlab.data import order, source
 from cnnlab.errors import InputError, unknown
-from cnnlab.losses.spec import loss_from_spec
+from cnnlab.losses.spec import loss_from_config, needs_teacher, on_cosines
 
 # Colour images whose mirror image is another class, or none: digits and letters (by the start of the name).
 NO_MIRROR = ("svhn", "mnist", "colored_mnist", "omniglot", "cmaterdb")
@@ -27,12 +27,13 @@ NO_MIRROR = ("svhn", "mnist", "colored_mnist", "omniglot", "cmaterdb")
 def build_model(config: Config, num_classes: int) -> Any:
     """The linen module of a configuration."""
     dtype = models.model_dtype(config.compute_dtype)
+    head = config.head if config.head != "auto" else "cosine" if on_cosines(config.loss) else "linear"
     if config.model == "softmax_regression":
-        return models.SoftmaxRegression(num_classes, dtype)
+        return models.SoftmaxRegression(num_classes, dtype, head)
     dense = (config.hidden, config.batch_norm, config.dropout)
     if config.model == "mlp":
-        return models.MLP(num_classes, *dense, config.activation, dtype)
-    return models.CNN(num_classes, config.widths, *dense, config.pool, config.activation, dtype)
+        return models.MLP(num_classes, *dense, config.activation, dtype, head)
+    return models.CNN(num_classes, config.widths, *dense, config.pool, config.activation, dtype, head)
 
 
 def build_optimizer(config: Config, steps_per_epoch: int) -> Any:
@@ -79,6 +80,21 @@ def apply_for_evaluation(model: Any, mean: np.ndarray, std: np.ndarray) -> Calla
 def _statistics(mean: np.ndarray, std: np.ndarray) -> tuple[jax.Array, jax.Array]:
     dtype = jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32
     return jnp.asarray(mean, dtype), jnp.asarray(std, dtype)
+
+
+def teacher_fn(config: Config, dataset: source.Dataset) -> Callable:
+    """images float or uint8[B, H, W, C] in 0..255 -> {"teacher_logits": float32[B, K]}, from a finished run.
+
+    Raises:
+      InputError: no run there, or one on other classes or images.
+    """
+    trained = load(Path(config.teacher or ""))
+    theirs = trained.facts["class_names"], tuple(trained.facts["image_shape"])
+    if theirs != (list(dataset.class_names), tuple(dataset.train.image_shape)):
+        raise InputError(f"--teacher {config.teacher} was trained on other classes or images than {config.dataset}")
+    # On the host: as constants of the step they go to whatever devices it is compiled for.
+    params, batch_stats = jax.device_get((trained.state.params, trained.state.batch_stats))
+    return lambda images: {"teacher_logits": trained.apply_fn(params, batch_stats, images)}
 
 
 def flips(config: Config, channels: int) -> bool:
@@ -147,7 +163,8 @@ def build(config: Config, console: Console) -> Experiment:
     """
     layout = parallel.layout(config.parallel, config.devices, config.batch_size)
     dataset = source.open_dataset(config.dataset, config.data_dir, config.image_size)
-    loss_fn = loss_from_spec(config.loss, dataset.num_classes, distributions=config.mixup > 0)
+    loss_from_config(config, dataset.num_classes, np.ones(dataset.num_classes))  # refuse it before the data is read
+    teacher = teacher_fn(config, dataset) if needs_teacher(config) else lambda images: {}
     side = min(dataset.train.image_shape[:2])
     if max(config.crop, config.cutout) >= side:
         raise InputError(
@@ -156,6 +173,8 @@ def build(config: Config, console: Console) -> Experiment:
     images, summary, own, held_out, feed = _data(config, dataset, console)
     mean, std = summary.mean_std(own)
     steps_per_epoch = len(own) // config.batch_size
+    class_counts = np.bincount(summary.labels[own], minlength=dataset.num_classes)
+    loss_fn = loss_from_config(config, dataset.num_classes, class_counts)
 
     model = build_model(config, dataset.num_classes)
     key = jax.random.key(config.seed)
@@ -168,6 +187,7 @@ def build(config: Config, console: Console) -> Experiment:
         loss_fn=loss_fn,
         tx=tx,
         prepare=prepare_fn(config, mean, std, dataset.num_classes),
+        given=lambda images: teacher(augment.pixels(images, *_statistics(mean, std))),
     )
 
     def fed_step(state, totals, data, item, key, *, axis_name):
@@ -175,7 +195,9 @@ def build(config: Config, console: Console) -> Experiment:
 
     compiled = layout.compile(fed_step, batched=(False, False, False, True, False), donate=(0,))
     data, run_key = layout.place(feed.data), layout.place(jax.random.fold_in(key, 1))
-    evaluation = functools.partial(train.eval_step, apply_fn=apply_for_evaluation(model, mean, std), loss_fn=loss_fn)
+    evaluation = functools.partial(
+        train.eval_step, apply_fn=apply_for_evaluation(model, mean, std), loss_fn=loss_fn, given=teacher
+    )
     eval_step = layout.compile(evaluation, batched=(False, False, True))
     read = dataset.train.read if images is None else lambda at: {"image": images[at], "label": summary.labels[at]}
 
@@ -188,6 +210,7 @@ def build(config: Config, console: Console) -> Experiment:
         "image_shape": list(dataset.train.image_shape),
         "mean": mean.tolist(),
         "std": std.tolist(),
+        "class_counts": class_counts.tolist(),
         "counts": {"train": len(own), "validation": len(held_out), "test": len(dataset.test)},
     }
     return Experiment(

@@ -49,7 +49,7 @@ def read(path: Path) -> tuple[Config, dict[str, Any]]:
     config, facts = (_read_json(path / name) for name in ("config.json", "data.json"))
     if config is None or facts is None:
         raise InputError(f"{path} is no run folder: it has no config.json and data.json")
-    if missing := {"class_names", "image_shape", "mean", "std", "counts", "digest"} - set(facts):
+    if missing := {"class_names", "image_shape", "mean", "std", "counts", "class_counts", "digest"} - set(facts):
         raise InputError(f"{path}/data.json is damaged: it lacks {sorted(missing)}")
     return Config.from_json(config), facts
 

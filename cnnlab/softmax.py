@@ -13,6 +13,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from cnnlab import tempered
+
 
 def as_float(x: ArrayLike) -> jax.Array:
     """`x` in the type that cnnlab accumulates in: float64 stays, everything else becomes float32."""
@@ -32,7 +34,8 @@ def _scores(logits: ArrayLike, temperature: ArrayLike, where: ArrayLike | None) 
 
 def _shifted(z: jax.Array, axis: int) -> jax.Array:
     """z minus its maximum, so that no exponential overflows; softmax does not see the shift."""
-    return z - lax.stop_gradient(jnp.max(z, axis, keepdims=True))
+    top = lax.stop_gradient(jnp.max(z, axis, keepdims=True))
+    return z - jnp.where(jnp.isfinite(top), top, 0)  # the where also keeps XLA from storing the difference
 
 
 def softmax(
@@ -123,6 +126,169 @@ def log_sigmoid(logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> jax.Array
     """
     z = _scores(logits, temperature, None)
     return -jnp.logaddexp(-z, jnp.zeros_like(z))
+
+
+def tempered_softmax(
+    logits: ArrayLike,
+    t: ArrayLike,
+    *,
+    axis: int = -1,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Softmax with another exponential: heavy tails for t > 1, probabilities of exactly 0 for t < 1.
+
+        p_i = exp_t(z_i - c),  exp_t(x) = max(0, 1 + (1 - t) x)^(1 / (1 - t)),  c such that sum_i p_i = 1
+
+    Differentiable in the logits and in t, by the implicit function theorem at the solution c.
+
+    Args:
+      logits, axis, temperature, where: as in `softmax`.
+      t: any real number; 1 is softmax.
+
+    Returns:
+      float32[..., K], in [0, 1], summing to 1 over `axis`; NaN where no class is possible.
+
+    Raises:
+      ValueError: temperature is a number and not positive.
+
+    Source: Amid et al., 2019, https://arxiv.org/abs/1906.03361; the same family with t = 2 - alpha is entmax.
+
+    >>> for t in (0.5, 1.0, 2.0):
+    ...     print([f"{p:.3f}" for p in tempered_softmax([1.0, 0.0, -9.0], t)])
+    ['0.831', '0.169', '0.000']
+    ['0.731', '0.269', '0.000']
+    ['0.557', '0.358', '0.085']
+    """
+    if isinstance(t, (int, float)) and t == 1:
+        return softmax(logits, axis=axis, temperature=temperature, where=where)
+    z = jnp.moveaxis(_scores(logits, temperature, where), axis, -1)
+    z = z - lax.stop_gradient(jnp.max(z, -1, keepdims=True))  # NaN where no class is possible
+    a = float(1 - t) if isinstance(t, (int, float, np.number)) else 1 - jnp.asarray(t, z.dtype)
+    return jnp.moveaxis(tempered.probabilities(z, a), -1, axis)
+
+
+def sparsemax(
+    logits: ArrayLike, *, axis: int = -1, temperature: ArrayLike = 1.0, where: ArrayLike | None = None
+) -> jax.Array:
+    """The distribution nearest to the logits: piecewise linear, with exact zeros.
+
+        p = argmin over distributions of ||p - z||^2 = max(0, z - c),  c such that sum_i p_i = 1
+
+    Args:
+      logits, axis, temperature, where: as in `softmax`.
+
+    Returns:
+      float32[..., K], in [0, 1], summing to 1 over `axis`; NaN where no class is possible.
+
+    Raises:
+      ValueError: temperature is a number and not positive.
+
+    Source: Martins & Astudillo, 2016, "From softmax to sparsemax", https://arxiv.org/abs/1602.02068
+
+    >>> print(sparsemax([1.0, 0.5, -1.0]))
+    [0.75 0.25 0.  ]
+    """
+    return tempered_softmax(logits, 0.0, axis=axis, temperature=temperature, where=where)
+
+
+def entmax15(
+    logits: ArrayLike, *, axis: int = -1, temperature: ArrayLike = 1.0, where: ArrayLike | None = None
+) -> jax.Array:
+    """Halfway between softmax and sparsemax: smooth, with exact zeros. entmax with alpha = 1.5.
+
+        p_i = max(0, z_i / 2 - c)^2,  c such that sum_i p_i = 1
+
+    Args:
+      logits, axis, temperature, where: as in `softmax`.
+
+    Returns:
+      float32[..., K], in [0, 1], summing to 1 over `axis`; NaN where no class is possible.
+
+    Raises:
+      ValueError: temperature is a number and not positive.
+
+    Source: Peters, Niculae & Martins, 2019, "Sparse sequence-to-sequence models", https://arxiv.org/abs/1905.05702
+
+    >>> [f"{p:.4f}" for p in entmax15([1.0, 0.0, -3.0])]
+    ['0.8307', '0.1693', '0.0000']
+    """
+    return tempered_softmax(logits, 0.5, axis=axis, temperature=temperature, where=where)
+
+
+def entmax(
+    logits: ArrayLike,
+    alpha: ArrayLike = 1.5,
+    *,
+    axis: int = -1,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """The family from softmax (alpha = 1) over entmax15 (1.5) to sparsemax (2) and beyond; sparser as alpha grows.
+
+        p_i = max(0, (alpha - 1) z_i - c)^(1 / (alpha - 1)),  c such that sum_i p_i = 1
+
+    Args:
+      logits, axis, temperature, where: as in `softmax`.
+      alpha: at least 1; differentiable, so it may be learned. An array must broadcast against float[...], the batch.
+
+    Returns:
+      float32[..., K], in [0, 1], summing to 1 over `axis`; NaN where no class is possible.
+
+    Raises:
+      ValueError: temperature is a number and not positive, or alpha is a number below 1.
+
+    Source: Peters, Niculae & Martins, 2019, https://arxiv.org/abs/1905.05702; the derivative in alpha: Correia et al.,
+    2019, "Adaptively sparse transformers", https://arxiv.org/abs/1909.00015
+
+    >>> [f"{p:.4f}" for p in entmax([1.0, 0.0, -3.0], 1.2)]
+    ['0.7657', '0.2342', '0.0001']
+    """
+    if isinstance(alpha, (int, float, np.number)):
+        if not alpha >= 1:
+            raise ValueError(f"alpha must be at least 1, got {alpha}")
+        return tempered_softmax(logits, 2.0 - float(alpha), axis=axis, temperature=temperature, where=where)
+    return tempered_softmax(logits, 2 - alpha, axis=axis, temperature=temperature, where=where)
+
+
+def gumbel_softmax(
+    key: jax.Array,
+    logits: ArrayLike,
+    *,
+    axis: int = -1,
+    temperature: ArrayLike = 1.0,
+    hard: bool = False,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """A differentiable sample of a class: one-hot as the temperature goes to 0.
+
+        p = softmax((z + g) / t),  g_i = -log(-log u_i), u uniform;  argmax p is a sample from softmax(z)
+
+    Args:
+      key: of jax.random.
+      logits, axis, where: as in `softmax`.
+      temperature: t > 0.
+      hard: return the one-hot sample, with the gradient of the soft one (straight-through).
+
+    Returns:
+      float32[..., K], in [0, 1], summing to 1 over `axis`; NaN where no class is possible.
+
+    Raises:
+      ValueError: temperature is a number and not positive.
+
+    Source: Jang, Gu & Poole, 2017, https://arxiv.org/abs/1611.01144; Maddison, Mnih & Teh, 2017,
+    https://arxiv.org/abs/1611.00712
+
+    >>> print(gumbel_softmax(jax.random.key(0), [0.0, 5.0, 0.0], hard=True))
+    [0. 1. 0.]
+    """
+    z = as_float(logits)
+    noisy = z + jax.random.gumbel(key, z.shape, z.dtype)
+    soft = softmax(noisy, axis=axis, temperature=temperature, where=where)
+    if not hard:
+        return soft
+    sample = jax.nn.one_hot(jnp.argmax(soft, axis), soft.shape[axis], axis=axis, dtype=soft.dtype)
+    return lax.stop_gradient(sample - soft) + soft
 
 
 def predict(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:

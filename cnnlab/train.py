@@ -57,6 +57,7 @@ def train_step(
     loss_fn: Callable,
     tx: optax.GradientTransformation,
     prepare: Callable,
+    given: Callable = lambda images: {},
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of gradient descent on the batch's mean loss.
@@ -67,9 +68,10 @@ def train_step(
       batch: {"image": uint8[B, H, W, C], "label": int32[B]}; under pmap this device's part.
       key: the run's key; the step is folded in, so a resumed run draws the same.
       apply_fn: (params, batch_stats, images, key, axis_name) -> logits float32[B, K], new batch_stats.
-      loss_fn: (logits, labels) -> float32[B].
+      loss_fn: (logits, labels, **given) -> float32[B].
       tx: the optimizer.
       prepare: (key, batch, axis_name) -> images float[B, H, W, C], labels as the loss takes them.
+      given: images -> what the loss takes beside logits and labels, by name: a teacher's logits.
       axis_name: the device axis under pmap.
 
     Returns:
@@ -80,7 +82,7 @@ def train_step(
 
     def objective(params):
         logits, batch_stats = apply_fn(params, state.batch_stats, images, model_key, axis_name)
-        return jnp.mean(loss_fn(logits, labels)), (logits, batch_stats)
+        return jnp.mean(loss_fn(logits, labels, **given(images))), (logits, batch_stats)
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     loss, grads, batch_stats = parallel.mean((loss, grads, batch_stats), axis_name)
@@ -108,6 +110,7 @@ def eval_step(
     *,
     apply_fn: Callable,
     loss_fn: Callable,
+    given: Callable = lambda images: {},
     axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
     """Metric sums of a batch, padding masked out.
@@ -116,12 +119,13 @@ def eval_step(
       params, batch_stats: of the model.
       batch: {"image": uint8[B, H, W, C], "label": int32[B], "mask": bool[B]}.
       apply_fn: (params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K].
-      loss_fn: (logits, labels) -> float32[B].
+      loss_fn: (logits, labels, **given) -> float32[B].
+      given: images uint8[B, H, W, C] -> what the loss takes beside logits and labels.
       axis_name: the device axis under pmap.
 
     Returns:
       `metrics.sums`, over all devices.
     """
     logits = apply_fn(params, batch_stats, batch["image"])
-    loss = loss_fn(logits, batch["label"])
+    loss = loss_fn(logits, batch["label"], **given(batch["image"]))
     return parallel.total(metrics.sums(logits, batch["label"], loss, batch["mask"]), axis_name)

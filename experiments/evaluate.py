@@ -33,11 +33,12 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     import jax
+    import numpy as np
 
     from cnnlab import loop, metrics, recipe, train
     from cnnlab.console import Console
     from cnnlab.data import feed, source
-    from cnnlab.losses.spec import loss_from_spec
+    from cnnlab.losses.spec import loss_from_config, needs_teacher
 
     trained = recipe.load(Path(arguments.run), arguments.weights)
     config = trained.config
@@ -46,8 +47,14 @@ def main(arguments: Arguments) -> None:
     test, facts = dataset.test, trained.facts
     if [*dataset.class_names] != facts["class_names"] or [*test.image_shape] != facts["image_shape"]:
         raise InputError(f"{config.dataset} in {data_dir} is not what {arguments.run} was trained on")
-    loss_fn = loss_from_spec(config.loss, test.num_classes)
-    step = jax.jit(functools.partial(train.eval_step, apply_fn=trained.apply_fn, loss_fn=loss_fn))
+    step = functools.partial(
+        train.eval_step,
+        apply_fn=trained.apply_fn,
+        loss_fn=loss_from_config(config, test.num_classes, np.array(facts["class_counts"])),
+    )
+    if needs_teacher(config):
+        step = functools.partial(step, given=recipe.teacher_fn(config, dataset))
+    step = jax.jit(step)
     batches = feed.in_order(test.read, range(len(test)), config.batch_size)
     result = loop.evaluate(step, trained.state, batches, Console("off" if arguments.json else "auto"))
     if arguments.json:

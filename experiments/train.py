@@ -3,6 +3,7 @@
     python experiments/train.py                                        shapes10, drawn on the spot: about 94 %
     python experiments/train.py --dataset cifar10 --data-dir DIR       CIFAR-10 (downloaded by TFDS without --data-dir)
     python experiments/train.py --loss my_module.my_loss,alpha=0.3     an own loss
+    python experiments/train.py --list-losses                          every loss, its formula and hyperparameters
 
 The same command goes on where a run stopped; on a finished run it prints the summary.
 """
@@ -94,6 +95,12 @@ def draw(config: Config, history: list[dict], result: dict, class_names: list[st
     plots.confusion(result["confusion"], class_names, path / "confusion.png", title)
 
 
+def list_losses() -> None:
+    from cnnlab.losses import catalogue
+
+    print(catalogue.listing())
+
+
 def report(summary: dict, path: Path) -> str:
     from cnnlab import metrics
 
@@ -102,4 +109,4 @@ def report(summary: dict, path: Path) -> str:
 
 
 if __name__ == "__main__":
-    cli.main(main, Config)
+    cli.main(main, Config, alone={"--list-losses": list_losses})

@@ -1,10 +1,15 @@
-"""What a label may be, and how it picks its loss: the half of every loss that is the same."""
+"""What a label and a hyperparameter may be, and how a label picks its loss: the half of every loss that is the same."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -64,22 +69,82 @@ def poison(loss: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
     return loss * jnp.where(valid, 1.0, jnp.nan).astype(loss.dtype)
 
 
-def select(per_class: jax.Array, labels: jax.Array) -> jax.Array:
-    """The loss of the labelled class, or its mean under the labelled distribution.
+def pick(x: jax.Array, labels: jax.Array) -> jax.Array:
+    """x[..., y] for checked ids; some other class's for an id that lies outside, which `poison` must follow."""
+    return jnp.take_along_axis(x, labels[..., None], -1, mode="clip")[..., 0]
+
+
+def is_label(labels: jax.Array, classes: int) -> jax.Array:
+    """bool[..., K]: which class the checked id names. Fuses into what reads it, where a one-hot matrix would not."""
+    return lax.broadcasted_iota(labels.dtype, (*labels.shape, classes), labels.ndim) == labels[..., None]
+
+
+def distribution(labels: jax.Array, classes: int, dtype: Any) -> jax.Array:
+    """Checked labels as distributions float[..., K]: one-hot for ids."""
+    return is_label(labels, classes).astype(dtype) if is_ids(labels) else labels.astype(dtype)
+
+
+def by_class(
+    loss: Callable[[jax.Array, jax.Array], jax.Array], logits: ArrayLike, labels: ArrayLike, weights: Any = None
+) -> jax.Array:
+    """A loss of class ids, lifted to distributions: loss(z, y), or sum_k q_k loss(z, k).
 
     Args:
-      per_class: float32[..., K], the loss of every possible true class.
-      labels: as `check` returns them.
+      loss: (logits float32[..., K], ids int32[...]) -> float32[...].
+      logits, labels: as given to the public function.
+      weights: float32[K] factors of the classes; None for ones.
 
     Returns:
-      float32[...]: per_class[y], or sum_k q_k per_class[k] with 0 * inf = 0.
+      float32[...]. A distribution costs K evaluations, one after the other; none of them is kept for the backward pass.
+
+    Raises:
+      ValueError: as `check`.
     """
+    logits, labels = check(logits, labels)
+    classes = logits.shape[-1]
     if is_ids(labels):
-        picked = jnp.take_along_axis(per_class, labels[..., None], -1, mode="clip")[..., 0]
-        return poison(picked, labels, per_class.shape[-1])
-    return jnp.sum(labels.astype(per_class.dtype) * jnp.where(labels != 0, per_class, 0), -1)
+        value = loss(logits, labels)
+        return poison(value if weights is None else value * jnp.take(weights, labels, mode="clip"), labels, classes)
+    q = labels if weights is None else labels * jnp.broadcast_to(weights, labels.shape)
+
+    def add(total: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
+        share = jnp.take(q, k, axis=-1)
+        of_k = loss(logits, jnp.full(logits.shape[:-1], k))
+        return total + share * jnp.where(share != 0, of_k, 0), None  # 0 * inf = 0
+
+    start = jnp.zeros(logits.shape[:-1], logits.dtype)
+    return lax.scan(jax.checkpoint(add), start, jnp.arange(classes, dtype=jnp.int32))[0]
 
 
-def distribution(labels: jax.Array, classes: int, dtype) -> jax.Array:
-    """Checked labels as distributions float[..., K]: one-hot for ids."""
-    return jax.nn.one_hot(labels, classes, dtype=dtype) if is_ids(labels) else labels.astype(dtype)
+def in_range(name: str, value: Any, interval: str) -> Any:
+    """A hyperparameter, once it is known to lie in an interval such as "(0, 1]"; traced values pass.
+
+    Raises:
+      ValueError: it is no number in there.
+    """
+    if isinstance(value, Tracer):
+        return value
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    above = number >= low if interval[0] == "[" else number > low
+    below = number <= high if interval[-1] == "]" else number < high
+    if not (above and below):
+        raise ValueError(f"{name} must lie in {interval}, got {value}")
+    return value if isinstance(value, jax.Array) else number
+
+
+def per_class(name: str, values: ArrayLike, classes: int, dtype: Any) -> jax.Array:
+    """A hyperparameter that has a positive number for each class, as float[K].
+
+    Raises:
+      ValueError: another shape, or visible values that are not positive.
+    """
+    given = values if isinstance(values, jax.Array) else np.asarray(values)
+    if given.shape != (classes,) or not jnp.issubdtype(given.dtype, jnp.number):
+        raise ValueError(f"{name} must be one number for each of the {classes} classes, got {given.dtype}{given.shape}")
+    if not isinstance(given, Tracer) and not np.all((np.asarray(given) > 0) & (np.asarray(given) < np.inf)):
+        raise ValueError(f"{name} must all be positive and finite, got {given}")
+    return jnp.asarray(given, dtype)

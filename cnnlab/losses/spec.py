@@ -9,25 +9,31 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnnlab import losses
 from cnnlab.cli import parse_spec
+from cnnlab.config import Config
 from cnnlab.errors import InputError, unknown
+from cnnlab.losses.catalogue import accepted
+
+Loss = Callable[..., jax.Array]
 
 
-def loss_from_spec(spec: str, num_classes: int = 10, distributions: bool = False) -> Callable[[Any, Any], jax.Array]:
+def loss_from_spec(spec: str, num_classes: int = 10, given: Mapping[str, Any] | None = None) -> Loss:
     """The loss that `name,key=value,...` means: one of cnnlab.losses, or an own one by its dotted path.
 
     Args:
       spec: as on the command line; own modules are also found from the current directory.
       num_classes: for trying it once, on shapes only.
-      distributions: whether it will meet float[B, K] labels (mixup) rather than ids.
+      given: hyperparameters for the losses that take them and whose specification leaves them open: class_counts,
+        teacher_logits.
 
     Returns:
       (logits float32[B, K], labels) -> float32[B].
@@ -35,33 +41,74 @@ def loss_from_spec(spec: str, num_classes: int = 10, distributions: bool = False
     Raises:
       InputError: an unknown name or hyperparameter, or a function that does not keep a loss's contract.
     """
-    name, kwargs = parse_spec(spec)
-    function = _own_loss(name) if "." in name else getattr(losses, name, None) if name in losses.__all__ else None
-    if function is None:
-        raise unknown("loss", name, losses.__all__)
-    try:
-        signature = inspect.signature(function)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"loss '{name}' is no loss(logits, labels, ...) written in Python") from error
-    try:
-        signature.bind(None, None, **kwargs)
-    except TypeError as error:
-        takes = list(signature.parameters)[2:] or ["none"]
-        raise InputError(f"loss {name}: {error}; its hyperparameters: {', '.join(takes)}") from error
-    loss = functools.partial(function, **kwargs)
-    labels = (
-        jax.ShapeDtypeStruct((2, num_classes), jnp.float32) if distributions else jax.ShapeDtypeStruct((2,), "int32")
-    )
-    try:
-        result = jax.eval_shape(loss, jax.ShapeDtypeStruct((2, num_classes), jnp.float32), labels)
-    except Exception as error:
-        with_labels = f"labels {labels.dtype}{list(labels.shape)}{' (mixup)' * distributions}"
-        raise InputError(
-            f"loss '{spec}' fails on logits float32[2, {num_classes}] and {with_labels}: {_where(error)}"
-        ) from error
-    if getattr(result, "shape", None) != (2,) or not jnp.issubdtype(result.dtype, jnp.floating):
-        raise InputError(f"loss '{spec}' must return one value per example, float32[2] for two; got {result}")
+    loss = _bind(spec, given or {})
+    _try(loss, spec, num_classes, ["int32"], {})
     return loss
+
+
+def loss_from_config(config: Config, num_classes: int, class_counts: np.ndarray) -> Loss:
+    """The loss of a run: that of --loss, within what --loss-temperature, --label-smoothing, ... wrap around it.
+
+    Args:
+      config: of the run.
+      num_classes: K.
+      class_counts: int[K], training images of each class.
+
+    Returns:
+      (logits float32[B, K], labels int[B] or float32[B, K]) -> float32[B]; with teacher_logits float32[B, K] beside
+      them if `needs_teacher`.
+
+    Raises:
+      InputError: as `loss_from_spec`, or a teacher without use, or none where one is needed.
+    """
+    taught = needs_teacher(config)
+    if config.teacher and not taught:
+        raise InputError(
+            f"--teacher is for losses that take teacher_logits, such as distillation; {config.loss} does not"
+        )
+    counted = "class_counts" in left_open(config.loss) or config.class_weights != "none"
+    if counted and not np.all(class_counts):
+        raise InputError("a class without training images has no weight or margin: choose another --loss")
+    loss = _bind(config.loss, {"class_counts": class_counts}, later=("teacher_logits",) if taught else ())
+    if config.loss_temperature != 1:
+        loss = losses.temperature(loss, config.loss_temperature)
+    if config.label_smoothing:
+        loss = losses.label_smoothing(loss, config.label_smoothing, config.smoothing_convention)
+    if config.class_weights == "effective_number":
+        loss = losses.class_weights(loss, losses.effective_number(class_counts))
+    if config.z_loss:
+        loss = losses.with_z_loss(loss, config.z_loss)
+    labels = ["float32", "int32"] if config.mixup else ["int32"]  # mixup's distributions; validation brings ids
+    beside = {"teacher_logits": jax.ShapeDtypeStruct((2, num_classes), jnp.float32)} if taught else {}
+    _try(loss, config.loss, num_classes, labels, beside)
+    return loss
+
+
+def needs_teacher(config: Config) -> bool:
+    """Whether the loss of a run compares with a teacher's logits.
+
+    Raises:
+      InputError: it does, and no teacher is named; or the loss is unknown.
+    """
+    taught = "teacher_logits" in left_open(config.loss)
+    if taught and not config.teacher:
+        raise InputError(f"{config.loss} compares with a teacher: --teacher RUN names the run folder of one")
+    return taught
+
+
+def left_open(spec: str) -> set[str]:
+    """The hyperparameters of a loss that its specification does not set.
+
+    Raises:
+      InputError: an unknown name.
+    """
+    name, kwargs = parse_spec(spec)
+    return set(list(_signature(name, _named(name)).parameters)[2:]) - set(kwargs)
+
+
+def on_cosines(spec: str) -> bool:
+    """Whether a loss is made for logits that are cosines."""
+    return parse_spec(spec)[0] in losses.ON_COSINES
 
 
 def source_digest(spec: str) -> str | None:
@@ -71,6 +118,52 @@ def source_digest(spec: str) -> str | None:
         return None
     file = inspect.getsourcefile(inspect.unwrap(_own_loss(name)))
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+
+
+def _named(name: str) -> Callable:
+    known = losses.LOSSES | losses.ALIASES
+    if "." not in name and name not in known:
+        raise unknown("loss", name, known)
+    return _own_loss(name) if "." in name else known[name]
+
+
+def _signature(name: str, function: Callable) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"loss '{name}' is no loss(logits, labels, ...) written in Python") from error
+
+
+def _bind(spec: str, given: Mapping[str, Any], later: tuple[str, ...] = ()) -> Loss:
+    """The function with its hyperparameters; those in `later` come with each call."""
+    name, kwargs = parse_spec(spec)
+    function = _named(name)
+    signature = _signature(name, function)
+    kwargs |= {k: v for k, v in given.items() if k in signature.parameters and k not in kwargs}
+    try:
+        signature.bind(None, None, **kwargs, **dict.fromkeys(later))
+    except TypeError as error:
+        raise InputError(f"loss {name}: {error}; its hyperparameters: {accepted(function)}") from error
+    return functools.partial(function, **kwargs)
+
+
+def _try(loss: Loss, spec: str, num_classes: int, labels: list[str], beside: Mapping[str, Any]) -> None:
+    """Call the loss once for each type of labels, on shapes only, to refuse what does not keep the contract."""
+    logits = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
+    for dtype in labels:
+        shape = (2,) if dtype == "int32" else (2, num_classes)
+        try:
+            result = jax.eval_shape(loss, logits, jax.ShapeDtypeStruct(shape, dtype), **beside)
+        except Exception as error:
+            name = parse_spec(spec)[0]
+            if isinstance(error, ValueError) and "." not in name:  # ours say what is wrong themselves
+                raise InputError(f"loss {name}: {error}; its hyperparameters: {accepted(_named(name))}") from error
+            with_labels = f"labels {dtype}{list(shape)}{' (mixup)' * (dtype != 'int32')}"
+            raise InputError(
+                f"loss '{spec}' fails on logits float32[2, {num_classes}] and {with_labels}: {_where(error)}"
+            ) from error
+        if getattr(result, "shape", None) != (2,) or not jnp.issubdtype(result.dtype, jnp.floating):
+            raise InputError(f"loss '{spec}' must return one value per example, float32[2] for two; got {result}")
 
 
 def _own_loss(path: str) -> Callable:

@@ -1,0 +1,103 @@
+"""Losses that compare with other logits for the same example: a teacher's, or those of other views of it."""
+
+from __future__ import annotations
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from cnnlab.losses import _labels
+from cnnlab.losses.entropy import cross_entropy
+from cnnlab.softmax import as_float, log_softmax
+
+
+def distillation(
+    logits: ArrayLike, labels: ArrayLike, teacher_logits: ArrayLike, temperature: float = 4.0, alpha: float = 0.9
+) -> jax.Array:
+    """Agreement with a teacher's softened probabilities, and with the label.
+
+        L(z, y) = alpha T^2 sum_k t_k (log t_k - log s_k) - (1 - alpha) log p_y,
+        t = softmax(teacher / T),  s = softmax(z / T)
+
+    T^2 keeps the size of the first term's gradient apart from T. The teacher gets no gradient.
+
+    Args:
+      logits: float[..., K].
+      labels: int[...] class ids, or float[..., K] target distributions, for the second term.
+      teacher_logits: float[..., K] or what broadcasts to it; `--teacher RUN` fills them in.
+      temperature: in (0, inf), T.
+      alpha: in [0, 1], weight of the first term.
+
+    Returns:
+      float32[...], in nats, at least 0; NaN for an id outside [0, K) under jit; inf where a class is impossible for the
+      student alone.
+
+    Raises:
+      ValueError: labels or teacher_logits that do not fit the logits, a visible id outside [0, K), or a number outside
+        its range.
+
+    Source: Hinton, Vinyals & Dean, 2015, "Distilling the knowledge in a neural network",
+    https://arxiv.org/abs/1503.02531
+
+    >>> print(f"{distillation([0.0, 0.0], 0, teacher_logits=[0.0, 0.0]):.4f}")  # 0.1 log 2
+    0.0693
+    """
+    temperature = _labels.in_range("temperature", temperature, "(0, inf)")
+    alpha = _labels.in_range("alpha", alpha, "[0, 1]")
+    logits, labels = _labels.check(logits, labels)
+    teacher = jax.lax.stop_gradient(_like(teacher_logits, logits.shape, "teacher_logits"))
+    teacher, student = (log_softmax(z, temperature=temperature) for z in (teacher, logits))
+    divergence = jnp.sum(_relative(jnp.exp(teacher), teacher, student), -1)
+    return alpha * temperature**2 * divergence + (1 - alpha) * cross_entropy(logits, labels)
+
+
+def jensen_shannon(logits: ArrayLike, labels: ArrayLike, view_logits: ArrayLike, weight: float = 12.0) -> jax.Array:
+    """Cross-entropy of an image plus the disagreement of the network about other views of it.
+
+        L(z, y) = -log p_y + weight mean_v KL(p_v || mean_v p_v),  v over the image and its views
+
+    Args:
+      logits: float[..., K], of the image itself.
+      labels: int[...] class ids, or float[..., K] target distributions: sum_k q_k L(z, k).
+      view_logits: float[V, ..., K], of V >= 1 augmented views; they get a gradient too.
+      weight: in [0, inf), of the divergence.
+
+    Returns:
+      float32[...], in nats, at least 0; NaN for an id outside [0, K) under jit.
+
+    Raises:
+      ValueError: labels or view_logits that do not fit the logits, a visible id outside [0, K), or weight outside its
+        range.
+
+    Source: Hendrycks et al., 2020, "AugMix", https://arxiv.org/abs/1912.02781
+
+    >>> print(f"{jensen_shannon([0.0, 0.0], 0, view_logits=[[0.0, 0.0], [0.0, 0.0]]):.4f}")  # agreement: log 2
+    0.6931
+    """
+    weight = _labels.in_range("weight", weight, "[0, inf)")
+    logits, labels = _labels.check(logits, labels)
+    views = as_float(view_logits)
+    if views.ndim != logits.ndim + 1 or views.shape[1:] != logits.shape or not len(views):
+        raise ValueError(f"view_logits must be float[V, ...] over the logits' shape {logits.shape}, got {views.shape}")
+    every = [log_softmax(view) for view in (logits, *views.astype(logits.dtype))]
+    mixture = functools.reduce(operator.add, map(jnp.exp, every)) / len(every)
+    log_mixture = jnp.log(jnp.where(mixture == 0, 1, mixture))
+    apart = functools.reduce(operator.add, [_relative(jnp.exp(view), view, log_mixture) for view in every])
+    return cross_entropy(logits, labels) + weight * jnp.sum(apart, -1) / len(every)
+
+
+def _like(values: ArrayLike, shape: tuple[int, ...], name: str) -> jax.Array:
+    values = as_float(values)
+    try:
+        return jnp.broadcast_to(values, shape)
+    except ValueError as error:
+        raise ValueError(f"{name} must have the logits' shape {shape}, got {values.shape}") from error
+
+
+def _relative(p: jax.Array, log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """p (log p - log q), with 0 log 0 = 0: float32[..., K]."""
+    shown = p > 0
+    return jnp.where(shown, p * (jnp.where(shown, log_p, 0) - jnp.where(shown, log_q, 0)), 0)

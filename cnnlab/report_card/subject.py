@@ -1,0 +1,122 @@
+"""A loss under examination: its values, gradients and Hessians in float64 at many points, each compiled once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Loss = Callable[[Any, Any], jax.Array]
+
+CHUNK = 1024  # points per compiled call: every batch is padded to it, so that no second shape is compiled
+FEW = 256  # the same for Hessians
+SCALES = (0.3, 1.0, 3.0, 10.0)  # standard deviations of random logits
+COSINE = 0.95  # random cosines stay this far inside [-1, 1], whose ends are special (arcface)
+
+
+def given(num_classes: int) -> dict[str, Any]:
+    """What stands in for hyperparameters that a loss takes from the data or from other networks, by name.
+
+    Args:
+      num_classes: K.
+
+    Returns:
+      class_counts, K from 1000 down to 10; teacher_logits, K from 1 down to -1; view_logits, two views of one example.
+    """
+    slope = np.linspace(1, -1, num_classes)
+    # Lists: they become float32 or float64 arrays as the examination goes on in one or the other.
+    return {
+        "class_counts": np.geomspace(1000, 10, num_classes).tolist(),
+        "teacher_logits": slope.tolist(),
+        "view_logits": np.stack([0.5 * slope, -0.25 * slope]).tolist(),
+    }
+
+
+def filled(loss: Callable, num_classes: int) -> Loss:
+    """The loss with those of `given` set that it takes and that are not set yet."""
+    parameters = inspect.signature(loss).parameters
+    missing = {name for name, p in parameters.items() if p.default is p.empty}
+    values = {name: value for name, value in given(num_classes).items() if name in missing}
+    views = values.pop("view_logits", None)
+    if values:
+        loss = functools.partial(loss, **values)
+    if views is None:
+        return loss
+
+    def with_views(logits: Any, labels: Any) -> jax.Array:  # the views have the logits' batch shape
+        shape = jnp.shape(logits)
+        one = jnp.asarray(views).reshape(len(views), *[1] * (len(shape) - 1), num_classes)
+        return loss(logits, labels, view_logits=jnp.broadcast_to(one, (len(views), *shape)))
+
+    return with_views
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A loss, the number of classes it is examined with, and whether its logits are cosines.
+
+    The methods take float64[N, K] and look at one example at a time: they need no batch semantics of the loss.
+    """
+
+    function: Callable
+    name: str
+    classes: int = 3
+    cosines: bool = False
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def of(self, classes: int) -> Loss:
+        """(logits float[..., K], labels) -> float[...] for K classes."""
+        return filled(functools.partial(self.function, **self.hyperparameters), classes)
+
+    @functools.cached_property
+    def loss(self) -> Loss:
+        return self.of(self.classes)
+
+    def values(self, z: np.ndarray) -> np.ndarray:
+        """L(z, k) for every class k: float64[N, K] -> float64[N, K]."""
+        return _in_chunks(self._values, z, CHUNK)
+
+    def gradients(self, z: np.ndarray) -> np.ndarray:
+        """dL(z, k)/dz for every class k: float64[N, K] -> float64[N, K, K]."""
+        return _in_chunks(self._gradients, z, CHUNK)
+
+    def hessians(self, z: np.ndarray) -> np.ndarray:
+        """Of every class: float64[N, K] -> float64[N, K, K, K]."""
+        return _in_chunks(self._hessians, z, FEW)
+
+    @functools.cached_property
+    def _values(self) -> Callable:
+        return self._of_all_classes(self.loss)
+
+    @functools.cached_property
+    def _gradients(self) -> Callable:
+        return self._of_all_classes(jax.grad(self.loss))
+
+    @functools.cached_property
+    def _hessians(self) -> Callable:
+        return self._of_all_classes(jax.hessian(self.loss))
+
+    def _of_all_classes(self, function: Callable) -> Callable:
+        one = jax.vmap(function, (None, 0))
+        return jax.jit(jax.vmap(lambda z: one(z, jnp.arange(self.classes, dtype=jnp.int32))))
+
+    def logits(self, count: int, seed: int = 0, scales: tuple[float, ...] = SCALES) -> np.ndarray:
+        """Random float64[count, K]: normal of several scales in turn; uniform for cosines."""
+        rng = np.random.default_rng([seed, self.classes])
+        if self.cosines:
+            return rng.uniform(-COSINE, COSINE, (count, self.classes))
+        return np.resize(scales, count)[:, None] * rng.standard_normal((count, self.classes))
+
+
+def _in_chunks(function: Callable, z: np.ndarray, size: int) -> np.ndarray:
+    z = np.asarray(z, np.float64)
+    padded = np.concatenate([z, np.zeros((-len(z) % size, z.shape[1]))])
+    with jax.enable_x64():
+        parts = [np.asarray(function(padded[i : i + size])) for i in range(0, len(padded), size)]
+    return np.concatenate(parts)[: len(z)]

@@ -1,0 +1,65 @@
+"""Cards as text: a table of verdicts that stays whole where no terminal is, and a line for every finding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from cnnlab.report_card import MATHEMATICAL, PROPERTIES, Card, Property
+from cnnlab.report_card.finding import NOT_APPLICABLE, NOT_REFUTED, PROVED, REFUTED
+
+MARKS = {PROVED: "proof", NOT_REFUTED: "ok", REFUTED: "NO", NOT_APPLICABLE: "-"}
+STYLES = {PROVED: "bold green", NOT_REFUTED: "green", REFUTED: "red", NOT_APPLICABLE: "dim"}
+LEGEND = "proof: cited and not refuted; ok: not refuted; NO: refuted; -: not applicable; NO!: claimed and refuted"
+
+
+def tables(cards: Sequence[Card]) -> Iterator[Any]:
+    """Two rich tables, losses by properties: the mathematical ones, and those of the implementation."""
+    from rich.table import Table
+
+    parts: list[Mapping[str, Property]] = [
+        MATHEMATICAL,
+        {n: p for n, p in PROPERTIES.items() if n not in MATHEMATICAL},
+    ]
+    for properties in parts:
+        shown = [name for name in properties if any(name in card.findings for card in cards)]
+        if not shown:
+            continue
+        table = Table(box=None, padding=(0, 1, 0, 0))
+        table.add_column("loss", no_wrap=True)
+        for name in shown:
+            table.add_column(properties[name].short, no_wrap=True)
+        for card in cards:
+            table.add_row(card.name, *[_mark(card, name) for name in shown])
+        yield table
+
+
+def _mark(card: Card, name: str) -> Any:
+    from rich.text import Text
+
+    finding = card.findings.get(name)
+    if finding is None:
+        return ""
+    broken = finding.claimed and finding.verdict == REFUTED
+    return Text(MARKS[finding.verdict] + "!" * broken, STYLES[finding.verdict])
+
+
+def legend() -> list[str]:
+    """What the columns and marks mean, a line each."""
+    return [LEGEND, *[f"{p.short:<7} {name}: {p.meaning}" for name, p in PROPERTIES.items()]]
+
+
+def details(card: Card, verdicts: Iterable[str] = MARKS) -> list[str]:
+    """A line for every finding with one of the verdicts."""
+    lines = []
+    for name, finding in card.findings.items():
+        if finding.verdict in verdicts:
+            cited = f" [{finding.citation}]" if finding.citation else ""
+            tried = f" ({finding.points} points)" if finding.points else ""
+            lines.append(f"  {MARKS[finding.verdict]:<6}{name}: {finding.detail}{tried}{cited}")
+    return lines
+
+
+def broken_claims(cards: Sequence[Card]) -> list[str]:
+    """A line for every claim that is refuted."""
+    return [f"{card.name} claims {f.property}: {f.detail}" for card in cards for f in card.broken_claims]

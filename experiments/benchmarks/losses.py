@@ -1,0 +1,116 @@
+"""How long a loss and its gradient take, beside Optax's where Optax has the loss, and beside cross-entropy.
+
+    python experiments/benchmarks/losses.py --json losses.json
+    python experiments/benchmarks/losses.py --losses cross_entropy focal --rounds 100
+
+Everything is compiled first and then timed in turns, so that a busy machine slows all alike; figures are medians over
+the rounds. Each timed call is the mean loss over the batch and its gradient, jitted.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnlab import cli
+from cnnlab.errors import unknown
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Time value and gradient of the losses."""
+
+    losses: tuple[str, ...] = ()
+    """Names; none for all."""
+    shapes: tuple[tuple[int, int], ...] = ((65536, 10), (4096, 1000))
+    """Batch and classes of the logits."""
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    """Types of the logits."""
+    rounds: int = 30
+    """Turns; in each, every function is called once."""
+    json: str | None = None
+    """File to write the figures to."""
+
+
+def main(arguments: Arguments) -> None:
+    import jax
+    import numpy as np
+
+    from cnnlab import losses
+
+    for name in arguments.losses:
+        if name not in losses.LOSSES:
+            raise unknown("loss", name, losses.LOSSES)
+    names = arguments.losses or tuple(losses.LOSSES)
+    rows = []
+    for (batch, classes), dtype in [(shape, dtype) for shape in arguments.shapes for dtype in arguments.dtypes]:
+        rng = np.random.default_rng(0)
+        logits = jax.numpy.asarray(3 * rng.standard_normal((batch, classes)), dtype)
+        ids = jax.numpy.asarray(rng.integers(0, classes, batch), "int32")
+        compiled = {
+            key: jax.jit(value_and_gradient(loss)).lower(logits, ids).compile()
+            for key, loss in contestants(names, batch, classes).items()
+        }
+        seconds = {key: [] for key in compiled}
+        for _ in range(arguments.rounds):
+            for key in rng.permutation(list(compiled)).tolist():  # nobody always follows the same, whose cache it finds
+                run = compiled[tuple(key)]
+                start = time.perf_counter()
+                jax.block_until_ready(run(logits, ids))
+                seconds[tuple(key)].append(time.perf_counter() - start)
+        median = {key: float(np.median(taken)) for key, taken in seconds.items()}
+        for name in names:
+            row = {"loss": name, "shape": [batch, classes], "dtype": dtype, "ms": 1e3 * median["ours", name]}
+            row["of cross_entropy"] = median["ours", name] / median["ours", "cross_entropy"]
+            if ("optax", name) in median:
+                row["of optax"] = median["ours", name] / median["optax", name]
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    if arguments.json:
+        versions = {"python": platform.python_version(), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+        Path(arguments.json).write_text(json.dumps({"versions": versions, "rounds": arguments.rounds, "rows": rows}))
+
+
+def contestants(names: tuple[str, ...], batch: int, classes: int) -> dict:
+    """(whose, name) -> loss of logits and ids; cross-entropy always among them."""
+    import functools
+
+    import jax
+    import numpy as np
+    import optax
+
+    from cnnlab import losses
+    from cnnlab.losses.spec import left_open
+
+    given = {
+        "class_counts": np.geomspace(1000, 10, classes),
+        "teacher_logits": np.linspace(1, -1, classes, dtype=np.float32),
+        "view_logits": np.zeros((2, batch, classes), np.float32),
+    }
+    ours = {}
+    for name in ("cross_entropy", *names):
+        takes = {k: v for k, v in given.items() if k in left_open(name)}
+        ours["ours", name] = functools.partial(losses.LOSSES[name], **takes)
+    one_hot = lambda ids: jax.nn.one_hot(ids, classes)
+    theirs = {
+        "cross_entropy": optax.softmax_cross_entropy_with_integer_labels,
+        "poly": lambda z, y: optax.losses.poly_loss_cross_entropy(z, one_hot(y), epsilon=1.0),
+        "multiclass_hinge": optax.losses.multiclass_hinge_loss,
+        # it fails on bfloat16
+        "sparsemax_loss": lambda z, y: optax.losses.multiclass_sparsemax_loss(z.astype("float32"), y),
+        "binary_cross_entropy": lambda z, y: optax.sigmoid_binary_cross_entropy(z, one_hot(y)).sum(-1),
+    }
+    return ours | {("optax", name): theirs[name] for name in theirs if name in names}
+
+
+def value_and_gradient(loss):
+    import jax
+
+    return lambda logits, ids: jax.value_and_grad(lambda z: loss(z, ids).astype("float32").mean())(logits)
+
+
+if __name__ == "__main__":
+    cli.main(main, Arguments)

@@ -1,0 +1,98 @@
+"""Which properties a loss has: each with a counterexample, what was tried, or a proof.
+
+python experiments/report_card.py focal,gamma=2 my_module.my_loss,alpha=0.3 --html card.html
+python experiments/report_card.py my_module.my_loss --claims "strictly_proper, same as squentropy"
+
+Exit status 1: a property that is claimed (--claims, or a line `Claims: ...` in the loss's docstring) is refuted.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from cnnlab import cli
+from cnnlab.errors import InputError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Examine losses; without LOSS, all of cnnlab.losses."""
+
+    losses: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Specifications: name,key=value,... or an own loss by its dotted path."""
+    all: bool = False
+    """All of cnnlab.losses, beside those named."""
+    claims: str = ""
+    """Properties that the named losses are said to have, separated by commas; also "same as LOSS"."""
+    num_classes: int = 3
+    """Classes to examine with."""
+    json: str | None = None
+    """File for all findings, with the counterexamples as numbers; - for stdout."""
+    html: str | None = None
+    """File for a page that needs no other."""
+
+
+def main(arguments: Arguments) -> None:
+    from rich.console import Console
+
+    from cnnlab import losses, plots, report_card
+    from cnnlab.console import Console as Progress
+    from cnnlab.losses.spec import loss_from_spec
+    from cnnlab.report_card import claims, page, table
+    from cnnlab.report_card.finding import REFUTED
+
+    classes = arguments.num_classes
+    for file in (arguments.json, arguments.html):
+        if file and not Path(file).parent.is_dir():
+            raise InputError(f"no folder to write {file} into")
+    claimed = claims.split(arguments.claims)
+    claims.resolve(claimed, report_card.PROPERTIES)
+    builtin = () if arguments.losses and not arguments.all else losses.LOSSES
+    # Each is tried on a batch of two before the first is examined.
+    given = report_card.given(classes)
+    given["view_logits"] = [[view] * 2 for view in given["view_logits"]]
+    chosen = {spec: loss_from_spec(spec, classes, given=given) for spec in dict.fromkeys([*arguments.losses, *builtin])}
+
+    cards, curves = [], {}
+    quiet = arguments.json == "-"
+    with Progress("off" if quiet else "auto").progress("report card", len(chosen), "losses") as advance:
+        for spec, loss in chosen.items():
+            assert isinstance(loss, functools.partial)  # the card sets what depends on K anew for every K
+            function, (_, hyperparameters) = loss.func, cli.parse_spec(spec)
+            card = report_card.card(function, name=spec, hyperparameters=hyperparameters, num_classes=classes,
+                                    claims=claimed if spec in arguments.losses else ())  # fmt: skip
+            cards.append(card)
+            if arguments.html:
+                curves[spec] = report_card.curve(function, hyperparameters, classes, card.cosines)
+            advance(note=spec)
+
+    # A pipe has no width: the table stays whole there.
+    screen = Console(file=sys.stderr if quiet else sys.stdout, highlight=False, soft_wrap=True)
+    screen.width = max(screen.width, 120)
+    for part in table.tables(cards):
+        screen.print(part, "")
+    for line in table.legend():
+        screen.print(line, markup=False)
+    for card in cards:
+        every = table.details(card) if arguments.losses else table.details(card, [REFUTED])
+        screen.print(f"\n{card.name} ({card.seconds:.1f} s)", *every, sep="\n", markup=False)
+    if arguments.json:
+        text = json.dumps([card.to_json() for card in cards], indent=1, allow_nan=False)
+        print(text) if quiet else Path(arguments.json).write_text(text + "\n")
+    if arguments.html:
+        plots.loss_curves(curves, picture := io.BytesIO(), report_card.curve(losses.cross_entropy, {}, classes))
+        Path(arguments.html).write_text(page.page(cards, picture.getvalue()))
+    broken = table.broken_claims(cards)
+    if broken:
+        raise cli.Stopped("\n".join(["claimed and refuted:", *broken]), 1)
+
+
+if __name__ == "__main__":
+    cli.main(main, Arguments)
