@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +139,8 @@ class Config:
     """auto (bar on a terminal, lines elsewhere), bar, lines or off."""
 
     def __post_init__(self) -> None:
+        if self.teacher:  # part of what a run is: found from any directory, and the same from each
+            object.__setattr__(self, "teacher", os.path.abspath(os.path.expanduser(self.teacher)))
         for field, known in CHOICES.items():
             if getattr(self, field) not in known:
                 raise unknown(field, str(getattr(self, field)), known)

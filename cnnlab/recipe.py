@@ -82,8 +82,8 @@ def _statistics(mean: np.ndarray, std: np.ndarray) -> tuple[jax.Array, jax.Array
     return jnp.asarray(mean, dtype), jnp.asarray(std, dtype)
 
 
-def teacher_fn(config: Config, dataset: source.Dataset) -> Callable:
-    """images float or uint8[B, H, W, C] in 0..255 -> {"teacher_logits": float32[B, K]}, from a finished run.
+def teacher_fn(config: Config, dataset: source.Dataset) -> tuple[Callable, int]:
+    """images float or uint8[B, H, W, C] in 0..255 -> {"teacher_logits": float32[B, K]}; and the teacher's step.
 
     Raises:
       InputError: no run there, or one on other classes or images.
@@ -94,7 +94,7 @@ def teacher_fn(config: Config, dataset: source.Dataset) -> Callable:
         raise InputError(f"--teacher {config.teacher} was trained on other classes or images than {config.dataset}")
     # On the host: as constants of the step they go to whatever devices it is compiled for.
     params, batch_stats = jax.device_get((trained.state.params, trained.state.batch_stats))
-    return lambda images: {"teacher_logits": trained.apply_fn(params, batch_stats, images)}
+    return lambda images: {"teacher_logits": trained.apply_fn(params, batch_stats, images)}, trained.step
 
 
 def flips(config: Config, channels: int) -> bool:
@@ -164,7 +164,7 @@ def build(config: Config, console: Console) -> Experiment:
     layout = parallel.layout(config.parallel, config.devices, config.batch_size)
     dataset = source.open_dataset(config.dataset, config.data_dir, config.image_size)
     loss_from_config(config, dataset.num_classes, np.ones(dataset.num_classes))  # refuse it before the data is read
-    teacher = teacher_fn(config, dataset) if needs_teacher(config) else lambda images: {}
+    teacher, teacher_step = teacher_fn(config, dataset) if needs_teacher(config) else (lambda images: {}, None)
     side = min(dataset.train.image_shape[:2])
     if max(config.crop, config.cutout) >= side:
         raise InputError(
@@ -211,6 +211,7 @@ def build(config: Config, console: Console) -> Experiment:
         "mean": mean.tolist(),
         "std": std.tolist(),
         "class_counts": class_counts.tolist(),
+        "teacher_step": teacher_step,
         "counts": {"train": len(own), "validation": len(held_out), "test": len(dataset.test)},
     }
     return Experiment(

@@ -17,7 +17,11 @@ from cnnlab import tempered
 
 
 def as_float(x: ArrayLike) -> jax.Array:
-    """`x` in the type that cnnlab accumulates in: float64 stays, everything else becomes float32."""
+    """`x` in the type that cnnlab accumulates in: float64 stays, everything else becomes float32.
+
+    >>> as_float(jnp.zeros(3, jnp.bfloat16)).dtype
+    dtype('float32')
+    """
     x = jnp.asarray(x)
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 

@@ -53,7 +53,7 @@ def main(arguments: Arguments) -> None:
         loss_fn=loss_from_config(config, test.num_classes, np.array(facts["class_counts"])),
     )
     if needs_teacher(config):
-        step = functools.partial(step, given=recipe.teacher_fn(config, dataset))
+        step = functools.partial(step, given=recipe.teacher_fn(config, dataset)[0])
     step = jax.jit(step)
     batches = feed.in_order(test.read, range(len(test)), config.batch_size)
     result = loop.evaluate(step, trained.state, batches, Console("off" if arguments.json else "auto"))

@@ -35,6 +35,8 @@ class Arguments:
     """Classes to examine with."""
     json: str | None = None
     """File for all findings, with the counterexamples as numbers; - for stdout."""
+    markdown: str | None = None
+    """File for a table in Markdown; the README's is that of all losses."""
     html: str | None = None
     """File for a page that needs no other."""
 
@@ -49,7 +51,7 @@ def main(arguments: Arguments) -> None:
     from cnnlab.report_card.finding import REFUTED
 
     classes = arguments.num_classes
-    for file in (arguments.json, arguments.html):
+    for file in (arguments.json, arguments.markdown, arguments.html):
         if file and not Path(file).parent.is_dir():
             raise InputError(f"no folder to write {file} into")
     claimed = claims.split(arguments.claims)
@@ -86,6 +88,8 @@ def main(arguments: Arguments) -> None:
     if arguments.json:
         text = json.dumps([card.to_json() for card in cards], indent=1, allow_nan=False)
         print(text) if quiet else Path(arguments.json).write_text(text + "\n")
+    if arguments.markdown:
+        Path(arguments.markdown).write_text("\n".join(table.markdown(cards)) + "\n")
     if arguments.html:
         plots.loss_curves(curves, picture := io.BytesIO(), report_card.curve(losses.cross_entropy, {}, classes))
         Path(arguments.html).write_text(page.page(cards, picture.getvalue()))

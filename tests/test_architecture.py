@@ -98,6 +98,19 @@ def test_no_drawer_for_odds_and_ends():
     assert not [p for p in [*MODULES, *SCRIPTS] if p.stem in ("utils", "util", "helpers", "misc", "common")]
 
 
+def test_every_public_function_of_losses_and_softmax_shows_an_example():
+    shown = [*(PACKAGE / "losses").glob("[!_]*.py"), PACKAGE / "softmax.py"]
+    functions = [
+        (path.stem, node.name, ast.get_docstring(node) or "")
+        for path in shown
+        if path.stem not in ("spec", "catalogue")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    ]
+    assert len(functions) > 40
+    assert not [f[:2] for f in functions if ">>> " not in f[2]]
+
+
 def test_no_module_brings_tensorflow():
     skipped = [m for m in map(dotted, MODULES) if m.endswith("_dataset_builder")]  # read by TFDS alone
     code = (

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from cnnlab import losses, plots, report_card
 from cnnlab.errors import InputError
+from cnnlab.losses import catalogue
 from cnnlab.report_card import citations, claims, page, table
 from cnnlab.report_card.finding import NOT_APPLICABLE, NOT_REFUTED, PROVED, REFUTED
 
@@ -28,7 +29,7 @@ MADE = {
     "label_smoothing": losses.label_smoothing(losses.cross_entropy),
     "with_z_loss": losses.with_z_loss(losses.cross_entropy),
 }
-# property -> the losses that have it, and those that do not (LOSSES.md, section 3, and the papers named there)
+# property -> the losses that have it, and those that do not (the papers are named in report_card.PROPERTIES)
 EXPECTED = {
     "strictly_proper": (
         "cross_entropy mean_squared_error",
@@ -245,13 +246,13 @@ def test_claims_are_read_from_the_docstring():
           bounded.
         """
 
-    about = claims.about(boasting)
-    assert about == ("A loss.", "L(z, y) = 0", "nowhere.", ("strictly proper", "same as focal gamma=1", "bounded"))
-    resolved = claims.resolve(about.claims, report_card.PROPERTIES)
+    claimed = claims.claimed(boasting)
+    assert claimed == ("strictly proper", "same as focal gamma=1", "bounded")
+    resolved = claims.resolve(claimed, report_card.PROPERTIES)
     assert resolved == {"strictly_proper": "", "same_as": "focal,gamma=1", "bounded": ""}
-    for loss in losses.LOSSES.values():
-        about = claims.about(loss)
-        assert about.formula and about.source and not about.claims
+    about = catalogue.entry(boasting)
+    assert (about.summary, about.formula, about.source) == ("A loss.", "L(z, y) = 0", "nowhere.")
+    assert not any(claims.claimed(loss) for loss in losses.LOSSES.values())
 
 
 @pytest.mark.parametrize(

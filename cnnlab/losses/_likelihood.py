@@ -1,4 +1,4 @@
-"""log p of the true class, which most losses are functions of."""
+"""log p of the true class, which most losses are functions of, and the focal factor on top of it."""
 
 from __future__ import annotations
 
@@ -61,3 +61,18 @@ def _(primals, tangents):
     shares = others * (1 / total)[..., None]
     left = jnp.sum(others, -1) / total
     return value, left * _labels.pick(slope, labels) - jnp.sum(shares * slope, -1)
+
+
+def focal_term(log_p: jax.Array, gamma: float) -> jax.Array:
+    """-(1 - p)^gamma log p, with derivatives of every order also for gamma < 1 at p = 1.
+
+    There (1 - p)^(gamma - n) overflows before dp/dz makes up for it. Below 1e-12 the term is 0 to float32 anyway.
+    """
+    return focused(-jnp.expm1(log_p), -log_p, gamma)
+
+
+def focused(miss: jax.Array, loss: jax.Array, gamma: float) -> jax.Array:
+    """miss^gamma loss, and 0 where miss < 1e-12."""
+    certain = miss < 1e-12
+    exponent = int(gamma) if isinstance(gamma, float) and gamma.is_integer() else gamma  # products instead of a log
+    return jnp.where(certain, 0, jnp.where(certain, 0.5, miss) ** exponent * loss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,36 +33,34 @@ class Entry:
 
 
 def entry(function: Callable) -> Entry:
-    """The entry of a loss; a docstring of another form leaves parts of it empty."""
-    text = inspect.getdoc(function) or ""
-    arguments = dict(re.findall(r"^  (\w+): (.*(?:\n    .*)*)", _section(text, "Args:"), re.MULTILINE))
+    """The entry of a loss; a docstring of another form, or none, leaves parts of it empty."""
+    arguments = dict(re.findall(r"^  (\w+): (.*(?:\n    .*)*)", _block(function, "Args"), re.MULTILINE))
     parameters = list(inspect.signature(function).parameters.values())[2:]
-    name = getattr(function, "__name__", str(function))
+    blocks = re.split(r"\n\s*\n", _docstring(function))
+    formula = next((b for b in blocks[1:] if all(line.startswith("    ") for line in b.splitlines())), "")
     return Entry(
-        name=name,
+        name=getattr(function, "__name__", str(function)),
         aliases=tuple(alias for alias, f in losses.ALIASES.items() if f is function),
-        summary=text.partition("\n")[0],
-        formula=_formula(text),
+        summary=" ".join(blocks[0].split()),
+        formula=textwrap.dedent(formula),
         hyperparameters={p.name: (p.default, " ".join(arguments.get(p.name, "").split())) for p in parameters},
-        source=" ".join(_section(text, "Source:").split()),
+        source=section(function, "Source"),
     )
 
 
-def _formula(text: str) -> str:
-    """The lines indented by four right below the first."""
-    lines = text.split("\n")[2:]
-    shown = []
-    for line in lines:
-        if not line.startswith("    "):
-            break
-        shown.append(line.strip())
-    return "\n".join(shown)
+def section(function: Callable, title: str) -> str:
+    """What follows `title:` in a docstring, to the end of its paragraph or to the next such line, in one line."""
+    return " ".join(_block(function, title).split())
 
 
-def _section(text: str, title: str) -> str:
-    """What follows a title up to the next empty line."""
-    found = re.search(rf"^{title} ?(.*?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+def _block(function: Callable, title: str) -> str:
+    found = re.search(rf"^{title}:(.*?)(?=^[A-Z][a-z]+:|\n\s*\n|\Z)", _docstring(function), re.MULTILINE | re.DOTALL)
     return found[1] if found else ""
+
+
+def _docstring(function: Callable) -> str:
+    """The function's own: an object's is its class's."""
+    return (inspect.getdoc(function) or "") if inspect.isroutine(function) else ""
 
 
 def accepted(function: Callable) -> str:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from cnnlab.losses import _labels
-from cnnlab.losses._likelihood import of_log_probability
+from cnnlab.losses._likelihood import focal_term, focused, of_log_probability
 from cnnlab.softmax import log_sigmoid, sigmoid
 
 
@@ -93,21 +93,6 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 2.0) -> jax.Array
     """
     gamma = _labels.in_range("gamma", gamma, "[0, inf)")
     return of_log_probability(lambda log_p: focal_term(log_p, gamma), logits, labels)
-
-
-def focal_term(log_p: jax.Array, gamma: float) -> jax.Array:
-    """-(1 - p)^gamma log p, with derivatives of every order also for gamma < 1 at p = 1.
-
-    There (1 - p)^(gamma - n) overflows before dp/dz makes up for it. Below 1e-12 the term is 0 to float32 anyway.
-    """
-    return focused(-jnp.expm1(log_p), -log_p, gamma)
-
-
-def focused(miss: jax.Array, loss: jax.Array, gamma: float) -> jax.Array:
-    """miss^gamma loss, and 0 where miss < 1e-12."""
-    certain = miss < 1e-12
-    exponent = int(gamma) if isinstance(gamma, float) and gamma.is_integer() else gamma  # products instead of a log
-    return jnp.where(certain, 0, jnp.where(certain, 0.5, miss) ** exponent * loss)
 
 
 def poly(logits: ArrayLike, labels: ArrayLike, epsilon: float = 1.0) -> jax.Array:

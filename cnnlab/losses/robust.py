@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 
 from cnnlab.errors import unknown
 from cnnlab.losses import _labels
-from cnnlab.losses._likelihood import of_log_probability
-from cnnlab.losses.entropy import cross_entropy, focal, focused
+from cnnlab.losses._likelihood import focused, of_log_probability
+from cnnlab.losses.entropy import cross_entropy, focal
 from cnnlab.softmax import log_softmax, softmax, tempered_softmax
 
 

@@ -90,10 +90,10 @@ def needs_teacher(config: Config) -> bool:
     Raises:
       InputError: it does, and no teacher is named; or the loss is unknown.
     """
-    taught = "teacher_logits" in left_open(config.loss)
-    if taught and not config.teacher:
+    parameter = _open(config.loss).get("teacher_logits")
+    if parameter and parameter.default is parameter.empty and not config.teacher:
         raise InputError(f"{config.loss} compares with a teacher: --teacher RUN names the run folder of one")
-    return taught
+    return bool(parameter and config.teacher)
 
 
 def left_open(spec: str) -> set[str]:
@@ -102,8 +102,13 @@ def left_open(spec: str) -> set[str]:
     Raises:
       InputError: an unknown name.
     """
+    return set(_open(spec))
+
+
+def _open(spec: str) -> dict[str, inspect.Parameter]:
     name, kwargs = parse_spec(spec)
-    return set(list(_signature(name, _named(name)).parameters)[2:]) - set(kwargs)
+    parameters = list(_signature(name, _named(name)).parameters.items())[2:]
+    return {name: parameter for name, parameter in parameters if name not in kwargs}
 
 
 def on_cosines(spec: str) -> bool:

@@ -25,6 +25,7 @@ import numpy as np
 from cnnlab import losses
 from cnnlab.cli import parse_spec
 from cnnlab.errors import InputError, unknown
+from cnnlab.losses.catalogue import Entry, entry
 from cnnlab.report_card import claims as claims_
 from cnnlab.report_card import risk, shape, soundness
 from cnnlab.report_card.citations import citation
@@ -134,7 +135,7 @@ class Card:
 
     name: str
     findings: dict[str, Finding]
-    about: claims_.About = field(default_factory=claims_.About)
+    about: Entry
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     num_classes: int = 3
     cosines: bool = False
@@ -151,7 +152,7 @@ class Card:
     def to_json(self) -> dict[str, Any]:
         """Strict JSON."""
         findings = {name: finding.to_json() for name, finding in self.findings.items()}
-        return plain(vars(self) | {"about": self.about._asdict()}) | {"findings": findings}
+        return plain(vars(self) | {"about": vars(self.about)}) | {"findings": findings}
 
 
 def card(
@@ -190,8 +191,8 @@ def card(
     if num_classes < 2:
         raise InputError(f"a loss is examined with at least 2 classes, got {num_classes}")
     start, own = time.perf_counter(), getattr(loss, "__name__", "loss")
-    about, hyperparameters = claims_.about(loss), dict(hyperparameters or {})
-    claimed = claims_.resolve([*about.claims, *claims], PROPERTIES)
+    hyperparameters = dict(hyperparameters or {})
+    claimed = claims_.resolve([*claims_.claimed(loss), *claims], PROPERTIES)
     wanted = list(PROPERTIES if properties is None else properties)
     for asked in wanted:
         if asked not in PROPERTIES:
@@ -212,7 +213,7 @@ def card(
         finding = _examine(lambda subject: soundness.same_as(subject, other), subject, "same_as")
         findings["same_as"] = replace(finding, property="same_as", claimed=True)
     seconds = round(time.perf_counter() - start, 2)
-    return Card(name or own, findings, about, hyperparameters, num_classes, cosines, seconds)
+    return Card(name or own, findings, entry(loss), hyperparameters, num_classes, cosines, seconds)
 
 
 def _examine(check: Callable[[Subject], Finding], subject: Subject, name: str) -> Finding:

@@ -1,47 +1,21 @@
-"""What a docstring says of its loss: formula, source, and a line `Claims: strictly_proper, same as squentropy`."""
+"""What a docstring claims of its loss, in a line `Claims: strictly_proper, same as squentropy`."""
 
 from __future__ import annotations
 
-import inspect
 import re
-import textwrap
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from cnnlab.errors import InputError, unknown
+from cnnlab.losses.catalogue import section
 
 
-class About(NamedTuple):
-    """What a docstring says: its first line, the formula, where the loss comes from, what it claims."""
+def claimed(function: Callable) -> tuple[str, ...]:
+    """The claims in a docstring.
 
-    summary: str = ""
-    formula: str = ""
-    source: str = ""
-    claims: tuple[str, ...] = ()
-
-
-def about(function: Callable) -> About:
-    """Read a docstring in cnnlab's form; what it lacks stays empty.
-
-    >>> about(lambda z, y: z)
-    About(summary='', formula='', source='', claims=())
+    >>> claimed(lambda z, y: z)
+    ()
     """
-    text = inspect.getdoc(function) if inspect.isroutine(function) else None
-    if not text:
-        return About()
-    blocks = re.split(r"\n\s*\n", text)
-    formula = next((b for b in blocks[1:] if all(line.startswith("    ") for line in b.splitlines())), "")
-    named = {name: _paragraph(blocks, name) for name in ("Source", "Claims")}
-    return About(" ".join(blocks[0].split()), textwrap.dedent(formula), named["Source"], split(named["Claims"]))
-
-
-def _paragraph(blocks: list[str], name: str) -> str:
-    """What follows `name:` at the start of a line, to the end of its paragraph or to the next such line."""
-    for block in blocks:
-        found = re.search(rf"^{name}:(.*?)(?=^[A-Z][a-z]+:|\Z)", block, re.MULTILINE | re.DOTALL)
-        if found:
-            return " ".join(found.group(1).split())
-    return ""
+    return split(section(function, "Claims"))
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from inspect import Parameter
 from typing import Any
 
+from cnnlab.losses.catalogue import Entry
 from cnnlab.report_card import MATHEMATICAL, PROPERTIES, Card, Property
 from cnnlab.report_card.finding import NOT_APPLICABLE, NOT_REFUTED, PROVED, REFUTED
 
 MARKS = {PROVED: "proof", NOT_REFUTED: "ok", REFUTED: "NO", NOT_APPLICABLE: "-"}
+HOLDS = (PROVED, NOT_REFUTED)
 STYLES = {PROVED: "bold green", NOT_REFUTED: "green", REFUTED: "red", NOT_APPLICABLE: "dim"}
 LEGEND = "proof: cited and not refuted; ok: not refuted; NO: refuted; -: not applicable; NO!: claimed and refuted"
 
@@ -58,6 +62,42 @@ def details(card: Card, verdicts: Iterable[str] = MARKS) -> list[str]:
             tried = f" ({finding.points} points)" if finding.points else ""
             lines.append(f"  {MARKS[finding.verdict]:<6}{name}: {finding.detail}{tried}{cited}")
     return lines
+
+
+WORDS = {
+    "strictly_proper": "proper",
+    "classification_calibrated": "calibrated",
+    "symmetric": "symmetric",
+    "bounded": "bounded",
+    "convex": "convex",
+    "smooth": "smooth",
+    "shift_invariant": "shift-invariant",
+    "strong_on_confident_mistakes": "strong",
+}
+
+
+def markdown(cards: Sequence[Card]) -> list[str]:
+    """The README's table, a line each: losses by name, formula, the properties not refuted, source."""
+    lines = ["| loss | value | properties | source |", "|---|---|---|---|"]
+    for card in cards:
+        held = [word for name, word in WORDS.items() if name in card.findings and card[name].verdict in HOLDS]
+        lines.append(f"{markdown_start(card.about)} {', '.join(held)} | {_reference(card.about.source)} |")
+    return lines
+
+
+def markdown_start(about: Entry) -> str:
+    """A row of that table up to the properties, which need an examination."""
+    given = [n if d is Parameter.empty else f"{n}={d}" for n, (d, _) in about.hyperparameters.items()]
+    value = about.formula.partition(";")[0].removeprefix("L(z, y) = ").replace("\n", " ").replace("|", "\\|")
+    names = " ".join(f"`{alias}`" for alias in about.aliases)
+    return f"| `{about.name}({', '.join(given)})` {names} | {value.rstrip(',')} |".replace("  ", " ")
+
+
+def _reference(source: str) -> str:
+    """Authors and year, linked."""
+    who = re.match(r".*?\d{4}", source)
+    link = re.search(r"https?://\S+[^\s.,)]", source)
+    return f"[{who[0].replace(',', '')}]({link[0]})" if who and link else source.partition('"')[0].strip(" ,")
 
 
 def broken_claims(cards: Sequence[Card]) -> list[str]:
