@@ -402,3 +402,16 @@ def test_the_script_examines_an_own_loss_and_exits_with_its_claims(tmp_path):
 def test_the_script_refuses_in_one_line(args, message):
     done = script(*args)
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_the_readme_table_is_the_catalogue():
+    """Names, defaults and formulas of all losses, and the properties that are known."""
+    rows = (ROOT / "README.md").read_text().splitlines()
+    for name, loss in losses.LOSSES.items():
+        start = table.markdown_start(catalogue.entry(loss))
+        (row,) = [row for row in rows if row.startswith(start)]
+        words = row.split(" | ")[-2].split(", ")
+        for property, word in table.WORDS.items():
+            has, lacks = EXPECTED[property]
+            assert name not in has.split() or word in words, (row, property)
+            assert name not in lacks.split() or word not in words, (row, property)

@@ -52,8 +52,9 @@ def binary_cross_entropy(logits: ArrayLike, labels: ArrayLike, target_threshold:
     Raises:
       ValueError: labels that do not fit the logits, a visible id outside [0, K), or a threshold outside [0, 1).
 
-    Source: Cox, 1958, "The regression analysis of binary sequences", J. R. Stat. Soc. B 20; as a loss for exclusive
-    classes, with the threshold: Wightman et al., 2021, "ResNet strikes back", https://arxiv.org/abs/2110.00476
+    Source: Cox, 1958, "The regression analysis of binary sequences", J. R. Stat. Soc. B 20,
+    https://doi.org/10.1111/j.2517-6161.1958.tb00292.x; for exclusive classes, with the threshold: Wightman et al.,
+    2021, "ResNet strikes back", https://arxiv.org/abs/2110.00476
 
     >>> print(f"{binary_cross_entropy([0.0, 0.0], 1):.4f}")
     1.3863

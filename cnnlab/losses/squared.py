@@ -27,7 +27,7 @@ def mean_squared_error(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
       ValueError: labels that do not fit the logits, or a visible id outside [0, K).
 
     Source: Brier, 1950, "Verification of forecasts expressed in terms of probability", Mon. Weather Rev. 78,
-    https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2
+    https://doi.org/10.1175/1520-0493%281950%29078%3C0001%3AVOFEIT%3E2.0.CO%3B2
 
     >>> import jax.numpy as jnp
     >>> print(mean_squared_error(jnp.zeros(4), 1))

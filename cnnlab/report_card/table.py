@@ -96,7 +96,7 @@ def markdown_start(about: Entry) -> str:
 def _reference(source: str) -> str:
     """Authors and year, linked."""
     who = re.match(r".*?\d{4}", source)
-    link = re.search(r"https?://\S+[^\s.,)]", source)
+    link = re.search(r"https?://\S+[^\s.,;)]", source)
     return f"[{who[0].replace(',', '')}]({link[0]})" if who and link else source.partition('"')[0].strip(" ,")
 
 
