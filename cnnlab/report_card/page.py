@@ -65,8 +65,8 @@ def page(cards: Sequence[Card], picture: bytes = b"", title: str = "Report card 
         f'<span class="open">{MARKS[NOT_REFUTED]} not refuted</span>, '
         f'<span class="refuted">{MARKS[REFUTED]} refuted</span> by a counterexample, '
         f"{MARKS[NOT_APPLICABLE]} not applicable. A property is no virtue in itself: a symmetric loss, which "
-        "wrong labels mislead less, cannot be convex and never negative. p = softmax(z), and L(z, k) is the loss of class k at the logits "
-        "z.</p>",
+        "wrong labels mislead less, cannot be convex and never negative. p = softmax(z), and L(z, k) is the loss of "
+        "class k at the logits z.</p>",
         _alarm(cards),
         _grid(cards, names),
         f'<h2>Loss and gradient</h2><img alt="Loss and length of its gradient against the true class" '
