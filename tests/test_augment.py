@@ -36,6 +36,14 @@ def test_normalise():
     assert half.dtype == jnp.bfloat16
 
 
+def test_pixels_is_the_inverse_of_normalise():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), np.uint8)
+    mean, std = jnp.array([120.0, 100.0, 3.0]), jnp.array([60.0, 50.0, 1.0])
+    back = augment.pixels(augment.normalise(images, mean, std), mean, std)
+    np.testing.assert_allclose(back, images, atol=2 * 255 * EPS)
+    assert back.dtype == jnp.float32
+
+
 @per_example
 def test_an_example_depends_on_its_own_key_alone(change):
     images, k = numbered(16), keys(16)

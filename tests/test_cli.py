@@ -115,6 +115,18 @@ def test_main_passes_the_configuration_on_and_returns():
     assert seen == [Small(rate=2.0)]
 
 
+def test_a_flag_that_stands_alone(capsys):
+    seen, alone = [], {"--list": lambda: seen.append("listed"), "--fail": lambda: raises(InputError("no"))(None)}
+    cli.main(seen.append, Small, ["--list"], alone)
+    cli.main(seen.append, Small, ["--rate", "2"], alone)
+    assert seen == ["listed", Small(rate=2.0)]
+    for args, message in ((["--fail"], "error: no\n"), (["--list", "--rate", "2"], "--list")):  # not with others
+        with pytest.raises(SystemExit) as stop:
+            cli.main(seen.append, Small, args, alone)
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert len(seen) == 2
+
+
 def test_a_defect_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         cli.main(raises(ZeroDivisionError()), Small, [])

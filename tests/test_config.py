@@ -16,9 +16,14 @@ COUNTS = ("workers", "crop", "cutout", "checkpoint_steps", "seed", "split_seed")
 BAD = [
     *((field, value) for field in POSITIVE_COUNTS for value in (0, -1)),
     *((field, -1) for field in COUNTS),
-    *((field, value) for field in ("learning_rate", "clip_norm") for value in (0.0, -1e-3, NAN, INF, -INF)),
+    *(
+        (field, value)
+        for field in ("learning_rate", "clip_norm", "loss_temperature")
+        for value in (0.0, -1e-3, NAN, INF, -INF)
+    ),
     *((field, value) for field in ("validation", "dropout", "momentum") for value in (-0.1, 1, 1.5, NAN, INF)),
-    *((field, value) for field in ("warmup_epochs", "weight_decay", "mixup") for value in (-0.1, NAN, INF)),
+    *((field, value) for field in ("warmup_epochs", "weight_decay", "mixup", "z_loss") for value in (-0.1, NAN, INF)),
+    *(("label_smoothing", value) for value in (-0.1, 1.1, NAN, INF)),
     ("widths", (32, 0)),
     ("widths", ()),
     ("hidden", (-128,)),
@@ -40,7 +45,9 @@ def test_a_bad_value_is_named(field, value):
         {"epochs": 1, "batch_size": 1, "keep": 1, "devices": 1, "image_size": 1},
         {"validation": 0.0, "dropout": 0.0, "momentum": 0.0, "warmup_epochs": 0.0, "weight_decay": 0.0, "mixup": 0.0},
         {"validation": 0.999, "dropout": 0.999, "momentum": 0.999, "warmup_epochs": 10.0, "seed": 2**32 - 1},
-        {"hidden": (), "learning_rate": 1e-12, "clip_norm": 1e-12},
+        {"hidden": (), "learning_rate": 1e-12, "clip_norm": 1e-12, "loss_temperature": 1e-12},
+        {"label_smoothing": 0.0, "z_loss": 0.0, "teacher": "/somewhere", "loss_temperature": 100.0},
+        {"label_smoothing": 1.0, "z_loss": 1.0, "class_weights": "effective_number", "head": "cosine"},
         {"widths": (), "model": "mlp"},
     ],
 )
@@ -63,6 +70,13 @@ def test_an_unknown_choice_names_the_known_ones(field):
 def test_a_typo_is_answered_with_the_nearest_choice(field, typo, meant):
     with pytest.raises(InputError, match=f"did you mean '{meant}'"):
         Config(**{field: typo})
+
+
+def test_a_teacher_is_found_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert Config(teacher="runs/big").teacher == str(tmp_path / "runs" / "big")
+    assert Config(teacher="~/big").teacher == "/home/someone/big"
 
 
 def test_best_needs_validation():

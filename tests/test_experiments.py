@@ -97,6 +97,32 @@ def test_evaluate_repeats_the_summary(run):
     assert f"accuracy {summary['accuracy']:.4f}" in script("evaluate", path).stdout
 
 
+def test_a_run_teaches_another(run, tmp_path):
+    teacher, small, _ = run
+    path = tmp_path / "student"
+    flags = ["--dataset", "tiny", "--model", "mlp", *small, "--epochs", 1, "--loss", "distillation,alpha=1"]
+    done = script("train", *flags, "--teacher", teacher, "--mixup", 0.2, "--workdir", path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((path / "summary.json").read_text())["test"]
+    found = json.loads(script("evaluate", path, "--json").stdout)
+    assert found["loss"] == pytest.approx(summary["loss"], rel=1e-5) and found["confusion"] == summary["confusion"]
+
+
+def test_teachers_that_cannot_be(run, shapes10_root, tmp_path):
+    teacher, _, _ = run
+    flags = ["--teacher", teacher, "--workdir", tmp_path / "run"]
+    line = one_line_error(script("train", "--dataset", "shapes10", "--loss", "kd", *flags))
+    assert f"--teacher {teacher} was trained on other classes or images than shapes10" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_losses_are_listed():
+    from cnnlab.losses import catalogue
+
+    done = script("train", "--list-losses")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout == catalogue.listing() + "\n"
+
+
 def test_predict_takes_images_of_any_size_and_mode(run, tmp_path):
     path, _, _ = run
     rng = np.random.default_rng(0)

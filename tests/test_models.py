@@ -101,6 +101,53 @@ def test_parameters_and_logits_are_float32(model):
         assert (logits.shape, logits.dtype) == ((5, 10), jnp.float32)
 
 
+def test_cosine_head_against_numpy():
+    """The features and a class's weights enter by their angle alone; features of length 0 have none."""
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 7), (7, 5)))
+    x[0], x[1], x[2] = 0, 1e-3 * kernel[:, 2], -1e3 * kernel[:, 2]
+    head = models.CosineHead(5)
+    rise = np.broadcast_to(np.arange(1, 6, dtype=np.float32), (6, 5))
+    total = lambda kernel, x: jnp.sum(head.apply({"params": {"kernel": kernel}}, x) * rise)
+    logits = np.asarray(head.apply({"params": {"kernel": kernel}}, x))
+    unit = lambda v, axis: v / np.maximum(np.linalg.norm(v.astype(np.float64), axis=axis, keepdims=True), 1e-6)
+    # lengths, quotients and a sum of seven products
+    np.testing.assert_allclose(logits, unit(x, 1) @ unit(kernel, 0), atol=16 * EPS)
+    assert np.all(np.abs(logits) <= 1 + 4 * EPS) and np.all(logits[0] == 0)
+    np.testing.assert_allclose(logits[1:3, 2], [1, -1], atol=4 * EPS)
+    by_kernel, by_x = jax.jit(jax.grad(total, (0, 1)))(kernel, x)
+    assert np.all(np.isfinite(by_kernel)) and np.all(np.isfinite(by_x))
+    np.testing.assert_allclose(np.sum(by_x * x, 1), np.zeros(6), atol=64 * EPS)  # length has no effect
+    np.testing.assert_allclose(np.sum(by_kernel * kernel, 0), np.zeros(5), atol=512 * EPS)
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_heads(head):
+    for model in (
+        models.SoftmaxRegression(head=head, dtype=jnp.bfloat16),
+        models.MLP(hidden=(6,), head=head),
+        models.CNN(widths=(4,), hidden=(), head=head, dtype=jnp.bfloat16),
+    ):
+        made = variables(model, (8, 8, 3))
+        biases = [name for name in described(made["params"]) if name.endswith("bias")]
+        last = {"linear": "Dense", "cosine": "CosineHead"}[head]
+        assert any(last in name and name.endswith("kernel") for name in described(made["params"]))
+        assert sum("Conv" not in name for name in biases) == (type(model) is models.MLP) + (head == "linear")
+        logits = jax.eval_shape(model.apply, made, jax.ShapeDtypeStruct((5, 8, 8, 3), jnp.float32))
+        assert (logits.shape, logits.dtype) == ((5, 10), jnp.float32)
+        assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+
+
+def test_cosine_head_in_bfloat16():
+    x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    full, half = models.CosineHead(5), models.CosineHead(5, jnp.bfloat16)
+    made = full.init(jax.random.key(0), x)
+    exact, rounded = (np.asarray(head.apply(made, x)) for head in (full, half))
+    assert rounded.dtype == np.float32
+    # every factor rounded to 2^-9 of itself: at most 2^-8 of a sum of products whose sizes add up to at most 1
+    assert 1e-5 < np.max(np.abs(exact - rounded)) < 2.0**-7
+
+
 def convolve(x, kernel, bias):
     """Cross-correlation with one pixel of zeros around, by its definition."""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -26,57 +26,6 @@ def failure(call, *args) -> str:
     return str(error.value)
 
 
-@pytest.fixture
-def own_losses(tmp_path, monkeypatch):
-    """A module in the current directory, which is not on sys.path."""
-    (tmp_path / "own_losses_here.py").write_text(
-        "import jax.numpy as jnp\n"
-        "def scaled(logits, labels, factor=2.0):\n"
-        "    return factor * jnp.sum(logits * 0 + 1, -1)\n"
-        "def scalar(logits, labels):\n"
-        "    return jnp.mean(logits)\n"
-        "def wrong(logits, labels):\n"
-        "    return logits @ logits\n"
-        "number = 3\n"
-    )
-    (tmp_path / "broken_losses_here.py").write_text("import surely_not_installed\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))  # restores sys.path afterwards
-    return tmp_path
-
-
-def test_losses_by_name_and_by_path(own_losses):
-    logits = jnp.zeros((2, 10), jnp.float32)
-    loss = recipe.loss_from_spec("cross_entropy")
-    np.testing.assert_allclose(loss(logits, jnp.array([0, 1])), np.log(10), rtol=1e-6)
-    np.testing.assert_allclose(recipe.loss_from_spec("own_losses_here.scaled")(logits, jnp.array([0, 1])), 20)
-    loss = recipe.loss_from_spec("own_losses_here.scaled,factor=0.5")
-    np.testing.assert_allclose(loss(logits, jnp.array([0, 1])), 5)
-
-
-@pytest.mark.parametrize(
-    ("spec", "words"),
-    [
-        ("cross_entrpy", ["unknown loss", "did you mean 'cross_entropy'", "mean_squared_error"]),
-        ("", ["starts with a name"]),
-        ("cross_entropy,gama=2", ["cross_entropy", "gama", "hyperparameters"]),
-        ("cross_entropy,gamma", ["key=value"]),
-        ("own_losses_here.scaled,facto=2", ["facto", "hyperparameters: factor"]),
-        ("own_losses_here.scale", ["did you mean 'scaled'"]),
-        ("own_losses_here.number", ["unknown loss in own_losses_here"]),
-        ("own_losses_here.scalar", ["one value per example", "own_losses_here.scalar"]),
-        ("own_losses_here.wrong", ["fails on logits float32[2, 10] and labels int32[2]"]),
-        ("no_such_module_here.loss", ["no module 'no_such_module_here'"]),
-        ("broken_losses_here.loss", ["no module 'surely_not_installed'"]),
-        ("_labels.check", ["no module '_labels'"]),
-        ("check", ["unknown loss"]),
-    ],
-)
-def test_losses_that_cannot_be(own_losses, spec, words):
-    message = failure(recipe.loss_from_spec, spec)
-    assert all(word in message for word in words), message
-
-
 @pytest.mark.parametrize(
     ("flip", "dataset", "channels", "mirrored"),
     [
@@ -145,6 +94,31 @@ def test_facts_and_parts(tfds_root):
         assert np.array_equal(*kernels) is same
 
 
+@pytest.mark.parametrize("name", ["cnn", "mlp", "softmax_regression"])
+@pytest.mark.parametrize(
+    ("head", "loss", "built"),
+    [
+        ("auto", "cross_entropy", "linear"),
+        ("auto", "cosface,margin=0.2", "cosine"),
+        ("auto", "ldam", "cosine"),
+        ("auto", "my.own_loss", "linear"),
+        ("linear", "arcface", "linear"),
+        ("cosine", "mse", "cosine"),
+    ],
+)
+def test_the_head_fits_the_loss(name, head, loss, built):
+    model = recipe.build_model(Config(model=name, head=head, loss=loss), 5)
+    assert (model.head, model.num_classes) == (built, 5)
+
+
+def test_the_loss_is_told_how_many_images_each_class_has(tfds_root):
+    config = dataclasses.replace(TINY, data_dir=str(tfds_root), loss="ldam", class_weights="effective_number")
+    facts = recipe.build(config, Console("off")).facts
+    _, summary = source.decoded(source.open_dataset("tiny", str(tfds_root)).train)
+    own, _ = order.split(summary.labels, config.validation, config.split_seed)
+    assert facts["class_counts"] == np.bincount(summary.labels[own]).tolist() and sum(facts["class_counts"]) == 180
+
+
 def test_what_cannot_be_built(tfds_root):
     change = lambda **fields: dataclasses.replace(TINY, data_dir=str(tfds_root), **fields)
     build = lambda **fields: failure(recipe.build, change(**fields), Console("off"))
@@ -153,3 +127,7 @@ def test_what_cannot_be_built(tfds_root):
     assert "does not fit images of (8, 8, 3)" in build(model="cnn", widths=(2, 2, 2, 2))
     assert "does not divide" in build(devices=3)
     assert "unknown loss" in build(loss="nothing")
+    assert "scale must lie in (0, inf)" in build(loss="ldam,scale=-1")
+    assert "--teacher RUN names the run folder of one" in build(loss="distillation")
+    assert "is no run folder" in build(loss="distillation", teacher=str(tfds_root))
+    assert "cross_entropy does not" in build(teacher=str(tfds_root))

@@ -16,7 +16,10 @@ from cnnlab.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = {"python": "3.11", "jax": "0.10"}
-DATA = {"digest": "abc", "class_names": ["a", "b"], "image_shape": [8, 8, 3], "mean": [1.0], "std": [2.0], "counts": {}}
+DATA = {
+    "digest": "abc", "class_names": ["a", "b"], "image_shape": [8, 8, 3], "mean": [1.0], "std": [2.0], "counts": {},
+    "class_counts": [3, 4],
+}  # fmt: skip
 
 
 def opened(path, config=None, versions=VERSIONS, data=DATA):
@@ -61,7 +64,7 @@ def test_what_a_new_folder_holds(tmp_path):
         assert {p.name for p in folder.path.iterdir()} == {"lock", "config.json", "versions.json", "data.json"}
     assert run_folder.read(folder.path) == (config, DATA)
     (folder.path / "data.json").write_text("{}")
-    with pytest.raises(InputError, match=r"data\.json is damaged: it lacks \['class_names'"):
+    with pytest.raises(InputError, match=r"data\.json is damaged: it lacks \['class_counts', 'class_names'"):
         run_folder.read(folder.path)
     assert json.loads((folder.path / "versions.json").read_text()) == VERSIONS
 

@@ -1,6 +1,8 @@
 """softmax and its relatives against formulas in long double: values, gradients, Hessians and the edges."""
 
 import itertools
+import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -238,3 +240,168 @@ def test_jit_and_vmap(function):
     tempered = lambda row, u: function(row, temperature=u)
     np.testing.assert_allclose(jax.vmap(tempered)(z, t), one_by_one, rtol=4 * EPS, atol=EPS)
     np.testing.assert_allclose(jax.jit(jax.vmap(tempered))(z, t), one_by_one, rtol=4 * EPS, atol=EPS)
+
+
+# The relatives: one family, p = exp_t(z - c) with c such that they sum to one (softmax at t = 1, sparsemax at t = 0).
+RELATIVES = {
+    "sparsemax": sm.sparsemax,
+    "entmax15": sm.entmax15,
+    "entmax": partial(sm.entmax, alpha=1.3),
+    "entmax3": partial(sm.entmax, alpha=3.0),
+    "tempered": partial(sm.tempered_softmax, t=1.6),
+    "gumbel": partial(sm.gumbel_softmax, jax.random.key(0)),
+}
+relative = pytest.mark.parametrize("name", RELATIVES)
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # these take long to compile
+
+
+def test_relatives_by_hand():
+    found = jit(
+        lambda: [
+            sm.sparsemax([1.0, 0.5, -1.0]),  # 1 + 0.5 - 2 c = 1
+            sm.sparsemax([0.25, 0.0, 0.0]),  # c = -0.25
+            sm.sparsemax([3.0, 0.0]),
+            sm.entmax15([0.0, 0.0, 0.0, 0.0]),
+            sm.entmax15([1.4, 0.2, -9.0]),  # roots 0.8 and 0.2, which is 0.6 below: sum of squares 0.64 + 0.04 < 1
+            sm.entmax([0.5, 0.0, -1.0], 3.0),  # p² = (2 z - c): roots of 1 - c and -c add up to 1 at c = 0
+            sm.tempered_softmax([1.0, 0.0], 2.0),  # 1 / (1 - z + c): 1 / c + 1 / (1 + c) = 1 at the golden ratio
+            sm.tempered_softmax([2.0, 1.0, 0.1], 1.0),
+        ]
+    )()
+    spread = (0.6 + math.sqrt(2 - 0.36)) / 2, (-0.6 + math.sqrt(2 - 0.36)) / 2  # a² + b² = 1, a - b = 0.6
+    golden = (1 + math.sqrt(5)) / 2
+    wanted = [
+        [0.75, 0.25, 0],
+        [0.5, 0.25, 0.25],
+        [1, 0],
+        [0.25] * 4,
+        [spread[0] ** 2, spread[1] ** 2, 0],
+        [1, 0, 0],
+        [1 / golden, 1 / golden**2],
+        probabilities([2.0, 1.0, 0.1]),
+    ]
+    for got, exact in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(got, np.float64(exact), rtol=8 * EPS, atol=4 * EPS)
+        assert np.array_equal(np.asarray(got) == 0, np.asarray(exact) == 0)  # exact zeros
+
+
+@relative
+def test_relatives_of_a_batch(name):
+    """Sum, order, shift, type, axis, temperature and mask, as softmax has them; a row does not see the others."""
+    function, rng = RELATIVES[name], np.random.default_rng(0)
+    z = rng.integers(-40, 40, (6, 7)).astype(np.float32) / 8
+    z[1], z[2, 3], z[3] = -INF, -INF, [1e4, -1e4, 0, 1e4, -INF, 1, 2]
+    good = np.arange(6) != 1
+    mask = np.arange(7) < 5
+
+    @jit
+    def ways(z):
+        batch = lambda z, **options: function(z, **options)
+        masked = batch(z, where=jnp.broadcast_to(mask, z.shape))
+        cut = batch(jnp.where(mask[None], z, -INF))
+        return batch(z), batch(z + 1024), batch(z.T, axis=0).T, batch(z, temperature=4.0), batch(z / 4), masked, cut
+
+    p, shifted, along, warm, divided, masked, cut = map(np.asarray, ways(z))
+    assert p.dtype == np.float32 and np.all(np.isnan(p[1])) and np.all(np.isnan(masked[1]))
+    assert np.all((p[good] >= 0) & (p[good] <= 1)) and np.all(p[np.isinf(z) & good[:, None]] == 0)
+    # a square root at the border of the support magnifies the last digit of c
+    np.testing.assert_allclose(p[good].sum(-1), 1, atol=(128 if name == "entmax3" else 16) * EPS)
+    np.testing.assert_array_equal(masked, cut)
+    assert np.all(masked[good][:, ~mask] == 0)
+    if name == "gumbel":  # other noise along another axis; the noise is not tempered with the logits
+        return
+    np.testing.assert_array_equal(shifted[[0, 4, 5]], p[[0, 4, 5]])
+    np.testing.assert_allclose(along, p, atol=4 * EPS)
+    np.testing.assert_allclose(warm, divided, atol=4 * EPS)
+    ascending = np.take_along_axis(p[good], np.argsort(z[good]), -1)
+    assert np.all(np.diff(ascending) >= 0)
+    if name != "tempered":  # whose tails never end
+        assert np.any(p[good][:, :3] == 0) and np.all(p[3, [1, 2, 4, 5, 6]] == 0)
+
+
+@pytest.mark.parametrize("name", ["sparsemax", "entmax15", "entmax", "tempered"])
+def test_a_row_is_the_same_alone_and_in_a_batch(name):
+    z = np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32) * np.array(
+        [[0.1], [1], [5], [50]], np.float32
+    )
+    function = jit(RELATIVES[name])
+    alone = function(np.repeat(z[:1], 4, 0))  # the same program, other rows beside it
+    np.testing.assert_array_equal(function(z)[0], alone[0])
+    np.testing.assert_array_equal(function(z[::-1])[3], alone[0])
+
+
+@pytest.mark.parametrize("name", ["sparsemax", "entmax15", "entmax", "entmax3", "tempered", "gumbel"])
+def test_relatives_derivatives_are_finite_at_extremes(name):
+    function = RELATIVES[name]
+    jacobian, hessian = jit(jax.vmap(lambda z: (jax.jacrev(function)(z), jax.hessian(function)(z))))(
+        np.float32(EXTREMES)
+    )
+    jacobian, hessian = np.asarray(jacobian), np.asarray(hessian)
+    assert np.all(np.isfinite(jacobian)) and np.all(np.isfinite(hessian))
+    np.testing.assert_allclose(jacobian.sum(1), 0, atol=8 * EPS)  # probabilities keep their sum
+    np.testing.assert_allclose(jacobian, np.swapaxes(jacobian, 1, 2), atol=8 * EPS)
+    impossible = np.isinf(EXTREMES)
+    assert np.all(np.swapaxes(jacobian, 1, 2)[impossible] == 0)
+
+
+def test_relatives_keep_float64():
+    with jax.enable_x64():
+        z = np.array([1.0, 0.25, -0.5])
+        found = jit(lambda z: {name: function(z) for name, function in RELATIVES.items()})(z)
+        for name, p in found.items():
+            assert p.dtype == np.float64, name
+            assert abs(float(np.sum(np.asarray(p))) - 1) < 8 * 2.0**-52, name
+    half = jax.eval_shape(lambda z: [f(z) for f in RELATIVES.values()], jnp.zeros(3, jnp.bfloat16))
+    assert {p.dtype for p in half} == {jnp.dtype("float32")}
+
+
+def test_entmax_lies_between_softmax_and_sparsemax():
+    """Sparser as alpha grows, from softmax at 1 to sparsemax at 2, also where alpha is traced."""
+    z = np.array([1.2, 0.3, 0.0, -0.8], np.float32)
+    alphas = np.array([1.0, 1.001, 1.25, 1.5, 1.75, 2.0], np.float32)
+    p = np.asarray(jit(jax.vmap(sm.entmax, (None, 0)))(z, alphas))
+    np.testing.assert_allclose(p[0], sm.softmax(z), rtol=8 * EPS)
+    np.testing.assert_allclose(p[1], p[0], atol=1e-3)
+    np.testing.assert_allclose(p[3], jit(sm.entmax15)(z), atol=4 * EPS)
+    np.testing.assert_allclose(p[5], jit(sm.sparsemax)(z), atol=4 * EPS)
+    assert np.all(np.diff(p[:, 0]) > 0) and np.all(np.diff(p[:, 3]) <= 0)
+    np.testing.assert_array_equal(sm.entmax(z, 1), sm.softmax(z))
+
+
+@pytest.mark.parametrize("alpha", [0.999, 0, -1.0, float("nan"), np.float32(0.5)])
+def test_entmax_needs_alpha_of_at_least_one(alpha):
+    with pytest.raises(ValueError, match="alpha must be at least 1, got"):
+        sm.entmax([0.0, 1.0], alpha)
+
+
+@relative
+def test_relatives_need_a_positive_temperature(name):
+    for temperature in (0, -1.0):
+        with pytest.raises(ValueError, match="temperature must be positive, got"):
+            RELATIVES[name](jnp.zeros(3), temperature=temperature)
+
+
+def test_gumbel_samples_have_the_softmax_frequencies():
+    z, draws = jnp.array([1.0, 0.0, -1.0, -INF]), 10_000
+    keys = jax.random.split(jax.random.key(1), draws)
+    hard = np.asarray(jit(jax.vmap(lambda key: sm.gumbel_softmax(key, z, hard=True)))(keys), np.float64)
+    assert np.all((np.abs(hard) < EPS) | (np.abs(hard - 1) < EPS))
+    p = probabilities([1.0, 0.0, -1.0, -INF]).astype(np.float64)
+    assert np.all(np.abs(hard.mean(0) - p) <= 5 * np.sqrt(p * (1 - p) / draws))
+
+
+def test_hard_samples_are_one_hot_with_the_soft_gradient():
+    z, key, weights = jnp.array([1.0, 0.0, -1.0]), jax.random.key(3), np.array([1.0, 2.0, 4.0], np.float32)
+
+    @jit
+    def both(t):
+        sample = lambda z, hard: sm.gumbel_softmax(key, z, temperature=t, hard=hard)
+        slope = lambda hard: jax.grad(lambda z: jnp.sum(sample(z, hard) * weights))(z)
+        return sample(z, False), sample(z, True), slope(False), slope(True)
+
+    soft, hard, soft_slope, hard_slope = map(np.asarray, both(0.7))
+    np.testing.assert_allclose(hard, np.eye(3)[np.argmax(soft)], atol=EPS)
+    np.testing.assert_array_equal(hard_slope, soft_slope)
+    assert np.any(soft_slope != 0)
+    cold = np.asarray(both(1e-3)[0])
+    np.testing.assert_allclose(cold, hard, atol=EPS)

@@ -59,15 +59,18 @@ def binary_cross_entropy(logits: ArrayLike, labels: ArrayLike, target_threshold:
     >>> print(f"{binary_cross_entropy([0.0, 0.0], 1):.4f}")
     1.3863
     """
+    if target_threshold is not None:
+        target_threshold = _labels.in_range("target_threshold", target_threshold, "[0, 1)")
     logits, labels = _labels.check(logits, labels)
     if _labels.is_ids(labels):
         signed = jnp.where(_labels.is_label(labels, logits.shape[-1]), logits, -logits)
         return _labels.poison(-jnp.sum(log_sigmoid(signed), -1), labels, logits.shape[-1])
     if target_threshold is not None:
-        threshold = _labels.in_range("target_threshold", target_threshold, "[0, 1)")
-        labels = (labels > threshold).astype(labels.dtype)
-    linear = jnp.maximum(logits, 0) - labels * jnp.where(labels != 0, logits, 0)  # an impossible class: 0 * -inf = 0
-    return jnp.sum(linear - log_sigmoid(jnp.abs(logits)), -1)
+        labels = (labels > target_threshold).astype(labels.dtype)
+    # max(z, 0) - t z + log(1 + exp(-|z|)), its two kinks at 0 on one side of it, where they cancel
+    up = logits > 0
+    linear = jnp.where(up, logits, 0) - labels * jnp.where(labels != 0, logits, 0)  # an impossible class: 0 * -inf = 0
+    return jnp.sum(linear - log_sigmoid(jnp.where(up, logits, -logits)), -1)
 
 
 def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 2.0) -> jax.Array:
@@ -153,13 +156,15 @@ def asymmetric(
     gamma_neg = _labels.in_range("gamma_neg", gamma_neg, "[0, inf)")
     clip = _labels.in_range("clip", clip, "[0, 1)")
     logits, labels = _labels.check(logits, labels)
+    logits = _labels.poison_rows(logits, labels)
     excess = jnp.maximum(sigmoid(logits) - clip, 0)
-    rest = -jnp.log1p(-excess) if isinstance(clip, float) and clip > 0 else -log_sigmoid(-logits)
+    # log(1 - n): accurate near 0 without a clip; with one, n stays away from 1
+    rest = -log_sigmoid(-logits) if isinstance(clip, float) and clip == 0 else -jnp.log1p(-excess)
     absent = focused(excess, rest, gamma_neg)
     if _labels.is_ids(labels):
         classes = logits.shape[-1]
         present = focal_term(log_sigmoid(_labels.pick(logits, labels)), gamma_pos)
         others = jnp.where(_labels.is_label(labels, classes), 0, absent)
-        return _labels.poison(present + jnp.sum(others, -1), labels, classes)
+        return present + jnp.sum(others, -1)
     present = focal_term(log_sigmoid(jnp.where(labels != 0, logits, 0)), gamma_pos)
     return jnp.sum(labels * present + (1 - labels) * jnp.where(labels != 1, absent, 0), -1)

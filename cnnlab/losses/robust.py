@@ -13,7 +13,7 @@ from cnnlab.errors import unknown
 from cnnlab.losses import _labels
 from cnnlab.losses._likelihood import focused, of_log_probability
 from cnnlab.losses.entropy import cross_entropy, focal
-from cnnlab.softmax import log_softmax, softmax, tempered_softmax
+from cnnlab.softmax import as_float, log_softmax, softmax, tempered_softmax
 
 
 def mean_absolute_error(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -230,6 +230,7 @@ def active_passive(
     """
     alpha, beta = _labels.in_range("alpha", alpha, "[0, inf)"), _labels.in_range("beta", beta, "[0, inf)")
     first, second = _member("active", active, ACTIVE), _member("passive", passive, PASSIVE)
+    logits = as_float(logits)  # so that their gradients are added in float32
     return alpha * first(logits, labels) + beta * second(logits, labels)
 
 

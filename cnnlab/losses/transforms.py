@@ -142,7 +142,8 @@ def with_z_loss(loss: Loss, coefficient: float = 1e-4) -> Loss:
     coefficient = _labels.in_range("coefficient", coefficient, "[0, inf)")
 
     def pulled(logits: ArrayLike, labels: ArrayLike, **hyper: Any) -> jax.Array:
-        normaliser = jax.scipy.special.logsumexp(as_float(logits), axis=-1)
+        logits = as_float(logits)  # so that the two gradients are added in float32
+        normaliser = jax.scipy.special.logsumexp(logits, axis=-1)
         return loss(logits, labels, **hyper) + coefficient * normaliser**2
 
     return pulled
@@ -173,6 +174,7 @@ def weighted_sum(losses: Mapping[Loss, float]) -> Loss:
     parts = [(loss, _labels.in_range("weight", weight, "(-inf, inf)")) for loss, weight in losses.items()]
 
     def summed(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+        logits = as_float(logits)  # so that the gradients are added in float32
         return functools.reduce(operator.add, [weight * loss(logits, labels) for loss, weight in parts])
 
     return summed
