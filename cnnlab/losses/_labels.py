@@ -69,13 +69,6 @@ def poison(loss: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
     return loss * jnp.where(valid, 1.0, jnp.nan).astype(loss.dtype)
 
 
-def poison_rows(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The same of a row of logits, for losses with flat pieces: there a poisoned value alone has a slope of 0."""
-    if not is_ids(labels):
-        return logits
-    return logits * poison(jnp.ones(labels.shape, logits.dtype), labels, logits.shape[-1])[..., None]
-
-
 def pick(x: jax.Array, labels: jax.Array) -> jax.Array:
     """x[..., y] for checked ids; some other class's for an id that lies outside, which `poison` must follow."""
     return jnp.take_along_axis(x, labels[..., None], -1, mode="clip")[..., 0]
@@ -110,8 +103,8 @@ def by_class(
     logits, labels = check(logits, labels)
     classes = logits.shape[-1]
     if is_ids(labels):
-        value = loss(poison_rows(logits, labels), labels)
-        return value if weights is None else value * jnp.take(weights, labels, mode="clip")
+        value = loss(logits, labels)
+        return poison(value if weights is None else value * jnp.take(weights, labels, mode="clip"), labels, classes)
     q = labels if weights is None else labels * jnp.broadcast_to(weights, labels.shape)
 
     def add(total: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:

@@ -58,9 +58,8 @@ def _(primals, tangents):
     slope = as_float(tangents[0])
     value, others, total = _terms(logits, labels)
     # (1 - p_y) dz_y - sum_{j != y} p_j dz_j, each factor to the last digits however near p_y is to 1 or 0
-    shares = others * (1 / total)[..., None]
-    left = jnp.sum(others, -1) / total
-    return value, left * _labels.pick(slope, labels) - jnp.sum(shares * slope, -1)
+    left = jnp.sum(others, -1) * _labels.pick(slope, labels)
+    return value, (left - jnp.sum(others * slope, -1)) / total
 
 
 def focal_term(log_p: jax.Array, gamma: float) -> jax.Array:

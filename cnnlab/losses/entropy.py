@@ -156,7 +156,6 @@ def asymmetric(
     gamma_neg = _labels.in_range("gamma_neg", gamma_neg, "[0, inf)")
     clip = _labels.in_range("clip", clip, "[0, 1)")
     logits, labels = _labels.check(logits, labels)
-    logits = _labels.poison_rows(logits, labels)
     excess = jnp.maximum(sigmoid(logits) - clip, 0)
     # log(1 - n): accurate near 0 without a clip; with one, n stays away from 1
     rest = -log_sigmoid(-logits) if isinstance(clip, float) and clip == 0 else -jnp.log1p(-excess)
@@ -165,6 +164,6 @@ def asymmetric(
         classes = logits.shape[-1]
         present = focal_term(log_sigmoid(_labels.pick(logits, labels)), gamma_pos)
         others = jnp.where(_labels.is_label(labels, classes), 0, absent)
-        return present + jnp.sum(others, -1)
+        return _labels.poison(present + jnp.sum(others, -1), labels, classes)
     present = focal_term(log_sigmoid(jnp.where(labels != 0, logits, 0)), gamma_pos)
     return jnp.sum(labels * present + (1 - labels) * jnp.where(labels != 1, absent, 0), -1)
