@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,8 @@ def _statistics(mean: np.ndarray, std: np.ndarray) -> tuple[jax.Array, jax.Array
     return jnp.asarray(mean, dtype), jnp.asarray(std, dtype)
 
 
-def teacher_fn(config: Config, dataset: source.Dataset) -> tuple[Callable, int]:
-    """images float or uint8[B, H, W, C] in 0..255 -> {"teacher_logits": float32[B, K]}; and the teacher's step.
+def teacher_fn(config: Config, dataset: source.Dataset) -> tuple[Callable, str]:
+    """images float or uint8[B, H, W, C] in 0..255 -> {"teacher_logits": float32[B, K]}; and a digest of the weights.
 
     Raises:
       InputError: no run there, or one on other classes or images.
@@ -94,7 +95,9 @@ def teacher_fn(config: Config, dataset: source.Dataset) -> tuple[Callable, int]:
         raise InputError(f"--teacher {config.teacher} was trained on other classes or images than {config.dataset}")
     # On the host: as constants of the step they go to whatever devices it is compiled for.
     params, batch_stats = jax.device_get((trained.state.params, trained.state.batch_stats))
-    return lambda images: {"teacher_logits": trained.apply_fn(params, batch_stats, images)}, trained.step
+    leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves((params, batch_stats))]
+    weights = hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
+    return lambda images: {"teacher_logits": trained.apply_fn(params, batch_stats, images)}, weights
 
 
 def flips(config: Config, channels: int) -> bool:
@@ -164,7 +167,7 @@ def build(config: Config, console: Console) -> Experiment:
     layout = parallel.layout(config.parallel, config.devices, config.batch_size)
     dataset = source.open_dataset(config.dataset, config.data_dir, config.image_size)
     loss_from_config(config, dataset.num_classes, np.ones(dataset.num_classes))  # refuse it before the data is read
-    teacher, teacher_step = teacher_fn(config, dataset) if needs_teacher(config) else (lambda images: {}, None)
+    teacher, teacher_digest = teacher_fn(config, dataset) if needs_teacher(config) else (lambda images: {}, None)
     side = min(dataset.train.image_shape[:2])
     if max(config.crop, config.cutout) >= side:
         raise InputError(
@@ -211,7 +214,7 @@ def build(config: Config, console: Console) -> Experiment:
         "mean": mean.tolist(),
         "std": std.tolist(),
         "class_counts": class_counts.tolist(),
-        "teacher_step": teacher_step,
+        "teacher_digest": teacher_digest,
         "counts": {"train": len(own), "validation": len(held_out), "test": len(dataset.test)},
     }
     return Experiment(

@@ -125,6 +125,8 @@ class RunFolder:
             before = (_read_json(path / "data.json") or data) if _has_results(path) else data
             if before.get("digest") != data["digest"]:
                 raise InputError(f"{path} was trained on other data under the same name; choose another --workdir")
+            if before.get("teacher_digest") != data.get("teacher_digest"):
+                raise InputError(f"{path} was taught by other weights than --teacher holds; choose another --workdir")
             old = environment
             with contextlib.suppress(InputError):  # damaged versions are written again
                 old = _read_json(path / "versions.json") or environment

@@ -148,13 +148,14 @@ def tempered_softmax(
 
     Args:
       logits, axis, temperature, where: as in `softmax`.
-      t: any real number; 1 is softmax.
+      t: in [-8, 10]; 1 is softmax. Below 0 (entmax beyond alpha = 2) an entry next to the border of the support is
+        uncertain by eps^(1 / (1 - t)), as the formula is.
 
     Returns:
       float32[..., K], in [0, 1], summing to 1 over `axis`; NaN where no class is possible.
 
     Raises:
-      ValueError: temperature is a number and not positive.
+      ValueError: temperature is a number and not positive, or t one outside its range.
 
     Source: Amid et al., 2019, https://arxiv.org/abs/1906.03361; the same family with t = 2 - alpha is entmax.
 
@@ -164,12 +165,31 @@ def tempered_softmax(
     ['0.731', '0.269', '0.000']
     ['0.557', '0.358', '0.085']
     """
+    if isinstance(t, (int, float, np.number)) and not -8 <= t <= 10:
+        raise ValueError(f"t must lie in [-8, 10], got {t}")
     if isinstance(t, (int, float)) and t == 1:
         return softmax(logits, axis=axis, temperature=temperature, where=where)
     z = jnp.moveaxis(_scores(logits, temperature, where), axis, -1)
     z = z - lax.stop_gradient(jnp.max(z, -1, keepdims=True))  # NaN where no class is possible
     a = float(1 - t) if isinstance(t, (int, float, np.number)) else 1 - jnp.asarray(t, z.dtype)
     return jnp.moveaxis(tempered.probabilities(z, a), -1, axis)
+
+
+def log_tempered_softmax(logits: ArrayLike, t: float) -> jax.Array:
+    """Logarithms of tempered_softmax over the last axis, also where it underflows.
+
+    Args:
+      logits: float[..., K].
+      t: in [-8, 10], not 1.
+
+    Returns:
+      float32[..., K], at most 0, in nats; -inf where the probability is 0; NaN where no class is possible.
+
+    >>> print(log_tempered_softmax([0.0, -1e4], 1.05).round(1))
+    [   0.  -124.3]
+    """
+    z = as_float(logits)
+    return tempered.log_probabilities(z - lax.stop_gradient(jnp.max(z, -1, keepdims=True)), float(1 - t))
 
 
 def sparsemax(
@@ -234,13 +254,13 @@ def entmax(
 
     Args:
       logits, axis, temperature, where: as in `softmax`.
-      alpha: at least 1; differentiable, so it may be learned. An array must broadcast against float[...], the batch.
+      alpha: in [1, 10]; differentiable, so it may be learned. An array must broadcast against float[...], the batch.
 
     Returns:
       float32[..., K], in [0, 1], summing to 1 over `axis`; NaN where no class is possible.
 
     Raises:
-      ValueError: temperature is a number and not positive, or alpha is a number below 1.
+      ValueError: temperature is a number and not positive, or alpha one outside its range.
 
     Source: Peters, Niculae & Martins, 2019, https://arxiv.org/abs/1905.05702; the derivative in alpha: Correia et al.,
     2019, "Adaptively sparse transformers", https://arxiv.org/abs/1909.00015
@@ -249,8 +269,8 @@ def entmax(
     ['0.7657', '0.2342', '0.0001']
     """
     if isinstance(alpha, (int, float, np.number)):
-        if not alpha >= 1:
-            raise ValueError(f"alpha must be at least 1, got {alpha}")
+        if not 1 <= alpha <= 10:
+            raise ValueError(f"alpha must lie in [1, 10], got {alpha}")
         return tempered_softmax(logits, 2.0 - float(alpha), axis=axis, temperature=temperature, where=where)
     return tempered_softmax(logits, 2 - alpha, axis=axis, temperature=temperature, where=where)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +52,14 @@ def main(arguments: Arguments) -> None:
     from cnnlab.report_card.finding import REFUTED
 
     classes = arguments.num_classes
+    if classes < 2:
+        raise InputError(f"--num-classes must be at least 2, got {classes}")
     for file in (arguments.json, arguments.markdown, arguments.html):
-        if file and not Path(file).parent.is_dir():
-            raise InputError(f"no folder to write {file} into")
+        if file and file != "-" and (Path(file).is_dir() or not os.access(Path(file).parent, os.W_OK)):
+            raise InputError(f"{file} cannot be written")
     claimed = claims.split(arguments.claims)
+    if claimed and not arguments.losses:
+        raise InputError("--claims are about the losses that are named; name at least one")
     claims.resolve(claimed, report_card.PROPERTIES)
     builtin = () if arguments.losses and not arguments.all else losses.LOSSES
     # Each is tried on a batch of two before the first is examined.
@@ -95,7 +100,7 @@ def main(arguments: Arguments) -> None:
         Path(arguments.html).write_text(page.page(cards, picture.getvalue()))
     broken = table.broken_claims(cards)
     if broken:
-        raise cli.Stopped("\n".join(["claimed and refuted:", *broken]), 1)
+        raise cli.Stopped("\n".join(["claimed, and refuted or impossible to examine:", *broken]), 1)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def main(config: Config) -> None:
         f"{config.loss}; {path}"
     )
     environment = run_folder.versions() | {"devices": devices, "feed": experiment.feed}
-    environment |= {"loss source": source_digest(config.loss), "teacher step": experiment.facts["teacher_step"]}
+    environment["loss source"] = source_digest(config.loss)
     with (
         run_folder.RunFolder(path, config, environment, experiment.facts) as folder,
         Checkpoints(path / "checkpoints", keep=config.keep) as checkpoints,

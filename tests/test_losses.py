@@ -622,3 +622,51 @@ def test_training_lowers_it(name):
     w, history = jit(lambda w: jax.lax.scan(step, w, None, 200))(start)
     assert np.all(np.isfinite(w)) and np.all(np.isfinite(history))
     assert history[-1] < 0.9 * history[0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 100.0, 1e4])
+def test_distillation_keeps_its_digits_at_high_temperatures(temperature):
+    """T^2 KL of two nearly equal distributions."""
+    rng = np.random.default_rng(0)
+    z, teacher = rng.standard_normal((2, 8, 10)).astype(np.float32)
+    of = lambda z, t: jit(partial(losses.distillation, temperature=temperature, alpha=1.0))(z, np.zeros(8, np.int32), t)
+    with jax.enable_x64():
+        wanted = np.asarray(of(z.astype(np.float64), teacher.astype(np.float64)))
+    # log p is rounded to an ulp of log K; KL is about d^2 / 2 for differences d of size 1 / T
+    np.testing.assert_allclose(of(z, teacher), wanted, rtol=16 * EPS * max(temperature, 4))
+
+
+def test_bi_tempered_between_logarithm_and_power():
+    value, slope = jax.value_and_grad(lambda z: losses.bi_tempered(z, 1, t1=1.0, t2=1.05))(jnp.array([1e4, 0.0]))
+    np.testing.assert_allclose(value, 20 * np.log1p(0.05 * 1e4), rtol=1e-4)
+    np.testing.assert_allclose(slope, [1 / 501, -1 / 501], rtol=1e-4)
+
+
+def test_entmax_loss_of_a_traced_alpha_has_its_limit():
+    z = jnp.array([0.0, 1.0, -0.5])
+    value, slope = jax.value_and_grad(lambda alpha: losses.entmax_loss(z, 0, alpha))(jnp.float32(1))
+    np.testing.assert_allclose(value, losses.cross_entropy(z, 0), rtol=4 * EPS)
+    assert np.isfinite(slope)
+
+
+def test_logit_norm_sees_directions_of_any_length():
+    z = np.array([1.0, 2.0, -0.5], np.float32)
+    wanted = losses.logit_norm(z, 0)
+    for size in (1e-30, 1e30):
+        np.testing.assert_allclose(losses.logit_norm(np.float32(size) * z, 0), wanted, rtol=32 * EPS)
+
+
+def test_an_array_of_a_hyperparameter_is_the_number():
+    z = jnp.array([1.0, -0.5, 0.3])
+    np.testing.assert_allclose(losses.asymmetric(z, 0, clip=jnp.float32(0.05)), losses.asymmetric(z, 0), rtol=4 * EPS)
+
+
+@pytest.mark.parametrize("name", ["multiclass_hinge", "cross_entropy", "mean_squared_error"])
+def test_the_logits_decide_the_type(name):
+    with jax.enable_x64():
+        assert losses.LOSSES[name](jnp.zeros(3, jnp.float32), np.full(3, 1 / 3)).dtype == jnp.float32
+
+
+def test_a_closed_over_id_does_not_wrap():
+    with pytest.raises(ValueError, match="class ids must lie in"):
+        jax.jit(lambda z: losses.cross_entropy(z, np.array([2**32 + 1])))(jnp.zeros((1, 3)))

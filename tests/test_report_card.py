@@ -396,7 +396,7 @@ def test_the_script_examines_an_own_loss_and_exits_with_its_claims(tmp_path):
         (["cross_entrpy"], "did you mean 'cross_entropy'?"),
         (["broken_losses.wrong_sing"], "did you mean 'wrong_sign'?"),
         (["cross_entropy", "--claims", "strictly_propr"], "did you mean 'strictly_proper'?"),
-        (["cross_entropy", "--json", "nowhere/card.json"], "no folder to write nowhere/card.json into"),
+        (["cross_entropy", "--json", "nowhere/card.json"], "nowhere/card.json cannot be written"),
     ],
 )
 def test_the_script_refuses_in_one_line(args, message):
@@ -415,3 +415,15 @@ def test_the_readme_table_is_the_catalogue():
             has, lacks = EXPECTED[property]
             assert name not in has.split() or word in words, (row, property)
             assert name not in lacks.split() or word not in words, (row, property)
+
+
+def test_what_has_no_number_is_refuted():
+    nothing = lambda logits, labels: np.nan * losses.cross_entropy(logits, labels)
+    card = report_card.card(nothing, properties=["smooth", "convex", "true_gradient", "bounded"])
+    assert {f.verdict for f in card.findings.values()} == {REFUTED}
+    assert "no finite value" in card["smooth"].detail
+
+
+def test_a_claim_that_cannot_be_examined_is_no_claim_kept():
+    card = report_card.card(losses.cosface, claims=["bounded"], properties=[])
+    assert card["bounded"].verdict == NOT_APPLICABLE and card.broken_claims == [card["bounded"]]

@@ -370,7 +370,7 @@ def test_entmax_lies_between_softmax_and_sparsemax():
 
 @pytest.mark.parametrize("alpha", [0.999, 0, -1.0, float("nan"), np.float32(0.5)])
 def test_entmax_needs_alpha_of_at_least_one(alpha):
-    with pytest.raises(ValueError, match="alpha must be at least 1, got"):
+    with pytest.raises(ValueError, match="alpha must lie in"):
         sm.entmax([0.0, 1.0], alpha)
 
 
@@ -405,3 +405,24 @@ def test_hard_samples_are_one_hot_with_the_soft_gradient():
     assert np.any(soft_slope != 0)
     cold = np.asarray(both(1e-3)[0])
     np.testing.assert_allclose(cold, hard, atol=EPS)
+
+
+@pytest.mark.parametrize("alpha", [1.2, 1.9, 2.0, 2.5, 4.0, 7.0])
+def test_many_equal_classes_share_exactly(alpha):
+    """Their bases are near K^(1 - alpha), which 1 - a c would have lost in the rounding of 1."""
+    for classes in (10, 1000):
+        p = np.asarray(sm.entmax(np.zeros((2, classes), np.float32), alpha), np.float64)
+        np.testing.assert_allclose(p, 1 / classes, rtol=1e-5)
+
+
+@pytest.mark.parametrize("t", [11, -9.0, float("nan"), float("inf")])
+def test_tempered_softmax_needs_a_bounded_t(t):
+    with pytest.raises(ValueError, match=r"t must lie in \[-8, 10\]"):
+        sm.tempered_softmax([0.0, 1.0], t)
+
+
+def test_logarithms_of_tempered_probabilities_do_not_underflow():
+    log_p = sm.log_tempered_softmax(jnp.array([1e4, 0.0, -jnp.inf]), 1.05)
+    wanted = -20 * np.log1p(0.05 * 1e4)  # exp_t(-1e4), whose 20th power of 501 is beyond float32
+    np.testing.assert_allclose(log_p[1], wanted, rtol=1e-6)
+    assert log_p[2] == -np.inf and np.isnan(sm.log_tempered_softmax(jnp.array([-jnp.inf] * 2), 1.2)).all()

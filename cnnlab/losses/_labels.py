@@ -38,7 +38,7 @@ def check(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
                 f"float labels are target distributions and must have the logits' shape {logits.shape}, "
                 f"got {labels.shape}; class ids must be integers"
             )
-        return logits, as_float(labels)
+        return logits, as_float(labels).astype(logits.dtype)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be integer class ids or float distributions, got {labels.dtype}")
     if labels.shape != logits.shape[:-1]:
@@ -48,7 +48,7 @@ def check(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
         elif labels.shape == (*logits.shape[:-1], 1):
             hint = "; drop the last axis (labels[..., 0])"
         raise ValueError(f"class ids must have the logits' batch shape {logits.shape[:-1]}, got {labels.shape}{hint}")
-    if not isinstance(labels, Tracer) and labels.size:
+    if not isinstance(given, Tracer) and labels.size:
         # As given: jnp.asarray wraps 2**32 + 1 to class 1.
         classes, low, high = logits.shape[-1], np.min(given), np.max(given)
         if low < 0 or high >= classes:
@@ -127,7 +127,7 @@ def in_range(name: str, value: Any, interval: str) -> Any:
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     above = number >= low if interval[0] == "[" else number > low
     below = number <= high if interval[-1] == "]" else number < high

@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from cnnlab.errors import unknown
@@ -188,8 +189,11 @@ def logit_norm(
     """
     temperature = _labels.in_range("temperature", temperature, "(0, inf)")
     logits, labels = _labels.check(logits, labels)
+    where = None if where is None else jnp.asarray(where)
     z = logits if where is None else jnp.where(where, logits, 0)
+    # Brought to a largest entry of 1, which the loss does not see, so that no square leaves float32's range.
+    largest = lax.stop_gradient(jnp.max(jnp.abs(z), -1, keepdims=True))
+    z = z / jnp.where(largest > 0, largest, 1)
     square = jnp.sum(z**2, -1, keepdims=True)
-    length = jnp.sqrt(jnp.where(square > 0, square, 1))
-    directions = z / (temperature * length)
+    directions = z / (temperature * jnp.sqrt(jnp.where(square > 0, square, 1)))
     return cross_entropy(directions if where is None else jnp.where(where, directions, -jnp.inf), labels)

@@ -13,7 +13,7 @@ from cnnlab.errors import unknown
 from cnnlab.losses import _labels
 from cnnlab.losses._likelihood import focused, of_log_probability
 from cnnlab.losses.entropy import cross_entropy, focal
-from cnnlab.softmax import as_float, log_softmax, softmax, tempered_softmax
+from cnnlab.softmax import as_float, log_softmax, log_tempered_softmax, softmax
 
 
 def mean_absolute_error(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -237,13 +237,15 @@ def active_passive(
 def _member(role: str, loss: str | Callable, known: dict[str, Callable]) -> Callable:
     if callable(loss):
         return loss
-    if loss not in known:
+    if str(loss) not in known:
         raise unknown(f"{role} loss", str(loss), known)
     return known[loss]
 
 
 ACTIVE = {f.__name__: f for f in (cross_entropy, focal, normalized_cross_entropy, normalized_focal)}
+ACTIVE |= {"ce": cross_entropy, "nce": normalized_cross_entropy, "nfl": normalized_focal}
 PASSIVE = {f.__name__: f for f in (mean_absolute_error, reverse_cross_entropy)}
+PASSIVE |= {"mae": mean_absolute_error, "rce": reverse_cross_entropy}
 
 
 def bi_tempered(logits: ArrayLike, labels: ArrayLike, t1: float = 0.8, t2: float = 1.2) -> jax.Array:
@@ -257,7 +259,7 @@ def bi_tempered(logits: ArrayLike, labels: ArrayLike, t1: float = 0.8, t2: float
       logits: float[..., K].
       labels: int[...] class ids, or float[..., K] target distributions.
       t1: in [0, 2); below 1 the loss is bounded by 1 / (1 - t1) plus a constant; 1 takes the logarithm.
-      t2: in (0, inf); above 1 the tails are heavier than softmax's, below 1 lighter; 1 is softmax.
+      t2: in (0, 10]; above 1 the tails are heavier than softmax's, below 1 lighter; 1 is softmax.
 
     Returns:
       float32[...], at least 0; NaN for an id outside [0, K) under jit. (1, 1) is cross-entropy, less q's entropy.
@@ -272,22 +274,16 @@ def bi_tempered(logits: ArrayLike, labels: ArrayLike, t1: float = 0.8, t2: float
     >>> print(f"{bi_tempered(jnp.zeros(4), 1):.4f}")  # 5 (1 - 4^-0.2) - (1 - 4^-0.2) / 1.2
     1.0089
     """
-    t1, t2 = _labels.in_range("t1", t1, "[0, 2)"), _labels.in_range("t2", t2, "(0, inf)")
+    t1, t2 = _labels.in_range("t1", t1, "[0, 2)"), _labels.in_range("t2", t2, "(0, 10]")
     logits, labels = _labels.check(logits, labels)
-    p = tempered_softmax(logits, t2)
-    log_p = log_softmax(logits) if t2 == 1 else _log(p)  # a softmax may underflow where its logarithm does not
+    log_p = log_softmax(logits) if t2 == 1 else log_tempered_softmax(logits, t2)
     power = jnp.sum(jnp.exp((2 - t1) * log_p), -1)
     if _labels.is_ids(labels):
         own = _labels.poison(_labels.pick(log_p, labels), labels, logits.shape[-1])
         return -_tempered_log(own, t1) - (1 - power) / (2 - t1)
-    log_q = _log(labels)
+    log_q = jnp.where(labels == 0, -jnp.inf, jnp.log(jnp.where(labels == 0, 1, labels)))
     gain = jnp.where(labels > 0, labels * (_tempered_log(log_q, t1) - _tempered_log(log_p, t1)), 0)
     return jnp.sum(gain - jnp.exp((2 - t1) * log_q) / (2 - t1), -1) + power / (2 - t1)
-
-
-def _log(x: jax.Array) -> jax.Array:
-    """Logarithm, with derivative 0 instead of infinity at 0."""
-    return jnp.where(x == 0, -jnp.inf, jnp.log(jnp.where(x == 0, 1, x)))
 
 
 def _tempered_log(log_x: jax.Array, t: float) -> jax.Array:

@@ -48,7 +48,7 @@ def entmax_loss(logits: ArrayLike, labels: ArrayLike, alpha: float = 1.5) -> jax
     Args:
       logits: float[..., K].
       labels: int[...] class ids, or float[..., K] target distributions: sum_k q_k L(z, k).
-      alpha: in [1, inf).
+      alpha: in [1, 10].
 
     Returns:
       float32[...], at least 0; NaN for an id outside [0, K) under jit.
@@ -62,7 +62,7 @@ def entmax_loss(logits: ArrayLike, labels: ArrayLike, alpha: float = 1.5) -> jax
     >>> print(f"{entmax_loss([0.0, 0.0], 0):.4f}")  # (1 - 2 (1/2)^1.5) / 0.75
     0.3905
     """
-    alpha = _labels.in_range("alpha", alpha, "[1, inf)")
+    alpha = _labels.in_range("alpha", alpha, "[1, 10]")
     if isinstance(alpha, float) and alpha == 1:
         return cross_entropy(logits, labels)
     logits, labels = _labels.check(logits, labels)
@@ -107,7 +107,9 @@ def _attained(p: jax.Array, z: jax.Array, alpha: Any) -> jax.Array:
     """p . z + sum_k (p_k - p_k^alpha) / (alpha (alpha - 1))."""
     shown = p > 0
     if isinstance(alpha, float) and alpha in (1.5, 2.0):  # by products
-        less = p * (1 - (jnp.sqrt(jnp.where(shown, p, 1)) if alpha == 1.5 else p))
+        entropy = p * (1 - (jnp.sqrt(jnp.where(shown, p, 1)) if alpha == 1.5 else p)) / (alpha * (alpha - 1))
     else:
-        less = -p * jnp.expm1((alpha - 1) * jnp.log(jnp.where(shown, p, 1)))
-    return jnp.sum(jnp.where(p == 0, 0, p * jnp.where(p == 0, 0, z) + less / (alpha * (alpha - 1))), -1)
+        log_p, a = jnp.log(jnp.where(shown, p, 1)), alpha - 1
+        tempered = jnp.where(a == 0, log_p, jnp.expm1(a * log_p) / jnp.where(a == 0, 1, a))
+        entropy = -p * tempered / alpha
+    return jnp.sum(jnp.where(p == 0, 0, p * jnp.where(p == 0, 0, z) + entropy), -1)

@@ -67,7 +67,7 @@ def squared_logits(
     """
     k, m = _labels.in_range("k", k, "(0, inf)"), _labels.in_range("m", m, "(0, inf)")
     logits, labels = _labels.check(logits, labels)
-    z, count = _existing(logits, where)
+    z, _, count = _existing(logits, where)
     q = _labels.distribution(labels, logits.shape[-1], logits.dtype)
     squares = jnp.sum(k * q * (z - m) ** 2, -1) + _of_the_others(z, q)
     return _labels.poison(squares / count, labels, logits.shape[-1])
@@ -95,9 +95,8 @@ def squentropy(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = N
     4.2395
     """
     logits, labels = _labels.check(logits, labels)
-    z, count = _existing(logits, where)
+    z, masked, count = _existing(logits, where)
     q = _labels.distribution(labels, logits.shape[-1], logits.dtype)
-    masked = logits if where is None else jnp.where(where, logits, -jnp.inf)
     squares = _labels.poison(_of_the_others(z, q), labels, logits.shape[-1])
     return cross_entropy(masked, labels) + squares / (count - 1)
 
@@ -131,17 +130,17 @@ def logit_penalty(
     """
     beta = _labels.in_range("beta", beta, "[0, inf)")
     logits, labels = _labels.check(logits, labels)
-    z, _ = _existing(logits, where)
-    masked = logits if where is None else jnp.where(where, logits, -jnp.inf)
+    z, masked, _ = _existing(logits, where)
     return cross_entropy(masked, labels) + beta * jnp.sum(z**2, -1)
 
 
-def _existing(logits: jax.Array, where: ArrayLike | None) -> tuple[jax.Array, jax.Array | int]:
-    """Logits, 0 for the classes that do not exist, and how many do."""
+def _existing(logits: jax.Array, where: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array | int]:
+    """Logits with 0, and with -inf, for the classes that do not exist, and how many do."""
     if where is None:
-        return logits, logits.shape[-1]
+        return logits, logits, logits.shape[-1]
     where = jnp.broadcast_to(jnp.asarray(where), logits.shape)
-    return jnp.where(where, logits, 0), jnp.sum(where, -1).astype(logits.dtype)
+    count = jnp.sum(where, -1).astype(logits.dtype)
+    return jnp.where(where, logits, 0), jnp.where(where, logits, -jnp.inf), count
 
 
 def _of_the_others(z: jax.Array, q: jax.Array) -> jax.Array:

@@ -146,8 +146,8 @@ class Card:
 
     @property
     def broken_claims(self) -> list[Finding]:
-        """What is claimed and refuted."""
-        return [f for f in self.findings.values() if f.claimed and f.verdict == REFUTED]
+        """What is claimed and refuted, or could not be examined at all."""
+        return [f for f in self.findings.values() if f.claimed and f.verdict in (REFUTED, NOT_APPLICABLE)]
 
     def to_json(self) -> dict[str, Any]:
         """Strict JSON."""
@@ -219,6 +219,8 @@ def card(
 def _examine(check: Callable[[Subject], Finding], subject: Subject, name: str) -> Finding:
     """The check's finding; a loss that raises fails an implementation's property, and has no mathematical ones."""
     try:
+        if (name in MATHEMATICAL or name == "true_gradient") and (broken := subject.no_number()):
+            return Finding(name, REFUTED, broken, 1)
         return check(subject)
     except Exception as error:
         reason = soundness.first_line(error)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnlab.report_card.finding import show
+
 Loss = Callable[[Any, Any], jax.Array]
 
 CHUNK = 1024  # points per compiled call: every batch is padded to it, so that no second shape is compiled
@@ -105,6 +107,12 @@ class Subject:
     def _of_all_classes(self, function: Callable) -> Callable:
         one = jax.vmap(function, (None, 0))
         return jax.jit(jax.vmap(lambda z: one(z, jnp.arange(self.classes, dtype=jnp.int32))))
+
+    def no_number(self) -> str:
+        """Where an ordinary point has no finite loss, which would look like anything; empty if there is none."""
+        z = self.logits(64, seed=99)
+        bad = np.argwhere(~np.isfinite(self.values(z)))
+        return f"L has no finite value at z = {show(z[bad[0, 0]])}, label {bad[0, 1]}" if len(bad) else ""
 
     def logits(self, count: int, seed: int = 0, scales: tuple[float, ...] = SCALES) -> np.ndarray:
         """Random float64[count, K]: normal of several scales in turn; uniform for cosines."""

@@ -101,5 +101,5 @@ def _reference(source: str) -> str:
 
 
 def broken_claims(cards: Sequence[Card]) -> list[str]:
-    """A line for every claim that is refuted."""
+    """A line for every claim that is refuted or could not be examined."""
     return [f"{card.name} claims {f.property}: {f.detail}" for card in cards for f in card.broken_claims]

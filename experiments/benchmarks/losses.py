@@ -10,13 +10,14 @@ the rounds. Each timed call is the mean loss over the batch and its gradient, ji
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from cnnlab import cli
-from cnnlab.errors import unknown
+from cnnlab.errors import InputError, unknown
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,13 @@ def main(arguments: Arguments) -> None:
     for name in arguments.losses:
         if name not in losses.LOSSES:
             raise unknown("loss", name, losses.LOSSES)
+    for dtype in arguments.dtypes:
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
+    if arguments.rounds < 1 or min(n for shape in arguments.shapes for n in shape) < 1:
+        raise InputError("--rounds and --shapes must be at least 1")
+    if arguments.json and not os.access(Path(arguments.json).parent, os.W_OK):
+        raise InputError(f"{arguments.json} cannot be written")
     names = arguments.losses or tuple(losses.LOSSES)
     rows = []
     for (batch, classes), dtype in [(shape, dtype) for shape in arguments.shapes for dtype in arguments.dtypes]:
