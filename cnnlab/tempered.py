@@ -65,7 +65,9 @@ def _base(z: jax.Array, v: jax.Array, a: Any) -> jax.Array:
 
 def _exponents(z: jax.Array, v: jax.Array, a: Any) -> tuple[jax.Array, jax.Array]:
     """Where exp_t is positive, and log(1 + a (z_i - c)) / a there, something harmless elsewhere; NaN stays NaN."""
-    base = _base(z, v, a)
+    impossible = z == -jnp.inf
+    z = jnp.where(impossible, 0, z)
+    base = jnp.where(impossible, 0, _base(z, v, a))
     outside, safe = base <= 0, jnp.where(base > 0, base, jnp.where(base <= 0, 1, base))
     direct = lambda a: jnp.log(safe) / a
     near_0 = lambda a: _exponent(jnp.where(outside, 0, z - v[..., None]), a)

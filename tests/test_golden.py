@@ -14,6 +14,8 @@ from cnnlab import losses, softmax
 
 GOLDEN = Path(__file__).parent / "golden"
 EPS64 = 2.0**-52
+# Hundreds of small programs, each run once: LLVM's optimisations are most of what they cost.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 # Hyperparameters that are compiled in; the others are traced, so that their values share a compilation.
 STATIC = {"asymmetric": ("clip",), "bi_tempered": ("t1", "t2"), "entmax_loss": ("alpha",), "arcface": ("margin",)}
 NAMES = ("form", "active", "passive")
@@ -60,7 +62,7 @@ def grouped(rows):
 GROUPS = grouped(table("losses.json"))
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jit, static_argnums=0)
 def value_and_gradient(loss, logits, labels, given):
     return jax.vmap(jax.value_and_grad(lambda z, y, g: loss(z, y, **g)))(logits, labels, given)
 
@@ -128,13 +130,13 @@ def test_other_libraries():
 MAPPINGS = {"softmax": softmax.softmax, "sparsemax": softmax.sparsemax, "entmax15": softmax.entmax15}
 
 
-@jax.jit
+@jit
 def entmax_slopes(logits, alpha):
     each = jax.vmap(jax.jacrev(softmax.entmax))(logits, alpha), jax.vmap(jax.jacfwd(softmax.entmax, 1))(logits, alpha)
     return jax.vmap(softmax.entmax)(logits, alpha), *each
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jit, static_argnums=0)
 def slopes(function, logits):
     return jax.vmap(function)(logits), jax.vmap(jax.jacrev(function))(logits)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 
 import jax
@@ -107,7 +108,8 @@ def _relative(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     d = log_p - jnp.where(shown, log_q, 0)
     small, far = jnp.abs(d) < 0.05, d < -1
     near, middle = jnp.where(small, d, 0), jnp.where(small | far, 1, d)
-    series = near**2 * (1 / 2 - near * (1 / 6 - near * (1 / 24 - near * (1 / 120 - near / 720))))
+    taylor = jnp.array([(-1) ** n / math.factorial(n + 2) for n in range(7, -1, -1)], d.dtype)
+    series = near**2 * jnp.polyval(taylor, near)
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     term = p * jnp.where(small, series, middle + jnp.expm1(-middle))
     term = jnp.where(far, p * (jnp.where(far, d, 0) - 1) + q, term)
