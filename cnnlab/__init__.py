@@ -10,8 +10,9 @@ The map of the package; a module imports only modules above it in this list (tes
     softmax.py      logits -> probabilities: softmax, sigmoid, sparsemax, entmax, gumbel_softmax; predict
     augment.py      keys, images -> images, on the device
     optim.py        schedules and Optax chains
-    parallel.py     the one place that knows devices: jit | pmap | sharded jit
-    layers.py       dropout that agrees however devices share the batch; conv_output_size
+    parallel.py     the one place that knows devices: jit | pmap | sharded jit; many seeds in one program
+    layers.py       convolution and pooling as the platform likes them; dropout; conv_output_size
+    cache.py        what is kept between runs, under its SHA-256: decoded images, compiled programs
     data/           TFDS sources without TensorFlow, their order, streaming or resident
     run_folder.py   config, versions, metrics.jsonl, summary, lock
     plots.py        figures
@@ -22,8 +23,9 @@ The map of the package; a module imports only modules above it in this list (tes
     checkpoint.py   save and restore any pytree, verified
     metrics.py      masked sums -> accuracy, NLL, Brier, ECE, confusion matrix
     train.py        TrainState and the pure train and eval steps
+    network.py      a config -> network, optimizer, first state; a run folder -> its trained network
     loop.py         fit and evaluate: the only loops
-    recipe.py       a config -> model, loss, optimizer, data, compiled steps: what every experiment starts from
+    recipe.py       a config -> data, loss and compiled steps: what every experiment starts from
 """
 
 __version__ = "0.1.0"

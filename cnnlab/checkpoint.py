@@ -38,8 +38,6 @@ import numpy as np
 from cnnlab import digest
 from cnnlab.errors import CheckpointError, InputError
 
-# orbax.checkpoint is imported where it is first needed: 0.4 to 0.6 s that a run without checkpoints does not pay.
-
 _TMP, _TODELETE, _REJECTED = ".orbax-checkpoint-tmp", "todelete", "rejected"
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())  # who calls restore says what was rejected
@@ -88,19 +86,16 @@ class Checkpoints:
         self._about: dict = {}
         self._rejected: set[int] = set()
         self._metrics: dict[int, float | None] = {}  # of the steps whose about.json can be read
-        self._manager: Any = None
+        self._manager: Any = None  # made at the first save: importing Orbax takes 0.4 s, which no start should wait for
+        self._open = not read_only
         if not read_only:
             _probe(self.folder)
             _on_first_process(lambda: _sweep(self.folder))
             for step in self.steps():
                 with contextlib.suppress(digest.Rejected):  # restore says why; what cannot be read stays
                     self._metrics[step] = digest.read_about(self.folder, step)["metric"]
-            self._manager = self._make_manager()
-            # A process that forgets `close` loses its save, or hangs for 20 minutes in Orbax's threads (measured). Only
-            # this hook, which concurrent.futures uses itself, runs before executors are shut down; atexit is later.
-            getattr(threading, "_register_atexit", atexit.register)(self._at_exit)
 
-    def _make_manager(self):
+    def _make_manager(self) -> Any:
         import orbax.checkpoint as ocp
 
         digest.quiet_orbax()
@@ -112,6 +107,9 @@ class Checkpoints:
             lightweight_initialize=True,  # metrics are in about.json: a damaged step must not stop the start
             async_options=ocp.AsyncOptions(post_finalization_callback=self._before_rename),
         )
+        # A process that forgets `close` loses its save, or hangs for 20 minutes in Orbax's threads (measured). Only
+        # this hook, registered after concurrent.futures' own and so called first, runs before executors are shut down.
+        getattr(threading, "_register_atexit", atexit.register)(self._at_exit)
         return ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> Checkpoints:
@@ -144,10 +142,11 @@ class Checkpoints:
             CheckpointError: a leaf holds NaN or inf; this save, or the one before it (its step is named), failed.
             InputError: the step is not new, `extra` is not JSON, or a leaf is not an array of numbers.
         """
-        if self._manager is None:
+        if not self._open:
             raise InputError(f"checkpoints in {self.folder}: opened read-only or closed, step {step} cannot be saved.")
         import orbax.checkpoint as ocp
 
+        self._manager = self._manager or self._make_manager()
         step = int(step)
         self.wait()
         self._set_rejected_aside()
@@ -197,7 +196,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            manager, self._manager = self._manager, None
+            manager, self._manager, self._open = self._manager, None, False
             if manager is not None:
                 manager.close()
 

@@ -7,12 +7,15 @@ import contextlib
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from cnnlab.errors import InputError
 
 T = TypeVar("T")
+
+STARTED = time.monotonic()  # the command, but for the interpreter's own start: this module is imported first
 
 EXIT_INPUT = 2  # what was asked for cannot be done as asked
 EXIT_PREEMPTED = 75  # SIGTERM: saved and stopped; run the same command to go on (sysexits' EX_TEMPFAIL)
@@ -53,6 +56,20 @@ def parse(config_class: type[T], args: list[str] | None = None) -> T:
     if text.startswith(own := f"Error parsing {config_class.__name__}: "):  # the dataclass said it well enough
         raise InputError(text.removeprefix(own))
     raise InputError(f"{text}; --help lists the flags")
+
+
+def writable(path: str | None) -> None:
+    """Find out before the work whether its result can be written; None is no file.
+
+    Raises:
+      InputError: it cannot.
+    """
+    if path is not None:
+        try:
+            with open(path, "a"):
+                pass
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def main(

@@ -31,7 +31,7 @@ CHOICES = {
 # rounding, which the run says.
 FREE_ON_RESUME = frozenset(
     {"workdir", "data_dir", "workers", "keep", "checkpoint_steps", "progress", "tensorboard", "test_on"}
-    | {"parallel", "devices", "feed"}
+    | {"parallel", "devices", "feed", "dispatch_steps"}
 )
 
 
@@ -123,7 +123,9 @@ class Config:
     parallel: str = "auto"
     """auto (sharded when there is more than one device), jit (one device), pmap or sharded."""
     devices: int | None = None
-    """Devices to use. None: the most that divide the batch."""
+    """Devices to use. None: the most that divide the batch; CPU cores are used where that is faster."""
+    dispatch_steps: int | None = None
+    """Steps handed to the devices at once. None: 1 on CPU and when streaming, else 32."""
 
     workdir: str | None = None
     """Run folder. None: runs/DATASET-MODEL-LOSS-seedN."""
@@ -146,7 +148,7 @@ class Config:
                 raise unknown(field, str(getattr(self, field)), known)
         for field in ("epochs", "batch_size", "keep"):
             _require(self, field, getattr(self, field) >= 1, "must be at least 1")
-        for field in ("devices", "image_size"):
+        for field in ("devices", "image_size", "dispatch_steps"):
             value = getattr(self, field)
             _require(self, field, value is None or value >= 1, "must be at least 1")
         _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import jax
@@ -20,7 +21,9 @@ from cnnlab.errors import InputError
 from cnnlab.run_folder import RunFolder
 from cnnlab.train import NEVER, TrainState, zero_totals
 
-IN_FLIGHT = 2  # steps dispatched ahead of the one whose totals are looked at
+# Dispatches ahead of the one whose totals are looked at. Far below 32: with more waiting than that, collectives over
+# CPU devices deadlocked (jax 0.10: of two devices one never came; with 31 waiting, never).
+IN_FLIGHT = 2
 
 
 @dataclass
@@ -55,12 +58,14 @@ class Plan:
       steps_per_epoch, epochs: their product is the number of steps.
       save_every: steps between saves within an epoch; 0 for none.
       again: what to run to go on, for messages.
+      dispatch_steps: the most steps handed to the devices at once.
     """
 
     steps_per_epoch: int
     epochs: int
     save_every: int
     again: str
+    dispatch_steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def fit(
     progress: Progress,
     plan: Plan,
     *,
-    step: Callable[[TrainState, Any, Any], tuple[TrainState, Any]],
+    step: Callable[[TrainState, Any, list[Any]], tuple[TrainState, Any]],
     items: Callable[[int, int], Iterable[Any]],
     validate: Callable[[TrainState], dict[str, Any]] | None,
     checkpoints: Checkpoints,
@@ -116,7 +121,7 @@ def fit(
     Args:
       progress: where to start.
       plan: where to end.
-      step: (state, totals, item) -> state, totals.
+      step: (state, totals, list of items) -> state, totals after as many steps.
       items: (first step, last step) -> what each step is fed.
       validate: state -> metrics of the validation split; None where there is none.
       checkpoints, folder, console: where it goes.
@@ -143,14 +148,17 @@ def fit(
             end = (epoch + 1) * plan.steps_per_epoch
             with console.progress(f"epoch {epoch + 1}/{plan.epochs}", plan.steps_per_epoch, "steps", done) as advance:
                 while number < end:
-                    state, totals = step(state, totals, next(batches))
-                    number += 1
+                    next_save = (number // plan.save_every + 1) * plan.save_every if plan.save_every else end
+                    dispatched = list(islice(batches, min(plan.dispatch_steps, end - number, next_save - number)))
+                    state, totals = step(state, totals, dispatched)
+                    number += len(dispatched)
                     # Dispatch is asynchronous. Looking at the totals of a step a little back keeps the device busy,
                     # bounds the queue (so a signal is answered soon), and sees the first step that is not finite.
-                    waiting.append(totals)
+                    waiting.append((len(dispatched), totals))
                     if len(waiting) > IN_FLIGHT:
-                        seen = _finite(waiting.popleft(), plan, checkpoints)
-                        advance(1, f"loss {float(seen['loss']) / int(seen['count']):.4f}")
+                        steps, back = waiting.popleft()
+                        seen = _finite(back, plan, checkpoints)
+                        advance(steps, f"loss {float(seen['loss']) / int(seen['count']):.4f}")
                     stopped_by = stop.signal  # read once: it may be set between two looks
                     due = stopped_by or (plan.save_every and number % plan.save_every == 0)
                     if due and number < end:
@@ -221,8 +229,12 @@ def _line(row: dict[str, Any], epochs: int) -> str:
 
 
 def evaluate(
-    step: Callable[[Any, Any, Any], Any], state: TrainState, batches: Iterable[Any], console: Console | None = None
-) -> dict[str, Any]:
+    step: Callable[[Any, Any, Any], Any],
+    state: TrainState,
+    batches: Iterable[Any],
+    console: Console | None = None,
+    seeds: int | None = None,
+) -> Any:
     """Metrics of a whole data set.
 
     Args:
@@ -230,9 +242,10 @@ def evaluate(
       state: the weights.
       batches: padded, with masks (`data.feed.in_order`).
       console: shows progress; None shows nothing.
+      seeds: how many the state holds along a leading axis; None for one state without it.
 
     Returns:
-      `metrics.summarise`.
+      `metrics.summarise`; with seeds a list of them.
     """
     parts, waiting = [], deque()
     with (console or Console("off")).progress("evaluating", None, "batches") as advance:
@@ -241,4 +254,7 @@ def evaluate(
             if len(waiting) > IN_FLIGHT:
                 parts.append(jax.device_get(waiting.popleft()))
             advance()
-    return metrics.summarise([*parts, *waiting])
+    parts += jax.device_get(list(waiting))
+    if seeds is None:
+        return metrics.summarise(parts)
+    return [metrics.summarise([{k: v[i] for k, v in part.items()} for part in parts]) for i in range(seeds)]

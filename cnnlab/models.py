@@ -1,12 +1,14 @@
 """Flax linen modules: uint8 images, normalised to float[B, H, W, C], become logits float32[B, K].
 
 `dtype` is the type of the computation (None: that of inputs and parameters); parameters and logits stay float32.
-`axis_name` is the device axis under pmap, for batch norm and dropout.
+`formulation` is how layers.py convolves and pools; it changes no parameter, and values by rounding only.
+`axis_name` is the axis over devices inside a step that each of them runs, for batch norm and dropout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,13 +16,13 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
-from cnnlab.layers import Dropout, conv_output_size
+from cnnlab.layers import Dropout, average_pooling, conv_output_size, convolution, max_pooling
 from cnnlab.softmax import as_float
 
 __all__ = ["ACTIVATIONS", "CNN", "MLP", "CosineHead", "SoftmaxRegression", "conv_output_size"]
 
 ACTIVATIONS: dict[str, Callable] = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "tanh": nn.tanh}
-POOLS: dict[str, Callable] = {"max": nn.max_pool, "average": nn.avg_pool}
+INCREASING = ("relu", "tanh")  # maxima commute with these, so pooling may come first and leave them a quarter
 
 
 class CosineHead(nn.Module):
@@ -112,15 +114,20 @@ class CNN(nn.Module):
     activation: str = "relu"
     dtype: Any = None
     head: str = "linear"
+    formulation: str = "native"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False, axis_name: str | None = None) -> jax.Array:
         """x: float[B, H, W, C] -> float32[B, K]."""
+        pool = {"max": partial(max_pooling, formulation=self.formulation), "average": average_pooling}[self.pool]
+        pool_first = self.pool == "max" and not self.batch_norm and self.activation in INCREASING
+        convolve = convolution(self.formulation, max_pool=2 if pool_first else 1)
         for width in self.widths:  # [B, h, w, c] -> [B, h/2, w/2, width]
-            x = nn.Conv(width, (3, 3), padding=1, use_bias=not self.batch_norm, dtype=self.dtype)(x)
+            bias = not self.batch_norm
+            x = nn.Conv(width, (3, 3), padding=1, use_bias=bias, dtype=self.dtype, conv_general_dilated=convolve)(x)
             x = _Norm(self.batch_norm, self.dtype)(x, train=train, axis_name=axis_name)
             x = ACTIVATIONS[self.activation](x)
-            x = POOLS[self.pool](x, (2, 2), strides=(2, 2))
+            x = x if pool_first else pool(x, 2)
         dense = MLP(
             self.num_classes, self.hidden, self.batch_norm, self.dropout, self.activation, self.dtype, self.head
         )

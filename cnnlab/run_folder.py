@@ -107,7 +107,8 @@ class RunFolder:
           InputError: not writable, in use by another process, or made from other data.
         """
         self.path = path
-        self._tensorboard: Any = None
+        self._tensorboard: Any = None  # made for the first row
+        self._wants_tensorboard = False
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / "lock").open("a")
@@ -157,10 +158,7 @@ class RunFolder:
         """Make metrics.jsonl and the TensorBoard events say what `history` says: epochs after a kill are dropped."""
         _write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
+        self._wants_tensorboard = tensorboard
         for row in history:
             self._events(row)
 
@@ -171,7 +169,11 @@ class RunFolder:
         self._events(row)
 
     def _events(self, row: dict[str, Any]) -> None:
-        if self._tensorboard is not None:
+        if self._wants_tensorboard:
+            if self._tensorboard is None:
+                from tensorboardX import SummaryWriter
+
+                self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
             for name, value in row.items():
                 if isinstance(value, float):
                     self._tensorboard.add_scalar(name.replace("_", "/", 1), value, row["step"])

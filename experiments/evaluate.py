@@ -35,12 +35,12 @@ def main(arguments: Arguments) -> None:
     import jax
     import numpy as np
 
-    from cnnlab import loop, metrics, recipe, train
+    from cnnlab import loop, metrics, network, train
     from cnnlab.console import Console
     from cnnlab.data import feed, source
     from cnnlab.losses.spec import loss_from_config, needs_teacher
 
-    trained = recipe.load(Path(arguments.run), arguments.weights)
+    trained = network.load(Path(arguments.run), arguments.weights)
     config = trained.config
     data_dir = arguments.data_dir or config.data_dir
     dataset = source.open_dataset(config.dataset, data_dir, config.image_size)
@@ -53,7 +53,7 @@ def main(arguments: Arguments) -> None:
         loss_fn=loss_from_config(config, test.num_classes, np.array(facts["class_counts"])),
     )
     if needs_teacher(config):
-        step = functools.partial(step, given=recipe.teacher_fn(config, dataset)[0])
+        step = functools.partial(step, given=network.teacher_fn(config, dataset)[0])
     step = jax.jit(step)
     batches = feed.in_order(test.read, range(len(test)), config.batch_size)
     result = loop.evaluate(step, trained.state, batches, Console("off" if arguments.json else "auto"))

@@ -37,11 +37,11 @@ def main(arguments: Arguments) -> None:
     import jax
     import numpy as np
 
-    from cnnlab import recipe
+    from cnnlab import network
     from cnnlab.data import image
     from cnnlab.softmax import softmax
 
-    trained = recipe.load(Path(arguments.run), arguments.weights)
+    trained = network.load(Path(arguments.run), arguments.weights)
     shape, names = tuple(trained.facts["image_shape"]), trained.facts["class_names"]
     images = np.stack([image.read(path, shape) for path in arguments.images])
     probabilities = jax.jit(lambda x: softmax(trained.apply_fn(trained.state.params, trained.state.batch_stats, x)))

@@ -10,6 +10,8 @@ The same command goes on where a run stopped; on a finished run it prints the su
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from cnnlab import cli, run_folder
@@ -29,12 +31,12 @@ def main(config: Config) -> None:
     from cnnlab.console import Console
     from cnnlab.losses.spec import source_digest
 
-    console = Console(config.progress)
+    console, compiling = Console(config.progress), compile_seconds()
     experiment = recipe.build(config, console)
     layout, counts = experiment.layout, experiment.facts["counts"]
     devices = f"{layout.device_count} x {jax.devices()[0].device_kind} ({layout.mode})"
     if config.parallel == "auto" and config.devices is None and layout.device_count < jax.device_count():
-        devices += f", of {jax.device_count()}: the most that divide the batch"
+        devices += f", of {jax.device_count()}: more do not divide the batch or are no faster"
     console.say(
         f"{devices}; {config.dataset}: {counts['train']:,} images to train on, {counts['validation']:,} to validate, "
         f"{experiment.feed}; {config.model}: {models.count_parameters(experiment.state.params):,} parameters; "
@@ -58,8 +60,14 @@ def main(config: Config) -> None:
         folder.start_metrics(progress.history, config.tensorboard)
         progress = loop.fit(
             progress,
-            loop.Plan(experiment.steps_per_epoch, config.epochs, config.checkpoint_steps, run_folder.command()),
-            step=experiment.step,
+            loop.Plan(
+                experiment.steps_per_epoch,
+                config.epochs,
+                config.checkpoint_steps,
+                run_folder.command(),
+                experiment.dispatch_steps,
+            ),
+            step=announced(experiment.step, console.say, compiling),
             items=experiment.items,
             validate=experiment.validate,
             checkpoints=checkpoints,
@@ -84,6 +92,39 @@ def main(config: Config) -> None:
         draw(config, progress.history, result, experiment.facts["class_names"], path)
         run_folder.write_json(path / "summary.json", summary)
         console.say(report(summary, path))
+
+
+def compile_seconds() -> list[float]:
+    """The seconds of each compilation from now on, or of reading it from the cache."""
+    from jax import monitoring
+
+    seconds = []
+
+    def note(event: str, duration_secs: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seconds.append(duration_secs)
+
+    monitoring.register_event_duration_secs_listener(note)
+    return seconds
+
+
+def announced(step: Callable, say: Callable[[str], None], compiling: list[float]) -> Callable:
+    """The step; when the first call of it has finished, a line says how long the start took."""
+    import jax
+
+    first = True
+
+    def run(*args):
+        nonlocal first
+        result = step(*args)
+        if first:
+            first = False
+            jax.block_until_ready(result)
+            seconds = time.monotonic() - cli.STARTED
+            say(f"first step finished after {seconds:.2f} s, {sum(compiling):.2f} s of it compilation")
+        return result
+
+    return run
 
 
 def draw(config: Config, history: list[dict], result: dict, class_names: list[str], path: Path) -> None:

@@ -132,6 +132,7 @@ def test_more_epochs(schedule, before, after, allowed):
 OTHER = {
     "workdir": "elsewhere", "data_dir": "elsewhere", "workers": 3, "keep": 9, "checkpoint_steps": 5, "progress": "off",
     "tensorboard": False, "test_on": "best", "parallel": "pmap", "devices": 2, "feed": "streaming",
+    "dispatch_steps": 4,
 }  # fmt: skip
 
 

@@ -206,10 +206,10 @@ def test_a_finished_run_takes_no_step(build, tmp_path):
 def poisoned(experiment, at):
     """The step, which finds its parameters not finite at step `at` (from 0)."""
 
-    def step(state, totals, item):
+    def step(state, totals, items):
         if int(state.step) == at:
             state = state.replace(params=jax.tree.map(lambda x: x * jnp.float32(jnp.nan), state.params))
-        return experiment.step(state, totals, item)
+        return experiment.step(state, totals, items)
 
     return step
 

@@ -2,6 +2,9 @@
 
 import contextlib
 import functools
+import platform
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 from run_worker import drawn, lenient
 
-from cnnlab import losses, metrics, optim, parallel, recipe, train
+from cnnlab import losses, metrics, network, optim, parallel, recipe, train
 from cnnlab.config import Config
 from cnnlab.errors import InputError
 
@@ -34,18 +37,22 @@ def batch(step):
     return {"image": IMAGES[step * BATCH :][:BATCH], "label": LABELS[step * BATCH :][:BATCH]}
 
 
-def compiled_step(layout, config=FULL):
-    model = recipe.build_model(config, CLASSES)
+def compiled_step(layout, config=FULL, formulation=None):
+    model = network.build_model(config, CLASSES, formulation or layout.formulation)
     tx = lenient(optim.optimizer(config.optimizer, config.learning_rate))
     pure = functools.partial(
         train.train_step,
-        apply_fn=recipe.apply_for_training(model),
+        apply_fn=network.apply_for_training(model),
         loss_fn=losses.cross_entropy,
         tx=tx,
         prepare=recipe.prepare_fn(config, MEAN, STD, CLASSES),
     )
     step = lambda state, totals, part, key, *, axis_name: pure(state, totals, part, key, axis_name=axis_name)
-    return layout.compile(step, batched=(False, False, True, False), donate=(0,)), model, tx
+    return (
+        layout.compile(step, (parallel.SHARED, parallel.SHARED, parallel.BATCH, parallel.SHARED), donate=(0,)),
+        model,
+        tx,
+    )
 
 
 def start(layout, model, tx, dtype):
@@ -144,7 +151,7 @@ def test_pmap_sees_a_part_and_the_axis():
             parallel.total(x.sum(), axis_name),
             parallel.mean(x.mean(), axis_name),
         ),
-        batched=(True,),
+        (parallel.BATCH,),
     )(np.arange(16, dtype=np.float32))
     assert [float(value) for value in seen] == [2, 120, 7.5]
 
@@ -157,7 +164,7 @@ def test_example_keys_do_not_depend_on_the_split():
         lambda x, *, axis_name: jax.lax.all_gather(
             jax.random.key_data(parallel.example_keys(key, x.shape[0], axis_name)), axis_name, tiled=True
         ),
-        batched=(True,),
+        (parallel.BATCH,),
     )(np.zeros(16, np.float32))
     np.testing.assert_array_equal(gathered, whole)
     assert len(np.unique(whole, axis=0)) == 16
@@ -172,7 +179,7 @@ def test_evaluation_agrees(mode):
     logits = np.random.default_rng(0).standard_normal((BATCH, CLASSES)).astype(np.float32)
     part = {"label": LABELS[:BATCH], "mask": np.arange(BATCH) < BATCH - 9}
     found, wanted = (
-        parallel.layout(m, n, BATCH).compile(sums, batched=(True, True))(logits, part)
+        parallel.layout(m, n, BATCH).compile(sums, (parallel.BATCH, parallel.BATCH))(logits, part)
         for m, n in ((mode, 8), ("jit", 1))
     )
     for name in wanted:
@@ -183,14 +190,16 @@ def test_evaluation_agrees(mode):
 @pytest.mark.parametrize(
     ("mode", "devices", "size", "found"),
     [
-        ("auto", None, 64, ("sharded", 8)),
-        ("auto", None, 12, ("sharded", 6)),
-        ("auto", None, 7, ("sharded", 7)),
+        ("auto", None, 256, ("sharded", 8)),
+        ("auto", None, 128, ("sharded", 4)),  # 32 images each
+        ("auto", None, 96, ("sharded", 3)),
+        ("auto", None, 63, ("jit", 1)),
         ("auto", None, 11, ("jit", 1)),
+        ("auto", 8, 64, ("sharded", 8)),
         ("auto", 1, 64, ("jit", 1)),
         ("auto", 4, 64, ("sharded", 4)),
         ("jit", None, 64, ("jit", 1)),
-        ("pmap", None, 12, ("pmap", 6)),
+        ("pmap", None, 64, ("pmap", 2)),
         ("pmap", 1, 64, ("pmap", 1)),
         ("sharded", None, 11, ("sharded", 1)),
     ],
@@ -213,3 +222,43 @@ def test_choices_that_cannot_be(mode, devices, size, words):
     with pytest.raises(InputError) as error:
         parallel.layout(mode, devices, size)
     assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "tpu"])
+def test_the_step_lowered_for_each_platform(name):
+    """The formulation follows the mesh's devices, not this host: accelerators get lax's own convolution throughout."""
+    formulation = parallel.formulation({"cuda": "gpu"}.get(name, name))  # a device's name for itself
+    config = Config(batch_size=BATCH, flip="off", widths=(8, 16))
+    layout = parallel.layout("jit", 1, BATCH)
+    step, model, tx = compiled_step(layout, config, formulation)
+    state, totals, key = start(layout, model, tx, "float32")
+    text = step.trace(state, totals, batch(0), key).lower(lowering_platforms=(name,)).as_text()
+    convolutions = text.count("stablehlo.convolution")
+    if name == "cpu":
+        assert "stablehlo.while" in text and model.formulation == "blocked"
+    else:
+        # forward and by the kernel for both layers, by the input for the second
+        assert (convolutions, text.count("stablehlo.while"), model.formulation) == (5, 0, "native")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_freed_memory_is_kept():
+    """Taking 64 MB again and again faults their pages in once."""
+    program = """
+import resource, sys
+import numpy as np
+from cnnlab import parallel
+if sys.argv[1] == "with":
+    parallel.layout("auto", None, 128)
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(2**24, np.float32)
+before = faults()
+for _ in range(5):
+    np.ones(2**24, np.float32)
+print(faults() - before)
+"""
+    with_layout, without = (
+        int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("with", "without")
+    )
+    assert 4 * with_layout < without  # numpy asks for huge pages where there are any: then 32 faults each

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from run_worker import drawn
 
-from cnnlab import models, recipe
+from cnnlab import models, network, recipe
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.data import order, source
@@ -63,7 +63,7 @@ def test_prepare_normalises_and_mixes_labels():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_models_keep_float32_parameters_and_logits(name, dtype):
     config = Config(model=name, widths=(2,), hidden=(3,), batch_norm=name != "softmax_regression", compute_dtype=dtype)
-    model = recipe.build_model(config, 5)
+    model = network.build_model(config, 5)
     x = jnp.zeros((2, 4, 4, 3), jnp.float32)
     with jax.numpy_dtype_promotion("standard"):  # flax's batch norm subtracts a float32 mean from bfloat16
         shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x))
@@ -107,7 +107,7 @@ def test_facts_and_parts(tfds_root):
     ],
 )
 def test_the_head_fits_the_loss(name, head, loss, built):
-    model = recipe.build_model(Config(model=name, head=head, loss=loss), 5)
+    model = network.build_model(Config(model=name, head=head, loss=loss), 5)
     assert (model.head, model.num_classes) == (built, 5)
 
 

@@ -79,7 +79,7 @@ def test_streaming_and_resident_summaries_are_equal(tfds_root, cache):
 def test_the_cache_is_used_and_its_damage_noticed(tfds_root, cache, monkeypatch):
     train = source.open_dataset("tiny", str(tfds_root)).train
     images, summary = source.decoded(train)
-    (file,) = cache.iterdir()
+    (file,) = cache.glob("*-images*")
     content, reads = file.read_bytes(), []
     monkeypatch.setattr(source, "_passes", lambda *_: reads.append(1) or iter([train.read(range(200))]))
     again, _ = source.decoded(train)
@@ -110,6 +110,33 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tfds_root, tmp_path, mon
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("CNNLAB_CACHE", str(tmp_path / "file"))
     assert source.decoded(source.open_dataset("tiny", str(tfds_root)).train)[0].shape == (200, 8, 8, 3)
+
+
+def test_a_start_from_the_cache_imports_no_tfds(tfds_root, cache):
+    script = (
+        "import sys; from cnnlab.data import source\n"
+        "dataset = source.open_dataset('tiny', sys.argv[1])\n"
+        "images, summary = source.decoded(dataset.train)\n"
+        "print(dataset.class_names, len(dataset.train), len(dataset.test), dataset.train.image_shape, images.sum())\n"
+        "print('tensorflow_datasets' in sys.modules)\n"
+        "print(dataset.test.read([0, 49])['label'].shape, 'tensorflow_datasets' in sys.modules)\n"
+    )
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", script, str(tfds_root)], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+        for _ in range(2)
+    )
+    assert first[0] == second[0] and "('class 0', 'class 1', 'class 2') 200 50 (8, 8, 3)" in first[0]
+    assert (first[1], second[1], second[2]) == ("True", "False", "(2,) True")
+
+
+def test_what_is_wrong_with_a_data_set_is_said_again(own_tiny, cache):
+    root, folder = own_tiny
+    source.open_dataset("tiny", str(root))  # sound, and its facts are kept
+    next(folder.glob("tiny-test.array_record*")).unlink()
+    for _ in range(2):  # both splits are opened before the facts are kept, though only train is read at first
+        assert "tiny test: the prepared files cannot be read" in failure(source.open_dataset, "tiny", str(root))
 
 
 def test_other_data_under_the_same_name(own_tiny, cache):

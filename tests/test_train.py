@@ -9,7 +9,7 @@ import optax
 import pytest
 from run_worker import drawn, lenient
 
-from cnnlab import losses, optim, recipe, train
+from cnnlab import losses, network, optim, recipe, train
 from cnnlab.config import Config
 
 CLASSES, BATCH, RATE = 4, 6, 0.1
@@ -21,11 +21,11 @@ CONFIG = Config(model="softmax_regression", flip="off")
 
 def build(config=CONFIG, loss_fn=losses.cross_entropy, tx=None):
     """The compiled step and a state with known parameters."""
-    model = recipe.build_model(config, CLASSES)
+    model = network.build_model(config, CLASSES)
     tx = tx or optim.optimizer("sgd", RATE, momentum=0.0)
     step = functools.partial(
         train.train_step,
-        apply_fn=recipe.apply_for_training(model),
+        apply_fn=network.apply_for_training(model),
         loss_fn=loss_fn,
         tx=tx,
         prepare=recipe.prepare_fn(config, MEAN, STD, CLASSES),
@@ -121,8 +121,8 @@ def test_augmentation_and_dropout_draw_from_different_keys():
         seen.append(key)
         return recipe.prepare_fn(config, MEAN, STD, CLASSES)(key, part, axis_name)
 
-    model = recipe.build_model(config, CLASSES)
-    inner = recipe.apply_for_training(model)
+    model = network.build_model(config, CLASSES)
+    inner = network.apply_for_training(model)
 
     def apply_fn(params, batch_stats, images, key, axis_name):
         seen.append(key)
@@ -141,7 +141,7 @@ def test_augmentation_and_dropout_draw_from_different_keys():
 @pytest.mark.parametrize("filler", [0, 255])
 def test_padding_does_not_count_in_evaluation(filler):
     _, state = build()
-    apply_fn = recipe.apply_for_evaluation(recipe.build_model(CONFIG, CLASSES), MEAN, STD)
+    apply_fn = network.apply_for_evaluation(network.build_model(CONFIG, CLASSES), MEAN, STD)
     step = jax.jit(functools.partial(train.eval_step, apply_fn=apply_fn, loss_fn=losses.cross_entropy))
     images, labels = IMAGES.copy(), LABELS.copy()
     images[4:], labels[4:] = filler, 1

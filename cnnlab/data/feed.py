@@ -65,6 +65,17 @@ def streaming(split: Split, positions: np.ndarray, seed: int, batch_size: int, w
     return Feed((), lambda data, item: item, items)
 
 
+def together(feeds: Sequence[Feed]) -> Feed:
+    """The items of several feeds over the same data, stacked: a leading axis for the seeds that they belong to."""
+    import jax  # not above: Grain's reader processes import this module, and need no JAX
+
+    def items(first: int, last: int) -> Iterator[Any]:
+        for each in zip(*(feed.items(first, last) for feed in feeds), strict=True):
+            yield jax.tree.map(lambda *parts: np.stack(parts), *each)
+
+    return Feed(feeds[0].data, feeds[0].fetch, items)
+
+
 def _read_step(split: Split, positions: np.ndarray, seed: int, batch_size: int, step: int) -> dict[str, np.ndarray]:
     return split.read(positions[batch_positions(seed, step, len(positions), batch_size)])
 

@@ -7,11 +7,10 @@ a split once and keep what they found in a cache.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import io
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnlab import cache
 from cnnlab.data import builders
 from cnnlab.data.image import fit
 from cnnlab.errors import InputError, unknown
@@ -30,11 +30,36 @@ READ_AT_ONCE = 512  # images per read in a pass over a split: batched reads take
 
 
 @dataclass(frozen=True)
+class Records:
+    """The records of a split. TFDS, half a second to import, opens them at the first read: a cached start reads none.
+
+    Attributes:
+      folder: of the prepared data set.
+      which: train or test.
+      count: of its records.
+    """
+
+    folder: Path
+    which: str
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        return self._opened.__getitems__(positions)
+
+    @functools.cached_property
+    def _opened(self) -> Any:
+        return _open(self.folder, self.which)
+
+
+@dataclass(frozen=True)
 class Split:
     """One split of a prepared data set.
 
     Attributes:
-      records: TFDS data source; picklable, so that reader processes can have it.
+      records: lists of records by `__getitems__`; picklable, so that reader processes can have them.
       fingerprint: SHA-256 of what identifies the files, for the cache.
       image_shape: (H, W, C) of every image once read.
       num_classes: K; labels are checked to lie in [0, K).
@@ -148,12 +173,38 @@ def open_dataset(name: str, data_dir: str | None = None, image_size: int | None 
     """
     root = data_root(data_dir)
     folder = builders.prepare(name, root) if name in builders.OWN else _prepared(name, root)
+    with _readable(name):
+        identity = _identity(folder)
+    key = hashlib.sha256(identity.encode()).hexdigest()
+    facts = cache.arrays(f"{key[:24]}-facts1", lambda: _facts(name, folder))
+    height, width, channels = facts["image_shape"].tolist()
+    if image_size is not None:
+        height = width = image_size
+    if height < 0 or width < 0:
+        raise InputError(f"the images of {name} differ in size; choose one with --image-size")
+    shape = (height, width, channels if channels in (1, 3) else 3)
+    version, classes = str(facts["version"]), tuple(facts["class_names"].tolist())
+
+    def split(which: str) -> Split:
+        fingerprint = hashlib.sha256(f"{identity} {which} {shape}".encode()).hexdigest()
+        records = Records(folder.absolute(), which, int(facts[which]))
+        return Split(records, fingerprint, shape, len(classes), f"{name} {version} {which}")
+
+    return Dataset(name, version, split("train"), split("test"), classes)
+
+
+def _facts(name: str, folder: Path) -> dict[str, np.ndarray]:
+    """What TFDS knows of a data set, once it is known to be of use and its files can be opened.
+
+    Returns:
+      version: str[]; image_shape: int64[3], -1 for sides that vary; class_names: str[K]; train, test: int64[], images.
+    """
     import tensorflow_datasets as tfds
 
-    builder: Any
+    info: Any
     with _readable(name):
-        builder = tfds.builder_from_directory(folder)
-    info, features = builder.info, builder.info.features or {}
+        info = tfds.builder_from_directory(folder).info
+    features = info.features or {}
     label = features["label"] if {"image", "label"} <= set(features) else None
     if not isinstance(label, tfds.features.ClassLabel) or label.num_classes is None:
         raise InputError(f"{name} is no image-classification set: its features are not 'image' and a class 'label'")
@@ -163,24 +214,33 @@ def open_dataset(name: str, data_dir: str | None = None, image_size: int | None 
         )
     if np.dtype(features["image"].np_dtype) != np.uint8:
         raise InputError(f"the images of {name} are {features['image'].np_dtype}; only uint8 ones can be read")
-    height, width, channels = features["image"].shape
-    if image_size is not None:
-        height = width = image_size
-    if height is None or width is None:
-        raise InputError(f"the images of {name} differ in size; choose one with --image-size")
-    shape = (height, width, channels if channels in (1, 3) else 3)
-    identity, classes = _identity(folder), label.num_classes
-
-    def split(which: str) -> Split:
-        skipped = {key: tfds.decode.SkipDecoding() for key in features if key not in ("image", "label")}
+    counts = {}
+    for which in ("train", "test"):
         with _readable(f"{name} {which}"):
-            records = builder.as_data_source(which, decoders=skipped or None)
-            if len(records) != info.splits[which].num_examples:
-                raise OSError(f"{len(records)} records where {info.splits[which].num_examples} are promised")
-        fingerprint = hashlib.sha256(f"{identity} {which} {shape}".encode()).hexdigest()
-        return Split(records, fingerprint, shape, classes, f"{name} {info.version} {which}")
+            records = _open(folder, which)
+            counts[which] = np.array(len(records))
+            if len(records):  # TFDS opens nothing before it reads; the test is read last, and must not fail then
+                records.__getitems__([0, len(records) - 1])
+    shape = [-1 if side is None else side for side in features["image"].shape]
+    return {
+        "version": np.array(str(info.version)),
+        "image_shape": np.array(shape),
+        "class_names": np.array(label.names),
+        **counts,
+    }
 
-    return Dataset(name, str(info.version), split("train"), split("test"), tuple(label.names))
+
+def _open(folder: Path, which: str) -> Any:
+    """TFDS's data source of a split, which decodes image and label only."""
+    import tensorflow_datasets as tfds
+
+    builder: Any = tfds.builder_from_directory(folder)
+    features, promised = builder.info.features, builder.info.splits[which].num_examples
+    skipped = {key: tfds.decode.SkipDecoding() for key in features if key not in ("image", "label")}
+    records = builder.as_data_source(which, decoders=skipped or None)
+    if len(records) != promised:
+        raise OSError(f"{len(records)} records where {promised} are promised")
+    return records
 
 
 def _prepared(name: str, root: Path) -> Path:
@@ -220,13 +280,6 @@ def _readable(name: str) -> Iterator[None]:
         ) from error
 
 
-def cache_folder() -> Path:
-    """Where decoded data is kept: $CNNLAB_CACHE, else $XDG_CACHE_HOME/cnnlab, else ~/.cache/cnnlab."""
-    if own := os.environ.get("CNNLAB_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cnnlab"
-
-
 def summary(split: Split, progress: Any = iter) -> Summary:
     """Labels and pixel sums of every image: one pass over the split, then from the cache.
 
@@ -238,7 +291,7 @@ def summary(split: Split, progress: Any = iter) -> Summary:
     def compute() -> dict[str, np.ndarray]:
         return _concatenate(_sums(part) for part in _passes(split, progress))
 
-    found = _cached(f"{split.fingerprint}-summary", compute)
+    found = cache.arrays(f"{split.fingerprint[:24]}-summary", compute)
     return Summary(found["labels"], found["sums"], found["squares"], split.image_shape[0] * split.image_shape[1])
 
 
@@ -248,7 +301,7 @@ def decoded(split: Split, progress: Any = iter) -> tuple[np.ndarray, Summary]:
     def compute() -> dict[str, np.ndarray]:
         return _concatenate({"images": part["image"], **_sums(part)} for part in _passes(split, progress))
 
-    found = _cached(f"{split.fingerprint}-images", compute)
+    found = cache.arrays(f"{split.fingerprint[:24]}-images", compute)
     pixels = split.image_shape[0] * split.image_shape[1]
     return found["images"], Summary(found["labels"], found["sums"], found["squares"], pixels)
 
@@ -266,31 +319,3 @@ def _sums(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _concatenate(parts: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     collected = list(parts)
     return {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
-
-
-def _cached(key: str, compute) -> dict[str, np.ndarray]:
-    """Arrays from the cache, or computed and put there; a damaged file is computed again.
-
-    The file starts with the SHA-256 of the rest: zip's own checksums leave headers out, and a flipped bit there made
-    other arrays, or errors of any kind.
-    """
-    path = cache_folder() / f"{key[:24]}{key[64:]}.npz"
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        if file.read(32) == hashlib.file_digest(file, "sha256").digest():
-            file.seek(32)
-            with np.load(file) as stored:
-                return dict(stored)
-    arrays = compute()
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
-        path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(buffer.getbuffer()).digest())
-                file.write(buffer.getbuffer())
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
-    return arrays

@@ -10,7 +10,6 @@ the rounds. Each timed call is the mean loss over the batch and its gradient, ji
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from dataclasses import dataclass
@@ -50,8 +49,7 @@ def main(arguments: Arguments) -> None:
             raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
     if arguments.rounds < 1 or min(n for shape in arguments.shapes for n in shape) < 1:
         raise InputError("--rounds and --shapes must be at least 1")
-    if arguments.json and not os.access(Path(arguments.json).parent, os.W_OK):
-        raise InputError(f"{arguments.json} cannot be written")
+    cli.writable(arguments.json)
     names = arguments.losses or tuple(losses.LOSSES)
     rows = []
     for (batch, classes), dtype in [(shape, dtype) for shape in arguments.shapes for dtype in arguments.dtypes]:

@@ -1,0 +1,278 @@
+"""Images per second of training the seed network: the bare step, what surrounds it, many seeds, and PyTorch beside.
+
+    python experiments/benchmarks/training.py --json training.json
+    python experiments/benchmarks/training.py --torch-python ../torch/bin/python --rounds 15
+
+Each contestant is a process of its own, started and warmed up before the first round. In a round each takes its turn,
+in random order, while the others sleep; figures are medians over the rounds. The bare steps take 128 images of noise,
+already normalised and on the device; the others are experiments/train.py itself (a short run each round) and the
+step that it compiles, on --dataset. PyTorch's contestants need a Python that has PyTorch.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnlab import cli
+from cnnlab.errors import InputError, unknown
+
+HERE = Path(__file__).parent
+BATCH = 128
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}  # glibc gives nothing back
+
+# name -> the worker below or torch_step.py with its options, and environment variables
+CONTESTANTS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "bare step": (["bare"], {}),
+    "bare step, one device": (["bare"], {"JAX_NUM_CPU_DEVICES": "1"}),
+    "bare step, lax convolution": (["bare", "native"], {"JAX_NUM_CPU_DEVICES": "1"}),
+    "pytorch": (["torch"], {}),
+    "pytorch, malloc tuned": (["torch"], KEEP_MEMORY),
+    "pytorch, compiled": (["torch", "compile"], {}),
+    "pytorch, bf16 autocast": (["torch", "bf16"], {}),
+    "pytorch, bf16, malloc tuned": (["torch", "bf16"], KEEP_MEMORY),
+    "train.py's step": (["step"], {}),
+    "train.py, resident": (["script", "resident"], {}),
+    "train.py, streaming": (["script", "streaming"], {}),
+    "4 seeds": (["step", "4"], {}),
+    "16 seeds": (["step", "16"], {}),
+}
+# what is divided by what, for the table's last column
+AGAINST = {name: "pytorch" for name in CONTESTANTS} | {
+    "train.py, resident": "bare step",
+    "train.py, streaming": "bare step",
+    "4 seeds": "train.py's step",
+    "16 seeds": "train.py's step",
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Time the training of the seed network."""
+
+    contestants: tuple[str, ...] = ()
+    """Names; none for all that can run."""
+    torch_python: str | None = None
+    """Python that has PyTorch; None: this one, if it has."""
+    dataset: str = "shapes10"
+    """Data set of train.py and of the seeds."""
+    data_dir: str | None = None
+    """Its TFDS data directory."""
+    rounds: int = 9
+    """Turns of each contestant."""
+    steps: int = 20
+    """Steps a turn; train.py runs two epochs a turn, and its second counts."""
+    json: str | None = None
+    """File to write the figures to."""
+
+
+def main(arguments: Arguments) -> None:
+    if arguments.rounds < 1 or arguments.steps < 1:
+        raise InputError("--rounds and --steps must be at least 1")
+    cli.writable(arguments.json)
+    for name in arguments.contestants:
+        if name not in CONTESTANTS:
+            raise unknown("contestant", name, CONTESTANTS)
+    torch_python = arguments.torch_python or sys.executable
+    names = list(arguments.contestants or CONTESTANTS)
+    if not has_torch(torch_python):
+        if arguments.torch_python or any(CONTESTANTS[name][0][0] == "torch" for name in arguments.contestants):
+            raise InputError(f"{torch_python} has no PyTorch; give one that has with --torch-python")
+        print(f"{torch_python} has no PyTorch: its contestants are left out", file=sys.stderr)
+        names = [name for name in names if CONTESTANTS[name][0][0] != "torch"]
+    workers = {name: Worker(name, arguments, torch_python) for name in names}
+    order, rates = list(workers), {name: [] for name in workers}
+    for number in range(arguments.rounds):
+        random.shuffle(order)  # nobody always follows the same, whose caches and clock it finds
+        for name in order:
+            rates[name].append(workers[name].turn(arguments.steps))
+        print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
+    rows = []
+    for name, worker in workers.items():
+        row = {"name": name, "images per second": statistics.median(rates[name]), "memory": worker.stop()}
+        row["quartiles"] = statistics.quantiles(rates[name], n=4) if len(rates[name]) > 1 else None
+        rows.append(row)
+    median = {row["name"]: row["images per second"] for row in rows}
+    for row in rows:
+        if AGAINST[row["name"]] in median:
+            row["ratio"], row["to"] = row["images per second"] / median[AGAINST[row["name"]]], AGAINST[row["name"]]
+        ratio = f"{row['ratio']:.2f} of {row['to']}" if "ratio" in row else ""
+        print(f"{row['name']:28} {row['images per second']:8,.0f} images/s {row['memory'] / 2**20:8,.0f} MiB   {ratio}")
+    if arguments.json:
+        facts = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
+        Path(arguments.json).write_text(json.dumps(facts | {"rounds": arguments.rounds, "rows": rows}, indent=1))
+
+
+def has_torch(python: str) -> bool:
+    try:
+        return subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+class Worker:
+    """A contestant's process: asleep until its turn."""
+
+    def __init__(self, name: str, arguments: Arguments, torch_python: str) -> None:
+        (kind, *options), variables = CONTESTANTS[name]
+        self.name, self.script = name, options[0] if kind == "script" else None
+        self.data = ["--dataset", arguments.dataset]
+        self.data += ["--data-dir", arguments.data_dir] if arguments.data_dir else []
+        if self.script:
+            self.memory = 0
+            return
+        command = [torch_python, HERE / "torch_step.py", *options]
+        if kind != "torch":
+            command = [sys.executable, __file__, "--worker", kind, *(options or ["-"]), *self.data]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            list(map(str, command)), stdin=pipe, stdout=pipe, text=True, env=os.environ | variables
+        )
+        self.seeds = int(options[0]) if kind == "step" and options else 1
+        self._read("ready")
+        self.turn(2)
+
+    def _read(self, wanted: str | None = None) -> str:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        while wanted and line and line.strip() != wanted:
+            line = self.process.stdout.readline()
+        if not line:
+            raise InputError(f"the contestant {self.name!r} ended with status {self.process.wait()}; see above")
+        return line
+
+    def turn(self, steps: int) -> float:
+        """Images per second over some steps."""
+        if self.script:
+            return self._run_script()
+        assert self.process.stdin
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return steps * BATCH * self.seeds / float(self._read())
+
+    def _run_script(self) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, HERE.parent / "train.py", *self.data, "--feed", self.script, "--epochs", "2"]
+            command += ["--workdir", f"{folder}/run", "--progress", "off", "--no-tensorboard"]
+            process = subprocess.Popen(list(map(str, command)))
+            _, status, usage = os.wait4(process.pid, 0)  # of this child alone
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if status:
+                raise InputError(f"train.py ended with status {process.returncode}; see above")
+            rows = [json.loads(line) for line in Path(f"{folder}/run/metrics.jsonl").read_text().splitlines()]
+        self.memory = max(self.memory, 1024 * usage.ru_maxrss)
+        return rows[-1]["images_per_second"]
+
+    def stop(self) -> int:
+        """Ends it; its peak memory in bytes: a worker's on its device, where that is no CPU, else on the host."""
+        if self.script:
+            return self.memory
+        assert self.process.stdin
+        self.process.stdin.close()
+        memory = int(self._read())
+        self.process.wait()
+        return memory
+
+
+def work(kind: str, option: str, *data: str) -> None:
+    """The process of a contestant that is no PyTorch; the same conversation as torch_step.py."""
+    import jax
+
+    if kind == "bare":
+        step, at_once = bare_step(option), 1
+    else:
+        step, at_once = experiment_step(None if option == "-" else int(option), list(data))
+    jax.block_until_ready(step(0))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        ahead = collections.deque()
+        for i in range(int(line)):
+            ahead.append(step(i))
+            if len(ahead) > 2:  # as many as loop.fit lets run ahead
+                jax.block_until_ready(ahead.popleft())
+        jax.block_until_ready(ahead.pop())
+        print((time.perf_counter() - start) / at_once, flush=True)
+    stats = jax.devices()[0].memory_stats() or {}
+    print(stats.get("peak_bytes_in_use") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def bare_step(formulation: str):
+    """Forward, backward and Adam on eight batches of noise: what PyTorch's contestants do."""
+    import functools
+
+    import jax
+    import jax.numpy as jnp
+
+    from cnnlab import losses, network, parallel, train
+    from cnnlab.config import Config
+
+    config = Config(schedule="constant")
+    layout = parallel.layout("auto", None, BATCH)
+    model = network.build_model(config, 10, layout.formulation if formulation == "-" else formulation)
+    tx = network.build_optimizer(config, 1)
+    one = functools.partial(
+        train.train_step,
+        apply_fn=network.apply_for_training(model),
+        loss_fn=losses.cross_entropy,
+        tx=tx,
+        prepare=lambda key, batch, axis_name: (batch["image"], batch["label"]),
+    )
+    specs = (parallel.SHARED, parallel.SHARED, parallel.BATCH, parallel.SHARED)
+    compiled = layout.compile(one, specs, donate=(0,))
+    key = layout.place(jax.random.key(0))
+    batches = [
+        {
+            "image": jax.random.normal(jax.random.key(i), (BATCH, 32, 32, 3)),
+            "label": jax.random.randint(jax.random.key(i), (BATCH,), 0, 10),
+        }
+        for i in range(8)
+    ]
+    batches = [layout.place(batch, parallel.BATCH) for batch in batches]
+    state = [layout.place(network.initial_state(model, tx, jax.random.key(0), (32, 32, 3)))]
+    totals = [layout.place(train.zero_totals(jnp.float32))]
+
+    def step(i: int):
+        state[0], totals[0] = compiled(state[0], totals[0], batches[i % 8], key)
+        return totals[0]  # the state's memory goes to the next step
+
+    return step
+
+
+def experiment_step(seeds: int | None, data: list[str]):
+    """The dispatch that experiments/train.py compiles, of several seeds if wanted; and how many steps it takes."""
+    import itertools
+
+    from cnnlab import recipe
+    from cnnlab.config import Config
+    from cnnlab.console import Console
+
+    given = dict(zip(data[::2], data[1::2], strict=True))
+    config = Config(dataset=given["--dataset"], data_dir=given.get("--data-dir"))
+    experiment = recipe.build(config, Console("off"), None if seeds is None else range(seeds))
+    items = experiment.items(0, 1_000_000)
+    carried = [experiment.state, experiment.totals]
+
+    def step(_: int):
+        carried[:] = experiment.step(*carried, list(itertools.islice(items, experiment.dispatch_steps)))
+        return carried[1]
+
+    return step, experiment.dispatch_steps
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        work(*sys.argv[2:])
+    else:
+        cli.main(main, Arguments)

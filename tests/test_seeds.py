@@ -1,0 +1,121 @@
+"""Many seeds in one program take the steps that each would take alone; the data is there once."""
+
+import dataclasses
+import functools
+import gc
+
+import jax
+import numpy as np
+import pytest
+from run_worker import lenient
+
+from cnnlab import network, optim, parallel, recipe
+from cnnlab.config import Config
+from cnnlab.console import Console
+from cnnlab.errors import InputError
+
+SEEDS = (3, 0, 7, 11)
+# Everything that draws or reduces over the batch; 32 images a step, four steps an epoch.
+CONFIG = Config(
+    dataset="tiny",
+    widths=(4,),
+    hidden=(6,),
+    batch_norm=True,
+    dropout=0.3,
+    flip="on",
+    crop=1,
+    mixup=0.4,
+    batch_size=32,
+    validation=0.2,
+    epochs=5,
+)
+
+
+@pytest.fixture(autouse=True)
+def strict_but_for_optax(tfds_root, monkeypatch):
+    monkeypatch.setattr(
+        network.optim, "optimizer", lambda *a, optimizer=optim.optimizer, **k: lenient(optimizer(*a, **k))
+    )
+
+
+def taken(config, seeds, steps, dtype):
+    """Each seed's state, totals and validation after `steps`, on the host, in the order of the seeds."""
+    with jax.enable_x64(dtype == "float64"), jax.numpy_dtype_promotion("standard"):
+        experiment = recipe.build(config, Console("off"), seeds)
+        state, totals = jax.tree.map(
+            lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, (experiment.state, experiment.totals)
+        )
+        items, at_once = list(experiment.items(0, steps)), experiment.dispatch_steps
+        for start in range(0, steps, at_once):
+            state, totals = experiment.step(state, totals, items[start : start + at_once])
+        validation = experiment.validate(state)
+        state, totals = jax.device_get((state, totals))
+    if seeds is None:
+        return [(state, totals, validation)]
+    part = lambda i: jax.tree.map(lambda leaf: leaf[i], (state, totals))
+    return [(*part(i), validation[i]) for i in range(len(seeds))]
+
+
+@functools.cache
+def alone(seed, steps, dtype):
+    config = dataclasses.replace(CONFIG, seed=seed, parallel="jit")
+    return taken(config, None, steps, dtype)[0]
+
+
+@pytest.mark.parametrize(("steps", "dtype", "tolerance"), [(5, "float32", 1e-5), (20, "float64", 1e-10)])
+@pytest.mark.parametrize(
+    ("devices", "seeds", "at_once"),
+    [
+        (1, 2, 1),  # one device, in turn
+        (4, 4, 1),  # a device for each
+        (8, 4, 3),  # two devices for each, several steps a dispatch
+        (2, 3, 1),  # no sharing of seeds: the batch over both
+    ],
+)
+def test_together_as_alone(devices, seeds, at_once, steps, dtype, tolerance):
+    config = dataclasses.replace(CONFIG, devices=devices, dispatch_steps=at_once)
+    together = taken(config, SEEDS[:seeds], steps, dtype)
+    assert len(together) == seeds
+    for seed, found in zip(SEEDS, together, strict=False):
+        wanted = alone(seed, steps, dtype)
+        paths = jax.tree_util.tree_leaves_with_path(wanted[:2])
+        for (path, theirs), ours in zip(paths, jax.tree.leaves(found[:2]), strict=True):
+            assert ours.dtype == theirs.dtype
+            scale = steps * CONFIG.batch_size if "'loss'" in jax.tree_util.keystr(path) else 1  # a sum over examples
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * scale, err_msg=f"{seed} {path}")
+        assert found[2]["count"] == wanted[2]["count"] == 40
+        np.testing.assert_allclose(found[2]["nll"], wanted[2]["nll"], rtol=1e-4)
+    kernels = [state.params["Conv_0"]["kernel"] for state, _, _ in together]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.01  # the seeds differ
+
+
+def test_seeds_are_trained_together_where_that_is_faster(monkeypatch):
+    """vmap, as on an accelerator, gives what one after another gives."""
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel.Layout, "platform", "gpu")
+        together = taken(dataclasses.replace(CONFIG, devices=2, dispatch_steps=2), SEEDS, 5, "float32")
+    for seed, found in zip(SEEDS, together, strict=True):
+        for theirs, ours in zip(jax.tree.leaves(alone(seed, 5, "float32")[0]), jax.tree.leaves(found[0]), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_no_copy_of_the_images_for_a_seed():
+    """However many seeds: one array of images among all that live on the devices."""
+    config = dataclasses.replace(CONFIG, devices=1, model="softmax_regression", batch_norm=False, dropout=0.0)
+    experiment = recipe.build(config, Console("off"), SEEDS)
+    experiment.step(experiment.state, experiment.totals, list(experiment.items(0, 1)))
+    gc.collect()
+    images = {array.unsafe_buffer_pointer() for array in jax.live_arrays() if array.shape[-4:] == (200, 8, 8, 3)}
+    assert len(images) == 1
+
+
+def test_layouts_of_seeds():
+    shape = lambda *arguments: dict(parallel.layout(*arguments).mesh.shape)
+    assert shape("auto", None, 128, 8) == {"seed": 8, "data": 1}
+    assert shape("auto", None, 64, 4) == {"seed": 4, "data": 2}
+    assert shape("auto", None, 128, 3) == {"seed": 3, "data": 2}
+    assert shape("auto", 2, 128, 3) == {"seed": 1, "data": 2}
+    assert shape("auto", None, 20, 8) == {"seed": 8, "data": 1}
+    assert shape("jit", None, 20, 8) == {"seed": 1, "data": 1}
+    with pytest.raises(InputError, match="pmap"):
+        parallel.layout("pmap", 2, 128, 2)
