@@ -85,7 +85,7 @@ def test_programs_used_last_stay_when_there_are_too_many(tmp_path, monkeypatch):
 
 
 def test_programs_that_another_process_removes_are_no_matter(tmp_path, monkeypatch):
-    """Between listing them and looking at each. An earlier version left the listing open, and warned some time later."""
+    """Between listing them and looking at each. An earlier version left the listing open, with a warning later on."""
     monkeypatch.setattr(cache, "PROGRAMS_LIMIT", 1000)
     for number in range(20):
         cache._write(tmp_path / str(number), np.zeros(68, np.uint8))
