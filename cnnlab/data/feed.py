@@ -8,7 +8,11 @@ int32[B] positions. Streaming: `data` is empty and the item is the batch.
 from __future__ import annotations
 
 import functools
+import math
+import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +23,7 @@ from cnnlab.data.order import batch_positions
 from cnnlab.data.source import Split
 
 RESIDENT_LIMIT = 2 << 30  # bytes of images that `auto` keeps on each device
+READ_AHEAD = 64 << 20  # bytes of batches that wait for the training, at most; but 2 of them, and no more than 16
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,9 @@ def streaming(split: Split, positions: np.ndarray, seed: int, batch_size: int, w
 
     def items(first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
         # Positions in MapDataset.range are steps: Grain may read ahead and out of order, the order stays ours.
-        yield from _grain(
-            range(first, last), functools.partial(_read_step, split, positions, seed, batch_size), workers
-        )
+        read = functools.partial(_read_step, split, positions, seed, batch_size)
+        ahead = READ_AHEAD // (batch_size * math.prod(split.image_shape))
+        yield from _grain(range(first, last), read, workers, min(16, max(2, ahead)))
 
     return Feed((), lambda data, item: item, items)
 
@@ -77,10 +82,14 @@ def together(feeds: Sequence[Feed]) -> Feed:
 
 
 def _read_step(split: Split, positions: np.ndarray, seed: int, batch_size: int, step: int) -> dict[str, np.ndarray]:
+    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+        # Readers take what the training leaves. As its equals they hold up one CPU device while the others wait for
+        # that one to agree on the gradient: 0.66 of the images a second of the step alone, in place of 0.74.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
     return split.read(positions[batch_positions(seed, step, len(positions), batch_size)])
 
 
-def _grain(steps: range, read: Callable[[int], Any], workers: int) -> Iterator[Any]:
+def _grain(steps: range, read: Callable[[int], Any], workers: int, ahead: int) -> Iterator[Any]:
     if not steps:
         return
     import grain
@@ -99,7 +108,8 @@ def _grain(steps: range, read: Callable[[int], Any], workers: int) -> Iterator[A
             )
         )
     else:
-        iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+        threads = max(1, min(ahead, (os.cpu_count() or 1) // 2))
+        iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
     try:
         yield from iterator
     finally:
