@@ -125,7 +125,7 @@ class Config:
     devices: int | None = None
     """Devices to use. None: the most that divide the batch; CPU cores are used where that is faster."""
     dispatch_steps: int | None = None
-    """Steps handed to the devices at once. None: 1 on CPU and when streaming, else 32."""
+    """Steps handed to the devices at once. None: 1 on CPU (4 for several seeds) and when streaming, else 32."""
 
     workdir: str | None = None
     """Run folder. None: runs/DATASET-MODEL-LOSS-seedN."""
