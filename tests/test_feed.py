@@ -1,6 +1,10 @@
 """Both ways to feed give the same bits at every step, from whichever step one starts."""
 
 import itertools
+import os
+import sys
+import threading
+import types
 
 import numpy as np
 import pytest
@@ -101,3 +105,17 @@ def test_shapes10_streams_like_it_is(shapes10_root):
 
 def test_no_steps_no_batches(train, own):
     assert batches(train, own, "streaming", 7, 7) == batches(train, own, "resident", 7, 7) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no priorities of threads")
+def test_readers_take_what_the_training_leaves():
+    """They run at the lowest priority, the thread that trains at its own."""
+    own, seen = os.getpriority(os.PRIO_PROCESS, 0), []
+
+    def read(positions):
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return {"label": positions}
+
+    split = types.SimpleNamespace(read=read, image_shape=(8, 8, 3))
+    assert len(list(feed.streaming(split, np.arange(40), 0, 4).items(0, 5))) == 5
+    assert set(seen) == {19} and os.getpriority(os.PRIO_PROCESS, 0) == own < 19
