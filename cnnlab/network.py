@@ -131,7 +131,7 @@ def load(path: Path, weights: str = "last", formulation: str | None = None) -> T
         raise unknown("weights", weights, CHOICES["test_on"])
     config, facts = run_folder.read(path)
     cache.keep_compilations()
-    model = build_model(config, len(facts["class_names"]), formulation or parallel.formulation(jax.default_backend()))
+    model = build_model(config, len(facts["class_names"]), formulation or parallel.layout("jit", 1, 1).formulation)
     tx = build_optimizer(config, facts["counts"]["train"] // config.batch_size)
     state = initial_state(model, tx, jax.random.key(0), tuple(facts["image_shape"]))
     with checkpoint.Checkpoints(path / "checkpoints", read_only=True) as checkpoints:

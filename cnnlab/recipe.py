@@ -97,6 +97,8 @@ def build(config: Config, console: Console, seeds: Sequence[int] | None = None) 
     Raises:
       InputError: whatever in it cannot be done.
     """
+    if seeds is not None and not (len(seeds) and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)):
+        raise InputError(f"seeds must be whole numbers in [0, 2**32), at least one, got {list(seeds)}")
     cache.keep_compilations()
     together = None if seeds is None else len(seeds)
     # A dense network's step is over before two CPU devices have agreed on the gradient (mlp: 0.73 of one's speed).

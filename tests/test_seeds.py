@@ -119,3 +119,9 @@ def test_layouts_of_seeds():
     assert shape("jit", None, 20, 8) == {"seed": 1, "data": 1}
     with pytest.raises(InputError, match="pmap"):
         parallel.layout("pmap", 2, 128, 2)
+
+
+@pytest.mark.parametrize("seeds", [[], [1.5], [-1], [2**32]])
+def test_seeds_that_cannot_be(seeds):
+    with pytest.raises(InputError, match="seeds must be whole numbers"):
+        recipe.build(CONFIG, Console("off"), seeds)

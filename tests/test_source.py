@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from run_worker import drawn, write_dataset
 
-from cnnlab.data import order, source
+from cnnlab.data import builders, order, source
 from cnnlab.errors import InputError
 
 OFFICIAL = pathlib.Path(__file__).parents[2] / "shared" / "tfds"
@@ -277,3 +277,35 @@ def test_no_tensorflow(tfds_root, cache):
         "assert 'tensorflow' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script, str(tfds_root)], check=True)
+
+
+def test_an_image_that_is_a_tensor_is_read_too(tmp_path):
+    """Any feature of that shape and type; only TFDS's own Image goes the short way."""
+    import tensorflow_datasets as tfds
+
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        name = "tensors"
+        pkg_dir_path = tmp_path
+
+        def _info(self):
+            tensor = tfds.features.Tensor(shape=(4, 4, 3), dtype=np.uint8)
+            features = tfds.features.FeaturesDict({"image": tensor, "label": tfds.features.ClassLabel(num_classes=2)})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, image in enumerate(images):
+                yield i, {"image": image, "label": i % 2}
+
+    with builders._quiet():
+        Builder(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    train = source.open_dataset("tensors", str(tmp_path)).train
+    found = train.read(range(6))
+    order = [int(np.flatnonzero((images == image).all((1, 2, 3)))[0]) for image in found["image"]]  # TFDS shuffles
+    assert sorted(order) == list(range(6))
+    np.testing.assert_array_equal(found["label"], np.array(order) % 2)

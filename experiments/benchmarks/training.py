@@ -12,6 +12,7 @@ step that it compiles, on --dataset. PyTorch's contestants need a Python that ha
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import math
 import os
@@ -158,8 +159,9 @@ class Worker:
         if self.script:
             return self._run_script()
         assert self.process.stdin
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # _read says that it has ended
+            self.process.stdin.write(f"{steps}\n")
+            self.process.stdin.flush()
         return steps * BATCH * self.seeds / float(self._read())
 
     def _run_script(self) -> float:
