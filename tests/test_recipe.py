@@ -1,6 +1,8 @@
 """From a configuration to the pieces of a run, and one-line errors for what cannot be."""
 
 import dataclasses
+import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from run_worker import drawn
 
-from cnnlab import models, network, recipe
+from cnnlab import models, network, parallel, recipe
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.data import order, source
@@ -131,3 +133,17 @@ def test_what_cannot_be_built(tfds_root):
     assert "--teacher RUN names the run folder of one" in build(loss="distillation")
     assert "is no run folder" in build(loss="distillation", teacher=str(tfds_root))
     assert "cross_entropy does not" in build(teacher=str(tfds_root))
+
+
+@pytest.mark.parametrize(("platform", "formulation"), [("cpu", "blocked"), ("gpu", "native"), ("tpu", "native")])
+def test_the_network_convolves_as_the_mesh_s_devices_like(platform, formulation, tfds_root, monkeypatch):
+    """Whatever the default backend is, which is cpu here."""
+    mesh: Any = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
+    assert parallel.Layout("jit", mesh).formulation == formulation
+
+    built, build_model = [], network.build_model
+    monkeypatch.setattr(network, "build_model", lambda *arguments: built.append(build_model(*arguments)) or built[-1])
+    monkeypatch.setattr(parallel.Layout, "platform", platform)
+    with jax.numpy_dtype_promotion("standard"):
+        recipe.build(Config(dataset="tiny", widths=(2,), hidden=(3,), batch_size=20), Console("off"))
+    assert [model.formulation for model in built] == [formulation]
