@@ -13,7 +13,7 @@ The map of the package; a module imports only modules above it in this list (tes
     parallel.py     the one place that knows devices: jit | pmap | sharded jit; many seeds in one program
     layers.py       convolution and pooling as the platform likes them; dropout; conv_output_size
     cache.py        what is kept between runs, under its SHA-256: decoded images, compiled programs
-    data/           TFDS sources without TensorFlow, their order, streaming or resident
+    data/           TFDS sources without TensorFlow, their order, label noise, long tails, streaming or resident
     run_folder.py   config, versions, metrics.jsonl, summary, lock
     plots.py        figures
     losses/         logits, labels -> one loss per example; functions from losses to losses; the command-line form
@@ -26,6 +26,8 @@ The map of the package; a module imports only modules above it in this list (tes
     network.py      a config -> network, optimizer, first state; a run folder -> its trained network
     loop.py         fit and evaluate: the only loops
     recipe.py       a config -> data, loss and compiled steps: what every experiment starts from
+    stats.py        paired differences -> intervals, exact tests, verdicts
+    study/          losses x conditions x paired seeds -> results
 """
 
 __version__ = "0.1.0"

@@ -124,7 +124,7 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
     >>> parse_spec("my_module.my_loss,alpha=0.3,kind=soft")
     ('my_module.my_loss', {'alpha': 0.3, 'kind': 'soft'})
     """
-    name, *parts = [part.strip() for part in _split_commas(text)]
+    name, *parts = [part.strip() for part in split_commas(text)]
     if not name:
         raise InputError(f"a specification starts with a name, as in 'focal,gamma=2'; got '{text}'")
     kwargs: dict[str, Any] = {}
@@ -139,7 +139,7 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
     return name, kwargs
 
 
-def _split_commas(text: str) -> list[str]:
+def split_commas(text: str) -> list[str]:
     """Split at commas outside brackets, so that `ldam,class_counts=[10,20]` has two parts."""
     parts, depth = [""], 0
     for char in text:

@@ -11,6 +11,7 @@ from typing import Any
 from cnnlab.errors import InputError, unknown
 
 CHOICES = {
+    "noise": ("symmetric", "asymmetric"),
     "feed": ("auto", "resident", "streaming"),
     "model": ("cnn", "mlp", "softmax_regression"),
     "pool": ("max", "average"),
@@ -36,13 +37,15 @@ FREE_ON_RESUME = frozenset(
 
 
 @dataclass(frozen=True)
-class Config:
-    """Train one network with one loss on one data set; test it once, at the end."""
+class Training:
+    """How networks are trained and on what, whichever the loss: what all runs of a study have in common."""
 
     dataset: str = "shapes10"
     """shapes10 (drawn here), cifar10, mnist, or any TFDS image-classification set prepared as array_record."""
     data_dir: str | None = None
     """TFDS data directory. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    noise: str = "symmetric"
+    """How label noise errs: symmetric (to any other class) or asymmetric (to a class like it, a cat to a dog)."""
     image_size: int | None = None
     """Side in pixels to which images are scaled and cropped; needed only where their sizes differ."""
     validation: float = 0.1
@@ -73,8 +76,6 @@ class Config:
     head: str = "auto"
     """Last layer: linear, cosine (logits are cosines), or auto (cosine for the losses that are made for them)."""
 
-    loss: str = "cross_entropy"
-    """A loss as name,key=value,... (--list-losses shows all) or an own one: my_module.my_loss,alpha=0.3."""
     loss_temperature: float = 1.0
     """Divides the logits in the loss."""
     label_smoothing: float = 0.0
@@ -118,8 +119,6 @@ class Config:
     """Passes over the training images."""
     batch_size: int = 128
     """Images per step, over all devices."""
-    seed: int = 0
-    """Seed of initial weights, order, augmentation and dropout."""
     parallel: str = "auto"
     """auto (sharded when there is more than one device), jit (one device), pmap or sharded."""
     devices: int | None = None
@@ -127,16 +126,6 @@ class Config:
     dispatch_steps: int | None = None
     """Steps handed to the devices at once. None: 1 on CPU (4 for several seeds) and when streaming, else 32."""
 
-    workdir: str | None = None
-    """Run folder. None: runs/DATASET-MODEL-LOSS-seedN."""
-    checkpoint_steps: int = 0
-    """Steps between checkpoints within an epoch; 0: at the end of each epoch only."""
-    keep: int = 2
-    """Newest checkpoints kept, beside the best."""
-    test_on: str = "last"
-    """Weights to test: last, or best (on validation)."""
-    tensorboard: bool = True
-    """Write TensorBoard events."""
     progress: str = "auto"
     """auto (bar on a terminal, lines elsewhere), bar, lines or off."""
 
@@ -144,9 +133,9 @@ class Config:
         if self.teacher:  # part of what a run is: found from any directory, and the same from each
             object.__setattr__(self, "teacher", os.path.abspath(os.path.expanduser(self.teacher)))
         for field, known in CHOICES.items():
-            if getattr(self, field) not in known:
+            if getattr(self, field, known[0]) not in known:
                 raise unknown(field, str(getattr(self, field)), known)
-        for field in ("epochs", "batch_size", "keep"):
+        for field in ("epochs", "batch_size"):
             _require(self, field, getattr(self, field) >= 1, "must be at least 1")
         for field in ("devices", "image_size", "dispatch_steps"):
             value = getattr(self, field)
@@ -160,21 +149,56 @@ class Config:
         _require(self, "loss_temperature", 0 < self.loss_temperature < math.inf, "must be positive and finite")
         for field in ("warmup_epochs", "weight_decay", "mixup", "z_loss"):
             _require(self, field, 0 <= getattr(self, field) < math.inf, "must be finite and at least 0")
-        for field in ("workers", "crop", "cutout", "checkpoint_steps", "seed", "split_seed"):
+        for field in ("workers", "crop", "cutout", "split_seed"):
             _require(self, field, getattr(self, field) >= 0, "must be at least 0")
         for field in ("widths", "hidden"):
             _require(self, field, all(n >= 1 for n in getattr(self, field)), "must all be at least 1")
         _require(self, "widths", bool(self.widths) or self.model != "cnn", "must name at least one convolution")
-        _require(self, "seed", self.seed < 2**32, "must be below 2**32")
         _require(self, "warmup_epochs", self.warmup_epochs <= self.epochs, f"must be at most epochs ({self.epochs})")
         plain = self.model == "softmax_regression"
         _require(self, "batch_norm", not (plain and self.batch_norm), "has no layer to act on in softmax_regression")
         _require(self, "dropout", not (plain and self.dropout), "has no layer to act on in softmax_regression")
-        _require(self, "test_on", self.test_on == "last" or self.validation > 0, "best needs validation above 0")
 
     def to_json(self) -> dict:
         """The fields as JSON values, by name."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """Train one network with one loss on one data set; test it once, at the end."""
+
+    loss: str = "cross_entropy"
+    """A loss as name,key=value,... (--list-losses shows all) or an own one: my_module.my_loss,alpha=0.3."""
+    seed: int = 0
+    """Seed of initial weights, order, augmentation, dropout, wrong labels and left out images."""
+    label_noise: float = 0.0
+    """Share of the training labels made wrong, in [0, 1); those of validation and test stay right."""
+    long_tail: float = 1.0
+    """How many times more images the first class keeps than the last, exponential between; 1: all."""
+    fraction: float = 1.0
+    """Share of the training images of each class that is used, in (0, 1]."""
+
+    workdir: str | None = None
+    """Run folder. None: runs/DATASET-MODEL-LOSS-seedN."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints within an epoch; 0: at the end of each epoch only."""
+    keep: int = 2
+    """Newest checkpoints kept, beside the best."""
+    test_on: str = "last"
+    """Weights to test: last, or best (on validation)."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, "label_noise", 0 <= self.label_noise < 1, "must lie in [0, 1)")
+        _require(self, "long_tail", 1 <= self.long_tail < math.inf, "must be finite and at least 1")
+        _require(self, "fraction", 0 < self.fraction <= 1, "must lie in (0, 1]")
+        _require(self, "seed", 0 <= self.seed < 2**32, "must lie in [0, 2**32)")
+        _require(self, "keep", self.keep >= 1, "must be at least 1")
+        _require(self, "checkpoint_steps", self.checkpoint_steps >= 0, "must be at least 0")
+        _require(self, "test_on", self.test_on == "last" or self.validation > 0, "best needs validation above 0")
 
     @classmethod
     def from_json(cls, values: dict) -> Config:
@@ -195,7 +219,7 @@ class Config:
             raise InputError(f"the stored configuration is damaged: {error}") from error
 
 
-def _require(config: Config, field: str, holds: bool, wanted: str) -> None:
+def _require(config: Training, field: str, holds: bool, wanted: str) -> None:
     if not holds:
         flag = "--" + field.replace("_", "-")
         raise InputError(f"{flag} {wanted}, got {getattr(config, field)}")

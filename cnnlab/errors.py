@@ -10,6 +10,14 @@ class InputError(ValueError):
     """What was asked for cannot be done as asked. The message says what was wanted, what was got and what to do."""
 
 
+class Diverged(InputError):
+    """Training left the finite numbers, at `step`, which the message names."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
 class CheckpointError(InputError):
     """A state that cannot be stored, or stored steps of which none can be trusted. The message names the step."""
 

@@ -12,13 +12,13 @@ from itertools import islice
 from typing import Any
 
 import jax
+import numpy as np
 
 from cnnlab import metrics
 from cnnlab.checkpoint import Checkpoints
 from cnnlab.cli import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
 from cnnlab.console import Console
-from cnnlab.errors import InputError
-from cnnlab.run_folder import RunFolder
+from cnnlab.errors import Diverged
 from cnnlab.train import NEVER, TrainState, zero_totals
 
 # Dispatches ahead of the one whose totals are looked at. Far below 32: with more waiting than that, collectives over
@@ -59,6 +59,7 @@ class Plan:
       save_every: steps between saves within an epoch; 0 for none.
       again: what to run to go on, for messages.
       dispatch_steps: the most steps handed to the devices at once.
+      save_seconds: at the end of an epoch nothing is saved if that is the time since the last save or less.
     """
 
     steps_per_epoch: int
@@ -66,6 +67,7 @@ class Plan:
     save_every: int
     again: str
     dispatch_steps: int = 1
+    save_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Progress:
     Attributes:
       state: after state.step steps.
       totals: running sums of the epoch under way.
-      history: metrics of the finished epochs.
+      history: metrics of the finished epochs; with seeds, whose states have a leading axis, each a list.
     """
 
     state: TrainState
@@ -113,10 +115,10 @@ def fit(
     items: Callable[[int, int], Iterable[Any]],
     validate: Callable[[TrainState], dict[str, Any]] | None,
     checkpoints: Checkpoints,
-    folder: RunFolder,
+    record: Callable[[dict[str, Any]], None],
     console: Console,
 ) -> Progress:
-    """Train to the end of the plan, saving on the way.
+    """Train to the end of the plan, saving on the way. Several seeds go on together while one of them is finite.
 
     Args:
       progress: where to start.
@@ -124,21 +126,27 @@ def fit(
       step: (state, totals, list of items) -> state, totals after as many steps.
       items: (first step, last step) -> what each step is fed.
       validate: state -> metrics of the validation split; None where there is none.
-      checkpoints, folder, console: where it goes.
+      checkpoints: where it is saved, while all of it is finite.
+      record: called with the metrics of each epoch once they are saved.
+      console: shows progress.
 
     Returns:
       The progress at the end.
 
     Raises:
       Stopped: a signal came; everything is saved.
-      InputError: a step was not finite; its number is named, the last good checkpoint stays.
+      Diverged: a step was not finite; its number is named, the last good checkpoint stays.
     """
     state, totals, history = progress.state, progress.totals, list(progress.history)
-    number, last = int(state.step), plan.steps_per_epoch * plan.epochs
-    zeros, place = zero_totals(totals["loss"].dtype), totals["loss"].sharding
+    number, last = int(np.ravel(state.step)[0]), plan.steps_per_epoch * plan.epochs
+    place, saved = totals["loss"].sharding, time.monotonic()
+    zeros = zero_totals(totals["loss"].dtype, totals["loss"].shape)
 
-    def save(metric: float | None = None) -> None:
-        checkpoints.save(number, {"state": state, "totals": totals}, metric=metric, extra={"history": history})
+    def save(seen: Any, metric: float | None = None) -> None:
+        nonlocal saved
+        if np.all(seen["bad_step"] == NEVER):
+            checkpoints.save(number, {"state": state, "totals": totals}, metric=metric, extra={"history": history})
+            saved = time.monotonic()
 
     with stop_signals() as stop:
         batches = iter(items(number, last))
@@ -158,24 +166,25 @@ def fit(
                     if len(waiting) > IN_FLIGHT:
                         steps, back = waiting.popleft()
                         seen = _finite(back, plan, checkpoints)
-                        advance(steps, f"loss {float(seen['loss']) / int(seen['count']):.4f}")
+                        advance(steps, f"loss {np.mean(seen['loss'] / seen['count']):.4f}")
                     stopped_by = stop.signal  # read once: it may be set between two looks
                     due = stopped_by or (plan.save_every and number % plan.save_every == 0)
                     if due and number < end:
-                        _finite(totals, plan, checkpoints)
-                        save()
+                        save(_finite(totals, plan, checkpoints))
                         if stopped_by:
                             raise _stopped(stopped_by, number, last, checkpoints, plan)
                 seen = _finite(totals, plan, checkpoints)
             row = _row(seen, epoch, number, number - first, time.monotonic() - started, plan)
             if validate is not None:
                 result = validate(state)
-                row |= {f"validation_{k}": result[k] for k in ("loss", "accuracy", "nll", "brier", "ece")}
+                for name in ("loss", "accuracy", "nll", "brier", "ece"):
+                    seeds = isinstance(result, list)
+                    row[f"validation_{name}"] = [each[name] for each in result] if seeds else result[name]
             history.append(row)
             totals = jax.device_put(zeros, place)
-            save(row.get("validation_accuracy"))
-            folder.add_metrics(row)
-            console.say(_line(row, plan.epochs))
+            if stop.signal or time.monotonic() - saved >= plan.save_seconds:
+                save(seen, None if totals["loss"].ndim else row.get("validation_accuracy"))
+            record(row)
             if stop.signal and number < last:  # with the last step taken, the test is all that is left
                 raise _stopped(stop.signal, number, last, checkpoints, plan)
     checkpoints.wait()
@@ -184,21 +193,26 @@ def fit(
 
 def _row(seen: Any, epoch: int, number: int, steps: int, seconds: float, plan: Plan) -> dict[str, Any]:
     """An epoch's metrics; `steps` of it were taken by this process, in `seconds`."""
-    count = int(seen["count"])
-    return {
+    count = seen["count"].astype(np.float64)
+    row = {
         "epoch": epoch + 1,
         "step": number,
-        "train_loss": float(seen["loss"]) / count,
-        "train_accuracy": int(seen["correct"]) / count,
-        "images_per_second": count / plan.steps_per_epoch * steps / seconds,
+        "train_loss": (seen["loss"] / count).tolist(),
+        "train_accuracy": (seen["correct"] / count).tolist(),
+        "images_per_second": float(np.sum(count)) / plan.steps_per_epoch * steps / seconds,
         "seconds": seconds,
     }
+    if epoch == 0:  # early training, where losses differ most
+        row["gradient_norms"] = seen["gradient_norms"][..., : plan.steps_per_epoch].tolist()
+    if seen["bad_step"].ndim:
+        row["bad_step"] = [None if bad == NEVER else bad for bad in seen["bad_step"].tolist()]
+    return row
 
 
 def _finite(totals: Any, plan: Plan, checkpoints: Checkpoints) -> Any:
-    """The totals on the host, once they show that every step was finite."""
+    """The totals on the host, once they show that every step was finite; with seeds, every step of one of them."""
     seen = jax.device_get(totals)
-    bad = int(seen["bad_step"])
+    bad = int(np.max(seen["bad_step"]))
     if bad == NEVER:
         return seen
     checkpoints.wait()
@@ -206,9 +220,10 @@ def _finite(totals: Any, plan: Plan, checkpoints: Checkpoints) -> Any:
     good = f"the checkpoint of step {stored[-1]} is good" if stored else "no checkpoint had been written yet"
     where = ", in another --workdir" if stored else ""
     epoch = bad // plan.steps_per_epoch + 1
-    raise InputError(
+    raise Diverged(
         f"the loss or the parameters are not finite after step {bad + 1} (epoch {epoch}); {good}. "
-        f"Try a lower --learning-rate, --warmup-epochs or --clip-norm{where}"
+        f"Try a lower --learning-rate, --warmup-epochs or --clip-norm{where}",
+        bad,
     )
 
 
@@ -220,7 +235,8 @@ def _stopped(number: int, step: int, last: int, checkpoints: Checkpoints, plan: 
     )
 
 
-def _line(row: dict[str, Any], epochs: int) -> str:
+def line(row: dict[str, Any], epochs: int) -> str:
+    """An epoch's metrics for a person to read."""
     parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {row['train_loss']:.4f}"]
     parts.append(f"accuracy {row['train_accuracy']:.4f}")
     if "validation_loss" in row:

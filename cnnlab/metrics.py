@@ -58,7 +58,8 @@ def summarise(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
       count; loss, nll (nats), brier (0..2): means; accuracy, top5, ece: shares in [0, 1];
-      per_class_accuracy: K shares (None for a class without examples); confusion: K rows of K counts.
+      per_class_accuracy: K shares (None for a class without examples); confusion: K rows of K counts; calibration: for
+      each of 15 bins of confidence the count, the sum of confidences, the hits.
 
     Source: ECE, Naeini et al., 2015, AAAI; 15 equal bins (lower, upper] as in Guo et al., 2017, arXiv 1706.04599.
     """
@@ -77,6 +78,7 @@ def summarise(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "nll": float(added["nll"] / count),
         "brier": float(added["brier"] / count),
         "ece": float(np.abs(hits - confidence).sum() / in_bin.sum()),
+        "calibration": added["calibration"].tolist(),
         "per_class_accuracy": [None if share is None else float(share) for share in per_class],
         "confusion": confusion.astype(int).tolist(),
     }

@@ -31,10 +31,11 @@ def build_model(config: Config, num_classes: int, formulation: str = "native") -
     return models.CNN(num_classes, config.widths, *dense, config.pool, config.activation, dtype, head, formulation)
 
 
-def build_optimizer(config: Config, steps_per_epoch: int) -> Any:
-    """The Optax chain of a configuration, with its schedule."""
+def build_optimizer(config: Config, steps_per_epoch: int, peak: Any = None) -> Any:
+    """The Optax chain of a configuration, with its schedule; `peak` in place of its learning rate may be traced."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
-    rate = optim.schedule(config.schedule, config.learning_rate, steps_per_epoch * config.epochs, warmup)
+    peak = config.learning_rate if peak is None else peak
+    rate = optim.schedule(config.schedule, peak, steps_per_epoch * config.epochs, warmup)
     return optim.optimizer(
         config.optimizer,
         rate,

@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec
 from cnnlab import augment, cache, loop, network, parallel, train
 from cnnlab.config import Config
 from cnnlab.console import Console
+from cnnlab.data import conditions, order, source
 from cnnlab.data import feed as feeds
-from cnnlab.data import order, source
 from cnnlab.errors import InputError
 from cnnlab.losses.spec import loss_from_config, needs_teacher
 from cnnlab.parallel import AXIS, BATCH, SEEDS, SHARED
@@ -66,6 +66,7 @@ class Experiment:
       items: (first step, last step) -> what each step is fed.
       eval_step: (params, batch_stats, batch) -> metric sums; compiled.
       validate: state -> metrics of the held-out images; None where nothing is held out. A list of them with seeds.
+      logits: (params, batch_stats, batch) -> float32[B, K]; compiled.
       test: the test split's batches.
       facts: JSON facts about the data: digest, class_names, mean, std, image_shape, counts.
       feed: resident or streaming.
@@ -79,13 +80,16 @@ class Experiment:
     dispatch_steps: int
     items: Callable[[int, int], Iterator[Any]]
     eval_step: Callable
-    validate: Callable[[train.TrainState], dict[str, Any]] | None
+    validate: Callable[[train.TrainState], Any] | None
+    logits: Callable
     test: Callable[[], Iterator[Any]]
     facts: dict[str, Any]
     feed: str
 
 
-def build(config: Config, console: Console, seeds: Sequence[int] | None = None) -> Experiment:
+def build(
+    config: Config, console: Console, seeds: Sequence[int] | None = None, rates: Sequence[float] | None = None
+) -> Experiment:
     """Build the experiment that a configuration describes.
 
     Args:
@@ -93,6 +97,7 @@ def build(config: Config, console: Console, seeds: Sequence[int] | None = None) 
       console: shows progress.
       seeds: train one network for each, all in one program, in place of the one of `config.seed`. Each takes the
         steps that it would take alone; the images are there once.
+      rates: a learning rate for each of the seeds, in place of the one of `config`.
 
     Raises:
       InputError: whatever in it cannot be done.
@@ -114,24 +119,22 @@ def build(config: Config, console: Console, seeds: Sequence[int] | None = None) 
         raise InputError(
             f"--crop {config.crop} and --cutout {config.cutout} must be smaller than the image, {side} pixels"
         )
-    images, summary, own, held_out, feed = _data(config, dataset, console, seeds)
-    mean, std = summary.mean_std(own)
-    steps_per_epoch = len(own) // config.batch_size
-    class_counts = np.bincount(summary.labels[own], minlength=dataset.num_classes)
-    loss_fn = loss_from_config(config, dataset.num_classes, class_counts)
+    images, summary, own, held_out, counts, feed = _data(config, dataset, console, seeds)
+    mean, std = summary.mean_std(own)  # of all training images, whichever of them are used: the same under conditions
+    steps_per_epoch = int(counts.sum()) // config.batch_size
+    loss_fn = loss_from_config(config, dataset.num_classes, counts)
 
     model = network.build_model(config, dataset.num_classes, layout.formulation)
     tx = network.build_optimizer(config, steps_per_epoch)
     key = jax.random.key(config.seed) if seeds is None else jnp.stack([jax.random.key(seed) for seed in seeds])
     fold = jax.random.fold_in if seeds is None else jax.vmap(jax.random.fold_in, (0, None))
     state = network.initial_state(model, tx, fold(key, 0), dataset.train.image_shape)
-    totals = jax.tree.map(lambda zero: jnp.broadcast_to(zero, state.step.shape), train.zero_totals())
+    totals = train.zero_totals(seeds=key.shape)
 
     pure = functools.partial(
         train.train_step,
         apply_fn=network.apply_for_training(model),
         loss_fn=loss_fn,
-        tx=tx,
         prepare=prepare_fn(config, mean, std, dataset.num_classes),
         given=lambda images: teacher(augment.pixels(images, *network.statistics(mean, std))),
     )
@@ -142,10 +145,12 @@ def build(config: Config, console: Console, seeds: Sequence[int] | None = None) 
     at_once = config.dispatch_steps or (1 if images is None else at_once)
     at_once = min(at_once, steps_per_epoch, config.checkpoint_steps or steps_per_epoch)  # no dispatch is longer
 
-    def fed_steps(state, totals, data, items, count, key, *, axis_name):
+    def fed_steps(state, totals, data, items, count, key, rate, *, axis_name):
+        tx = network.build_optimizer(config, steps_per_epoch, rate)  # the rate is data: one program for all of them
+
         def one(i, carry):
             item = jax.tree.map(lambda x: x[i], items)
-            return pure(carry[0], carry[1], feed.fetch(data, item), key, axis_name=axis_name)
+            return pure(carry[0], carry[1], feed.fetch(data, item), key, tx=tx, axis_name=axis_name)
 
         if at_once == 1:
             return one(0, (state, totals))
@@ -153,19 +158,20 @@ def build(config: Config, console: Console, seeds: Sequence[int] | None = None) 
 
     seeded = () if seeds is None else (SEEDS,)
     each, items_spec = PartitionSpec(*seeded), PartitionSpec(*seeded, None, AXIS)
-    compiled = layout.compile(fed_steps, (each, each, SHARED, items_spec, SHARED, each), each, donate=(0,))
-    data, run_key = layout.place(feed.data), layout.place(fold(key, 1), each)
+    compiled = layout.compile(fed_steps, (each, each, SHARED, items_spec, SHARED, each, each), each, donate=(0,))
+    peak = jnp.broadcast_to(jnp.asarray(config.learning_rate if rates is None else rates, float), key.shape)
+    data, run_key, peak = layout.place(feed.data), layout.place(fold(key, 1), each), layout.place(peak, each)
 
     def step(state, totals, items):
         # a dispatch of fewer steps is filled up, so that one program serves all
         filled = [*items, *[items[-1]] * (at_once - len(items))]
         stacked = jax.tree.map(lambda *steps: np.stack(steps, len(seeded)), *filled)
-        return compiled(state, totals, data, stacked, np.int32(len(items)), run_key)
+        return compiled(state, totals, data, stacked, np.int32(len(items)), run_key, peak)
 
-    evaluation = functools.partial(
-        train.eval_step, apply_fn=network.apply_for_evaluation(model, mean, std), loss_fn=loss_fn, given=teacher
-    )
+    apply_fn = network.apply_for_evaluation(model, mean, std)
+    evaluation = functools.partial(train.eval_step, apply_fn=apply_fn, loss_fn=loss_fn, given=teacher)
     eval_step = layout.compile(evaluation, (each, each, BATCH), each)
+    logits_fn = lambda params, batch_stats, batch, axis_name: apply_fn(params, batch_stats, batch["image"])
     read = dataset.train.read if images is None else lambda at: {"image": images[at], "label": summary.labels[at]}
 
     def validate(state: train.TrainState) -> Any:
@@ -177,9 +183,9 @@ def build(config: Config, console: Console, seeds: Sequence[int] | None = None) 
         "image_shape": list(dataset.train.image_shape),
         "mean": mean.tolist(),
         "std": std.tolist(),
-        "class_counts": class_counts.tolist(),
+        "class_counts": counts.tolist(),
         "teacher_digest": teacher_digest,
-        "counts": {"train": len(own), "validation": len(held_out), "test": len(dataset.test)},
+        "counts": {"train": int(counts.sum()), "validation": len(held_out), "test": len(dataset.test)},
     }
     return Experiment(
         layout=layout,
@@ -191,14 +197,36 @@ def build(config: Config, console: Console, seeds: Sequence[int] | None = None) 
         items=feed.items,
         eval_step=eval_step,
         validate=validate if len(held_out) else None,
+        logits=layout.compile(logits_fn, (each, each, BATCH), PartitionSpec(*seeded, AXIS)),
         test=lambda: feeds.in_order(dataset.test.read, np.arange(len(dataset.test)), config.batch_size),
         facts=facts,
         feed="streaming" if images is None else "resident",
     )
 
 
+def class_counts(config: Config, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """How many images of each class are trained on, by their right labels: int[K], whatever the seed.
+
+    Args:
+      config: of the run.
+      labels: int32[N], of the training split.
+      num_classes: K.
+
+    Raises:
+      InputError: none is held out though some should be, or fewer are left than a batch takes.
+    """
+    own, held_out = order.split(labels, config.validation, config.split_seed)
+    if config.validation and not len(held_out):
+        raise InputError(f"--validation {config.validation} of {len(labels)} images holds out none; take more, or 0")
+    whole = np.bincount(labels[own], minlength=num_classes)
+    counts = conditions.class_counts(whole, config.fraction, config.long_tail)
+    if counts.sum() < config.batch_size:
+        raise InputError(f"--batch-size {config.batch_size} is larger than the {counts.sum()} training images")
+    return counts
+
+
 def _data(config: Config, dataset: source.Dataset, console: Console, seeds: Sequence[int] | None):
-    """Decoded training images (None when streaming), their summary, the two sides of the split, and the feed."""
+    """Decoded training images (None when streaming), their summary, the split's sides, class counts, and the feed."""
     count = len(dataset.train)
     if count * np.prod(dataset.train.image_shape) <= feeds.RESIDENT_LIMIT and config.feed != "streaming":
         resident = True
@@ -210,13 +238,25 @@ def _data(config: Config, dataset: source.Dataset, console: Console, seeds: Sequ
     else:
         images, summary = None, source.summary(dataset.train, track)
     own, held_out = order.split(summary.labels, config.validation, config.split_seed)
-    if len(own) < config.batch_size:
-        raise InputError(f"--batch-size {config.batch_size} is larger than the {len(own)} training images")
-    if config.validation and not len(held_out):
-        raise InputError(f"--validation {config.validation} of {count} images holds out none; take more, or 0")
-    if images is None:
-        feed = lambda seed: feeds.streaming(dataset.train, own, seed, config.batch_size, config.workers)
-    else:
-        feed = lambda seed: feeds.resident(images, summary.labels, own, seed, config.batch_size)
-    feed = feed(config.seed) if seeds is None else feeds.together([feed(seed) for seed in seeds])
-    return images, summary, own, held_out, feed
+    counts = class_counts(config, summary.labels, dataset.num_classes)
+
+    def one(seed: int) -> feeds.Feed:
+        labels, used = _labels(config, summary.labels, dataset.num_classes, seed), own
+        if counts.sum() < len(own):
+            used = conditions.subset(summary.labels, own, counts, seed)
+        if images is None:
+            return feeds.streaming(dataset.train, labels, used, seed, config.batch_size, config.workers)
+        return feeds.resident(images, labels, used, seed, config.batch_size)
+
+    feed = one(config.seed) if seeds is None else feeds.together([one(seed) for seed in seeds])
+    return images, summary, own, held_out, counts, feed
+
+
+def _labels(config: Config, labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
+    """The labels as they are taught."""
+    if not config.label_noise:
+        return labels
+    if config.noise == "symmetric":
+        return conditions.symmetric_noise(labels, config.label_noise, num_classes, seed)
+    other = conditions.taken_for(config.dataset, num_classes)
+    return conditions.asymmetric_noise(labels, config.label_noise, other, seed)

@@ -14,6 +14,7 @@ from cnnlab import metrics, parallel
 from cnnlab.softmax import predict
 
 NEVER = 2**31 - 1  # `bad_step` while every step was finite
+EARLY = 64  # steps of an epoch whose gradients are measured
 
 
 class TrainState(struct.PyTreeNode):
@@ -37,13 +38,17 @@ def create_state(variables: dict[str, Any], tx: optax.GradientTransformation) ->
     return TrainState(jnp.int32(0), params, variables.get("batch_stats", {}), tx.init(params))
 
 
-def zero_totals(dtype: Any = jnp.float32) -> dict[str, jax.Array]:
-    """Running sums of an epoch before its first step; `bad_step` is the first step that was not finite."""
+def zero_totals(dtype: Any = jnp.float32, seeds: tuple[int, ...] = ()) -> dict[str, jax.Array]:
+    """Running sums of an epoch before its first step, with the leading axes `seeds`.
+
+    `bad_step` is the first step that was not finite, `gradient_norms` are those of the epoch's first steps.
+    """
     return {
-        "loss": jnp.zeros((), dtype),
-        "correct": jnp.int32(0),
-        "count": jnp.int32(0),
-        "bad_step": jnp.int32(NEVER),
+        "loss": jnp.zeros(seeds, dtype),
+        "correct": jnp.zeros(seeds, jnp.int32),
+        "count": jnp.zeros(seeds, jnp.int32),
+        "bad_step": jnp.full(seeds, NEVER, jnp.int32),
+        "gradient_norms": jnp.zeros((*seeds, EARLY), dtype),
     }
 
 
@@ -94,11 +99,13 @@ def train_step(
     )
     # The norm of the new parameters is finite only if each of them is: one number watches the whole state.
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params))
+    place = totals["count"] // count  # of the step in its epoch; those beyond the early ones are dropped
     totals = {
         "loss": totals["loss"] + loss * count.astype(loss.dtype),
         "correct": totals["correct"] + hits,
         "count": totals["count"] + count,
         "bad_step": jnp.minimum(totals["bad_step"], jnp.where(finite, NEVER, state.step)),
+        "gradient_norms": totals["gradient_norms"].at[place].set(optax.tree.norm(grads), mode="drop"),
     }
     return TrainState(state.step + 1, params, batch_stats, opt_state), totals
 

@@ -58,6 +58,11 @@ def main(config: Config) -> None:
                 console.say(f"since then {line}: the last bits may differ from a run never stopped")
         progress = found or start
         folder.start_metrics(progress.history, config.tensorboard)
+
+        def record(row: dict) -> None:
+            folder.add_metrics(row)
+            console.say(loop.line(row, config.epochs))
+
         progress = loop.fit(
             progress,
             loop.Plan(
@@ -71,7 +76,7 @@ def main(config: Config) -> None:
             items=experiment.items,
             validate=experiment.validate,
             checkpoints=checkpoints,
-            folder=folder,
+            record=record,
             console=console,
         )
         tested, step = progress, int(progress.state.step)

@@ -25,11 +25,11 @@ def own(train):
 
 
 def batches(train, own, kind, first, last, workers=0):
+    images, summary = source.decoded(train)
     if kind == "resident":
-        images, summary = source.decoded(train)
         feeding = feed.resident(images, summary.labels, own, SEED, BATCH)
     else:
-        feeding = feed.streaming(train, own, SEED, BATCH, workers)
+        feeding = feed.streaming(train, summary.labels, own, SEED, BATCH, workers)
     return [feeding.fetch(feeding.data, item) for item in feeding.items(first, last)]
 
 
@@ -98,7 +98,7 @@ def test_shapes10_streams_like_it_is(shapes10_root):
     own = np.arange(0, len(train), 3)
     images, summary = source.decoded(train)
     resident = feed.resident(images, summary.labels, own, 0, 64)
-    streaming = feed.streaming(train, own, 0, 64)
+    streaming = feed.streaming(train, summary.labels, own, 0, 64)
     found = itertools.islice(streaming.items(50, 56), 6)
     assert_same(list(found), [resident.fetch(resident.data, item) for item in resident.items(50, 56)])
 
@@ -117,5 +117,5 @@ def test_readers_take_what_the_training_leaves():
         return {"label": positions}
 
     split = types.SimpleNamespace(read=read, image_shape=(8, 8, 3))
-    assert len(list(feed.streaming(split, np.arange(40), 0, 4).items(0, 5))) == 5
+    assert len(list(feed.streaming(split, np.zeros(200, np.int32), np.arange(40), 0, 4).items(0, 5))) == 5
     assert set(seen) == {19} and os.getpriority(os.PRIO_PROCESS, 0) == own < 19

@@ -88,7 +88,7 @@ def run(built, folder, *, epochs=3, save_every=0, stop_at=None, number=signal.SI
             items=items,
             validate=experiment.validate,
             checkpoints=checkpoints,
-            folder=files,
+            record=files.add_metrics,
             console=Console("off"),
         )
     return end, seen, rejected

@@ -87,7 +87,7 @@ def test_facts_and_parts(tfds_root):
     np.testing.assert_allclose(facts["std"], images[own].std((0, 1, 2), dtype=np.float64), rtol=1e-12)
     assert (experiment.steps_per_epoch, experiment.feed, experiment.layout.mode) == (11, "resident", "jit")
     assert facts["digest"] == summary.digest()
-    seen = np.concatenate(list(experiment.items(0, 11)))
+    seen = np.concatenate([item["image"] for item in experiment.items(0, 11)])
     assert len(set(seen.tolist())) == 176 and not set(seen.tolist()) & set(held_out.tolist())
     first = jax.device_get(experiment.state)
     for seed, same in ((0, True), (1, False)):

@@ -1,8 +1,8 @@
 """Two ways to feed a step the same batches: resident on the device, or streamed.
 
 A feed gives an `item` per step, and `fetch(data, item)`, a pure function inside the compiled step, makes it a batch
-{"image": uint8[B, H, W, C], "label": int32[B]}. Resident: `data` holds all images on the device and the item is
-int32[B] positions. Streaming: `data` is empty and the item is the batch.
+{"image": uint8[B, H, W, C], "label": int32[B]}. Resident: `data` are all images, on the device, and the item has their
+positions in place of the images. Streaming: `data` is empty and the item is the batch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def resident(images: np.ndarray, labels: np.ndarray, positions: np.ndarray, seed
 
     Args:
       images: uint8[N, H, W, C], all of the split.
-      labels: int32[N].
+      labels: int32[N], as they are taught.
       positions: int[n], which of them are trained on.
       seed: of the order.
       batch_size: images per step.
@@ -49,13 +49,15 @@ def resident(images: np.ndarray, labels: np.ndarray, positions: np.ndarray, seed
 
     def items(first: int, last: int) -> Iterator[np.ndarray]:
         for step in range(first, last):
-            yield own[batch_positions(seed, step, len(own), batch_size)]
+            chosen = own[batch_positions(seed, step, len(own), batch_size)]
+            yield {"image": chosen, "label": labels[chosen]}
 
-    gather = lambda data, item: {"image": data["image"][item], "label": data["label"][item]}
-    return Feed({"image": images, "label": labels}, gather, items)
+    return Feed(images, lambda data, item: item | {"image": data[item["image"]]}, items)
 
 
-def streaming(split: Split, positions: np.ndarray, seed: int, batch_size: int, workers: int = 0) -> Feed:
+def streaming(
+    split: Split, labels: np.ndarray, positions: np.ndarray, seed: int, batch_size: int, workers: int = 0
+) -> Feed:
     """Feed from the files, through Grain: read ahead by threads, or by `workers` processes.
 
     Args as for `resident`; the images are read from `split`.
@@ -63,7 +65,7 @@ def streaming(split: Split, positions: np.ndarray, seed: int, batch_size: int, w
 
     def items(first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
         # Positions in MapDataset.range are steps: Grain may read ahead and out of order, the order stays ours.
-        read = functools.partial(_read_step, split, positions, seed, batch_size)
+        read = functools.partial(_read_step, split, labels, positions, seed, batch_size)
         ahead = READ_AHEAD // (batch_size * math.prod(split.image_shape))
         yield from _grain(range(first, last), read, workers, min(16, max(2, ahead)))
 
@@ -81,12 +83,15 @@ def together(feeds: Sequence[Feed]) -> Feed:
     return Feed(feeds[0].data, feeds[0].fetch, items)
 
 
-def _read_step(split: Split, positions: np.ndarray, seed: int, batch_size: int, step: int) -> dict[str, np.ndarray]:
+def _read_step(
+    split: Split, labels: np.ndarray, positions: np.ndarray, seed: int, batch_size: int, step: int
+) -> dict[str, np.ndarray]:
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
         # Readers take what the training leaves. As its equals they hold up one CPU device while the others wait for
         # that one to agree on the gradient: 0.66 of the images a second of the step alone, in place of 0.74.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-    return split.read(positions[batch_positions(seed, step, len(positions), batch_size)])
+    chosen = positions[batch_positions(seed, step, len(positions), batch_size)]
+    return split.read(chosen) | {"label": labels[chosen]}
 
 
 def _grain(steps: range, read: Callable[[int], Any], workers: int, ahead: int) -> Iterator[Any]:

@@ -1,0 +1,202 @@
+"""What a study compares: losses x conditions x paired seeds. Imports no jax, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from cnnlab.cli import split_commas
+from cnnlab.config import Config, Training
+from cnnlab.errors import InputError, unknown
+
+# The metrics a verdict can be about, and the difference that is taken for none unless --margin says another.
+METRICS = {"accuracy": 0.01, "nll": 0.05, "brier": 0.02, "ece": 0.01}
+LARGER_IS_BETTER = {"accuracy"}
+TUNING_SEED = 2**32 - 1  # no study's own: the rates are chosen on other weights, orders and draws than are compared
+
+Condition = dict[str, Any]  # fields of Config by name, with the values that they have under it
+
+
+@dataclass(frozen=True)
+class Study(Training):
+    """Compare losses over paired seeds: train each under every condition, and report what can be claimed."""
+
+    losses: tuple[str, ...] = ()
+    """At least two, as for train.py's --loss: focal,gamma=2 or my_module.my_loss."""
+    baseline: str | None = None
+    """The loss that the others are compared with. None: the first."""
+    seeds: int = 8
+    """How many seeds: with the same one every loss starts from the same weights and sees the same batches."""
+    first_seed: int = 0
+    """The first of them; the others follow it."""
+    label_noise: tuple[float, ...] = (0.0,)
+    """Conditions: shares of the training labels made wrong, each in [0, 1)."""
+    long_tail: tuple[float, ...] = (1.0,)
+    """Conditions: how many times more images the first class keeps than the last; 1: all."""
+    fraction: tuple[float, ...] = (1.0,)
+    """Conditions: shares of the training images that are used, each in (0, 1]."""
+    vary: tuple[str, ...] = ()
+    """Conditions by any other flag: optimizer=adam,sgd weight_decay=0,5e-4 and so on; every combination is trained."""
+    metric: str = "accuracy"
+    """What the verdicts are about, on the test set: accuracy, nll, brier or ece."""
+    margin: float | None = None
+    """Differences within it count as equivalent. None: 0.01 for accuracy and ece, 0.05 for nll, 0.02 for brier."""
+    tune: str | None = None
+    """lr=1e-4..1e-1: before the comparison, choose each cell's learning rate on the validation split."""
+    budget: int = 8
+    """Learning rates tried for each loss under each condition when tuning."""
+    shard: str = "0/1"
+    """i/n: train every n-th cell from the i-th on (0 <= i < n), for n machines that share the folder."""
+    workdir: str = "runs/study"
+    """Folder of the results; cells that stand there already are not trained again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.losses) < 2:
+            raise InputError(f"--losses must name at least two, to compare; got {' '.join(self.losses) or 'none'}")
+        for name in ("losses", "label_noise", "long_tail", "fraction", "vary"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values) or not (values or name == "vary"):
+                flag = "--" + name.replace("_", "-")
+                raise InputError(
+                    f"{flag} takes each value once, at least one; got {' '.join(map(str, values)) or 'none'}"
+                )
+        if self.seeds < 1:
+            raise InputError(f"--seeds must be at least 1, got {self.seeds}")
+        if self.baseline is not None and self.baseline not in self.losses:
+            raise unknown("baseline", self.baseline, self.losses)
+        if not 0 <= self.first_seed <= TUNING_SEED - self.seeds:
+            raise InputError(
+                f"--first-seed must be at least 0, and the last seed below 2**32 - 1; got {self.first_seed}"
+            )
+        if self.metric not in METRICS:
+            raise unknown("metric", self.metric, METRICS)
+        if self.margin is not None and not 0 < self.margin < math.inf:
+            raise InputError(f"--margin must be positive and finite, got {self.margin}")
+        if self.budget < 2:
+            raise InputError(f"--budget must be at least 2, got {self.budget}")
+        if self.tune and not self.validation:
+            raise InputError("--tune chooses on the validation split: --validation must be above 0")
+        shard(self.shard)
+        rates(self)
+        for condition in conditions(self):  # every value lies where Config wants it
+            for loss in self.losses:
+                config(self, loss, condition)
+
+
+def conditions(study: Study) -> list[Condition]:
+    """Every combination of the conditions' values; a study without any has one, which is empty.
+
+    Raises:
+      InputError: --vary names no flag, or one twice, or a value of another type.
+    """
+    axes: dict[str, tuple] = {}
+    for name, default in (("label_noise", 0.0), ("long_tail", 1.0), ("fraction", 1.0)):
+        if (values := getattr(study, name)) != (default,):
+            axes[name] = values
+    for text in study.vary:
+        name, values = _axis(text)
+        if name in axes:
+            raise InputError(f"--vary {text}: {name} is varied already")
+        axes[name] = values
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _axis(text: str) -> tuple[str, tuple]:
+    name, equals, listed = text.partition("=")
+    name = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
+    own = {f.name for f in dataclasses.fields(Training)} - {"progress", "data_dir", "dataset"}
+    if name not in own:
+        raise unknown("flag to vary", name, sorted(own))
+    default = getattr(Training(), name)
+    values = tuple(_typed(text, part.strip(), default) for part in split_commas(listed))
+    if not equals or len(set(values)) < len(values):
+        raise InputError(f"--vary takes flag=value,value,... with each value once; got '{text}'")
+    return name, values
+
+
+def _typed(text: str, value: str, default: Any) -> Any:
+    """A value of a flag, of its default's type; tuples are written [32,64]."""
+    if isinstance(default, str):
+        return value
+    try:
+        read = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(value.lower(), value))
+    except (ValueError, SyntaxError):
+        read = value
+    if isinstance(default, tuple) and isinstance(read, list | tuple) and all(type(n) is int for n in read):
+        return tuple(read)
+    if type(default) is float and type(read) is int:
+        return float(read)
+    if type(read) is type(default) or (default is None and isinstance(read, int | float | None)):
+        return read
+    raise InputError(f"--vary {text}: '{value}' is no value like {default}")
+
+
+def config(study: Study, loss: str, condition: Condition, seed: int = 0) -> Config:
+    """The configuration under which train.py would train one network of the study."""
+    shared = {f.name: getattr(study, f.name) for f in dataclasses.fields(Training)}
+    return Config(**shared | {"loss": loss, "seed": seed, "test_on": "last", "tensorboard": False} | condition)
+
+
+def seeds(study: Study) -> list[int]:
+    """The seeds that every cell is trained with."""
+    return list(range(study.first_seed, study.first_seed + study.seeds))
+
+
+def grid(study: Study) -> list[tuple[str, Condition]]:
+    """The study's cells, each a loss under a condition, in the order in which they are trained."""
+    return [(loss, condition) for condition in conditions(study) for loss in study.losses]
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Which of how many: '1/4' is (1, 4).
+
+    Raises:
+      InputError: anything else.
+    """
+    which, _, of = text.partition("/")
+    if not (which.isdecimal() and of.isdecimal() and int(which) < int(of)):
+        raise InputError(f"--shard must be i/n with 0 <= i < n, such as 0/4; got '{text}'")
+    return int(which), int(of)
+
+
+def rates(study: Study) -> list[float]:
+    """The learning rates that tuning tries, evenly spaced in their logarithm; none without --tune.
+
+    Raises:
+      InputError: not lr=LOW..HIGH with 0 < LOW < HIGH.
+    """
+    if study.tune is None:
+        return []
+    name, _, bounds = study.tune.partition("=")
+    try:
+        low, high = map(float, bounds.split(".."))
+    except ValueError:
+        low = high = math.nan
+    if name not in ("lr", "learning_rate") or not 0 < low < high < math.inf:
+        raise InputError(f"--tune takes lr=LOW..HIGH, such as lr=1e-4..1e-1; got '{study.tune}'")
+    ratio = (high / low) ** (1 / (study.budget - 1))
+    return [low * ratio**i for i in range(study.budget - 1)] + [high]
+
+
+def baseline(study: Study) -> str:
+    """The loss that the others are compared with."""
+    return study.baseline or study.losses[0]
+
+
+def margin(study: Study) -> float:
+    """The difference of the study's metric within which two losses count as equivalent."""
+    return METRICS[study.metric] if study.margin is None else study.margin
+
+
+def label(condition: Condition) -> str:
+    """A condition in words.
+
+    >>> label({"label_noise": 0.4, "optimizer": "sgd"})
+    'label noise 0.4, optimizer sgd'
+    """
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in condition.items()) or "as configured"

@@ -1,0 +1,105 @@
+"""A published claim, put to the test: a study with a rule, fixed before the run, for what would refute it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnlab import run_folder, stats
+from cnnlab.study.plan import Study
+from cnnlab.study.results import Results
+
+HOLDS, REFUTED, UNDECIDED = "holds", "refuted", "undecided"
+
+
+@dataclass(frozen=True)
+class Replication(Study):
+    """Test a claim at a size that two CPU cores finish: a fifth of CIFAR-10, eight epochs, eight seeds."""
+
+    dataset: str = "cifar10"
+    """As for train.py."""
+    fraction: tuple[float, ...] = (0.2,)
+    """Share of the training images that is used."""
+    validation: float = 0.04
+    """Share of the training split held out for validation."""
+    epochs: int = 8
+    """Passes over the training images."""
+    workdir: str = "runs/replications"
+    """Folder of the results; replications share the cells that they have in common."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A statement of a claim, with its verdict (holds, refuted or undecided) and the numbers behind it."""
+
+    statement: str
+    verdict: str
+    numbers: str
+
+
+def better(comparison: stats.Comparison) -> str:
+    """The rule for "A beats B": refuted where B is the better one, or the difference within the margin."""
+    refuting = (stats.WORSE, stats.EQUIVALENT)
+    return _rule(comparison.verdict == stats.BETTER, comparison.verdict in refuting)
+
+
+def equal(comparison: stats.Comparison, margin: float) -> str:
+    """The rule for "A is as good as B, within the margin": refuted where the whole interval lies beyond it."""
+    beyond = comparison.low > margin or comparison.high < -margin
+    return _rule(comparison.verdict == stats.EQUIVALENT, beyond)
+
+
+def indistinct(comparison: stats.Comparison) -> str:
+    """The rule for "there is nothing to find": refuted by any difference that is called one."""
+    found = comparison.verdict in (stats.BETTER, stats.WORSE)
+    return _rule(not found, found)
+
+
+def _rule(holds: bool, refuted: bool) -> str:
+    return HOLDS if holds else REFUTED if refuted else UNDECIDED
+
+
+def judged(statement: str, verdict: str, comparison: stats.Comparison, unit: str = "") -> Judged:
+    """A statement beside the paired difference that decides it."""
+    numbers = (
+        f"{comparison.mean:+.4g}{unit} [{comparison.low:+.4g}, {comparison.high:+.4g}], "
+        f"Holm p {comparison.p_holm:.3g}, n = {comparison.n}: {comparison.verdict}"
+    )
+    return Judged(statement, verdict, numbers)
+
+
+def replicate(study: Study, judge: Callable[[Results], Sequence[Judged]], name: str) -> None:
+    """Train the study, write its report, and print and store the verdict on each statement.
+
+    Args:
+      study: whose results are judged.
+      judge: results -> statements with verdicts.
+      name: of the replication, for its folder of reports.
+    """
+    results = train(study)
+    if results is None:
+        return
+    from cnnlab import report
+
+    folder = Path(study.workdir).expanduser() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write(results, folder)
+    verdicts = judge(results)
+    for each in verdicts:
+        print(f"{each.verdict.upper():<10} {each.statement}\n           {each.numbers}", flush=True)
+    rows: list[dict[str, Any]] = [vars(each) for each in verdicts]
+    run_folder.write_json(folder / "verdict.json", {"statements": rows, "command": run_folder.command()})
+    print(folder / "verdict.json")
+
+
+def train(study: Study) -> Results | None:
+    """The study's results, what is missing of them trained now."""
+    from cnnlab.study import cells
+    from cnnlab.study.board import Board
+
+    board = Board(study.progress, study.epochs)
+    for line in cells.announcement(study):
+        board.say(line)
+    return cells.run(study, board, run_folder.command())

@@ -1,0 +1,100 @@
+"""The numbers of a study, as its cells have left them: what the verdicts and the report are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cnnlab import stats
+from cnnlab.study import plan
+from cnnlab.study.plan import LARGER_IS_BETTER, METRICS, Condition, Study
+
+
+@dataclass(frozen=True)
+class Results:
+    """A finished study.
+
+    Attributes:
+      study: what was asked.
+      conditions: of it.
+      cells: for each condition, for each loss, what the cell's file holds:
+        loss, condition, learning_rate;
+        runs: for each seed {seed, diverged (null, or the step after which nothing was finite), test (null, or
+          `metrics.summarise` of the test set), history (train.py's rows, a dict an epoch), gradient_norms (of the first
+          steps)};
+        example_variance (mean over test images of the variance over seeds of being right; null for one seed),
+        tuning (null, or a list of {learning_rate, accuracy} on the validation split; accuracy null: not finite),
+        images (trained on), seconds, images_per_second, parameters, devices, versions, class_names, counts, digest.
+      command: which makes it again.
+    """
+
+    study: Study
+    conditions: list[Condition]
+    cells: list[list[dict[str, Any]]]
+    command: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What can be said of a loss beside the baseline under a condition; `comparison` is None where runs diverged."""
+
+    condition: Condition
+    loss: str
+    comparison: stats.Comparison | None
+    diverged: int = 0
+
+
+def values(cell: Mapping[str, Any], metric: str) -> np.ndarray:
+    """A metric of the test set for each seed, float64[seeds]; NaN where the run diverged."""
+    return np.array([np.nan if run["diverged"] is not None else run["test"][metric] for run in cell["runs"]])
+
+
+def differences(results: Results, metric: str) -> dict[tuple[int, int], np.ndarray]:
+    """(condition, loss) by number -> a loss's metric less the baseline's, for each seed; for all but the baseline."""
+    study = results.study
+    base = study.losses.index(plan.baseline(study))
+    return {
+        (i, j): values(row[j], metric) - values(row[base], metric)
+        for i, row in enumerate(results.cells)
+        for j in range(len(study.losses))
+        if j != base
+    }
+
+
+def verdicts(results: Results, metric: str | None = None) -> list[Verdict]:
+    """For every condition and every loss but the baseline; Holm's correction is over all of them.
+
+    Args:
+      results: of the study.
+      metric: None for the study's own, which was named before it was trained; others are to look at.
+    """
+    metric = metric or results.study.metric
+    margin = plan.margin(results.study) if metric == results.study.metric else METRICS[metric]
+    found = differences(results, metric)
+    broken = [int(np.isnan(values).sum()) for values in found.values()]
+    # Comparisons that diverged count in the correction, as zeros: what was looked at does not depend on how it ended.
+    rows = [np.zeros(len(values)) if n else values for values, n in zip(found.values(), broken, strict=True)]
+    compared = stats.compare(np.array(rows), margin, metric in LARGER_IS_BETTER)
+    return [
+        Verdict(results.conditions[i], results.study.losses[j], None if n else comparison, n)
+        for (i, j), comparison, n in zip(found, compared, broken, strict=True)
+    ]
+
+
+def spread(cell: Mapping[str, Any]) -> tuple[float, float]:
+    """Standard deviation of accuracy over seeds: on this test set, and over test sets drawn anew."""
+    accuracies = values(cell, "accuracy")
+    if len(accuracies) < 2 or not np.all(np.isfinite(accuracies)):
+        return np.nan, np.nan
+    images = cell["counts"]["test"]
+    return float(np.std(accuracies, ddof=1)), stats.distribution_sd(accuracies, cell["example_variance"], images)
+
+
+def curve(cell: Mapping[str, Any], name: str) -> np.ndarray:
+    """A column of the history, such as validation_accuracy: float64[seeds, epochs], NaN where there is none."""
+    rows: Sequence[Sequence[Mapping]] = [run["history"] for run in cell["runs"]]
+    column = [[row.get(name) for row in history] for history in rows]
+    return np.array(column, dtype=np.float64)

@@ -1,0 +1,39 @@
+"""Claim (e): the squared loss on logits matches cross-entropy within one point of accuracy.
+
+Source: Hui & Belkin 2020 (arXiv 2006.07322): 95.9 beside 96.3 % on CIFAR-10 with a wide residual network.
+Written before the run: holds if the study's verdict is equivalent within +-1 point; refuted if the whole interval of
+the paired difference lies beyond one point; else undecided. The learning rate is that of the other replications,
+chosen for neither.
+
+    python experiments/replications/squared_loss.py --data-dir DIR
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cnnlab import cli
+from cnnlab.study import plan
+from cnnlab.study.replication import Judged, Replication, equal, judged, replicate
+from cnnlab.study.results import Results
+
+
+@dataclass(frozen=True)
+class SquaredLoss(Replication):
+    __doc__ = Replication.__doc__
+    losses: tuple[str, ...] = ("cross_entropy", "squared_logits")
+
+
+def judge(results: Results) -> list[Judged]:
+    from cnnlab.study.results import verdicts
+
+    margin = plan.margin(results.study)
+    return [
+        judged(f"{v.loss} is within {margin:.0%} of cross_entropy", equal(v.comparison, margin), v.comparison)
+        for v in verdicts(results)
+        if v.comparison
+    ]
+
+
+if __name__ == "__main__":
+    cli.main(lambda study: replicate(study, judge, "squared_loss"), SquaredLoss)

@@ -1,0 +1,256 @@
+"""Cells of a study: paired, trained once however many processes there are, the same numbers after any kill."""
+
+import dataclasses
+import fcntl
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cnnlab import loop, recipe
+from cnnlab.console import Console
+from cnnlab.errors import InputError
+from cnnlab.study import cells, plan, results
+from cnnlab.study.board import Board
+from cnnlab.study.plan import Study
+
+SMALL = Study(
+    dataset="tiny", losses=("cross_entropy", "mse"), label_noise=(0.0, 0.3), seeds=2, model="mlp", hidden=(8,),
+    batch_size=32, validation=0.2, epochs=3, learning_rate=0.01, devices=1, progress="off",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def data(tfds_root):
+    with jax.numpy_dtype_promotion("standard"):  # optax.adam mixes types
+        yield
+
+
+def study(tmp_path, **changes):
+    return dataclasses.replace(SMALL, workdir=str(tmp_path / "study"), **changes)
+
+
+def run(asked):
+    return cells.run(asked, Board("off", asked.epochs), "COMMAND")
+
+
+def numbers(found):
+    """All that a study found, without what is of the machine and the hour."""
+    machine = ("seconds", "images_per_second", "devices", "versions")
+    return [[{k: v for k, v in cell.items() if k not in machine} for cell in row] for row in found.cells]
+
+
+@pytest.fixture(scope="module")
+def whole(tfds_root, tmp_path_factory):
+    with jax.numpy_dtype_promotion("standard"):
+        return run(study(tmp_path_factory.mktemp("whole")))
+
+
+def test_what_a_cell_holds(whole):
+    assert whole.conditions == [{"label_noise": 0.0}, {"label_noise": 0.3}]
+    for row, condition in zip(whole.cells, whole.conditions, strict=True):
+        for cell, loss in zip(row, SMALL.losses, strict=True):
+            assert (cell["loss"], cell["condition"], cell["learning_rate"]) == (loss, condition, 0.01)
+            assert [run["seed"] for run in cell["runs"]] == [0, 1] and cell["tuning"] is None
+            for each in cell["runs"]:
+                assert each["diverged"] is None and each["test"]["count"] == 50
+                assert [row["epoch"] for row in each["history"]] == [1, 2, 3]
+                assert len(each["gradient_norms"]) == 5 and min(each["gradient_norms"]) > 0
+                assert 0 <= each["history"][-1]["validation_accuracy"] <= 1
+            assert cell["images"] == 2 * 3 * 160 and cell["counts"]["train"] == 160
+            # Two seeds: the variance of being right is a half where they differ, 0 elsewhere.
+            assert 0 <= cell["example_variance"] <= 0.5
+
+
+def test_a_cell_is_what_train_gives_each_seed_alone(whole):
+    config = plan.config(SMALL, "mse", {"label_noise": 0.3}, seed=1)
+    experiment = recipe.build(config, Console("off"))
+    state, totals = experiment.state, experiment.totals
+    for item in experiment.items(0, 15):
+        state, totals = experiment.step(state, totals, [item])
+    wanted = loop.evaluate(experiment.eval_step, state, experiment.test())
+    found = whole.cells[1][1]["runs"][1]["test"]
+    assert found["confusion"] == wanted["confusion"]
+    # 15 float32 steps: parameters agree to some 1e-5 (test_seeds), and so do mean losses of order 1
+    np.testing.assert_allclose(
+        [found[k] for k in ("nll", "brier", "ece")], [wanted[k] for k in ("nll", "brier", "ece")], rtol=1e-4
+    )
+
+
+def test_seeds_are_paired():
+    """The same weights, images in the same order and the same wrong labels, whichever the loss."""
+    one, two = (
+        recipe.build(plan.config(SMALL, loss, {"label_noise": 0.3}), Console("off"), [0, 1]) for loss in SMALL.losses
+    )
+    for a, b in zip(jax.tree.leaves(one.state.params), jax.tree.leaves(two.state.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    clean = recipe.build(plan.config(SMALL, "mse", {"label_noise": 0.0}), Console("off"), [0, 1])
+    wrong = []
+    for a, b, c in zip(one.items(0, 10), two.items(0, 10), clean.items(0, 10), strict=True):
+        for name in ("image", "label"):
+            np.testing.assert_array_equal(a[name], b[name])
+        np.testing.assert_array_equal(a["image"], c["image"])  # noise changes no order
+        wrong.append(a["label"] != c["label"])
+    assert 0.2 < np.mean(wrong) < 0.4
+    images = next(one.items(0, 1))["image"]
+    assert not np.array_equal(images[0], images[1])  # but each seed has its own
+
+
+def test_the_same_study_again_trains_nothing_and_a_larger_one_only_what_is_new(tmp_path, monkeypatch, whole):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    trained = []
+    monkeypatch.setattr(cells, "_train", lambda study, cell, *_: trained.append(cell) or whole.cells[0][0])
+    assert numbers(run(asked)) == numbers(whole) and not trained
+    run(dataclasses.replace(asked, losses=(*asked.losses, "focal"), baseline="focal"))
+    assert [(cell.loss, cell.condition["label_noise"]) for cell in trained] == [("focal", 0.0), ("focal", 0.3)]
+    trained.clear()
+    run(dataclasses.replace(asked, epochs=4))
+    assert len(trained) == 4
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 3])
+def test_a_killed_cell_goes_on_and_ends_in_the_same_numbers(tmp_path, monkeypatch, whole, kill_at):
+    class Killed(BaseException):
+        """Not caught by anything, like a kill."""
+
+    class Dying(Board):
+        def epoch(self, row):
+            super().epoch(row)
+            if row["epoch"] == kill_at:
+                raise Killed
+
+    monkeypatch.setattr(cells, "SAVE_SECONDS", 0.0)
+    asked, seen = study(tmp_path), []
+    for _ in range(2):  # two kills, in two cells or in the same one again
+        with pytest.raises(Killed):
+            cells.run(asked, Dying("off", asked.epochs), "COMMAND")
+
+    class Watched(Board):
+        def epoch(self, row):
+            seen.append(row["epoch"])
+
+    found = cells.run(asked, Watched("off", asked.epochs), "COMMAND")
+    assert numbers(found) == numbers(whole)
+    assert len(seen) < 12, "nothing had been saved"
+    assert not list(Path(asked.workdir).glob("*.checkpoints"))
+
+
+def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch):
+    asked, trained = study(tmp_path), []
+    (tmp_path / "study/locks").mkdir(parents=True)
+    monkeypatch.setattr(cells, "_train", lambda study, cell, *_: trained.append(cell) or {"runs": []})
+    monkeypatch.setattr(Board, "finished", lambda *_: None)
+    name = cells._name(asked, "mse", {"label_noise": 0.0})
+    with (tmp_path / "study/locks" / name).open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run(asked) is None
+        assert len(trained) == 3 and ("mse", 0.0) not in [(c.loss, c.condition["label_noise"]) for c in trained]
+    assert run(asked) is not None and len(trained) == 4
+
+
+def test_shards_share_the_grid_out(tmp_path, monkeypatch):
+    trained = {}
+    monkeypatch.setattr(cells, "_train", lambda study, cell, *_: trained[study.shard].append(cell) or {"runs": []})
+    monkeypatch.setattr(Board, "finished", lambda *_: None)
+    for shard in ("2/3", "0/3", "1/3"):
+        trained[shard] = []
+        found = run(study(tmp_path, shard=shard))
+        assert (found is None) == (shard != "1/3")  # the last to finish has the results
+    assert sorted(map(len, trained.values())) == [1, 1, 2]
+    assert len({cell.name for part in trained.values() for cell in part}) == 4
+
+
+def test_a_run_that_diverges_is_said_and_not_compared(tmp_path):
+    """Under SGD a rate of 1e18 breaks squared_logits at once; the study goes on."""
+    asked = study(tmp_path, losses=("cross_entropy", "squared_logits"), label_noise=(0.0,), optimizer="sgd",
+                  vary=("learning_rate=0.01,1e25",), seeds=6)  # fmt: skip
+    found = run(asked)
+    sound, broken = found.cells[0][1], found.cells[1][1]
+    assert all(run["diverged"] is None for run in sound["runs"])
+    assert all(run["diverged"] is not None and run["test"] is None for run in broken["runs"])
+    assert broken["example_variance"] is None
+    first, second = results.verdicts(found)
+    assert first.comparison is not None and first.diverged == 0
+    assert second.comparison is None and second.diverged == 6
+    json.dumps(found.cells, allow_nan=False)
+
+
+def test_every_cell_is_tuned_with_the_same_budget(tmp_path):
+    asked = study(tmp_path, tune="lr=1e-5..1e-1", budget=3, label_noise=(0.3,))
+    found = run(asked)
+    for cell in found.cells[0]:
+        rates = [trial["learning_rate"] for trial in cell["tuning"]]
+        assert rates == pytest.approx([1e-5, 1e-3, 1e-1])
+        best = max(cell["tuning"], key=lambda trial: trial["accuracy"])
+        assert cell["learning_rate"] == best["learning_rate"]
+        assert best["accuracy"] > cell["tuning"][0]["accuracy"]  # nothing is learnt at 1e-5
+    # Each rate is what a run of its own with that rate reaches.
+    config = dataclasses.replace(
+        plan.config(asked, "cross_entropy", {"label_noise": 0.3}, plan.TUNING_SEED), learning_rate=rates[1]
+    )
+    experiment = recipe.build(config, Console("off"))
+    state, totals = experiment.state, experiment.totals
+    for item in experiment.items(0, 15):
+        state, totals = experiment.step(state, totals, [item])
+    reached = experiment.validate(state)["accuracy"]
+    assert found.cells[0][0]["tuning"][1]["accuracy"] == reached
+
+
+def test_conditions_share_a_compilation(tmp_path, monkeypatch):
+    """Label noise is data: the second condition of a loss, and a tuning as wide as the seeds, compile nothing."""
+    compiled = []
+
+    def note(event, **_):
+        if event == "/jax/compilation_cache/cache_misses":
+            compiled.append(event)
+
+    jax.monitoring.register_event_listener(note)
+    counts = []
+    for noise in ((0.0,), (0.0, 0.1, 0.3)):
+        jax.clear_caches()
+        compiled.clear()
+        run(study(tmp_path, losses=("focal,gamma=1.7", "gce"), label_noise=noise, tune="lr=1e-4..1e-2", budget=2))
+        counts.append(len(compiled))
+    assert counts[0] > 0 == counts[1]
+
+
+def constant(logits, labels):
+    """A loss with NaN gradients for equal logits, and NaN for negative ones."""
+    import jax.numpy as jnp
+
+    return jnp.sqrt(logits[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"losses": ("cross_entropy", "test_study.constant")}, "test_study.constant gives values that are not finite"),
+        ({"losses": ("cross_entropy", "jax.numpy.sum")}, "must return one value per example|fails on"),
+        ({"losses": ("cross_entropy", "no.such")}, "no module 'no'"),
+        ({"batch_size": 200}, "--batch-size 200 is larger than the 160 training images"),
+        ({"dataset": "tinny"}, "unknown data set 'tinny'"),
+    ],
+)
+def test_what_is_known_to_fail_is_refused_before_any_training(tmp_path, monkeypatch, changes, said):
+    monkeypatch.setattr(recipe, "build", lambda *_: pytest.fail("trained"))
+    with pytest.raises(InputError, match=said) as error:
+        run(study(tmp_path, **changes))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_announcement_says_how_many_seeds_a_verdict_takes(tmp_path):
+    lines = cells.announcement(study(tmp_path, losses=("cross_entropy", "mse", "focal")))
+    assert lines[0].startswith("3 losses x 2 conditions x 2 seeds of 3 epochs, 4 comparisons with cross_entropy")
+    assert any("at least 8 seeds" in line and "--seeds 8" in line for line in lines)  # 1 + log2(4 / 0.05) = 7.3
+    assert not any("underpowered" in line for line in cells.announcement(study(tmp_path, seeds=7)))
+
+
+def test_spread_is_that_of_the_seeds(whole):
+    cell = whole.cells[0][0]
+    on_test, over_sets = results.spread(cell)
+    accuracies = [run["test"]["accuracy"] for run in cell["runs"]]
+    assert on_test == pytest.approx(np.std(accuracies, ddof=1)) and 0 <= over_sets <= on_test * (50 / 49) ** 0.5

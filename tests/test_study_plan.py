@@ -1,0 +1,106 @@
+"""What a study asks for: its grid, its conditions, and one line for whatever cannot be asked."""
+
+import dataclasses
+import json
+
+import pytest
+
+from cnnlab import cli
+from cnnlab.config import Config
+from cnnlab.errors import InputError
+from cnnlab.study import plan
+from cnnlab.study.plan import Study
+
+PAIR = ("cross_entropy", "focal,gamma=2")
+
+
+def study(**changes):
+    return Study(**{"losses": PAIR} | changes)
+
+
+def test_the_grid_is_every_loss_under_every_condition():
+    asked = study(label_noise=(0.0, 0.4), vary=("optimizer=adam,sgd", "lr=1e-3,0.05"))
+    conditions = plan.conditions(asked)
+    assert len(conditions) == 8 and conditions[0] == {
+        "label_noise": 0.0, "optimizer": "adam", "learning_rate": 1e-3,
+    }  # fmt: skip
+    cells = plan.grid(asked)
+    assert len(cells) == 16 == len({(loss, plan.label(condition)) for loss, condition in cells})
+    config = plan.config(asked, *cells[-1], seed=3)
+    assert (config.loss, config.label_noise, config.optimizer, config.learning_rate, config.seed) == (
+        "focal,gamma=2", 0.4, "sgd", 0.05, 3,
+    )  # fmt: skip
+    assert plan.conditions(study()) == [{}] and plan.label({}) == "as configured"
+
+
+def test_a_condition_of_one_value_is_one():
+    assert plan.conditions(study(label_noise=(0.2,), long_tail=(10.0,))) == [{"label_noise": 0.2, "long_tail": 10.0}]
+
+
+def test_values_take_the_type_of_their_flag():
+    asked = study(vary=("widths=[8],[8,16]", "batch_norm=true,false", "weight_decay=0,5e-4", "clip_norm=none,1.5"))
+    first = plan.conditions(asked)[0]
+    assert first == {"widths": (8,), "batch_norm": True, "weight_decay": 0.0, "clip_norm": None}
+    assert all(isinstance(plan.config(asked, PAIR[0], condition), Config) for condition in plan.conditions(asked))
+    json.dumps(asked.to_json())
+
+
+def test_the_flags_of_the_issue():
+    flags = "--losses cross_entropy mean_squared_error focal,gamma=2 my_module.my_loss --dataset cifar10 --seeds 8"
+    asked = cli.parse(Study, [*flags.split(), "--label-noise", "0", "0.4", "--workdir", "runs/losses"])
+    assert len(asked.losses) == 4 and asked.label_noise == (0.0, 0.4) and plan.baseline(asked) == "cross_entropy"
+    assert plan.margin(asked) == 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"losses": ()}, "--losses must name at least two"),
+        ({"losses": ("focal",)}, "--losses must name at least two, to compare; got focal"),
+        ({"losses": ("focal", "focal")}, "takes each value once"),
+        ({"seeds": 0}, "--seeds must be at least 1, got 0"),
+        ({"first_seed": -1}, "--first-seed"),
+        ({"baseline": "cross_entrpy"}, "did you mean 'cross_entropy'"),
+        ({"label_noise": (0.0, 1.0)}, r"--label-noise must lie in \[0, 1\), got 1.0"),
+        ({"label_noise": (-0.1,)}, "--label-noise"),
+        ({"label_noise": (float("nan"),)}, "--label-noise"),
+        ({"label_noise": ()}, "at least one"),
+        ({"label_noise": (0.4, 0.4)}, "each value once"),
+        ({"long_tail": (0.5,)}, "--long-tail"),
+        ({"fraction": (0.0,)}, "--fraction"),
+        ({"metric": "acuracy"}, "did you mean 'accuracy'"),
+        ({"margin": 0.0}, "--margin"),
+        ({"tune": "lr=1..0.1"}, "lr=LOW..HIGH"),
+        ({"tune": "momentum=0..1"}, "lr=LOW..HIGH"),
+        ({"tune": "lr=1e-4..1e-1", "budget": 1}, "--budget"),
+        ({"tune": "lr=1e-4..1e-1", "validation": 0.0}, "--validation must be above 0"),
+        ({"shard": "4/4"}, "--shard"),
+        ({"shard": "x"}, "--shard"),
+        ({"vary": ("optimiser=adam,sgd",)}, "did you mean 'optimizer'"),
+        ({"vary": ("optimizer=adam,adamm",)}, "did you mean 'adam'"),
+        ({"vary": ("optimizer",)}, "flag=value"),
+        ({"vary": ("epochs=1,2.5",)}, "'2.5' is no value like 10"),
+        ({"vary": ("epochs=1,2", "epochs=3")}, "varied already"),
+        ({"vary": ("widths=8,16",)}, "no value like"),
+    ],
+)
+def test_what_cannot_be_asked(changes, said):
+    with pytest.raises(InputError, match=said) as error:
+        study(**changes)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_rates_are_evenly_spaced_in_their_logarithm():
+    rates = plan.rates(study(tune="lr=1e-4..1e-1", budget=4))
+    assert rates == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1]) and plan.rates(study()) == []
+
+
+def test_no_study_trains_with_the_seed_of_its_tuning():
+    with pytest.raises(InputError, match="first-seed"):
+        study(first_seed=plan.TUNING_SEED - 7)
+    assert plan.TUNING_SEED not in plan.seeds(study(first_seed=plan.TUNING_SEED - 8))
+
+
+def test_a_study_has_every_flag_of_train_but_what_it_varies():
+    own = {f.name for f in dataclasses.fields(Config)} - {f.name for f in dataclasses.fields(Study)}
+    assert own == {"loss", "seed", "checkpoint_steps", "keep", "test_on", "tensorboard"}
