@@ -28,6 +28,8 @@ The map of the package; a module imports only modules above it in this list (tes
     recipe.py       a config -> data, loss and compiled steps: what every experiment starts from
     stats.py        paired differences -> intervals, exact tests, verdicts
     study/          losses x conditions x paired seeds -> results
+    report/         results -> HTML, Markdown, CSV
+    replication.py  a published claim put to the test
 """
 
 __version__ = "0.1.0"

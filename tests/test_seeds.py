@@ -28,6 +28,8 @@ CONFIG = Config(
     batch_size=32,
     validation=0.2,
     epochs=5,
+    label_noise=0.3,
+    fraction=0.8,
 )
 
 

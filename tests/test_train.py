@@ -56,7 +56,9 @@ def test_two_golden_steps():
     kernel, bias = weights(state)
     totals, loss_sum, hit_sum = train.zero_totals(), 0.0, 0
     for number in (1, 2):
+        before = kernel, bias
         loss, hits, kernel, bias = reference(kernel, bias)
+        moved = sum(np.sum((new - old) ** 2) for new, old in zip((kernel, bias), before, strict=True)) ** 0.5
         loss_sum, hit_sum = loss_sum + loss * BATCH, hit_sum + hits
         state, totals = step(state, totals, PART, jax.random.key(0))
         np.testing.assert_allclose(weights(state)[0], kernel, rtol=0, atol=2e-6)
@@ -64,6 +66,15 @@ def test_two_golden_steps():
         np.testing.assert_allclose(totals["loss"], loss_sum, rtol=1e-5)
         assert (int(state.step), int(totals["count"]), int(totals["correct"])) == (number, number * BATCH, hit_sum)
         assert int(totals["bad_step"]) == train.NEVER
+        np.testing.assert_allclose(totals["gradient_norms"][number - 1], moved / RATE, rtol=1e-5)
+    assert not np.any(totals["gradient_norms"][2:])
+
+
+def test_only_early_gradients_are_kept():
+    step, state = build()
+    full = train.zero_totals() | {"count": jnp.int32(train.EARLY * BATCH)}
+    _, totals = step(state, full, PART, jax.random.key(0))
+    assert not np.any(totals["gradient_norms"])
 
 
 def test_state_keeps_its_shapes_and_may_be_donated():

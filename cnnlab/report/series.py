@@ -111,4 +111,3 @@ def at_edge(cell: Cell) -> bool:
 def diverged(cell: Cell) -> list[tuple[int, int]]:
     """(seed, step) of the runs that diverged."""
     return [(run["seed"], run["diverged"]) for run in cell["runs"] if run["diverged"] is not None]
-

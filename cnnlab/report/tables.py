@@ -178,7 +178,7 @@ def compute(results: Results) -> Table:
     cells = [cell for row in results.cells for cell in row]
     images, seconds = sum(cell["images"] for cell in cells), sum(cell["seconds"] for cell in cells)
     speed = f"{images / seconds:,.0f}" if seconds else NONE
-    total = ("total", "", f"{images:,}", fixed(seconds, 1), speed, "", "", "")
+    total = ("", "total", f"{images:,}", fixed(seconds, 1), speed, "", "", "")
     return Table(table.head, [*table.rows, total], table.words)
 
 
@@ -204,10 +204,29 @@ def csv_verdicts(results: Results, found: Sequence[Verdict]) -> tuple[list[str],
     """Head and rows of verdicts.csv: all numbers of the table of verdicts, in the metric's own unit."""
     study = results.study
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
-    numbers = ("n", "mean", "low", "high", "method", "p", "p_holm", "p_equivalent", "effect", "superiority", "detectable")
+    numbers = (
+        "n",
+        "mean",
+        "low",
+        "high",
+        "method",
+        "p",
+        "p_holm",
+        "p_equivalent",
+        "effect",
+        "superiority",
+        "detectable",
+    )
     head = ["loss", "baseline", "metric", "margin", "baseline_mean", "loss_mean", *numbers, "diverged", "verdict"]
     rows = [
-        [*_fields(names, verdict.condition), verdict.loss, plan.baseline(study), study.metric, plan.margin(study), *means]
+        [
+            *_fields(names, verdict.condition),
+            verdict.loss,
+            plan.baseline(study),
+            study.metric,
+            plan.margin(study),
+            *means,
+        ]
         + [getattr(verdict.comparison, name) if verdict.comparison else None for name in numbers]
         + [verdict.diverged, verdict_word(verdict)]
         for verdict, means in zip(found, _means(results, study.metric), strict=True)

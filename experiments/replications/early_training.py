@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cnnlab import cli
-from cnnlab.study.replication import HOLDS, REFUTED, Judged, Replication, better, judged, replicate
+from cnnlab.replication import HOLDS, REFUTED, Judged, Replication, better, judged, replicate
 from cnnlab.study.results import Results
 
 TARGET = 0.45

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cnnlab import cli
-from cnnlab.study.replication import Judged, Replication, better, judged, replicate
+from cnnlab.replication import Judged, Replication, better, judged, replicate
 from cnnlab.study.results import Results
 
 

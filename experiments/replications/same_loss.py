@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from cnnlab import cli
 from cnnlab.study import plan
-from cnnlab.study.replication import Judged, Replication, indistinct, judged, replicate, train
+from cnnlab.replication import Judged, Replication, indistinct, judged, replicate, train
 from cnnlab.study.results import Results
 
 

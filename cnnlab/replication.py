@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnlab import run_folder, stats
+from cnnlab import report, run_folder, stats
 from cnnlab.study.plan import Study
 from cnnlab.study.results import Results
 
@@ -81,8 +81,6 @@ def replicate(study: Study, judge: Callable[[Results], Sequence[Judged]], name: 
     results = train(study)
     if results is None:
         return
-    from cnnlab import report
-
     folder = Path(study.workdir).expanduser() / name
     folder.mkdir(parents=True, exist_ok=True)
     report.write(results, folder)
