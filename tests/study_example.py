@@ -53,7 +53,7 @@ def _cell(
     runs = [_run(study, condition, level, j, seed, names, images, steps, seed in lost) for seed in plan.seeds(study)]
     trials, rate = None, study.learning_rate
     if study.tune:
-        best = 10 ** (-2.5 - 0.8 * j)
+        best = 10 ** (-1.9 - 0.3 * j)
         trials = [
             {"learning_rate": r, "accuracy": None if r > 40 * best else level - 0.08 * float(np.log10(r / best)) ** 2}
             for r in plan.rates(study)

@@ -39,7 +39,7 @@ def test_asymmetric_noise_takes_the_classes_of_cifar10_for_their_likes():
     assert pairs == {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog", "dog": "cat"}
     noisy = conditions.asymmetric_noise(LABELS, 0.4, other, seed=1)
     for k, j in enumerate(other):
-        of_class = noisy[LABELS == k]
+        of_class = noisy[k == LABELS]
         assert set(of_class) <= {k, j}
         if k != j:
             assert abs(np.mean(of_class == j) - 0.4) < 4 * np.sqrt(0.24 / len(of_class))

@@ -14,10 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnlab.report import tables
-from cnnlab.report.document import sections
-from cnnlab.report.markdown import markdown
-from cnnlab.report.page import page
+from cnnlab.report import document, markdown, page, tables
 from cnnlab.study.results import Results, verdicts
 
 
@@ -33,10 +30,10 @@ def write(results: Results, folder: Path) -> list[Path]:
       sections Compute and To repeat it, and nowhere in the CSV.
     """
     found = verdicts(results)
-    parts = sections(results, found)
+    parts = document.sections(results, found)
     texts = {
-        "report.html": page(results, parts),
-        "report.md": markdown(results, parts),
+        "report.html": page.page(results, parts),
+        "report.md": markdown.markdown(results, parts),
         "results.csv": _csv(*tables.csv_runs(results)),
         "verdicts.csv": _csv(*tables.csv_verdicts(results, found)),
     }

@@ -81,24 +81,25 @@ def _untuned(results: Results) -> list[str]:
         return []
     used = sorted({cell["learning_rate"] for row in results.cells for cell in row})
     return [
-        f"The learning rate was not tuned per loss: all losses used {listed([short(rate) for rate in used])}, and a rate "
-        "that suits the baseline biases every comparison. --tune lr=LOW..HIGH chooses one for each loss."
+        f"The learning rate was not tuned per loss: all losses used {listed(list(map(short, used)))}, and a rate that "
+        "suits the baseline biases every comparison. --tune lr=LOW..HIGH chooses one for each loss."
     ]
 
 
 def _edges(results: Results) -> list[str]:
     found = []
-    for cells in zip(*results.cells, strict=True):
+    for j, loss in enumerate(results.study.losses):
+        cells = [row[j] for row in results.cells]
         rates = sorted({short(cell["learning_rate"]) for cell in cells if series.at_edge(cell)})
         count = sum(map(series.at_edge, cells))
         if count:
             among = f", under {count} of {len(cells)} conditions" if len(cells) > 1 else ""
-            found.append(f"{cells[0]['loss']} ({listed(rates)}{among})")
+            found.append(f"{loss} ({listed(rates)}{among})")
     if not found:
         return []
     return [
-        f"The chosen learning rate lies at the edge of the range for {listed(found, '; ')}: a better one may lie beyond "
-        "it, so these losses may do better than is shown; widen --tune."
+        f"The chosen learning rate lies at the edge of the range for {listed(found, '; ')}: a better one may lie "
+        "beyond it, so these losses may do better than is shown; widen --tune."
     ]
 
 
@@ -109,8 +110,8 @@ def tuned(results: Results) -> list[str]:
         return []
     return [
         "The learning rate was tuned per loss: for each loss under each condition the best of "
-        f"{results.study.budget} between {short(rates[0])} and {short(rates[-1])} on the validation split, on a seed that "
-        "is not among those compared."
+        f"{results.study.budget} rates between {short(rates[0])} and {short(rates[-1])} on the validation split, on a "
+        "seed that is not among those compared."
     ]
 
 
@@ -167,15 +168,15 @@ def meanings(results: Results) -> list[tuple[str, str]]:
     margin = SCALES[study.metric].with_unit(plan.margin(study))
     return [
         (f"{stats.BETTER}, {stats.WORSE}",
-         f"the mean difference is not zero: sign-flip test over the seeds, p ≤ 0.05 after Holm’s correction over {m}. It "
-         f"may still be smaller than ±{margin}: look at the interval."),
+         f"the mean difference is not zero: sign-flip test over the seeds, p ≤ 0.05 after Holm’s correction over {m}. "
+         f"It may still be smaller than ±{margin}: look at the interval."),
         (stats.EQUIVALENT,
          f"the mean difference lies within ±{margin}: two one-sided t-tests, p ≤ 0.05 after Holm’s correction."),
         (stats.UNDECIDED,
          f"neither was shown, though with these seeds a difference of {margin} would have been found with power 0.8."),
         (stats.UNDERPOWERED,
-         f"neither was shown, and a difference of {margin} could have been missed. This is never “no difference”: it takes "
-         "more seeds."),
+         f"neither was shown, and a difference of {margin} could have been missed. This is never “no difference”: it "
+         "takes more seeds."),
         (DIVERGED, "a run of the loss or of the baseline left the finite numbers."),
     ]  # fmt: skip
 
@@ -185,8 +186,8 @@ def columns(results: Results) -> str:
     name = SCALES[results.study.metric].name
     tail = "" if results.study.metric in plan.LARGER_IS_BETTER else "; as smaller is better, below 0.5 favours the loss"
     return (
-        f"Differences are loss minus baseline, of the same seed. d_z: mean over sd of the differences. P(A > B): share of "
-        f"seeds where the loss’s {name} (A) is above the baseline’s (B), ties half{tail}. Detectable: the smallest mean "
-        "difference found with power 0.8 at these seeds. Intervals are of one comparison, without Holm’s correction; p "
-        "not equivalent is what “equivalent” rests on."
+        "Differences are loss minus baseline, of the same seed. d_z: mean over sd of the differences. P(A > B): share "
+        f"of seeds where the loss’s {name} (A) is above the baseline’s (B), ties half{tail}. Detectable: the smallest "
+        "mean difference found with power 0.8 at these seeds. Intervals are of one comparison, without Holm’s "
+        "correction; p not equivalent is what “equivalent” rests on."
     )

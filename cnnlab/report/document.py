@@ -129,8 +129,8 @@ def _seeds(results: Results) -> Section:
         "Every seed",
         [
             Text(
-                "Each point is a seed on the test set, each bar the mean’s 95 % interval, its line the mean. On the right "
-                "the differences from the baseline at the same seed; the grey band is the margin of equivalence."
+                "Each point is a seed on the test set, each bar the mean’s 95 % interval, its line the mean. On the "
+                "right the differences from the baseline at the same seed; the grey band is the margin of equivalence."
             ),
             Panels(lambda: [panel for i in places for panel in figures.seeds(results, i)], pairs=True),
             _tabled(results, tables.seeds(results), "The same as a table"),
@@ -143,9 +143,9 @@ def _spread(results: Results) -> Section:
         "Spread of accuracy over seeds",
         [
             Text(
-                "The sd on the test set is what a rerun with other seeds would show here; the sd on the distribution is "
-                "what is left of it on test sets without end, so the part in which networks truly differ "
-                "(Jordan, 2023, arXiv 2304.01910)."
+                "The sd on the test set is what a rerun with other seeds would show here; the sd on the distribution "
+                "is what is left of it on test sets without end, so the part in which networks truly differ; 0 "
+                "where its estimate is negative (Jordan, 2023, arXiv 2304.01910)."
             ),
             _tabled(results, tables.spreads(results)),
         ],
@@ -164,7 +164,6 @@ def _curves(results: Results) -> Section:
     columns = [name for name in ("validation_accuracy", "train_accuracy") if _has(results, name)]
     if not columns:
         return Section("Learning curves", [])
-    places = range(len(results.conditions))
     return Section(
         "Learning curves",
         [
@@ -174,10 +173,14 @@ def _curves(results: Results) -> Section:
                 + (", and against wrong labels where there is label noise." if _noisy(results) else ".")
             ),
             Legend(results.study.losses),
-            Panels(lambda: [figures.curves(results, i, name) for name in columns for i in places]),
+            *[Panels(functools.partial(_curve_panels, results, name)) for name in columns],
             _tabled(results, tables.last_epoch(results, columns), "The last epoch as a table"),
         ],
     )
+
+
+def _curve_panels(results: Results, name: str) -> list[Panel]:
+    return [figures.curves(results, place, name) for place in range(len(results.conditions))]
 
 
 def _noisy(results: Results) -> bool:
@@ -185,11 +188,7 @@ def _noisy(results: Results) -> bool:
 
 
 def _has(results: Results, name: str) -> bool:
-    return any(series.curve(cell, name).size for cell in _cells(results) if _known(cell, name))
-
-
-def _known(cell: series.Cell, name: str) -> bool:
-    return any(name in row for run in cell["runs"] for row in run["history"])
+    return any(name in row for cell in _cells(results) for run in cell["runs"] for row in run["history"])
 
 
 def _cells(results: Results) -> list[series.Cell]:
@@ -205,9 +204,9 @@ def _gradients(results: Results) -> Section:
         "Gradient norms early in training",
         [
             Text(
-                f"Global norm of the gradient at the first {steps} steps: geometric mean over seeds, and the band of one sd "
-                "of its logarithm. Its size depends on the scale of the loss, which Adam takes out of the step and SGD does "
-                "not."
+                f"Global norm of the gradient at the first {steps} steps: geometric mean over seeds, and the band of "
+                "one sd of its logarithm. Its size depends on the scale of the loss, which Adam takes out of the step "
+                "and SGD does not."
             ),
             Legend(results.study.losses),
             Panels(lambda: [figures.gradient_norms(results, i) for i in places]),
@@ -221,9 +220,9 @@ def _calibration(results: Results) -> Section:
         "Calibration",
         [
             Text(
-                "Accuracy against confidence on the test set in 15 bins of equal width, pooled over seeds; on the dotted "
-                "line confidence is right, below it too high. Bars: share of the images in the bin. ECE: mean ± sd over "
-                "seeds."
+                "Accuracy against confidence on the test set in bins of equal width, pooled over seeds; on the dotted "
+                "line confidence is right, below it too high. Bars: share of the images in the bin. ECE: mean ± sd "
+                "over seeds."
             ),
             *_each(results, lambda i: [figures.reliability(results, i, j) for j in losses]),
             _tabled(results, tables.calibration(results), "ECE as a table"),
@@ -237,8 +236,8 @@ def _confusion(results: Results) -> Section:
         "Confusion matrices",
         [
             Text(
-                "Shares of each true class (a row) on the test set in percent, summed over seeds; shares under 0.5 % have no "
-                "number. The shade grows with the share’s square root, so that mistakes can be seen."
+                "Shares of each true class (a row) on the test set in percent, summed over seeds; shares under 0.5 % "
+                "have no number. The shade grows with the share’s square root, so that mistakes can be seen."
             ),
             *_each(results, lambda i: [figures.confusion(results, i, j) for j in losses]),
         ],

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnlab.plots import GREY
+from cnnlab.plots import SERIES
 from cnnlab.report import series, tables
 from cnnlab.report.numbers import SCALES, number_of, short
 from cnnlab.report.svg import INK, draw, look
@@ -20,7 +20,7 @@ from cnnlab.study.results import Results, differences, values
 ROW, STRIP = (
     40,
     280,
-)  # pixels that a loss takes in the panels of seeds, and their width: two pairs fit beside each other
+)  # pixels: a loss's height in the panels of seeds, and their width, so that two pairs fit side by side
 LABELLED = 12  # classes up to which a confusion matrix has names and numbers
 
 
@@ -31,11 +31,16 @@ class Panel:
     caption: str
     svg: str
 
+    @property
+    def width(self) -> int:
+        """In CSS pixels."""
+        return int(self.svg.partition(' width="')[2].partition('"')[0])
+
 
 def seeds(results: Results, place: int) -> list[Panel]:
     """A metric of each seed, and the difference from the baseline of the same seed, under the place-th condition."""
     study, scale = results.study, SCALES[results.study.metric]
-    cells, where = results.cells[place], plan.label(results.conditions[place])
+    cells, where = results.cells[place], _under(results.conditions[place])
     found = [scale.factor * values(cell, study.metric) for cell in cells]
     gaps = [scale.factor * differences(results, study.metric).get((place, j), np.array([])) for j in range(len(cells))]
     margin = scale.factor * plan.margin(study)
@@ -46,7 +51,7 @@ def seeds(results: Results, place: int) -> list[Panel]:
         axis.set_xlabel(f"{scale.label}, {direction} is better")
 
     def right(axis: Any) -> None:
-        axis.axvspan(-margin, margin, color=GREY, alpha=0.35, linewidth=0)
+        axis.axvspan(-margin, margin, color=INK, alpha=0.13, linewidth=0)
         axis.axvline(0, color=INK, linewidth=0.8)
         names = [f"{loss} (baseline)" * (not len(gap)) for loss, gap in zip(study.losses, gaps, strict=True)]
         _strips(axis, [name or loss for name, loss in zip(names, study.losses, strict=True)], gaps)
@@ -54,8 +59,8 @@ def seeds(results: Results, place: int) -> list[Panel]:
 
     shape: Any = {"width": STRIP, "height": ROW * len(cells) + 48, "left": 8, "right": 12, "top": 6, "bottom": 40}
     return [
-        Panel(f"{_capital(scale.name)}: {where}", draw(left, f"{scale.name} of each seed, {where}", **shape)),
-        Panel(f"Paired differences: {where}", draw(right, f"Differences from the baseline, {where}", **shape)),
+        Panel(f"{_capital(scale.name)}{where}", draw(left, f"{scale.name} of each seed{where}", **shape)),
+        Panel(f"Paired differences{where}", draw(right, f"Differences from the baseline{where}", **shape)),
     ]
 
 
@@ -64,9 +69,9 @@ def _strips(axis: Any, losses: Sequence[str], rows: Sequence[np.ndarray]) -> Non
     for j, (loss, row) in enumerate(zip(losses, rows, strict=True)):
         style, finite = look(j), np.isfinite(row)
         offsets = 0.09 * ((np.arange(len(row)) * 2) % 5 - 2) / 2  # apart, in the same way each time
-        axis.plot(row[finite], (j + 0.15 + offsets)[finite], style["marker"], color=style["color"], alpha=0.55,
-                  markersize=4.5, markeredgewidth=0)  # fmt: skip
-        if len(row) and finite.all():
+        axis.plot(row[finite], (j + 0.15 + offsets)[finite], style["marker"], color=style["color"], alpha=0.7,
+                  markersize=6, markeredgewidth=0)  # fmt: skip
+        if len(row) > 1 and finite.all():
             mean, (low, high) = series.mean(row), series.interval(row)
             axis.plot([low, high], [j + 0.15] * 2, color=style["color"], linewidth=2)
             axis.plot([mean], [j + 0.15], "|", color=INK, markersize=13, markeredgewidth=2)
@@ -80,6 +85,10 @@ def _strips(axis: Any, losses: Sequence[str], rows: Sequence[np.ndarray]) -> Non
     axis.grid(axis="x", color=INK, alpha=0.15)
     if not any(np.isfinite(row).any() for row in rows):
         axis.set_xticks([])
+
+
+def _under(condition: plan.Condition) -> str:
+    return f": {plan.label(condition)}" if condition else ""
 
 
 def _capital(text: str) -> str:
@@ -136,7 +145,7 @@ def curves(results: Results, place: int, name: str) -> Panel:
         paint(axis)
         axis.set(xlabel="epoch", ylabel=f"{name.replace('_', ' ')} (%)")
 
-    caption = f"{_capital(name.replace('_', ' '))}: {plan.label(results.conditions[place])}"
+    caption = f"{_capital(name.replace('_', ' '))}{_under(results.conditions[place])}"
     return Panel(caption, draw(whole, f"{caption}, over the epochs"))
 
 
@@ -148,7 +157,7 @@ def gradient_norms(results: Results, place: int) -> Panel:
         paint(axis)
         axis.set(xlabel="step", ylabel="gradient norm (log)")
 
-    caption = f"Gradient norm: {plan.label(results.conditions[place])}"
+    caption = f"Gradient norm{_under(results.conditions[place])}"
     return Panel(caption, draw(whole, f"{caption}, over the first steps"))
 
 
@@ -170,16 +179,14 @@ def reliability(results: Results, place: int, j: int) -> Panel:
 
     text = f"ECE {tables.spread_of(ece, values(cell, 'ece'))} {ece.unit}"
     lost = f", without {len(series.diverged(cell))} diverged" if series.diverged(cell) else ""
-    where = plan.label(results.conditions[place])
-    label = f"Reliability of {cell['loss']}, {where}: {text}"
+    where = _under(results.conditions[place])
+    label = f"Reliability of {cell['loss']}{where}: {text}"
     return Panel(f"{cell['loss']}: {text}{lost}", draw(paint, label, 262, 245, right=16))
 
 
 def confusion(results: Results, place: int, j: int) -> Panel:
     """Shares of each true class, pooled over seeds."""
     from matplotlib.colors import to_rgba
-
-    from cnnlab.plots import SERIES
 
     cell = results.cells[place][j]
     shares, names = series.confusion(cell), [_clipped(str(name), 14) for name in cell["class_names"]]
@@ -201,7 +208,7 @@ def confusion(results: Results, place: int, j: int) -> Panel:
             axis.locator_params(integer=True, nbins=6)
             axis.set(xlabel="predicted class (number)", ylabel="true class (number)")
             return
-        axis.set_xticks(range(len(names)), names, rotation=90)
+        axis.set_xticks(range(len(names)), names, rotation=90, ha="right", va="center", rotation_mode="anchor")
         axis.set_yticks(range(len(names)), names)
         axis.tick_params(length=0)
         for true, row in enumerate(shares):
@@ -209,10 +216,10 @@ def confusion(results: Results, place: int, j: int) -> Panel:
                 if share >= 0.005:
                     axis.text(predicted, true, f"{100 * share:.0f}", ha="center", va="center", fontsize=9)
 
-    where = plan.label(results.conditions[place])
+    where = _under(results.conditions[place])
     lost = f", without {len(series.diverged(cell))} diverged" if series.diverged(cell) else ""
     edge = round(longest + 30) if named else 56
-    label = f"Confusion matrix of {cell['loss']}, {where}"
+    label = f"Confusion matrix of {cell['loss']}{where}"
     side = 255 + edge
     shape = {"left": edge, "bottom": edge if named else 44, "top": 6, "right": 6}
     return Panel(f"{cell['loss']}{lost}", draw(paint, label, min(side, 360), min(side, 360), **shape))
@@ -242,8 +249,7 @@ def along(results: Results, name: str, others: plan.Condition, places: Sequence[
         axis.grid(color=INK, alpha=0.15)
         axis.set(xlabel=AXES[name], ylabel=scale.label)
 
-    rest = f": {plan.label(others)}" if others else ""
-    caption = f"{_capital(scale.name)} against {name.replace('_', ' ')}{rest}"
+    caption = f"{_capital(scale.name)} against {name.replace('_', ' ')}{_under(others)}"
     return Panel(caption, draw(paint, caption))
 
 
@@ -271,7 +277,7 @@ def tuning(results: Results, place: int) -> Panel:
         axis.grid(color=INK, alpha=0.15)
         axis.set(xlabel="learning rate (log)", ylabel="validation accuracy (%)")
 
-    caption = f"Tuning: {plan.label(results.conditions[place])}"
+    caption = f"Tuning{_under(results.conditions[place])}"
     return Panel(caption, draw(paint, f"{caption}: validation accuracy over the learning rate"))
 
 
@@ -284,6 +290,5 @@ def swatch(place: int) -> str:
         axis.plot([0.5], [0], style["marker"], color=style["color"], markersize=6)
         axis.set_axis_off()
 
-    return draw(paint, "", 34, 14, left=1, right=1, top=0, bottom=0).replace(
-        'role="img" aria-label=""', 'aria-hidden="true"'
-    )
+    drawn = draw(paint, "", 34, 14, left=1, right=1, top=0, bottom=0)
+    return drawn.replace('role="img" aria-label=""', 'aria-hidden="true"')

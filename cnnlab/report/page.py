@@ -41,9 +41,9 @@ def _section(section: Section) -> str:
 def _block(block: Block) -> str:
     match block:
         case Text(text, alarm=True):
-            return f'<p class="alarm">{escape(text)}</p>'
+            return f'<p class="alarm">{_prose(text)}</p>'
         case Text(text, dim=dim):
-            return f"<p{_class('dim' * dim)}>{escape(text)}</p>"
+            return f"<p{_class('dim' * dim)}>{_prose(text)}</p>"
         case Terms(items):
             pairs = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in items)
             return f"<dl>{pairs}</dl>"
@@ -54,13 +54,20 @@ def _block(block: Block) -> str:
             return f'<ul class="legend">{items}</ul>'
         case Panels(draw, folded, unfolded, pairs):
             drawn = [
-                f"<figure><figcaption>{escape(panel.caption)}</figcaption>{panel.svg}</figure>\n" for panel in draw()
+                f'<figure style="width: {panel.width}px"><figcaption>{escape(panel.caption)}</figcaption>'
+                f"{panel.svg}</figure>\n"
+                for panel in draw()
             ]
             if pairs:
                 drawn = [f'<div class="panels">{drawn[i]}{drawn[i + 1]}</div>' for i in range(0, len(drawn), 2)]
             return _folded(f'<div class="panels">{"".join(drawn)}</div>', folded, unfolded)
         case Code(text, folded):
             return _folded(f"<pre>{escape(text)}</pre>", folded, False)
+
+
+def _prose(text: str) -> str:
+    """A sentence in which flags are not broken over lines."""
+    return re.sub(r"(?<![\w-])--[a-z][\w-]*", r"<code>\g<0></code>", escape(text))
 
 
 def _folded(inner: str, summary: str, unfolded: bool) -> str:
@@ -91,5 +98,5 @@ def _cell(table: Table, place: int, text: str) -> str:
     if place >= table.words:
         return f"<td>{escape(text)}</td>"
     verdict = f" verdict {KINDS[text]}" if text in KINDS and place == table.words - 1 else ""
-    broken = re.sub(r"([,_])(?=.)", r"\1<wbr>", escape(text))  # where a loss may go on in the next line
+    broken = re.sub(r",(?=.)", ",<wbr>", escape(text))  # where a loss may go on in the next line
     return f'<td class="word{verdict}">{broken}</td>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,11 +17,11 @@ Cell = Mapping[str, Any]
 
 def padded(rows: Iterable[Sequence[float | None]]) -> np.ndarray:
     """Rows of unequal length as one array, float64[rows, longest]; NaN where there is nothing or nothing finite."""
-    rows = [np.array(row, np.float64) for row in rows]
-    table = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
-    for place, row in zip(table, rows, strict=True):
-        place[: len(row)] = np.where(np.isfinite(row), row, np.nan)
-    return table
+    found = [[math.nan if value is None else value for value in row] for row in rows]
+    table = np.full((len(found), max(map(len, found), default=0)), np.nan)
+    for i, row in enumerate(found):
+        table[i, : len(row)] = row
+    return np.where(np.isfinite(table), table, np.nan)
 
 
 def curve(cell: Cell, name: str) -> np.ndarray:
@@ -70,7 +71,7 @@ def calibration(cell: Cell) -> np.ndarray:
     tests = tested(cell)
     if not tests:
         return np.full((3, 0), np.nan)
-    count, confidence, hits = np.sum([test["calibration"] for test in tests], axis=0, dtype=np.float64)
+    count, confidence, hits = np.array([test["calibration"] for test in tests], np.float64).sum(0)
     some = np.where(count > 0, count, np.nan)
     return np.stack([count, confidence / some, hits / some])
 

@@ -2,9 +2,9 @@
 
 from cnnlab.plots import SERIES
 
-# In light mode yellow and cyan, in dark mode purple and grey stand out too little: there the same hue, of more contrast.
+# Where a colour stands out too little from the paper it is lighter or darker there, of the same hue.
 LIGHT = {"#ccbb44": "#9a8a1c", "#66ccee": "#2b93b8"}
-DARK = {"#aa3377": "#d0609f", "#666666": "#8f8f8f"}
+DARK = {"#4477aa": "#6b9fd4", "#228833": "#45b05a", "#aa3377": "#d0609f", "#666666": "#969696"}
 
 
 def colours(instead: dict[str, str]) -> str:
@@ -23,14 +23,15 @@ body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var
 h1 {{ font-size: 1.6rem; margin-bottom: .2rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.4rem; }}
 p, dl {{ max-width: 60rem; }} .dim {{ color: var(--dim); font-size: .92rem; }}
 .wide {{ overflow-x: auto; margin: .8rem 0; }} table {{ border-collapse: collapse; font-size: .92rem; }}
-th, td {{ text-align: right; padding: .28rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top;
+th, td {{ text-align: right; padding: .28rem .5rem; border-bottom: 1px solid var(--line); vertical-align: top;
   white-space: nowrap; font-variant-numeric: tabular-nums; }}
-thead th {{ vertical-align: bottom; font-weight: 500; white-space: normal; min-width: 4.2rem; font-size: .87rem;
+thead th {{ vertical-align: bottom; font-weight: 500; white-space: normal; font-size: .87rem;
   line-height: 1.3; }}
 .word {{ text-align: left; }} tbody tr:hover td {{ background: var(--box); }}
+td.word:first-child {{ min-width: 8.5rem; }}
 td.word {{ white-space: normal; overflow-wrap: break-word; max-width: 18rem; }}
-.group th {{ text-align: left; font-weight: 600; padding-top: .9rem; white-space: normal; }}
-.group span {{ position: sticky; left: .6rem; }}
+.group th {{ text-align: left; font-weight: 600; padding-top: .9rem; white-space: normal; font-size: inherit; }}
+.group span {{ position: sticky; left: .5rem; }}
 td.verdict {{ white-space: nowrap; font-weight: 600; }}
 .better {{ color: var(--good); }} .worse, .diverged {{ color: var(--bad); }} .equivalent {{ color: var(--same); }}
 .undecided, .underpowered {{ color: var(--dim); }}
@@ -38,7 +39,9 @@ td.verdict {{ white-space: nowrap; font-weight: 600; }}
   margin: .8rem 0; max-width: 60rem; }}
 dt {{ font-weight: 600; }} dd {{ margin: 0 0 .4rem 1.2rem; }}
 .panels {{ display: flex; flex-wrap: wrap; gap: 1rem 1.4rem; align-items: flex-end; margin: .8rem 0; }}
-figure {{ margin: 0; max-width: 100%; }} figcaption {{ font-size: .87rem; font-weight: 500; overflow-wrap: anywhere; }}
+.panels .panels {{ margin: 0; }}
+figure {{ margin: 0; max-width: 100%; }} code {{ white-space: nowrap; font-size: .92em; }}
+figcaption {{ font-size: .87rem; font-weight: 500; overflow-wrap: anywhere; }}
 svg {{ display: block; max-width: 100%; height: auto; font-family: system-ui, sans-serif; stroke-linejoin: round; }}
 svg text {{ stroke: none; }} svg image {{ image-rendering: pixelated; }}
 .legend {{ display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; font-size: .9rem; padding: 0; list-style: none; }}

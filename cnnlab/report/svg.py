@@ -16,7 +16,7 @@ INK = "#12ab9e"  # no other colour is that: in the SVG it becomes the page's tex
 MARKERS = "os^DvPX*"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 MARGINS = {"left": 52, "right": 10, "top": 8, "bottom": 37}  # margins in pixels
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "cnnlab",
     "text.parse_math": False,  # a loss may be called $x$
@@ -35,8 +35,9 @@ STYLE = {
 
 def look(place: int) -> dict[str, Any]:
     """Colour, marker and dashes of a study's n-th loss: told apart without the colour too."""
+    colour = SERIES[place % len(SERIES)]
     return {
-        "color": SERIES[place % len(SERIES)],
+        "color": INK if colour == SERIES[-1] else colour,  # black would not be seen in the dark
         "marker": MARKERS[place % len(MARKERS)],
         "linestyle": DASHES[place % len(DASHES)],
     }
@@ -93,7 +94,7 @@ def _tag(tag: str, used: set[str], prefix: str) -> str:
     tag = re.sub(r'(url\(|href=")#', rf"\1#{prefix}", tag.replace("xlink:href=", "href="))
     tag = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", tag)
     tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)  # it is the page's
-    tag = tag.replace(INK, "currentColor").replace(SERIES[-1], "currentColor")
+    tag = tag.replace(INK, "currentColor")
     for place, colour in enumerate(SERIES[:-1]):
         tag = tag.replace(colour, f"var(--s{place})")
     return tag if "data:" in tag else re.sub(r"(\d\.\d\d)\d+", r"\1", tag)  # hundredths of a pixel

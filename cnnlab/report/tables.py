@@ -24,6 +24,7 @@ MARKS = {
     stats.UNDERPOWERED: "○ underpowered",
     DIVERGED: "✗ diverged",
 }
+NBSP = "\N{NO-BREAK SPACE}"
 RUN_FIELDS = ("loss", "seed", "learning_rate", "diverged", *SCALES, "top5", "epochs")
 
 
@@ -60,7 +61,15 @@ def verdicts(results: Results, found: Sequence[Verdict]) -> Table:
     unit = f" ({scale.difference_unit})" if scale.difference_unit else ""
     head = (
         *("condition", "loss", "verdict", f"baseline’s {scale.label}", f"loss’s {scale.label}", f"difference{unit}"),
-        *(f"95 % interval{method}", "p", "p (Holm)", "p not equivalent (Holm)", "d_z", "P(A > B)", "detectable"),
+        *(
+            f"95 % interval{method}",
+            "p",
+            "p (Holm)",
+            "p not equivalent (Holm)",
+            "d_z",
+            f"P(A{NBSP}>{NBSP}B)",
+            f"detectable{unit}",
+        ),
     )
     rows = []
     for verdict, means in zip(found, _means(results, results.study.metric), strict=True):
@@ -131,7 +140,11 @@ def last_epoch(results: Results, columns: Sequence[str]) -> Table:
     """Where the learning curves end: mean ± sd over seeds."""
 
     def row(cell: series.Cell) -> tuple[str, ...]:
-        last = [[run["history"][-1].get(name) if run["history"] else None for run in cell["runs"]] for name in columns]
+        whole = [run["diverged"] is None and bool(run["history"]) for run in cell["runs"]]
+        last = [
+            [run["history"][-1].get(name) if there else None for run, there in zip(cell["runs"], whole, strict=True)]
+            for name in columns
+        ]
         return tuple(spread_of(SCALES["accuracy"], np.array(found, np.float64)) for found in last)
 
     head = tuple(f"{name.replace('_', ' ')} (%)" for name in columns)
@@ -139,8 +152,9 @@ def last_epoch(results: Results, columns: Sequence[str]) -> Table:
 
 
 def spread_of(scale: Any, found: np.ndarray) -> str:
-    """Mean ± sd over seeds."""
-    return f"{scale.value(series.mean(found))} ± {scale.value(series.sd(found))}"
+    """Mean ± sd over seeds; of one seed no sd."""
+    sd = series.sd(found)
+    return scale.value(series.mean(found)) + (f" ± {scale.value(sd)}" if np.isfinite(sd) else "")
 
 
 def calibration(results: Results) -> Table:
@@ -204,29 +218,12 @@ def csv_verdicts(results: Results, found: Sequence[Verdict]) -> tuple[list[str],
     """Head and rows of verdicts.csv: all numbers of the table of verdicts, in the metric's own unit."""
     study = results.study
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
-    numbers = (
-        "n",
-        "mean",
-        "low",
-        "high",
-        "method",
-        "p",
-        "p_holm",
-        "p_equivalent",
-        "effect",
-        "superiority",
-        "detectable",
-    )
+    of_difference, p = ("mean", "low", "high", "method"), ("p", "p_holm", "p_equivalent")
+    numbers = ("n", *of_difference, *p, "effect", "superiority", "detectable")
+    asked = (plan.baseline(study), study.metric, plan.margin(study))
     head = ["loss", "baseline", "metric", "margin", "baseline_mean", "loss_mean", *numbers, "diverged", "verdict"]
     rows = [
-        [
-            *_fields(names, verdict.condition),
-            verdict.loss,
-            plan.baseline(study),
-            study.metric,
-            plan.margin(study),
-            *means,
-        ]
+        [*_fields(names, verdict.condition), verdict.loss, *asked, *means]
         + [getattr(verdict.comparison, name) if verdict.comparison else None for name in numbers]
         + [verdict.diverged, verdict_word(verdict)]
         for verdict, means in zip(found, _means(results, study.metric), strict=True)

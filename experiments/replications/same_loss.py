@@ -13,8 +13,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from cnnlab import cli
-from cnnlab.study import plan
 from cnnlab.replication import Judged, Replication, indistinct, judged, replicate, train
+from cnnlab.study import plan
 from cnnlab.study.results import Results
 
 

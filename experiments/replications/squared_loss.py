@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cnnlab import cli
-from cnnlab.study import plan
 from cnnlab.replication import Judged, Replication, equal, judged, replicate
+from cnnlab.study import plan
 from cnnlab.study.results import Results
 
 
