@@ -113,7 +113,7 @@ def fit(
     *,
     step: Callable[[TrainState, Any, list[Any]], tuple[TrainState, Any]],
     items: Callable[[int, int], Iterable[Any]],
-    validate: Callable[[TrainState], dict[str, Any]] | None,
+    validate: Callable[[TrainState], Any] | None,
     checkpoints: Checkpoints,
     record: Callable[[dict[str, Any]], None],
     console: Console,
@@ -125,7 +125,7 @@ def fit(
       plan: where to end.
       step: (state, totals, list of items) -> state, totals after as many steps.
       items: (first step, last step) -> what each step is fed.
-      validate: state -> metrics of the validation split; None where there is none.
+      validate: state -> metrics of the validation split, a list of them with seeds; None where there is none.
       checkpoints: where it is saved, while all of it is finite.
       record: called with the metrics of each epoch once they are saved.
       console: shows progress.
@@ -176,10 +176,10 @@ def fit(
                 seen = _finite(totals, plan, checkpoints)
             row = _row(seen, epoch, number, number - first, time.monotonic() - started, plan)
             if validate is not None:
-                result = validate(state)
+                result: Any = validate(state)
                 for name in ("loss", "accuracy", "nll", "brier", "ece"):
-                    seeds = isinstance(result, list)
-                    row[f"validation_{name}"] = [each[name] for each in result] if seeds else result[name]
+                    each = [seed[name] for seed in result] if isinstance(result, list) else result[name]
+                    row[f"validation_{name}"] = each
             history.append(row)
             totals = jax.device_put(zeros, place)
             if stop.signal or time.monotonic() - saved >= plan.save_seconds:

@@ -47,7 +47,7 @@ def resident(images: np.ndarray, labels: np.ndarray, positions: np.ndarray, seed
     """
     own = positions.astype(np.int32)
 
-    def items(first: int, last: int) -> Iterator[np.ndarray]:
+    def items(first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
         for step in range(first, last):
             chosen = own[batch_positions(seed, step, len(own), batch_size)]
             yield {"image": chosen, "label": labels[chosen]}

@@ -15,7 +15,7 @@ from cnnlab.report.numbers import SCALES, number_of, short
 from cnnlab.report.svg import INK, draw, look
 from cnnlab.study import plan
 from cnnlab.study.plan import LARGER_IS_BETTER
-from cnnlab.study.results import Results, differences, values
+from cnnlab.study.results import Results, curve, differences, values
 
 ROW, STRIP = (
     40,
@@ -139,7 +139,7 @@ def _plain_log(axis: Any) -> None:
 
 def curves(results: Results, place: int, name: str) -> Panel:
     """A column of the history over the epochs: validation_accuracy or train_accuracy."""
-    paint = _lines(results, place, lambda cell: 100 * series.curve(cell, name))
+    paint = _lines(results, place, lambda cell: 100 * curve(cell, name))
 
     def whole(axis: Any) -> None:
         paint(axis)

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from cnnlab import stats
 from cnnlab.study.plan import Condition
-from cnnlab.study.results import Results
+from cnnlab.study.results import Results, padded
 
 Cell = Mapping[str, Any]
-
-
-def padded(rows: Iterable[Sequence[float | None]]) -> np.ndarray:
-    """Rows of unequal length as one array, float64[rows, longest]; NaN where there is nothing or nothing finite."""
-    found = [[math.nan if value is None else value for value in row] for row in rows]
-    table = np.full((len(found), max(map(len, found), default=0)), np.nan)
-    for i, row in enumerate(found):
-        table[i, : len(row)] = row
-    return np.where(np.isfinite(table), table, np.nan)
-
-
-def curve(cell: Cell, name: str) -> np.ndarray:
-    """A column of the history, such as validation_accuracy: float64[seeds, epochs]."""
-    return padded([row.get(name) for row in run["history"]] for run in cell["runs"])
 
 
 def gradient_norms(cell: Cell) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,8 +94,15 @@ def spread(cell: Mapping[str, Any]) -> tuple[float, float]:
     return float(np.std(accuracies, ddof=1)), stats.distribution_sd(accuracies, cell["example_variance"], images)
 
 
+def padded(rows: Iterable[Sequence[float | None]]) -> np.ndarray:
+    """Rows of unequal length as one array, float64[rows, longest]; NaN where there is nothing or nothing finite."""
+    found = [[math.nan if value is None else value for value in row] for row in rows]
+    table = np.full((len(found), max(map(len, found), default=0)), np.nan)
+    for i, row in enumerate(found):
+        table[i, : len(row)] = row
+    return np.where(np.isfinite(table), table, np.nan)
+
+
 def curve(cell: Mapping[str, Any], name: str) -> np.ndarray:
-    """A column of the history, such as validation_accuracy: float64[seeds, epochs], NaN where there is none."""
-    rows: Sequence[Sequence[Mapping]] = [run["history"] for run in cell["runs"]]
-    column = [[row.get(name) for row in history] for history in rows]
-    return np.array(column, dtype=np.float64)
+    """A column of the history, such as validation_accuracy: float64[seeds, epochs]."""
+    return padded([row.get(name) for row in run["history"]] for run in cell["runs"])
