@@ -61,13 +61,17 @@ def _rule(holds: bool, refuted: bool) -> str:
     return HOLDS if holds else REFUTED if refuted else UNDECIDED
 
 
-def judged(statement: str, verdict: str, comparison: stats.Comparison, unit: str = "") -> Judged:
-    """A statement beside the paired difference that decides it."""
+def judged(
+    statement: str, comparison: stats.Comparison | None, rule: Callable[[stats.Comparison], str], unit: str = ""
+) -> Judged:
+    """A statement judged by a rule, beside the paired difference that decides it; undecided where runs diverged."""
+    if comparison is None:
+        return Judged(statement, UNDECIDED, "runs diverged")
     numbers = (
         f"{comparison.mean:+.4g}{unit} [{comparison.low:+.4g}, {comparison.high:+.4g}], "
         f"Holm p {comparison.p_holm:.3g}, n = {comparison.n}: {comparison.verdict}"
     )
-    return Judged(statement, verdict, numbers)
+    return Judged(statement, rule(comparison), numbers)
 
 
 def replicate(study: Study, judge: Callable[[Results], Sequence[Judged]], name: str) -> None:

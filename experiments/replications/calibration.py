@@ -40,11 +40,8 @@ def judge(results: Results) -> list[Judged]:
     bins = np.array([run["test"]["calibration"] for run in results.cells[0][0]["runs"]])  # [seeds, 3, bins]
     count, confidence, hits = bins.sum(2).T
     (over,) = stats.compare(((confidence - hits) / count)[None], margin=0.01)
-    return [
-        judged("cross_entropy is overconfident", better(over), over),
-        *[judged(f"{v.loss} lowers the ECE", better(v.comparison), v.comparison) for v in verdicts(results)
-          if v.comparison],
-    ]  # fmt: skip
+    lower = [judged(f"{v.loss} lowers the ECE", v.comparison, better) for v in verdicts(results)]
+    return [judged("cross_entropy is overconfident", over, better), *lower]
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def judge(results: Results) -> list[Judged]:
     statements = ("gradient over the first 64 steps", f"epochs to {TARGET:.0%}", "accuracy after the first epoch")
     # Each in units of its margin, so that they are one family.
     compared = stats.compare(np.array(differences), margin=1.0)
-    found = [judged(s, better(c), c, " margins") for s, c in zip(statements, compared, strict=True)]
+    found = [judged(s, c, better, " margins") for s, c in zip(statements, compared, strict=True)]
 
     mistaken = jnp.log(jnp.array([1e-3, 0.999])), jnp.array(0)
     strength = [float(jnp.linalg.norm(jax.grad(loss)(*mistaken))) for loss in (losses.cross_entropy, losses.mse)]

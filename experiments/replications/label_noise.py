@@ -32,15 +32,13 @@ def judge(results: Results) -> list[Judged]:
     from cnnlab.study.results import curve, verdicts
 
     found = [
-        judged(
-            f"{v.loss} beats cross_entropy at noise {v.condition['label_noise']}", better(v.comparison), v.comparison
-        )
+        judged(f"{v.loss} beats cross_entropy at noise {v.condition['label_noise']}", v.comparison, better)
         for v in verdicts(results)
-        if v.comparison and v.condition["label_noise"] > 0 and v.loss != "mean_absolute_error"
+        if v.condition["label_noise"] > 0 and v.loss != "mean_absolute_error"
     ]
     entropy, absolute = (curve(cell, "train_accuracy")[:, -1] for cell in results.cells[0][:2])
     (underfits,) = stats.compare((entropy - absolute)[None], margin=0.05)
-    return [judged("mean_absolute_error underfits right labels", better(underfits), underfits), *found]
+    return [judged("mean_absolute_error underfits right labels", underfits, better), *found]
 
 
 if __name__ == "__main__":

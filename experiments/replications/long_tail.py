@@ -27,11 +27,7 @@ class LongTail(Replication):
 def judge(results: Results) -> list[Judged]:
     from cnnlab.study.results import verdicts
 
-    return [
-        judged(f"{v.loss} beats cross_entropy on the long tail", better(v.comparison), v.comparison)
-        for v in verdicts(results)
-        if v.comparison
-    ]
+    return [judged(f"{v.loss} beats cross_entropy on the long tail", v.comparison, better) for v in verdicts(results)]
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def judge(results: Results) -> list[Judged]:
         np.array([values(one, study.metric) - values(two, study.metric) for one, two in pairs]), plan.margin(study)
     )
     return [
-        judged(f"{loss} does not differ from itself", indistinct(comparison), comparison)
+        judged(f"{loss} does not differ from itself", comparison, indistinct)
         for loss, comparison in zip(study.losses, compared, strict=True)
     ]
 

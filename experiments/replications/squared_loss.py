@@ -10,6 +10,7 @@ chosen for neither.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from cnnlab import cli
@@ -28,11 +29,8 @@ def judge(results: Results) -> list[Judged]:
     from cnnlab.study.results import verdicts
 
     margin = plan.margin(results.study)
-    return [
-        judged(f"{v.loss} is within {margin:.0%} of cross_entropy", equal(v.comparison, margin), v.comparison)
-        for v in verdicts(results)
-        if v.comparison
-    ]
+    rule = functools.partial(equal, margin=margin)
+    return [judged(f"{v.loss} is within {margin:.0%} of cross_entropy", v.comparison, rule) for v in verdicts(results)]
 
 
 if __name__ == "__main__":
