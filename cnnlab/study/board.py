@@ -91,8 +91,9 @@ class Board(Console):
         if not self._own:
             return ""
         cells = len(self._cells) - len(self._done) - (self._share if self._now else 0)
-        minutes = np.mean(self._own) * cells / 60
-        return f"; about {minutes:.0f} min left" if cells > 0 else ""
+        seconds = float(np.mean(self._own)) * cells
+        left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+        return f"; about {left} left" if cells > 0 else ""
 
     def table(self) -> Any:
         """The grid, as rich draws it."""

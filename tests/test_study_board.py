@@ -1,0 +1,47 @@
+"""What a person sees of a study: a table on a terminal, plain lines elsewhere."""
+
+import io
+
+from rich.console import Console as Screen
+
+from cnnlab.study.board import Board
+
+CELLS = [("ce", "noise 0"), ("mse", "noise 0"), ("ce", "noise 0.4"), ("mse", "noise 0.4")]
+DONE = {"runs": [{"diverged": None, "test": {"accuracy": 0.5}}, {"diverged": None, "test": {"accuracy": 0.6}}]}
+BROKEN = {"runs": [{"diverged": 3, "test": None}, {"diverged": None, "test": {"accuracy": 0.25}}]}
+
+
+def drawn(board):
+    screen = Screen(file=io.StringIO(), width=120)
+    screen.print(board.table())
+    return screen.file.getvalue()
+
+
+def test_the_table_shows_what_is_done_and_how_far_the_rest_is():
+    board = Board("bar", epochs=4)
+    board.mode = "off"  # no live display here
+    with board.showing(CELLS):
+        board.finished("ce", "noise 0", DONE)
+        board.started("mse", "noise 0")
+        board.mode = "bar"
+        board.phase("training")
+        with board.progress("epoch 1/4", 10, "steps") as advance:
+            advance(5, "loss 1.0")
+            assert "training 12 %" in drawn(board)  # half of one epoch of four
+        board.epoch({"epoch": 2, "train_accuracy": [0.1, 0.3], "validation_accuracy": [0.4, 0.5]})
+        text = drawn(board)
+        assert "1 of 4 cells done" in text and "55.00 %" in text and "training 50 % (45.0 %)" in text
+        board.mode = "off"
+        board.finished("mse", "noise 0", BROKEN)
+        assert "25.00 % (1 diverged)" in drawn(board) and "left" in drawn(board)
+
+
+def test_lines_elsewhere(capsys):
+    board = Board("lines", epochs=1)
+    with board.showing(CELLS):
+        board.finished("ce", "noise 0", DONE)  # found, not trained: no line
+        board.started("mse", "noise 0")
+        board.epoch({"epoch": 1, "train_accuracy": [0.1]})
+        board.finished("mse", "noise 0", DONE)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("2/4 mse, noise 0: 55.00 %; about ") and lines[0].endswith(" left")
