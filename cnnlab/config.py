@@ -173,7 +173,7 @@ class Config(Training):
     seed: int = 0
     """Seed of initial weights, order, augmentation, dropout, wrong labels and left out images."""
     label_noise: float = 0.0
-    """Share of the training labels made wrong, in [0, 1); those of validation and test stay right."""
+    """Share of the training labels made wrong, in [0, 1), of classes that err; validation and test stay right."""
     long_tail: float = 1.0
     """How many times more images the first class keeps than the last, exponential between; 1: all."""
     fraction: float = 1.0

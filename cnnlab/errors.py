@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -11,11 +12,11 @@ class InputError(ValueError):
 
 
 class Diverged(InputError):
-    """Training left the finite numbers, at `step`, which the message names."""
+    """Training left the finite numbers. `steps`: int32[] or int32[seeds], the first, from 0; the message names it."""
 
-    def __init__(self, message: str, step: int):
+    def __init__(self, message: str, steps: Any):
         super().__init__(message)
-        self.step = step
+        self.steps = steps
 
 
 class CheckpointError(InputError):

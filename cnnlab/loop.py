@@ -142,19 +142,20 @@ def fit(
     place, saved = totals["loss"].sharding, time.monotonic()
     zeros = zero_totals(totals["loss"].dtype, totals["loss"].shape)
 
-    def save(seen: Any, metric: float | None = None) -> None:
+    def save(seen: Any, metric: float | None = None) -> bool:
         nonlocal saved
-        if np.all(seen["bad_step"] == NEVER):
+        if finite := bool(np.all(seen["bad_step"] == NEVER)):
             checkpoints.save(number, {"state": state, "totals": totals}, metric=metric, extra={"history": history})
             saved = time.monotonic()
+        return finite
 
     with stop_signals() as stop:
         batches = iter(items(number, last))
         while number < last:
             started, first, waiting = time.monotonic(), number, deque()
-            epoch, done = divmod(number, plan.steps_per_epoch)
+            epoch, taken = divmod(number, plan.steps_per_epoch)
             end = (epoch + 1) * plan.steps_per_epoch
-            with console.progress(f"epoch {epoch + 1}/{plan.epochs}", plan.steps_per_epoch, "steps", done) as advance:
+            with console.progress(f"epoch {epoch + 1}/{plan.epochs}", plan.steps_per_epoch, "steps", taken) as advance:
                 while number < end:
                     next_save = (number // plan.save_every + 1) * plan.save_every if plan.save_every else end
                     dispatched = list(islice(batches, min(plan.dispatch_steps, end - number, next_save - number)))
@@ -170,9 +171,9 @@ def fit(
                     stopped_by = stop.signal  # read once: it may be set between two looks
                     due = stopped_by or (plan.save_every and number % plan.save_every == 0)
                     if due and number < end:
-                        save(_finite(totals, plan, checkpoints))
+                        done = save(_finite(totals, plan, checkpoints))
                         if stopped_by:
-                            raise _stopped(stopped_by, number, last, checkpoints, plan)
+                            raise _stopped(stopped_by, number, last, checkpoints, plan, done)
                 seen = _finite(totals, plan, checkpoints)
             row = _row(seen, epoch, number, number - first, time.monotonic() - started, plan)
             if validate is not None:
@@ -182,11 +183,12 @@ def fit(
                     row[f"validation_{name}"] = each
             history.append(row)
             totals = jax.device_put(zeros, place)
-            if stop.signal or time.monotonic() - saved >= plan.save_seconds:
-                save(seen, None if totals["loss"].ndim else row.get("validation_accuracy"))
+            stopped_by, done = stop.signal, False  # read once, as above
+            if stopped_by or time.monotonic() - saved >= plan.save_seconds:
+                done = save(seen, None if totals["loss"].ndim else row.get("validation_accuracy"))
             record(row)
-            if stop.signal and number < last:  # with the last step taken, the test is all that is left
-                raise _stopped(stop.signal, number, last, checkpoints, plan)
+            if stopped_by and number < last:  # with the last step taken, the test is all that is left
+                raise _stopped(stopped_by, number, last, checkpoints, plan, done)
     checkpoints.wait()
     return Progress(state, totals, history)
 
@@ -212,8 +214,8 @@ def _row(seen: Any, epoch: int, number: int, steps: int, seconds: float, plan: P
 def _finite(totals: Any, plan: Plan, checkpoints: Checkpoints) -> Any:
     """The totals on the host, once they show that every step was finite; with seeds, every step of one of them."""
     seen = jax.device_get(totals)
-    bad = int(np.max(seen["bad_step"]))
-    if bad == NEVER:
+    bad = int(np.min(seen["bad_step"]))
+    if np.max(seen["bad_step"]) == NEVER:
         return seen
     checkpoints.wait()
     stored = checkpoints.steps()
@@ -223,15 +225,16 @@ def _finite(totals: Any, plan: Plan, checkpoints: Checkpoints) -> Any:
     raise Diverged(
         f"the loss or the parameters are not finite after step {bad + 1} (epoch {epoch}); {good}. "
         f"Try a lower --learning-rate, --warmup-epochs or --clip-norm{where}",
-        bad,
+        seen["bad_step"],
     )
 
 
-def _stopped(number: int, step: int, last: int, checkpoints: Checkpoints, plan: Plan) -> Stopped:
+def _stopped(number: int, step: int, last: int, checkpoints: Checkpoints, plan: Plan, saved: bool) -> Stopped:
     checkpoints.wait()
+    what = "saved" if saved else "not saved, as a seed of it has diverged"
     status = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
     return Stopped(
-        f"stopped by {signal.Signals(number).name} at step {step} of {last}, saved; to go on: {plan.again}", status
+        f"stopped by {signal.Signals(number).name} at step {step} of {last}, {what}; to go on: {plan.again}", status
     )
 
 

@@ -106,25 +106,19 @@ def build(
         raise InputError(f"seeds must be whole numbers in [0, 2**32), at least one, got {list(seeds)}")
     cache.keep_compilations()
     together = None if seeds is None else len(seeds)
-    # A dense network's step is over before two CPU devices have agreed on the gradient (mlp: 0.73 of one's speed).
-    cpu_images = 32 if config.model == "cnn" else config.batch_size
-    layout = parallel.layout(config.parallel, config.devices, config.batch_size, together, cpu_images)
+    devices = layout(config, together)
     dataset = source.open_dataset(config.dataset, config.data_dir, config.image_size)
     loss_from_config(config, dataset.num_classes, np.ones(dataset.num_classes))  # refuse it before the data is read
     teacher, teacher_digest = (
-        network.teacher_fn(config, dataset, layout.formulation) if needs_teacher(config) else (lambda images: {}, None)
+        network.teacher_fn(config, dataset, devices.formulation) if needs_teacher(config) else (lambda images: {}, None)
     )
-    side = min(dataset.train.image_shape[:2])
-    if max(config.crop, config.cutout) >= side:
-        raise InputError(
-            f"--crop {config.crop} and --cutout {config.cutout} must be smaller than the image, {side} pixels"
-        )
+    check_sizes(config, dataset.train.image_shape)
     images, summary, own, held_out, counts, feed = _data(config, dataset, console, seeds)
     mean, std = summary.mean_std(own)  # of all training images, whichever of them are used: the same under conditions
     steps_per_epoch = int(counts.sum()) // config.batch_size
     loss_fn = loss_from_config(config, dataset.num_classes, counts)
 
-    model = network.build_model(config, dataset.num_classes, layout.formulation)
+    model = network.build_model(config, dataset.num_classes, devices.formulation)
     tx = network.build_optimizer(config, steps_per_epoch)
     key = jax.random.key(config.seed) if seeds is None else jnp.stack([jax.random.key(seed) for seed in seeds])
     fold = jax.random.fold_in if seeds is None else jax.vmap(jax.random.fold_in, (0, None))
@@ -141,7 +135,7 @@ def build(
 
     # On CPU devices that each train seeds of their own, four steps at once spare three of four waits for the slower one
     # (4 seeds on two cores: 0.9 of one seed's images a second, then 1.0); alone a seed gains nothing.
-    at_once = 32 if layout.platform != "cpu" else 1 if seeds is None else 4
+    at_once = 32 if devices.platform != "cpu" else 1 if seeds is None else 4
     at_once = config.dispatch_steps or (1 if images is None else at_once)
     at_once = min(at_once, steps_per_epoch, config.checkpoint_steps or steps_per_epoch)  # no dispatch is longer
 
@@ -158,9 +152,9 @@ def build(
 
     seeded = () if seeds is None else (SEEDS,)
     each, items_spec = PartitionSpec(*seeded), PartitionSpec(*seeded, None, AXIS)
-    compiled = layout.compile(fed_steps, (each, each, SHARED, items_spec, SHARED, each, each), each, donate=(0,))
+    compiled = devices.compile(fed_steps, (each, each, SHARED, items_spec, SHARED, each, each), each, donate=(0,))
     peak = jnp.broadcast_to(jnp.asarray(config.learning_rate if rates is None else rates, float), key.shape)
-    data, run_key, peak = layout.place(feed.data), layout.place(fold(key, 1), each), layout.place(peak, each)
+    data, run_key, peak = devices.place(feed.data), devices.place(fold(key, 1), each), devices.place(peak, each)
 
     def step(state, totals, items):
         # a dispatch of fewer steps is filled up, so that one program serves all
@@ -170,7 +164,7 @@ def build(
 
     apply_fn = network.apply_for_evaluation(model, mean, std)
     evaluation = functools.partial(train.eval_step, apply_fn=apply_fn, loss_fn=loss_fn, given=teacher)
-    eval_step = layout.compile(evaluation, (each, each, BATCH), each)
+    eval_step = devices.compile(evaluation, (each, each, BATCH), each)
     logits_fn = lambda params, batch_stats, batch, axis_name: apply_fn(params, batch_stats, batch["image"])
     read = dataset.train.read if images is None else lambda at: {"image": images[at], "label": summary.labels[at]}
 
@@ -188,20 +182,46 @@ def build(
         "counts": {"train": int(counts.sum()), "validation": len(held_out), "test": len(dataset.test)},
     }
     return Experiment(
-        layout=layout,
-        state=layout.place(state, each),
-        totals=layout.place(totals, each),
+        layout=devices,
+        state=devices.place(state, each),
+        totals=devices.place(totals, each),
         steps_per_epoch=steps_per_epoch,
         step=step,
         dispatch_steps=at_once,
         items=feed.items,
         eval_step=eval_step,
         validate=validate if len(held_out) else None,
-        logits=layout.compile(logits_fn, (each, each, BATCH), PartitionSpec(*seeded, AXIS)),
+        logits=devices.compile(logits_fn, (each, each, BATCH), PartitionSpec(*seeded, AXIS)),
         test=lambda: feeds.in_order(dataset.test.read, np.arange(len(dataset.test)), config.batch_size),
         facts=facts,
         feed="streaming" if images is None else "resident",
     )
+
+
+def layout(config: Config, seeds: int | None = None) -> parallel.Layout:
+    """The devices of a configuration, for as many seeds together.
+
+    Raises:
+      InputError: more than there are, or a number that does not fit.
+    """
+    # A dense network's step is over before two CPU devices have agreed on the gradient (mlp: 0.73 of one's speed).
+    cpu_images = 32 if config.model == "cnn" else config.batch_size
+    return parallel.layout(config.parallel, config.devices, config.batch_size, seeds, cpu_images)
+
+
+def check_sizes(config: Config, image_shape: tuple[int, ...]) -> None:
+    """Raises InputError where a crop or a cutout takes the whole image."""
+    side = min(image_shape[:2])
+    if max(config.crop, config.cutout) >= side:
+        raise InputError(
+            f"--crop {config.crop} and --cutout {config.cutout} must be smaller than the image, {side} pixels"
+        )
+
+
+def resident(feed: str, split: source.Split) -> bool:
+    """Whether a split's images are kept in memory, decoded: as asked, or if they are small enough."""
+    small = len(split) * np.prod(split.image_shape) <= feeds.RESIDENT_LIMIT
+    return feed == "resident" or bool(small and feed != "streaming")
 
 
 def class_counts(config: Config, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -227,13 +247,8 @@ def class_counts(config: Config, labels: np.ndarray, num_classes: int) -> np.nda
 
 def _data(config: Config, dataset: source.Dataset, console: Console, seeds: Sequence[int] | None):
     """Decoded training images (None when streaming), their summary, the split's sides, class counts, and the feed."""
-    count = len(dataset.train)
-    if count * np.prod(dataset.train.image_shape) <= feeds.RESIDENT_LIMIT and config.feed != "streaming":
-        resident = True
-    else:
-        resident = config.feed == "resident"
     track = console.track(f"decoding {dataset.train.name}", "reads")
-    if resident:
+    if resident(config.feed, dataset.train):
         images, summary = source.decoded(dataset.train, track)
     else:
         images, summary = None, source.summary(dataset.train, track)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cnnlab import report, run_folder, stats
+from cnnlab.errors import InputError
 from cnnlab.study.plan import Study
 from cnnlab.study.results import Results
 
@@ -28,6 +30,17 @@ class Replication(Study):
     """Passes over the training images."""
     workdir: str = "runs/replications"
     """Folder of the results; replications share the cells that they have in common."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = type(self)
+        for name in ("losses", "label_noise", "long_tail", "vary", "metric"):
+            if own is not Replication and getattr(self, name) != getattr(own, name):
+                raise InputError(
+                    f"the claim is about {getattr(own, name)}: --{name.replace('_', '-')} cannot be changed"
+                )
+        if not self.validation:
+            raise InputError("--validation must be above 0: claims are about accuracies on that split too")
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,9 @@ def equal(comparison: stats.Comparison, margin: float) -> str:
 
 
 def indistinct(comparison: stats.Comparison) -> str:
-    """The rule for "there is nothing to find": refuted by any difference that is called one."""
+    """The rule for "there is nothing to find": refuted by any difference that is called one; seeds must allow one."""
+    if comparison.detectable == math.inf:
+        return UNDECIDED
     found = comparison.verdict in (stats.BETTER, stats.WORSE)
     return _rule(not found, found)
 
@@ -74,7 +89,7 @@ def judged(
     return Judged(statement, rule(comparison), numbers)
 
 
-def replicate(study: Study, judge: Callable[[Results], Sequence[Judged]], name: str) -> None:
+def replicate(study: Replication, judge: Callable[[Results], Sequence[Judged]], name: str) -> None:
     """Train the study, write its report, and print and store the verdict on each statement.
 
     Args:
@@ -82,7 +97,9 @@ def replicate(study: Study, judge: Callable[[Results], Sequence[Judged]], name: 
       judge: results -> statements with verdicts.
       name: of the replication, for its folder of reports.
     """
-    results = train(study)
+    from cnnlab.study import cells
+
+    results = cells.conduct(study, run_folder.command())
     if results is None:
         return
     folder = Path(study.workdir).expanduser() / name
@@ -94,14 +111,3 @@ def replicate(study: Study, judge: Callable[[Results], Sequence[Judged]], name: 
     rows: list[dict[str, Any]] = [vars(each) for each in verdicts]
     run_folder.write_json(folder / "verdict.json", {"statements": rows, "command": run_folder.command()})
     print(folder / "verdict.json")
-
-
-def train(study: Study) -> Results | None:
-    """The study's results, what is missing of them trained now."""
-    from cnnlab.study import cells
-    from cnnlab.study.board import Board
-
-    board = Board(study.progress, study.epochs)
-    for line in cells.announcement(study):
-        board.say(line)
-    return cells.run(study, board, run_folder.command())

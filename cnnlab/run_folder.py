@@ -156,7 +156,7 @@ class RunFolder:
 
     def start_metrics(self, history: list[dict[str, Any]], tensorboard: bool) -> None:
         """Make metrics.jsonl and the TensorBoard events say what `history` says: epochs after a kill are dropped."""
-        _write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         self._wants_tensorboard = tensorboard
         for row in history:
@@ -182,13 +182,14 @@ class RunFolder:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
-    _write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(handle)

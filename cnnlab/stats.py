@@ -213,7 +213,9 @@ class Comparison:
     verdict: str
 
 
-def verdicts(differences: np.ndarray, margin: float, larger_is_better: bool = True, alpha: float = 0.05) -> dict:
+def verdicts(
+    differences: np.ndarray, margin: float, larger_is_better: bool = True, alpha: float = 0.05, others: int = 0
+) -> dict:
     """The fields of `Comparison` but for the interval, of many families at once.
 
     Args:
@@ -223,9 +225,10 @@ def verdicts(differences: np.ndarray, margin: float, larger_is_better: bool = Tr
       name -> float[..., m]; verdict: str[..., m].
     """
     differences = _checked(differences)
-    m, n = differences.shape[-2:]
+    m, n = differences.shape[-2] + others, differences.shape[-1]
     mean, p, enough = differences.mean(-1), sign_flip(differences), n >= seeds_needed(m, alpha)
-    p_holm, p_equivalent = holm(p), holm(equivalence(differences, margin))
+    family = lambda p: holm(np.concatenate([p, np.ones((*p.shape[:-1], others))], -1))[..., : m - others]
+    p_holm, p_equivalent = family(p), family(equivalence(differences, margin))
     smallest = detectable(n, m, alpha) * _sd(differences) if enough else np.full(p.shape, np.inf)
     # Too few seeds first: then no p-value can tell a difference from none, and nothing else may be read into that.
     cases = [np.full(p.shape, not enough), p_holm <= alpha, p_equivalent <= alpha, smallest > margin]
@@ -243,7 +246,7 @@ def verdicts(differences: np.ndarray, margin: float, larger_is_better: bool = Tr
 
 
 def compare(
-    differences: np.ndarray, margin: float, larger_is_better: bool = True, alpha: float = 0.05
+    differences: np.ndarray, margin: float, larger_is_better: bool = True, alpha: float = 0.05, others: int = 0
 ) -> list[Comparison]:
     """Compare m candidates with one baseline, as one family.
 
@@ -252,12 +255,13 @@ def compare(
       margin: the difference that would matter, > 0, in the metric's unit.
       larger_is_better: False for a loss; turns the verdict, not the numbers.
       alpha: how often a family of no differences may hold a "better" or "worse".
+      others: comparisons of the family that ended without numbers; Holm's correction counts them.
     """
     if np.ndim(differences) != 2:
         raise InputError(f"wanted differences [comparisons, seeds], got shape {np.shape(differences)}")
     if not len(differences):
         return []
-    columns = verdicts(differences, margin, larger_is_better, alpha)
+    columns = verdicts(differences, margin, larger_is_better, alpha, others)
     columns["low"], columns["high"] = interval(differences, 1 - alpha)
     n = np.shape(differences)[1]
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)

@@ -25,11 +25,27 @@ def whole(tfds_root, tmp_path_factory):
     return folder, done.stdout
 
 
+def environment():
+    """A user's: one device, none of the tests' strictness."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    return own | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+
+
 def start(folder, *more):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, str(ROOT / "experiments/ablate.py"), *SMALL, "--workdir", str(folder), *more]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_reader_that_goes_away_costs_no_report(whole):
+    folder, _ = whole
+    (folder / "report.html").unlink()
+    command = [sys.executable, str(ROOT / "experiments/ablate.py"), *SMALL, "--workdir", str(folder)]
+    head = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert head.stdout.readline()
+    head.stdout.close()
+    assert head.wait(120) == 0 and "Traceback" not in head.stderr.read()
+    head.stderr.close()
+    assert (folder / "report.html").exists()
 
 
 def numbers(folder):
@@ -67,6 +83,21 @@ def test_killed_twice_it_ends_in_the_same_bytes(whole, tmp_path):
     assert process.returncode == 0, errors
     assert len(re.findall(r"^\d/4 ", output, re.MULTILINE)) <= 2  # what was finished is not trained again
     assert numbers(folder) == numbers(whole[0])
+
+
+def test_a_signal_in_the_middle_saves_and_the_same_command_goes_on(whole, tmp_path):
+    folder = tmp_path / "study"
+    process = start(folder, "--epochs", "400")
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*.checkpoints/training")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+    time.sleep(2)  # it compiles and trains now
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    if process.returncode != -signal.SIGTERM:  # that came before the first step
+        assert process.returncode == 75 and re.fullmatch(r"stopped by SIGTERM at step \d+ of \d+, saved; .*\n", errors)
+        assert [path.name for path in folder.glob("*.checkpoints/training/*") if path.name.isdecimal()]
 
 
 def test_two_at_once_train_no_cell_twice(whole, tmp_path):

@@ -10,7 +10,9 @@ import study_example
 from test_experiments import ROOT
 
 from cnnlab import replication, stats
+from cnnlab.errors import InputError
 from cnnlab.replication import HOLDS, REFUTED, UNDECIDED, Replication
+from cnnlab.study import cells
 
 NAMES = sorted(path.stem for path in (ROOT / "experiments/replications").glob("*.py"))
 
@@ -56,6 +58,7 @@ def test_beating(found, verdict):
         (comparison(0.02), REFUTED, REFUTED),
         (comparison(-0.02), REFUTED, REFUTED),
         (comparison(0.009, sd=0.05), UNDECIDED, HOLDS),
+        (comparison(0.0, n=4), UNDECIDED, UNDECIDED),  # nothing could have been found
     ],
 )
 def test_being_equal_and_indistinct(found, equal, indistinct):
@@ -70,14 +73,20 @@ def test_every_script_judges_what_it_announces(name, script, monkeypatch):
     study = study_of(module)
     fields = {f.name: getattr(study, f.name) for f in dataclasses.fields(study) if f.name != "losses"}
     found = study_example.results(losses=study.losses, **fields)
-    if name == "same_loss":
-        monkeypatch.setattr(module, "train", lambda other: study_example.results(losses=other.losses, first_seed=1000))
+    other = study_example.results(losses=study.losses, first_seed=1000)
+    monkeypatch.setattr(cells, "conduct", lambda *_: other)  # same_loss trains more
     statements = module.judge(found)
     assert len(statements) == {"early_training": 4, "label_noise": 5, "calibration": 4, "long_tail": 2,
                                "same_loss": 2, "squared_loss": 1}[name]  # fmt: skip
     assert {each.verdict for each in statements} <= {HOLDS, REFUTED, UNDECIDED}
     assert all(each.numbers for each in statements)
     assert "before the run" in module.__doc__ and "Claim (" in module.__doc__
+
+
+@pytest.mark.parametrize("changes", [{"losses": ("mse", "focal")}, {"label_noise": (0.1,)}, {"validation": 0.0}])
+def test_what_a_claim_is_about_cannot_be_changed(script, changes):
+    with pytest.raises(InputError, match="--"):
+        dataclasses.replace(study_of(script("early_training")), **changes)
 
 
 def test_a_loss_that_is_better_early_is_found_so(script):

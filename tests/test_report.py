@@ -14,6 +14,7 @@ import pytest
 import study_example
 
 from cnnlab import report, stats
+from cnnlab.errors import InputError
 from cnnlab.plots import SERIES
 from cnnlab.report import claims, document, figures, markdown, numbers, series, style, svg, tables
 from cnnlab.study import plan
@@ -204,8 +205,8 @@ def test_time_and_machine_change_nothing_outside_their_sections(folder, studied,
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(folder, studied, tmp_path, monkeypatch):
     report.write(studied, tmp_path)
-    monkeypatch.setattr("cnnlab.report.os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
+    monkeypatch.setattr("cnnlab.run_folder.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
+    with pytest.raises(InputError, match="disk full"):
         report.write(studied, tmp_path)
     assert (tmp_path / "report.html").read_bytes() == (folder / "report.html").read_bytes()
     assert len(list(tmp_path.iterdir())) == 4

@@ -13,7 +13,7 @@ import pytest
 from cnnlab import loop, recipe
 from cnnlab.console import Console
 from cnnlab.errors import InputError
-from cnnlab.study import cells, plan, results
+from cnnlab.study import cells, folder, plan, results
 from cnnlab.study.board import Board
 from cnnlab.study.plan import Study
 
@@ -47,6 +47,16 @@ def numbers(found):
 def whole(tfds_root, tmp_path_factory):
     with jax.numpy_dtype_promotion("standard"):
         return run(study(tmp_path_factory.mktemp("whole")))
+
+
+def pretend(monkeypatch, whole, trained):
+    """Training that takes no time, and notes what it was asked for."""
+
+    def train(study, cell, *_):
+        trained.append(cell)
+        return whole.cells[0][0] | {"loss": cell.loss}
+
+    monkeypatch.setattr(cells, "_train", train)
 
 
 def test_what_a_cell_holds(whole):
@@ -103,8 +113,10 @@ def test_the_same_study_again_trains_nothing_and_a_larger_one_only_what_is_new(t
     asked = study(tmp_path)
     shutil.copytree(whole.study.workdir, asked.workdir)
     trained = []
-    monkeypatch.setattr(cells, "_train", lambda study, cell, *_: trained.append(cell) or whole.cells[0][0])
+    pretend(monkeypatch, whole, trained)
     assert numbers(run(asked)) == numbers(whole) and not trained
+    run(dataclasses.replace(asked, label_noise=(0.0,)))
+    assert not trained  # the same cells without a condition
     run(dataclasses.replace(asked, losses=(*asked.losses, "focal"), baseline="focal"))
     assert [(cell.loss, cell.condition["label_noise"]) for cell in trained] == [("focal", 0.0), ("focal", 0.3)]
     trained.clear()
@@ -139,12 +151,11 @@ def test_a_killed_cell_goes_on_and_ends_in_the_same_numbers(tmp_path, monkeypatc
     assert not list(Path(asked.workdir).glob("*.checkpoints"))
 
 
-def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch):
+def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch, whole):
     asked, trained = study(tmp_path), []
     (tmp_path / "study/locks").mkdir(parents=True)
-    monkeypatch.setattr(cells, "_train", lambda study, cell, *_: trained.append(cell) or {"runs": []})
-    monkeypatch.setattr(Board, "finished", lambda *_: None)
-    name = cells._name(asked, "mse", {"label_noise": 0.0})
+    pretend(monkeypatch, whole, trained)
+    name = folder.cell(asked, "mse", {"label_noise": 0.0}).digest
     with (tmp_path / "study/locks" / name).open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert run(asked) is None
@@ -152,16 +163,14 @@ def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch)
     assert run(asked) is not None and len(trained) == 4
 
 
-def test_shards_share_the_grid_out(tmp_path, monkeypatch):
+def test_shards_share_the_grid_out(tmp_path, monkeypatch, whole):
     trained = {}
-    monkeypatch.setattr(cells, "_train", lambda study, cell, *_: trained[study.shard].append(cell) or {"runs": []})
-    monkeypatch.setattr(Board, "finished", lambda *_: None)
     for shard in ("2/3", "0/3", "1/3"):
-        trained[shard] = []
+        pretend(monkeypatch, whole, trained.setdefault(shard, []))
         found = run(study(tmp_path, shard=shard))
         assert (found is None) == (shard != "1/3")  # the last to finish has the results
     assert sorted(map(len, trained.values())) == [1, 1, 2]
-    assert len({cell.name for part in trained.values() for cell in part}) == 4
+    assert len({cell.digest for part in trained.values() for cell in part}) == 4
 
 
 def test_a_run_that_diverges_is_said_and_not_compared(tmp_path):
@@ -171,7 +180,8 @@ def test_a_run_that_diverges_is_said_and_not_compared(tmp_path):
     found = run(asked)
     sound, broken = found.cells[0][1], found.cells[1][1]
     assert all(run["diverged"] is None for run in sound["runs"])
-    assert all(run["diverged"] is not None and run["test"] is None for run in broken["runs"])
+    assert [run["diverged"] for run in broken["runs"]] == [1] * 6  # the square of 1e25 is no float32
+    assert all(run["test"] is None for run in broken["runs"])
     assert broken["example_variance"] is None
     first, second = results.verdicts(found)
     assert first.comparison is not None and first.diverged == 0
@@ -225,6 +235,56 @@ def constant(logits, labels):
     return jnp.sqrt(logits[..., 0])
 
 
+def of_two(logits, labels):
+    """A loss that bears a batch of two only."""
+    if logits.shape[0] != 2:
+        raise RuntimeError("no")
+    return logits[:, 0]
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[1]", "{", '{"loss": "mse", "runs": [], "digest": ""}'])
+def test_a_damaged_cell_is_named(tmp_path, content, whole):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    (path,) = Path(asked.workdir, "cells").glob(f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json")
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"{path.name}.*delete it") as error:
+        run(asked)
+    assert len(str(error.value).splitlines()) == 1
+    path.unlink()
+    assert numbers(run(asked)) == numbers(whole)
+
+
+def test_cells_of_other_data_are_refused(tmp_path, whole):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    for path in Path(asked.workdir, "cells").iterdir():
+        path.write_text(path.read_text().replace(whole.cells[0][0]["digest"], "0" * 64))
+    with pytest.raises(InputError, match="other data under the same name"):
+        run(asked)
+
+
+def test_a_finished_study_in_a_folder_that_cannot_be_written_is_read(tmp_path, monkeypatch, whole):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    monkeypatch.setattr(folder, "claimed", lambda *_: pytest.fail("locked"))
+    assert numbers(run(asked)) == numbers(whole)
+
+
+def test_the_teacher_is_for_the_losses_that_take_one(tmp_path):
+    asked = study(tmp_path, losses=("cross_entropy", "distillation"), teacher=str(tmp_path / "teacher"))
+    teachers = [folder.config(asked, loss, {}).teacher for loss in asked.losses]
+    assert teachers == [None, str(tmp_path / "teacher")]
+
+
+def test_a_loss_that_no_rate_trains_is_reported_as_diverged(tmp_path):
+    asked = study(tmp_path, losses=("cross_entropy", "mse"), label_noise=(0.0,), optimizer="sgd",
+                  tune="lr=1e30,1e31".replace(",", ".."), budget=2)  # fmt: skip
+    found = run(asked)
+    assert all(run["diverged"] is not None for run in found.cells[0][0]["runs"])
+    assert [trial["accuracy"] for trial in found.cells[0][0]["tuning"]] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -233,6 +293,10 @@ def constant(logits, labels):
         ({"losses": ("cross_entropy", "no.such")}, "no module 'no'"),
         ({"batch_size": 200}, "--batch-size 200 is larger than the 160 training images"),
         ({"dataset": "tinny"}, "unknown data set 'tinny'"),
+        ({"losses": ("cross_entropy", "test_study.of_two")}, "test_study.of_two fails on a batch of 32"),
+        ({"vary": ("crop=1,8",)}, "must be smaller than the image, 8 pixels"),
+        ({"devices": 9}, "--devices 9 wanted, but there are 8"),
+        ({"long_tail": (1.0, 10_000.0), "batch_size": 100}, "--batch-size 100 is larger"),
     ],
 )
 def test_what_is_known_to_fail_is_refused_before_any_training(tmp_path, monkeypatch, changes, said):

@@ -165,7 +165,7 @@ def _try(loss: Loss, spec: str, num_classes: int, labels: list[str], beside: Map
                 raise InputError(f"loss {name}: {error}; its hyperparameters: {accepted(_named(name))}") from error
             with_labels = f"labels {dtype}{list(shape)}{' (mixup)' * (dtype != 'int32')}"
             raise InputError(
-                f"loss '{spec}' fails on logits float32[2, {num_classes}] and {with_labels}: {_where(error)}"
+                f"loss '{spec}' fails on logits float32[2, {num_classes}] and {with_labels}: {where(error)}"
             ) from error
         if getattr(result, "shape", None) != (2,) or not jnp.issubdtype(result.dtype, jnp.floating):
             raise InputError(f"loss '{spec}' must return one value per example, float32[2] for two; got {result}")
@@ -180,7 +180,7 @@ def _own_loss(path: str) -> Callable:
     except ModuleNotFoundError as error:
         raise InputError(f"loss '{path}': no module '{error.name}', here or installed") from error
     except Exception as error:  # whatever a user's module raises while it is imported
-        raise InputError(f"loss '{path}': module '{module_name}' cannot be imported: {_where(error)}") from error
+        raise InputError(f"loss '{path}': module '{module_name}' cannot be imported: {where(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
@@ -188,7 +188,7 @@ def _own_loss(path: str) -> Callable:
     return function
 
 
-def _where(error: BaseException) -> str:
+def where(error: BaseException) -> str:
     """What was raised and the place in the user's code, in a line."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""

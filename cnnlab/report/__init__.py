@@ -6,15 +6,17 @@ what series.py computes; numbers.py writes the numbers; page.py, markdown.py and
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnlab.report import document, markdown, page, tables
+from cnnlab import run_folder
+from cnnlab.errors import InputError
+from cnnlab.report import claims, document, markdown, page, tables
+from cnnlab.report.numbers import SCALES
+from cnnlab.study import plan
 from cnnlab.study.results import Results, verdicts
 
 
@@ -28,6 +30,9 @@ def write(results: Results, folder: Path) -> list[Path]:
     Returns:
       The paths, report.html first. Their bytes depend on the results alone; time and machine stand in the report's
       sections Compute and To repeat it, and nowhere in the CSV.
+
+    Raises:
+      InputError: the folder cannot be written.
     """
     found = verdicts(results)
     parts = document.sections(results, found)
@@ -37,10 +42,28 @@ def write(results: Results, folder: Path) -> list[Path]:
         "results.csv": _csv(*tables.csv_runs(results)),
         "verdicts.csv": _csv(*tables.csv_verdicts(results, found)),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        _replace(folder / name, text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            run_folder.write_text(folder / name, text)
+    except OSError as error:
+        raise InputError(f"the report cannot be written to {folder}: {error.strerror}") from error
     return [folder / name for name in texts]
+
+
+def brief(results: Results) -> list[str]:
+    """The verdicts for a terminal, a line each."""
+    found, scale = verdicts(results), SCALES[results.study.metric]
+    lines = [claims.summary(results, found)]
+    for verdict in found:
+        c, word = verdict.comparison, tables.MARKS[tables.verdict_word(verdict)]
+        numbers = (
+            f"{scale.difference(c.mean)} {scale.interval(c.low, c.high, signs=True)} {scale.difference_unit}"
+            if c
+            else ""
+        )
+        lines.append(f"  {word:<15} {verdict.loss}, {plan.label(verdict.condition)}: {numbers}".rstrip(" :"))
+    return lines
 
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -50,14 +73,3 @@ def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     writer.writerow(head)
     writer.writerows(rows)
     return file.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

@@ -1,1 +1,1 @@
-"""Losses x conditions x paired seeds: asked for (plan), trained (cells), watched (board), read (results)."""
+"""Losses x conditions x paired seeds: plan asks for them, cells trains, folder keeps, board shows, results reads."""

@@ -97,15 +97,16 @@ class Board(Console):
 
     def table(self) -> Any:
         """The grid, as rich draws it."""
+        from rich.markup import escape
         from rich.table import Table
 
         losses, conditions = (list(dict.fromkeys(part)) for part in zip(*self._cells, strict=True))
         title = f"{len(self._done)} of {len(self._cells)} cells done{self._left()}"
         table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
         for name in ("test accuracy", *conditions):
-            table.add_column(name)
+            table.add_column(escape(name))
         for loss in losses:
-            table.add_row(loss, *[self._cell(loss, condition) for condition in conditions])
+            table.add_row(*[escape(text) for text in (loss, *[self._cell(loss, c) for c in conditions])])
         return table
 
     def _cell(self, loss: str, condition: str) -> str:

@@ -1,19 +1,11 @@
-"""Training a study's cells: a loss under a condition, all seeds together, each cell's result in a file of its own.
-
-A study's folder holds `cells/` (results, each in one rename), `locks/` (who trains which now) and, while a cell is
-trained, its checkpoints. The name of a result holds a digest of all that its numbers depend on, so a changed study
-keeps the cells it has in common with the old one, and trains the others.
-"""
+"""Training a study's cells: a loss under a condition, all seeds together."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
-import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,27 +16,27 @@ import numpy as np
 
 from cnnlab import cache, loop, metrics, models, recipe, run_folder, stats
 from cnnlab.checkpoint import Checkpoints
-from cnnlab.config import FREE_ON_RESUME, Config
+from cnnlab.config import Config
 from cnnlab.data import source
 from cnnlab.errors import Diverged, InputError
 from cnnlab.losses import cross_entropy
-from cnnlab.losses.spec import loss_from_config, needs_teacher, source_digest
+from cnnlab.losses.spec import loss_from_config, needs_teacher, where
 from cnnlab.softmax import predict
+from cnnlab.study import folder as folders
 from cnnlab.study import plan
 from cnnlab.study.board import Board
-from cnnlab.study.plan import Condition, Study
+from cnnlab.study.plan import Study
 from cnnlab.study.results import Results
 
 SAVE_SECONDS = 60.0  # a killed cell loses so much and an epoch at most
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A loss under a condition, and the stem of its files' names."""
-
-    loss: str
-    condition: Condition
-    name: str
+def conduct(study: Study, command: str) -> Results | None:
+    """Say what a study will be, and train it in view of whoever watches; as `run`."""
+    board = Board(study.progress, study.epochs)
+    for line in announcement(study):
+        board.say(line)
+    return run(study, board, command)
 
 
 def run(study: Study, board: Board, command: str) -> Results | None:
@@ -63,30 +55,26 @@ def run(study: Study, board: Board, command: str) -> Results | None:
       Stopped: a signal came; the cell under way is saved.
     """
     cache.keep_compilations()  # JAX looks whether there is a cache when it first compiles, and never again
-    check(study)
+    data = check(study, board)
     folder = Path(study.workdir).expanduser().absolute()
-    cells = [Cell(loss, condition, _name(study, loss, condition)) for loss, condition in plan.grid(study)]
-    try:
-        for name in ("cells", "locks"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the study's folder {folder} cannot be written: {error.strerror}") from error
+    cells = [folders.cell(study, loss, condition) for loss, condition in plan.grid(study)]
     which, of = plan.shard(study.shard)
-    own = cells[which::of]
-    with board.showing([(cell.loss, plan.label(cell.condition)) for cell in cells]):
+    read = lambda cell: folders.read(folder, cell, plan.seeds(study), data)
+    with board.showing([cell.key for cell in cells]):
         for cell in cells:
-            if result := _read(folder, cell):
-                board.finished(cell.loss, plan.label(cell.condition), result)
-        for cell in own:
-            with _claimed(folder / "locks" / cell.name) as mine:
-                if not mine or _read(folder, cell):
-                    continue
-                board.started(cell.loss, plan.label(cell.condition))
-                result = _train(study, cell, folder, board, command)
-                run_folder.write_json(folder / "cells" / f"{cell.name}.json", result)
-                shutil.rmtree(folder / f"{cell.name}.checkpoints", ignore_errors=True)
-                board.finished(cell.loss, plan.label(cell.condition), result)
-    found = [_read(folder, cell) for cell in cells]
+            if result := read(cell):
+                board.finished(*cell.key, result)
+        for cell in cells[which::of]:
+            if not read(cell):
+                with folders.claimed(folder, cell.digest) as mine:
+                    if mine and not read(cell):
+                        board.started(*cell.key)
+                        result = _train(study, cell, folder, board, command)
+                        run_folder.write_json(folder / "cells" / f"{cell.words}-{cell.digest}.json", result)
+                        board.finished(*cell.key, result)
+            if read(cell):  # a kill may have left them
+                shutil.rmtree(folders.checkpoints(folder, cell), ignore_errors=True)
+    found = [read(cell) for cell in cells]
     if missing := sum(result is None for result in found):
         board.say(f"{missing} of {len(cells)} cells are left to others; the report comes with the last one")
         return None
@@ -94,72 +82,54 @@ def run(study: Study, board: Board, command: str) -> Results | None:
     return Results(study, plan.conditions(study), rows, command)
 
 
-def check(study: Study) -> None:
-    """Refuse before any training what can be known to fail.
+def check(study: Study, board: Board) -> str:
+    """Refuse before any training what can be known to fail; the digest of the training data.
 
     Raises:
-      InputError: no such data set, a loss that does not keep the contract or is not finite, too few images.
+      InputError: no such data set, a loss that does not keep the contract or is not finite, too few images, too few
+        devices.
     """
     dataset = source.open_dataset(study.dataset, study.data_dir, study.image_size)
-    labels = source.summary(dataset.train).labels
+    track = board.track(f"decoding {dataset.train.name}", "reads")
+    keep = recipe.resident(study.feed, dataset.train)
+    summary = source.decoded(dataset.train, track)[1] if keep else source.summary(dataset.train, track)
     for loss, condition in plan.grid(study):
-        config = plan.config(study, loss, condition)
-        counts = recipe.class_counts(config, labels, dataset.num_classes)
-        _finite(config, dataset.num_classes, counts)
+        config = folders.config(study, loss, condition)
+        recipe.layout(config, study.seeds)
+        recipe.check_sizes(config, dataset.train.image_shape)
+        _finite(config, dataset.num_classes, recipe.class_counts(config, summary.labels, dataset.num_classes))
+    return summary.digest()
 
 
 def _finite(config: Config, num_classes: int, counts: np.ndarray) -> None:
-    """Call the loss once on ordinary logits.
+    """Call the loss once on a batch of ordinary logits.
 
     Raises:
-      InputError: its values or gradients are not finite.
+      InputError: its values or gradients are not finite, or it cannot be called.
     """
-    loss = loss_from_config(config, num_classes, counts)
-    logits = jax.random.normal(jax.random.key(0), (2 * num_classes, num_classes))
+    loss, batch = loss_from_config(config, num_classes, counts), config.batch_size
+    logits = jnp.tanh(jax.random.normal(jax.random.key(0), (batch, num_classes)))
     beside = {"teacher_logits": jnp.zeros_like(logits)} if needs_teacher(config) else {}
-    labels = jnp.arange(2 * num_classes) % num_classes
-    value, gradient = jax.value_and_grad(lambda z: jnp.sum(loss(z, labels, **beside)))(jnp.tanh(logits))
-    for what, found in (("values", value), ("gradients", gradient)):
-        if not np.all(np.isfinite(found)):
+    labels = jnp.arange(batch) % num_classes
+    try:
+        found = jax.value_and_grad(lambda z: jnp.sum(loss(z, labels, **beside)))(logits)
+    except Exception as error:
+        raise InputError(f"loss {config.loss} fails on a batch of {batch}: {where(error)}") from error
+    for what, values in zip(("values", "gradients"), found, strict=True):
+        if not np.all(np.isfinite(values)):
             raise InputError(f"loss {config.loss} gives {what} that are not finite for logits between -1 and 1")
 
 
-def _name(study: Study, loss: str, condition: Condition) -> str:
-    config = {k: v for k, v in plan.config(study, loss, condition).to_json().items() if k not in FREE_ON_RESUME}
-    identity = [config, plan.seeds(study), plan.rates(study), source_digest(loss)]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    words = re.sub(r"[^\w.=+-]+", "-", f"{loss}--{plan.label(condition)}")
-    return f"{words[:80]}-{digest[:12]}"
-
-
-@contextlib.contextmanager
-def _claimed(path: Path) -> Iterator[bool]:
-    """Whether nobody else, on this machine or one that shares the folder, holds the lock; a dead process holds none."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
-
-
-def _read(folder: Path, cell: Cell) -> dict[str, Any] | None:
-    path = folder / "cells" / f"{cell.name}.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); delete it to train that cell again") from error
-
-
-def _train(study: Study, cell: Cell, folder: Path, board: Board, command: str) -> dict[str, Any]:
+def _train(study: Study, cell: folders.Cell, folder: Path, board: Board, command: str) -> dict[str, Any]:
     """What a cell's file holds (`Results`)."""
-    config, seeds = plan.config(study, cell.loss, cell.condition), plan.seeds(study)
-    checkpoints = folder / f"{cell.name}.checkpoints"
-    trials = _tune(study, config, checkpoints, board, command) if study.tune else None
-    rate = _best(trials, study, cell.loss) if trials else config.learning_rate
+    config, seeds = folders.config(study, cell.loss, cell.condition), plan.seeds(study)
+    checkpoints = folders.checkpoints(folder, cell)
+    trials = _tune(study, config, checkpoints, board, command) if study.tune else []
+    sound = [trial for trial in trials if trial["accuracy"] is not None]
+    # Where every rate diverged the lowest does, as a rate that was not tuned would: the study goes on.
+    rate = trials[0]["learning_rate"] if trials else config.learning_rate
+    if sound:
+        rate = max(sound, key=lambda trial: trial["accuracy"])["learning_rate"]
     board.phase("training")
     trained = _fit(config, seeds, [rate] * len(seeds), checkpoints / "training", board, command)
     experiment, history, diverged = trained.experiment, trained.history, trained.diverged
@@ -188,7 +158,7 @@ def _train(study: Study, cell: Cell, folder: Path, board: Board, command: str) -
         "learning_rate": rate,
         "runs": runs,
         "example_variance": variance,
-        "tuning": trials,
+        "tuning": trials or None,
         "images": images,
         "seconds": seconds,
         "images_per_second": images / seconds if seconds else None,
@@ -202,24 +172,17 @@ def _train(study: Study, cell: Cell, folder: Path, board: Board, command: str) -
 def _tune(study: Study, config: Config, folder: Path, board: Board, command: str) -> list[dict[str, Any]]:
     """The validation accuracy that each rate of the budget reaches; they are trained together."""
     rates, kept = plan.rates(study), folder / "tuning.json"
-    if kept.exists():
+    with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or damaged: tuned again
         return json.loads(kept.read_text())["trials"]
     board.phase(f"tuning {len(rates)} rates")
     trained = _fit(config, [plan.TUNING_SEED] * len(rates), rates, folder / "tuning", board, command)
-    reached = trained.history[-1]["validation_accuracy"] if trained.history else rates
+    reached = trained.history[-1]["validation_accuracy"] if trained.history else [None] * len(rates)
     trials = [
         {"learning_rate": rate, "accuracy": accuracy if step is None else None}
         for rate, accuracy, step in zip(rates, reached, trained.diverged, strict=True)
     ]
     run_folder.write_json(kept, {"trials": trials})
     return trials
-
-
-def _best(trials: Sequence[dict[str, Any]], study: Study, loss: str) -> float:
-    sound = [trial for trial in trials if trial["accuracy"] is not None]
-    if not sound:
-        raise InputError(f"no learning rate of --tune {study.tune} trains {loss}: with each of them it diverges")
-    return max(sound, key=lambda trial: trial["accuracy"])["learning_rate"]
 
 
 @dataclass(frozen=True)
@@ -230,7 +193,7 @@ class Trained:
       experiment: which trained them.
       state: of them all; None if none was finite to the end.
       history: a row an epoch, a list over seeds in each.
-      diverged: for each seed the step after which it was not finite, or None.
+      diverged: for each seed the number of its first step that was not finite, or None.
     """
 
     experiment: recipe.Experiment
@@ -259,16 +222,16 @@ def _fit(config: Config, seeds: list[int], rates: list[float], folder: Path, boa
                 checkpoints=checkpoints, record=record, console=board,
             ).state  # fmt: skip
         except Diverged as error:  # the last of them
-            diverged = _diverged(history, len(seeds))
-            return Trained(experiment, None, history, [error.step if step is None else step for step in diverged])
+            last = error.steps.tolist()
+            return Trained(experiment, None, history, _diverged([*history, {"bad_step": last}], len(seeds)))
     return Trained(experiment, state, history, _diverged(history, len(seeds)))
 
 
 def _diverged(history: Sequence[dict[str, Any]], seeds: int) -> list[int | None]:
-    """For each seed the first step after which it was not finite."""
+    """For each seed the number, from 1, of its first step that was not finite."""
     first: list[int | None] = [None] * seeds
     for row in reversed(history):
-        first = [new if new is not None else old for new, old in zip(row["bad_step"], first, strict=True)]
+        first = [old if new is None else new + 1 for new, old in zip(row["bad_step"], first, strict=True)]
     return first
 
 
@@ -301,14 +264,16 @@ def announcement(study: Study) -> list[str]:
     losses, conditions = len(study.losses), len(plan.conditions(study))
     comparisons = (losses - 1) * conditions
     needed = stats.seeds_needed(comparisons)
+    count = lambda n, what: f"{n:,} {what}{'s' * (n != 1)}"
     lines = [
-        f"{losses} losses x {conditions} conditions x {study.seeds} seeds of {study.epochs} epochs, "
-        f"{comparisons} comparisons with {plan.baseline(study)} in {study.metric}"
+        f"{losses} losses x {count(conditions, 'condition')} x {count(study.seeds, 'seed')} of "
+        f"{count(study.epochs, 'epoch')}, {count(comparisons, 'comparison')} with {plan.baseline(study)} "
+        f"in {study.metric}"
     ]
     if study.seeds < needed:
         lines.append(
-            f"underpowered: {comparisons} comparisons under Holm's correction need at least {needed} seeds before any "
-            f"verdict is possible; take --seeds {needed}"
+            f"underpowered: {count(comparisons, 'comparison')} under Holm's correction need at least {needed} seeds "
+            f"before any verdict is possible; take --seeds {needed} now: later, all of them are trained again"
         )
     if study.tune is None:
         lines.append("the learning rate is not tuned per loss (--tune lr=1e-4..1e-1 does): the report says so")

@@ -6,16 +6,19 @@ import ast
 import dataclasses
 import itertools
 import math
+import types
+import typing
 from dataclasses import dataclass
 from typing import Any
 
 from cnnlab.cli import split_commas
-from cnnlab.config import Config, Training
+from cnnlab.config import FREE_ON_RESUME, Config, Training
 from cnnlab.errors import InputError, unknown
 
 # The metrics a verdict can be about, and the difference that is taken for none unless --margin says another.
 METRICS = {"accuracy": 0.01, "nll": 0.05, "brier": 0.02, "ece": 0.01}
 LARGER_IS_BETTER = {"accuracy"}
+MOST_SEEDS = 10_000  # they are trained in one program
 TUNING_SEED = 2**32 - 1  # no study's own: the rates are chosen on other weights, orders and draws than are compared
 
 Condition = dict[str, Any]  # fields of Config by name, with the values that they have under it
@@ -34,7 +37,7 @@ class Study(Training):
     first_seed: int = 0
     """The first of them; the others follow it."""
     label_noise: tuple[float, ...] = (0.0,)
-    """Conditions: shares of the training labels made wrong, each in [0, 1)."""
+    """Conditions: shares of the training labels made wrong, each in [0, 1), of classes that err (see --noise)."""
     long_tail: tuple[float, ...] = (1.0,)
     """Conditions: how many times more images the first class keeps than the last; 1: all."""
     fraction: tuple[float, ...] = (1.0,)
@@ -65,8 +68,8 @@ class Study(Training):
                 raise InputError(
                     f"{flag} takes each value once, at least one; got {' '.join(map(str, values)) or 'none'}"
                 )
-        if self.seeds < 1:
-            raise InputError(f"--seeds must be at least 1, got {self.seeds}")
+        if not 1 <= self.seeds <= MOST_SEEDS:
+            raise InputError(f"--seeds must be at least 1 and at most {MOST_SEEDS}, got {self.seeds}")
         if self.baseline is not None and self.baseline not in self.losses:
             raise unknown("baseline", self.baseline, self.losses)
         if not 0 <= self.first_seed <= TUNING_SEED - self.seeds:
@@ -79,13 +82,16 @@ class Study(Training):
             raise InputError(f"--margin must be positive and finite, got {self.margin}")
         if self.budget < 2:
             raise InputError(f"--budget must be at least 2, got {self.budget}")
-        if self.tune and not self.validation:
-            raise InputError("--tune chooses on the validation split: --validation must be above 0")
+        if not self.workdir:
+            raise InputError("--workdir must name a folder")
         shard(self.shard)
         rates(self)
         for condition in conditions(self):  # every value lies where Config wants it
+            if self.tune and "learning_rate" in condition:
+                raise InputError("--tune chooses the learning rate: it cannot be varied beside it")
             for loss in self.losses:
-                config(self, loss, condition)
+                if not config(self, loss, condition).validation and self.tune:
+                    raise InputError("--tune chooses on the validation split: --validation must be above 0")
 
 
 def conditions(study: Study) -> list[Condition]:
@@ -109,31 +115,34 @@ def conditions(study: Study) -> list[Condition]:
 def _axis(text: str) -> tuple[str, tuple]:
     name, equals, listed = text.partition("=")
     name = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
-    own = {f.name for f in dataclasses.fields(Training)} - {"progress", "data_dir", "dataset"}
-    if name not in own:
-        raise unknown("flag to vary", name, sorted(own))
-    default = getattr(Training(), name)
-    values = tuple(_typed(text, part.strip(), default) for part in split_commas(listed))
+    kinds = {
+        k: v for k, v in typing.get_type_hints(Training).items() if k not in FREE_ON_RESUME | {"dataset", "teacher"}
+    }
+    if name not in kinds:  # those that are free on resume change no number but in its rounding
+        raise unknown("flag to vary", name, sorted(kinds))
+    values = tuple(_typed(text, part.strip(), kinds[name]) for part in split_commas(listed))
     if not equals or len(set(values)) < len(values):
         raise InputError(f"--vary takes flag=value,value,... with each value once; got '{text}'")
     return name, values
 
 
-def _typed(text: str, value: str, default: Any) -> Any:
-    """A value of a flag, of its default's type; tuples are written [32,64]."""
-    if isinstance(default, str):
+def _typed(text: str, value: str, kind: Any) -> Any:
+    """A value of a flag, of the flag's type; tuples are written [32,64]."""
+    if kind is str:
         return value
     try:
         read = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(value.lower(), value))
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         read = value
-    if isinstance(default, tuple) and isinstance(read, list | tuple) and all(type(n) is int for n in read):
-        return tuple(read)
-    if type(default) is float and type(read) is int:
-        return float(read)
-    if type(read) is type(default) or (default is None and isinstance(read, int | float | None)):
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(read) in kinds:
         return read
-    raise InputError(f"--vary {text}: '{value}' is no value like {default}")
+    if float in kinds and type(read) is int:
+        return float(read)
+    if typing.get_origin(kind) is tuple and isinstance(read, list | tuple) and all(type(n) is int for n in read):
+        return tuple(read)
+    wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
+    raise InputError(f"--vary {text}: '{value}' is no {wanted}")
 
 
 def config(study: Study, loss: str, condition: Condition, seed: int = 0) -> Config:

@@ -23,7 +23,7 @@ class Results:
       conditions: of it.
       cells: for each condition, for each loss, what the cell's file holds:
         loss, condition, learning_rate;
-        runs: for each seed {seed, diverged (null, or the step after which nothing was finite), test (null, or
+        runs: for each seed {seed, diverged (null, or the number of the first step that was not finite), test (null, or
           `metrics.summarise` of the test set), history (train.py's rows, a dict an epoch), gradient_norms (of the first
           steps)};
         example_variance (mean over test images of the variance over seeds of being right; null for one seed),
@@ -50,7 +50,8 @@ class Verdict:
 
 def values(cell: Mapping[str, Any], metric: str) -> np.ndarray:
     """A metric of the test set for each seed, float64[seeds]; NaN where the run diverged."""
-    return np.array([np.nan if run["diverged"] is not None else run["test"][metric] for run in cell["runs"]])
+    found = [np.nan if run["diverged"] is not None else run["test"][metric] for run in cell["runs"]]
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def differences(results: Results, metric: str) -> dict[tuple[int, int], np.ndarray]:
@@ -75,13 +76,14 @@ def verdicts(results: Results, metric: str | None = None) -> list[Verdict]:
     metric = metric or results.study.metric
     margin = plan.margin(results.study) if metric == results.study.metric else METRICS[metric]
     found = differences(results, metric)
-    broken = [int(np.isnan(values).sum()) for values in found.values()]
-    # Comparisons that diverged count in the correction, as zeros: what was looked at does not depend on how it ended.
-    rows = [np.zeros(len(values)) if n else values for values, n in zip(found.values(), broken, strict=True)]
-    compared = stats.compare(np.array(rows), margin, metric in LARGER_IS_BETTER)
+    whole = {key: row for key, row in found.items() if np.all(np.isfinite(row))}
+    # What diverged counts in the correction: what was looked at does not depend on how it ended.
+    others, larger = len(found) - len(whole), metric in LARGER_IS_BETTER
+    compared = stats.compare(np.array(list(whole.values())), margin, larger, others=others) if whole else []
+    by_key = dict(zip(whole, compared, strict=True))
     return [
-        Verdict(results.conditions[i], results.study.losses[j], None if n else comparison, n)
-        for (i, j), comparison, n in zip(found, compared, broken, strict=True)
+        Verdict(results.conditions[i], results.study.losses[j], by_key.get((i, j)), int(np.sum(~np.isfinite(row))))
+        for (i, j), row in found.items()
     ]
 
 

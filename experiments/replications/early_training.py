@@ -1,7 +1,7 @@
 """Claim (a): cross-entropy beats mean squared error (of probabilities) early in training.
 
 MSE's gradient vanishes on confident mistakes, so cross-entropy gives larger gradients at first and needs fewer epochs
-to a given accuracy. Written before the run: four statements, one family under Holm's correction.
+to a given accuracy. Written before the run: four statements, the last three one family under Holm's correction.
 
 1. Logits that give the true class 1e-3: cross-entropy's gradient is at least ten times MSE's (computed, no training).
 2. The parameters' gradient, averaged over the first 64 steps, is longer under cross-entropy: paired differences of its

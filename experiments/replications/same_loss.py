@@ -13,7 +13,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from cnnlab import cli
-from cnnlab.replication import Judged, Replication, indistinct, judged, replicate, train
+from cnnlab.replication import Judged, Replication, indistinct, judged, replicate
 from cnnlab.study import plan
 from cnnlab.study.results import Results
 
@@ -27,11 +27,13 @@ class SameLoss(Replication):
 def judge(results: Results) -> list[Judged]:
     import numpy as np
 
-    from cnnlab import stats
+    from cnnlab import run_folder, stats
+    from cnnlab.study import cells
     from cnnlab.study.results import values
 
     study = results.study
-    other = train(dataclasses.replace(study, first_seed=study.first_seed + 1000))
+    others = dataclasses.replace(study, first_seed=study.first_seed + 1000)
+    other = cells.conduct(others, run_folder.command())
     if other is None:
         return []
     pairs = zip(results.cells[0], other.cells[0], strict=True)

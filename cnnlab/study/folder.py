@@ -1,0 +1,106 @@
+"""A study's folder: `cells/` (results, each in one rename), `locks/` (who trains which now), checkpoints meanwhile.
+
+The name of a result holds a digest of all that its numbers depend on but the data, which stands in it, and what an own
+loss or cnnlab itself imports. So a changed study keeps the cells it has in common with the old one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnlab.config import FREE_ON_RESUME, Config
+from cnnlab.errors import InputError
+from cnnlab.losses.spec import left_open, source_digest
+from cnnlab.study import plan
+from cnnlab.study.plan import Condition, Study
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A loss under a condition, and what names its files: words for people, a digest for us."""
+
+    loss: str
+    condition: Condition
+    words: str
+    digest: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """How the board calls it."""
+        return self.loss, plan.label(self.condition)
+
+
+def config(study: Study, loss: str, condition: Condition) -> Config:
+    """A cell's configuration; the teacher is for the losses that take one."""
+    whole = plan.config(study, loss, condition)
+    return whole if "teacher_logits" in left_open(loss) else dataclasses.replace(whole, teacher=None)
+
+
+def cell(study: Study, loss: str, condition: Condition) -> Cell:
+    values = {k: v for k, v in config(study, loss, condition).to_json().items() if k not in FREE_ON_RESUME}
+    identity = [values, plan.seeds(study), plan.rates(study), source_digest(loss)]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return Cell(loss, condition, re.sub(r"[^\w.=+-]+", "-", f"{loss}--{plan.label(condition)}")[:80], digest)
+
+
+def checkpoints(folder: Path, cell: Cell) -> Path:
+    return folder / f"{cell.digest}.checkpoints"
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, digest: str) -> Iterator[bool]:
+    """Whether nobody else, on this machine or one that shares the folder, holds the lock; a dead process holds none.
+
+    Raises:
+      InputError: the folder cannot be written, or has no locks.
+    """
+    try:
+        for name in ("cells", "locks"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder / "cells").close()
+        file = (folder / "locks" / digest).open("a")
+    except OSError as error:
+        raise InputError(f"the study's folder {folder} cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            raise InputError(f"the study's folder {folder} has no locks ({error.strerror}); take another") from error
+        yield True
+
+
+def read(folder: Path, cell: Cell, seeds: list[int], data: str) -> dict[str, Any] | None:
+    """A cell's result, whatever the words in its file's name; None where there is none.
+
+    Raises:
+      InputError: damaged, another cell's, or of other data.
+    """
+    path = next((folder / "cells").glob(f"*-{cell.digest}.json"), None)
+    if path is None:
+        return None
+    try:
+        result = json.loads(path.read_text())
+        sound = result["loss"] == cell.loss and [run["seed"] for run in result["runs"]] == seeds
+        tests = [run["test"] for run in result["runs"] if run["diverged"] is None]
+        sound = sound and all(isinstance(test[name], float) for test in tests for name in plan.METRICS)
+        same_data = result["digest"] == data
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error!r}); delete it to train that cell again") from error
+    if not sound:
+        raise InputError(f"{path} does not hold the cell that it is named after; delete it to train that again")
+    if not same_data:
+        raise InputError(f"{path} was trained on other data under the same name; choose another --workdir")
+    return result | {"condition": cell.condition}
