@@ -47,6 +47,7 @@ def config(study: Study, loss: str, condition: Condition) -> Config:
 
 
 def cell(study: Study, loss: str, condition: Condition) -> Cell:
+    """A study's cell, with the digest of its configuration, seeds, rates and own loss's file."""
     values = {k: v for k, v in config(study, loss, condition).to_json().items() if k not in FREE_ON_RESUME}
     identity = [values, plan.seeds(study), plan.rates(study), source_digest(loss)]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
@@ -54,6 +55,7 @@ def cell(study: Study, loss: str, condition: Condition) -> Cell:
 
 
 def checkpoints(folder: Path, cell: Cell) -> Path:
+    """Where a cell is saved while it is trained."""
     return folder / f"{cell.digest}.checkpoints"
 
 
