@@ -20,6 +20,7 @@ class Board(Console):
         self._epochs = epochs
         self._cells: list[tuple[str, str]] = []
         self._done: dict[tuple[str, str], str] = {}
+        self._shard: set[tuple[str, str]] = set()
         self._own: list[float] = []  # seconds of the cells trained by this process
         self._now: tuple[str, str] | None = None
         self._began = time.monotonic()
@@ -27,9 +28,9 @@ class Board(Console):
         self._share = 0.0  # of the cell under way
 
     @contextmanager
-    def showing(self, cells: Sequence[tuple[str, str]]) -> Iterator[None]:
-        """Show cells (loss, condition) while the body runs."""
-        self._cells = list(cells)
+    def showing(self, cells: Sequence[tuple[str, str]], shard: slice = slice(None)) -> Iterator[None]:
+        """Show cells (loss, condition) while the body runs; `shard` is the part of them that is trained here."""
+        self._cells, self._shard = list(cells), set(cells[shard])
         if self.mode != "bar":
             yield
             return
@@ -87,10 +88,10 @@ class Board(Console):
         yield advance
 
     def _left(self) -> str:
-        """The time left, if every cell takes as long as those before."""
+        """The time left for this shard, if every cell takes as long as those before."""
         if not self._own:
             return ""
-        cells = len(self._cells) - len(self._done) - (self._share if self._now else 0)
+        cells = len(self._shard - self._done.keys()) - (self._share if self._now else 0)
         seconds = float(np.mean(self._own)) * cells
         left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         return f"; about {left} left" if cells > 0 else ""

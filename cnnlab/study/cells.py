@@ -59,12 +59,13 @@ def run(study: Study, board: Board, command: str) -> Results | None:
     folder = Path(study.workdir).expanduser().absolute()
     cells = [folders.cell(study, loss, condition) for loss, condition in plan.grid(study)]
     which, of = plan.shard(study.shard)
+    shard = slice(which, None, of)
     read = lambda cell: folders.read(folder, cell, plan.seeds(study), data)
-    with board.showing([cell.key for cell in cells]):
+    with board.showing([cell.key for cell in cells], shard):
         for cell in cells:
             if result := read(cell):
                 board.finished(*cell.key, result)
-        for cell in cells[which::of]:
+        for cell in cells[shard]:
             if not read(cell):
                 with folders.claimed(folder, cell.digest) as mine:
                     if mine and not read(cell):
