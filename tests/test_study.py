@@ -255,13 +255,17 @@ def test_a_damaged_cell_is_named(tmp_path, content, whole):
     assert numbers(run(asked)) == numbers(whole)
 
 
-def test_cells_of_other_data_are_refused(tmp_path, whole):
+def test_cells_of_other_data_or_another_teacher_are_refused(tmp_path, whole):
     asked = study(tmp_path)
     shutil.copytree(whole.study.workdir, asked.workdir)
-    for path in Path(asked.workdir, "cells").iterdir():
-        path.write_text(path.read_text().replace(whole.cells[0][0]["digest"], "0" * 64))
-    with pytest.raises(InputError, match="other data under the same name"):
-        run(asked)
+    (path,) = Path(asked.workdir, "cells").glob(f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json")
+    held = json.loads(path.read_text())
+    for name in ("digest", "teacher_digest"):
+        path.write_text(json.dumps(held | {name: "0" * 64}))
+        with pytest.raises(InputError, match="other data, or by another teacher"):
+            run(asked)
+    path.write_text(json.dumps(held))
+    assert numbers(run(asked)) == numbers(whole)
 
 
 def test_a_finished_study_in_a_folder_that_cannot_be_written_is_read(tmp_path, monkeypatch, whole):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnlab import cache, loop, metrics, models, recipe, run_folder, stats
+from cnnlab import cache, loop, metrics, models, network, recipe, run_folder, stats
 from cnnlab.checkpoint import Checkpoints
 from cnnlab.config import Config
 from cnnlab.data import source
@@ -55,12 +55,12 @@ def run(study: Study, board: Board, command: str) -> Results | None:
       Stopped: a signal came; the cell under way is saved.
     """
     cache.keep_compilations()  # JAX looks whether there is a cache when it first compiles, and never again
-    data = check(study, board)
+    facts = check(study, board)
     folder = Path(study.workdir).expanduser().absolute()
     cells = [folders.cell(study, loss, condition) for loss, condition in plan.grid(study)]
     which, of = plan.shard(study.shard)
     shard = slice(which, None, of)
-    read = lambda cell: folders.read(folder, cell, plan.seeds(study), data)
+    read = lambda cell: folders.read(folder, cell, plan.seeds(study), facts[cell.loss])
     with board.showing([cell.key for cell in cells], shard):
         for cell in cells:
             if result := read(cell):
@@ -83,13 +83,17 @@ def run(study: Study, board: Board, command: str) -> Results | None:
     return Results(study, plan.conditions(study), rows, command)
 
 
-def check(study: Study, board: Board) -> str:
-    """Refuse before any training what can be known to fail; the digest of the training data.
+def check(study: Study, board: Board) -> dict[str, dict[str, str | None]]:
+    """Refuse before any training what can be known to fail.
+
+    Returns:
+      For each loss the digests of the training data and of its teacher's weights, by their names in a cell's file.
 
     Raises:
       InputError: no such data set, a loss that does not keep the contract or is not finite, too few images, too few
         devices.
     """
+    facts: dict[str, dict[str, str | None]] = {}
     dataset = source.open_dataset(study.dataset, study.data_dir, study.image_size)
     track = board.track(f"decoding {dataset.train.name}", "reads")
     keep = recipe.resident(study.feed, dataset.train)
@@ -99,7 +103,10 @@ def check(study: Study, board: Board) -> str:
         recipe.layout(config, study.seeds)
         recipe.check_sizes(config, dataset.train.image_shape)
         _finite(config, dataset.num_classes, recipe.class_counts(config, summary.labels, dataset.num_classes))
-    return summary.digest()
+        if loss not in facts:
+            teacher = network.teacher_fn(config, dataset)[1] if needs_teacher(config) else None
+            facts[loss] = {"digest": summary.digest(), "teacher_digest": teacher}
+    return facts
 
 
 def _finite(config: Config, num_classes: int, counts: np.ndarray) -> None:
@@ -166,7 +173,7 @@ def _train(study: Study, cell: folders.Cell, folder: Path, board: Board, command
         "parameters": models.count_parameters(experiment.state.params) // len(seeds),
         "devices": f"{experiment.layout.device_count} x {experiment.layout.mesh.devices.flat[0].device_kind}",
         "versions": run_folder.versions(),
-        **{name: experiment.facts[name] for name in ("class_names", "counts", "digest")},
+        **{name: experiment.facts[name] for name in ("class_names", "counts", "digest", "teacher_digest")},
     }
 
 

@@ -1,7 +1,8 @@
 """A study's folder: `cells/` (results, each in one rename), `locks/` (who trains which now), checkpoints meanwhile.
 
-The name of a result holds a digest of all that its numbers depend on but the data, which stands in it, and what an own
-loss or cnnlab itself imports. So a changed study keeps the cells it has in common with the old one.
+The name of a result holds a digest of all that its numbers depend on; those of the data and of a teacher's weights
+stand in it. (Not noticed: another cnnlab, or another file that an own loss imports.) So a changed study keeps the cells
+it has in common with the old one.
 """
 
 from __future__ import annotations
@@ -84,8 +85,14 @@ def claimed(folder: Path, digest: str) -> Iterator[bool]:
         yield True
 
 
-def read(folder: Path, cell: Cell, seeds: list[int], data: str) -> dict[str, Any] | None:
+def read(folder: Path, cell: Cell, seeds: list[int], facts: dict[str, str | None]) -> dict[str, Any] | None:
     """A cell's result, whatever the words in its file's name; None where there is none.
+
+    Args:
+      folder: of the study.
+      cell: of it.
+      seeds: which it must hold.
+      facts: digests of data and teacher that it must have been trained with.
 
     Raises:
       InputError: damaged, another cell's, or of other data.
@@ -98,11 +105,14 @@ def read(folder: Path, cell: Cell, seeds: list[int], data: str) -> dict[str, Any
         sound = result["loss"] == cell.loss and [run["seed"] for run in result["runs"]] == seeds
         tests = [run["test"] for run in result["runs"] if run["diverged"] is None]
         sound = sound and all(isinstance(test[name], float) for test in tests for name in plan.METRICS)
-        same_data = result["digest"] == data
+        same = all(result.get(name) == value for name, value in facts.items())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error!r}); delete it to train that cell again") from error
     if not sound:
         raise InputError(f"{path} does not hold the cell that it is named after; delete it to train that again")
-    if not same_data:
-        raise InputError(f"{path} was trained on other data under the same name; choose another --workdir")
+    if not same:
+        raise InputError(
+            f"{path} was trained on other data, or by another teacher, of the same name; delete it, or "
+            "choose another --workdir"
+        )
     return result | {"condition": cell.condition}

@@ -28,7 +28,8 @@ class Results:
           steps)};
         example_variance (mean over test images of the variance over seeds of being right; null for one seed),
         tuning (null, or a list of {learning_rate, accuracy} on the validation split; accuracy null: not finite),
-        images (trained on), seconds, images_per_second, parameters, devices, versions, class_names, counts, digest.
+        images (trained on), seconds, images_per_second, parameters, devices, versions, class_names, counts, digest,
+        teacher_digest.
       command: which makes it again.
     """
 
