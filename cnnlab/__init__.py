@@ -16,6 +16,7 @@ The map of the package; a module imports only modules above it in this list (tes
     data/           TFDS sources without TensorFlow, their order, label noise, long tails, streaming or resident
     run_folder.py   config, versions, metrics.jsonl, summary, lock
     plots.py        figures
+    page/           blocks of text, tables and figures -> one self-contained HTML page
     losses/         logits, labels -> one loss per example; functions from losses to losses; the command-line form
     report_card/    which properties a loss has, with counterexamples
     models.py       Flax linen modules: SoftmaxRegression, MLP, CNN; linear or cosine head

@@ -15,8 +15,9 @@ import study_example
 
 from cnnlab import report, stats
 from cnnlab.errors import InputError
+from cnnlab.page import style, svg
 from cnnlab.plots import SERIES
-from cnnlab.report import claims, document, figures, markdown, numbers, series, style, svg, tables
+from cnnlab.report import claims, document, figures, markdown, numbers, series, tables
 from cnnlab.study import plan
 from cnnlab.study.results import values, verdicts
 

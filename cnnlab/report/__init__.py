@@ -1,7 +1,7 @@
 """A study's results as one HTML page, the same as Markdown, and the numbers as CSV.
 
 document.py has the order of it all; claims.py the sentences, tables.py the tables, figures.py the panels, which draw
-what series.py computes; numbers.py writes the numbers; page.py, markdown.py and this file write it out.
+what series.py computes; numbers.py writes the numbers; page/html.py, markdown.py and this file write it out.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from typing import Any
 
 from cnnlab import run_folder
 from cnnlab.errors import InputError
-from cnnlab.report import claims, document, markdown, page, tables
+from cnnlab.page import html
+from cnnlab.report import claims, document, markdown, tables
 from cnnlab.report.numbers import SCALES
 from cnnlab.study import plan
 from cnnlab.study.results import Results, verdicts
+
+KINDS = {mark: word for word, mark in tables.MARKS.items()}
 
 
 def write(results: Results, folder: Path) -> list[Path]:
@@ -37,7 +40,7 @@ def write(results: Results, folder: Path) -> list[Path]:
     found = verdicts(results)
     parts = document.sections(results, found)
     texts = {
-        "report.html": page.page(results, parts),
+        "report.html": html.page(claims.title(results), claims.compared(results), parts, KINDS),
         "report.md": markdown.markdown(results, parts),
         "results.csv": _csv(*tables.csv_runs(results)),
         "verdicts.csv": _csv(*tables.csv_verdicts(results, found)),

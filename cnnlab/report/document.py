@@ -1,80 +1,15 @@
-"""The report's order: sections of blocks, which page.py writes as HTML and markdown.py as Markdown."""
+"""The report's order: sections of blocks, which page/html.py writes as HTML and markdown.py as Markdown."""
 
 from __future__ import annotations
 
 import functools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from cnnlab.page.blocks import Block, Code, Legend, Panel, Panels, Section, Table, Tabled, Terms, Text
 from cnnlab.report import claims, figures, series, tables
-from cnnlab.report.figures import Panel
-from cnnlab.report.tables import Table
 from cnnlab.study import plan
 from cnnlab.study.results import Results, Verdict
-
-
-@dataclass(frozen=True)
-class Text:
-    """A paragraph; an alarm stands in a box."""
-
-    text: str
-    alarm: bool = False
-    dim: bool = False
-
-
-@dataclass(frozen=True)
-class Terms:
-    """Words and what they mean."""
-
-    items: list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Tabled:
-    """A table; folded under a line if `folded` says one."""
-
-    table: Table
-    folded: str = ""
-
-
-@dataclass(frozen=True)
-class Legend:
-    """Which loss has which colour, marker and dashes."""
-
-    losses: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Panels:
-    """Figures side by side, drawn when they are asked for; under a line that folds them if `folded` says one.
-
-    `pairs`: the first and second, the third and fourth, ... stay together.
-    """
-
-    draw: Callable[[], list[Panel]]
-    folded: str = ""
-    unfolded: bool = True
-    pairs: bool = False
-
-
-@dataclass(frozen=True)
-class Code:
-    """Text as it is; folded under a line if `folded` says one."""
-
-    text: str
-    folded: str = ""
-
-
-Block = Text | Terms | Tabled | Legend | Panels | Code
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and what stands below it."""
-
-    title: str
-    blocks: list[Block]
 
 
 def sections(results: Results, found: Sequence[Verdict]) -> list[Section]:

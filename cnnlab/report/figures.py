@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from cnnlab.page.blocks import Panel
+from cnnlab.page.svg import INK, draw, look
 from cnnlab.plots import SERIES
 from cnnlab.report import series, tables
 from cnnlab.report.numbers import SCALES, number_of, short
-from cnnlab.report.svg import INK, draw, look
 from cnnlab.study import plan
 from cnnlab.study.plan import LARGER_IS_BETTER
 from cnnlab.study.results import Results, curve, differences, values
@@ -22,19 +22,6 @@ ROW, STRIP = (
     280,
 )  # pixels: a loss's height in the panels of seeds, and their width, so that two pairs fit side by side
 LABELLED = 12  # classes up to which a confusion matrix has names and numbers
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A figure and what stands above it."""
-
-    caption: str
-    svg: str
-
-    @property
-    def width(self) -> int:
-        """In CSS pixels."""
-        return int(self.svg.partition(' width="')[2].partition('"')[0])
 
 
 def seeds(results: Results, place: int) -> list[Panel]:
@@ -279,16 +266,3 @@ def tuning(results: Results, place: int) -> Panel:
 
     caption = f"Tuning{_under(results.conditions[place])}"
     return Panel(caption, draw(paint, f"{caption}: validation accuracy over the learning rate"))
-
-
-def swatch(place: int) -> str:
-    """Line and marker of the n-th loss, for a legend."""
-
-    def paint(axis: Any) -> None:
-        style = look(place)
-        axis.plot([0, 1], [0, 0], color=style["color"], linestyle=style["linestyle"], linewidth=1.8)
-        axis.plot([0.5], [0], style["marker"], color=style["color"], markersize=6)
-        axis.set_axis_off()
-
-    drawn = draw(paint, "", 34, 14, left=1, right=1, top=0, bottom=0)
-    return drawn.replace('role="img" aria-label=""', 'aria-hidden="true"')

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from cnnlab.page.blocks import Block, Code, Legend, Panels, Section, Table, Tabled, Terms, Text
 from cnnlab.report import claims
-from cnnlab.report.document import Block, Code, Legend, Panels, Section, Tabled, Terms, Text
-from cnnlab.report.tables import Table
 from cnnlab.study.results import Results
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cnnlab import stats
+from cnnlab.page.blocks import Table
 from cnnlab.report import series
 from cnnlab.report.numbers import NONE, SCALES, fixed, probability, short, signed
 from cnnlab.study import plan
@@ -26,15 +26,6 @@ MARKS = {
 }
 NBSP = "\N{NO-BREAK SPACE}"
 RUN_FIELDS = ("loss", "seed", "learning_rate", "diverged", *SCALES, "top5", "epochs")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under a head; the first `words` columns are words, the others numbers."""
-
-    head: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    words: int = 2
 
 
 def verdict_word(verdict: Verdict) -> str:

@@ -34,7 +34,7 @@ STYLE: Any = {
 
 
 def look(place: int) -> dict[str, Any]:
-    """Colour, marker and dashes of a study's n-th loss: told apart without the colour too."""
+    """Colour, marker and dashes of the n-th series: told apart without the colour too."""
     colour = SERIES[place % len(SERIES)]
     return {
         "color": INK if colour == SERIES[-1] else colour,  # black would not be seen in the dark
@@ -74,6 +74,19 @@ def draw(paint: Callable[[Any], None], label: str, width: int = 340, height: int
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _cleaned(file.getvalue(), label, width)
+
+
+def swatch(place: int) -> str:
+    """Line and marker of the n-th series, for a legend."""
+
+    def paint(axis: Any) -> None:
+        style = look(place)
+        axis.plot([0, 1], [0, 0], color=style["color"], linestyle=style["linestyle"], linewidth=1.8)
+        axis.plot([0.5], [0], style["marker"], color=style["color"], markersize=6)
+        axis.set_axis_off()
+
+    drawn = draw(paint, "", 34, 14, left=1, right=1, top=0, bottom=0)
+    return drawn.replace('role="img" aria-label=""', 'aria-hidden="true"')
 
 
 def _cleaned(text: str, label: str, width: int) -> str:

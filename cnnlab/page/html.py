@@ -1,44 +1,41 @@
-"""The report as one HTML page: no script, nothing loaded from elsewhere, light or dark as the reader's system is."""
+"""Blocks as one HTML page: no script, nothing loaded from elsewhere, light or dark as the reader's system is."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
-from cnnlab.report import claims, figures
-from cnnlab.report.document import Block, Code, Legend, Panels, Section, Tabled, Terms, Text
-from cnnlab.report.style import STYLE
-from cnnlab.report.tables import MARKS, Table
-from cnnlab.study.results import Results
-
-KINDS = {mark: word for word, mark in MARKS.items()}
+from cnnlab.page.blocks import Block, Code, Legend, Panels, Section, Table, Tabled, Terms, Text
+from cnnlab.page.style import STYLE
+from cnnlab.page.svg import swatch
 
 
-def page(results: Results, sections: Sequence[Section]) -> str:
+def page(title: str, lead: str, sections: Sequence[Section], kinds: Mapping[str, str] | None = None) -> str:
     """The page's text.
 
     Args:
-      results: of the study.
-      sections: of the report (`document.sections`).
+      title: its heading.
+      lead: the paragraph below that.
+      sections: of the page.
+      kinds: word in a table -> class of its style; it stands out where it is the last of its row's words.
     """
-    title = escape(claims.title(results))
     parts = [
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>',
-        f"<h1>{title}</h1>",
-        f"<p>{escape(claims.compared(results))}</p>",
-        *[_section(section) for section in sections],
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{escape(lead)}</p>",
+        *[_section(section, kinds or {}) for section in sections],
         "</body></html>\n",
     ]
     return "\n".join(parts)
 
 
-def _section(section: Section) -> str:
-    return "\n".join([f"<h2>{escape(section.title)}</h2>", *map(_block, section.blocks)])
+def _section(section: Section, kinds: Mapping[str, str]) -> str:
+    return "\n".join([f"<h2>{escape(section.title)}</h2>", *[_block(block, kinds) for block in section.blocks]])
 
 
-def _block(block: Block) -> str:
+def _block(block: Block, kinds: Mapping[str, str]) -> str:
     match block:
         case Text(text, alarm=True):
             return f'<p class="alarm">{_prose(text)}</p>'
@@ -48,9 +45,9 @@ def _block(block: Block) -> str:
             pairs = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in items)
             return f"<dl>{pairs}</dl>"
         case Tabled(table, folded):
-            return _folded(_table(table), folded, False)
-        case Legend(losses):
-            items = "".join(f"<li>{figures.swatch(j)}<span>{escape(loss)}</span></li>" for j, loss in enumerate(losses))
+            return _folded(_table(table, kinds), folded, False)
+        case Legend(names):
+            items = "".join(f"<li>{swatch(j)}<span>{escape(name)}</span></li>" for j, name in enumerate(names))
             return f'<ul class="legend">{items}</ul>'
         case Panels(draw, folded, unfolded, pairs):
             drawn = [
@@ -76,7 +73,7 @@ def _folded(inner: str, summary: str, unfolded: bool) -> str:
     return f"<details{' open' * unfolded}><summary>{escape(summary)}</summary>{inner}</details>"
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, kinds: Mapping[str, str]) -> str:
     """A table; the conditions, if it has them, as headings between its rows."""
     first = int(table.head[0] == "condition")
     shown = range(first, len(table.head))
@@ -86,7 +83,7 @@ def _table(table: Table) -> str:
         if first and row[0] not in ("", group):
             group = row[0]
             rows.append(f'<tr class="group"><th colspan="{len(shown)}"><span>{escape(group)}</span></th></tr>\n')
-        rows.append(f"<tr>{''.join(_cell(table, j, row[j]) for j in shown)}</tr>\n")
+        rows.append(f"<tr>{''.join(_cell(table, j, row[j], kinds) for j in shown)}</tr>\n")
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
@@ -94,9 +91,9 @@ def _class(names: str) -> str:
     return f' class="{names}"' if names else ""
 
 
-def _cell(table: Table, place: int, text: str) -> str:
+def _cell(table: Table, place: int, text: str, kinds: Mapping[str, str]) -> str:
     if place >= table.words:
         return f"<td>{escape(text)}</td>"
-    verdict = f" verdict {KINDS[text]}" if text in KINDS and place == table.words - 1 else ""
-    broken = re.sub(r",(?=.)", ",<wbr>", escape(text))  # where a loss may go on in the next line
+    verdict = f" verdict {kinds[text]}" if text in kinds and place == table.words - 1 else ""
+    broken = re.sub(r",(?=.)", ",<wbr>", escape(text))  # where a loss's name may go on in the next line
     return f'<td class="word{verdict}">{broken}</td>'
