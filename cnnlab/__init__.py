@@ -17,6 +17,7 @@ The map of the package; a module imports only modules above it in this list (tes
     run_folder.py   config, versions, metrics.jsonl, summary, lock
     plots.py        figures
     page/           blocks of text, tables and figures -> one self-contained HTML page
+    lesson.py       a script's claims, checked, with the figures that show them, as a page
     losses/         logits, labels -> one loss per example; functions from losses to losses; the command-line form
     report_card/    which properties a loss has, with counterexamples
     models.py       Flax linen modules: SoftmaxRegression, MLP, CNN; linear or cosine head

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -114,7 +114,7 @@ def fit(
     step: Callable[[TrainState, Any, list[Any]], tuple[TrainState, Any]],
     items: Callable[[int, int], Iterable[Any]],
     validate: Callable[[TrainState], Any] | None,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | None,
     record: Callable[[dict[str, Any]], None],
     console: Console,
 ) -> Progress:
@@ -126,7 +126,7 @@ def fit(
       step: (state, totals, list of items) -> state, totals after as many steps.
       items: (first step, last step) -> what each step is fed.
       validate: state -> metrics of the validation split, a list of them with seeds; None where there is none.
-      checkpoints: where it is saved, while all of it is finite.
+      checkpoints: where it is saved, while all of it is finite; None: nowhere.
       record: called with the metrics of each epoch once they are saved.
       console: shows progress.
 
@@ -144,10 +144,11 @@ def fit(
 
     def save(seen: Any, metric: float | None = None) -> bool:
         nonlocal saved
-        if finite := bool(np.all(seen["bad_step"] == NEVER)):
-            checkpoints.save(number, {"state": state, "totals": totals}, metric=metric, extra={"history": history})
-            saved = time.monotonic()
-        return finite
+        if checkpoints is None or np.any(seen["bad_step"] != NEVER):
+            return False
+        checkpoints.save(number, {"state": state, "totals": totals}, metric=metric, extra={"history": history})
+        saved = time.monotonic()
+        return True
 
     with stop_signals() as stop:
         batches = iter(items(number, last))
@@ -189,7 +190,7 @@ def fit(
             record(row)
             if stopped_by and number < last:  # with the last step taken, the test is all that is left
                 raise _stopped(stopped_by, number, last, checkpoints, plan, done)
-    checkpoints.wait()
+    _stored(checkpoints)
     return Progress(state, totals, history)
 
 
@@ -211,14 +212,13 @@ def _row(seen: Any, epoch: int, number: int, steps: int, seconds: float, plan: P
     return row
 
 
-def _finite(totals: Any, plan: Plan, checkpoints: Checkpoints) -> Any:
+def _finite(totals: Any, plan: Plan, checkpoints: Checkpoints | None) -> Any:
     """The totals on the host, once they show that every step was finite; with seeds, every step of one of them."""
     seen = jax.device_get(totals)
     bad = int(np.min(seen["bad_step"]))
     if np.max(seen["bad_step"]) == NEVER:
         return seen
-    checkpoints.wait()
-    stored = checkpoints.steps()
+    stored = _stored(checkpoints)
     good = f"the checkpoint of step {stored[-1]} is good" if stored else "no checkpoint had been written yet"
     where = ", in another --workdir" if stored else ""
     epoch = bad // plan.steps_per_epoch + 1
@@ -229,9 +229,17 @@ def _finite(totals: Any, plan: Plan, checkpoints: Checkpoints) -> Any:
     )
 
 
-def _stopped(number: int, step: int, last: int, checkpoints: Checkpoints, plan: Plan, saved: bool) -> Stopped:
+def _stored(checkpoints: Checkpoints | None) -> Sequence[int]:
+    """The steps that are saved, once the last of them is written."""
+    if checkpoints is None:
+        return ()
     checkpoints.wait()
-    what = "saved" if saved else "not saved, as a seed of it has diverged"
+    return checkpoints.steps()
+
+
+def _stopped(number: int, step: int, last: int, checkpoints: Checkpoints | None, plan: Plan, saved: bool) -> Stopped:
+    _stored(checkpoints)
+    what = "saved" if saved else "not saved" if checkpoints is None else "not saved, as a seed of it has diverged"
     status = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
     return Stopped(
         f"stopped by {signal.Signals(number).name} at step {step} of {last}, {what}; to go on: {plan.again}", status

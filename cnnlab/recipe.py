@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from cnnlab import augment, cache, loop, network, parallel, train
+from cnnlab import augment, cache, loop, network, parallel, run_folder, train
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.data import conditions, order, source
@@ -195,6 +195,33 @@ def build(
         test=lambda: feeds.in_order(dataset.test.read, np.arange(len(dataset.test)), config.batch_size),
         facts=facts,
         feed="streaming" if images is None else "resident",
+    )
+
+
+def trained(config: Config, console: Console | None = None) -> tuple[Experiment, loop.Progress]:
+    """Build an experiment and train it to its end in memory, where nothing is to be kept but what is done with it next.
+
+    Args:
+      config: of the run.
+      console: shows progress and a line an epoch; None shows nothing.
+
+    Returns:
+      The experiment, and its progress: the state after the last step, the metrics of each epoch.
+
+    Raises:
+      InputError: as `build`. Stopped, Diverged: as `loop.fit`, with nothing saved.
+    """
+    console = console or Console("off")
+    experiment = build(config, console)
+    return experiment, loop.fit(
+        loop.Progress(experiment.state, experiment.totals, []),
+        loop.Plan(experiment.steps_per_epoch, config.epochs, 0, run_folder.command(), experiment.dispatch_steps),
+        step=experiment.step,
+        items=experiment.items,
+        validate=experiment.validate,
+        checkpoints=None,
+        record=lambda row: None if console.mode == "off" else console.say(loop.line(row, config.epochs)),
+        console=console,
     )
 
 

@@ -11,7 +11,13 @@ from cnnlab.page.style import STYLE
 from cnnlab.page.svg import swatch
 
 
-def page(title: str, lead: str, sections: Sequence[Section], kinds: Mapping[str, str] | None = None) -> str:
+def page(
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    kinds: Mapping[str, str] | None = None,
+    contents: bool = False,
+) -> str:
     """The page's text.
 
     Args:
@@ -19,20 +25,24 @@ def page(title: str, lead: str, sections: Sequence[Section], kinds: Mapping[str,
       lead: the paragraph below that.
       sections: of the page.
       kinds: word in a table -> class of its style; it stands out where it is the last of its row's words.
+      contents: links to the sections come first.
     """
+    links = "".join(f'<li><a href="#s{place}">{escape(part.title)}</a></li>' for place, part in enumerate(sections))
     parts = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>',
         f"<h1>{escape(title)}</h1>",
         f"<p>{escape(lead)}</p>",
-        *[_section(section, kinds or {}) for section in sections],
+        f"<ol>{links}</ol>" * contents,
+        *[_section(section, f' id="s{place}"' * contents, kinds or {}) for place, section in enumerate(sections)],
         "</body></html>\n",
     ]
     return "\n".join(parts)
 
 
-def _section(section: Section, kinds: Mapping[str, str]) -> str:
-    return "\n".join([f"<h2>{escape(section.title)}</h2>", *[_block(block, kinds) for block in section.blocks]])
+def _section(section: Section, anchor: str, kinds: Mapping[str, str]) -> str:
+    blocks = [_block(block, kinds) for block in section.blocks]
+    return "\n".join([f"<h2{anchor}>{escape(section.title)}</h2>", *blocks])
 
 
 def _block(block: Block, kinds: Mapping[str, str]) -> str:

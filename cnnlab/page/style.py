@@ -21,7 +21,7 @@ STYLE = f"""
 body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
   max-width: 1240px; padding: 0 1rem; overflow-wrap: break-word; }}
 h1 {{ font-size: 1.6rem; margin-bottom: .2rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.4rem; }}
-p, dl {{ max-width: 60rem; }} .dim {{ color: var(--dim); font-size: .92rem; }}
+p, dl {{ max-width: 60rem; }} a {{ color: inherit; }} .dim {{ color: var(--dim); font-size: .92rem; }}
 .wide {{ overflow-x: auto; margin: .8rem 0; }} table {{ border-collapse: collapse; font-size: .92rem; }}
 th, td {{ text-align: right; padding: .28rem .5rem; border-bottom: 1px solid var(--line); vertical-align: top;
   white-space: nowrap; font-variant-numeric: tabular-nums; }}

@@ -43,7 +43,7 @@ def look(place: int) -> dict[str, Any]:
     }
 
 
-def draw(paint: Callable[[Any], None], label: str, width: int = 340, height: int = 250, **margins: float) -> str:
+def draw(paint: Callable[[Any], object], label: str, width: int = 340, height: int = 250, **margins: float) -> str:
     """A panel as an <svg> element.
 
     Args:
@@ -87,6 +87,17 @@ def swatch(place: int) -> str:
 
     drawn = draw(paint, "", 34, 14, left=1, right=1, top=0, bottom=0)
     return drawn.replace('role="img" aria-label=""', 'aria-hidden="true"')
+
+
+def plain_log(axis: Any) -> None:
+    """Ticks of a logarithmic axis as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    near = low > 0 and high / low < 100
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if near else (1.0,), numticks=7))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _cleaned(text: str, label: str, width: int) -> str:

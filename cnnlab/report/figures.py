@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cnnlab.page.blocks import Panel
-from cnnlab.page.svg import INK, draw, look
+from cnnlab.page.svg import INK, draw, look, plain_log
 from cnnlab.plots import SERIES
 from cnnlab.report import series, tables
 from cnnlab.report.numbers import SCALES, number_of, short
@@ -108,20 +108,9 @@ def _lines(
         axis.xaxis.get_major_locator().set_params(integer=True, nbins=6)
         if log:
             axis.set_yscale("log")
-            _plain_log(axis.yaxis)
+            plain_log(axis.yaxis)
 
     return paint
-
-
-def _plain_log(axis: Any) -> None:
-    """Ticks of a logarithmic axis as plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axis.get_view_interval()
-    near = low > 0 and high / low < 100
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if near else (1.0,), numticks=7))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def curves(results: Results, place: int, name: str) -> Panel:
@@ -260,7 +249,7 @@ def tuning(results: Results, place: int) -> Panel:
             chosen = [k for k, rate in enumerate(x) if rate == cell["learning_rate"]]
             axis.plot([x[k] for k in chosen], [y[k] for k in chosen], "o", markersize=11, markerfacecolor="none",
                       markeredgecolor=style["color"], markeredgewidth=1.6)  # fmt: skip
-        _plain_log(axis.xaxis)
+        plain_log(axis.xaxis)
         axis.grid(color=INK, alpha=0.15)
         axis.set(xlabel="learning rate (log)", ylabel="validation accuracy (%)")
 
