@@ -165,6 +165,10 @@ def _run(teach: Callable[[Flags], Iterable[Part]], given: Flags) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--workdir {folder} cannot be made: {error.strerror}") from error
+    from cnnlab import cache, parallel
+
+    cache.keep_compilations()
+    parallel.start()
     parts, started = [], time.monotonic()
     for part in teach(given):
         parts.append(part)
@@ -192,11 +196,12 @@ def read(path: Path) -> Taught:
         raise InputError(f"{path} holds no lesson: {error}") from error
 
 
-def page(lessons: Sequence[Taught], title: str) -> str:
-    """One HTML page of lessons."""
+def page(lessons: Sequence[Taught], title: str, failed: Sequence[str] = ()) -> str:
+    """One HTML page of lessons, and the names of those that failed."""
     claims = [part for lesson in lessons for part in lesson.parts if isinstance(part, Claim)]
     held = sum(claim.holds for claim in claims)
     lead = f"{held} of {len(claims)} claims hold, as they were computed for this page."
+    lead += f" Without a result: {', '.join(failed)}." * bool(failed)
     sections = [Section(lesson.title, _blocks(lesson)) for lesson in lessons]
     return html.page(title, lead, sections, contents=len(lessons) > 1)
 

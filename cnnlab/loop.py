@@ -239,19 +239,22 @@ def _stored(checkpoints: Checkpoints | None) -> Sequence[int]:
 
 def _stopped(number: int, step: int, last: int, checkpoints: Checkpoints | None, plan: Plan, saved: bool) -> Stopped:
     _stored(checkpoints)
-    what = "saved" if saved else "not saved" if checkpoints is None else "not saved, as a seed of it has diverged"
+    what, go_on = ("saved" if saved else "not saved, as a seed of it has diverged"), "to go on"
+    if checkpoints is None:
+        what, go_on = "nothing is saved", "to start again"
     status = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
     return Stopped(
-        f"stopped by {signal.Signals(number).name} at step {step} of {last}, {what}; to go on: {plan.again}", status
+        f"stopped by {signal.Signals(number).name} at step {step} of {last}, {what}; {go_on}: {plan.again}", status
     )
 
 
 def line(row: dict[str, Any], epochs: int) -> str:
-    """An epoch's metrics for a person to read."""
-    parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {row['train_loss']:.4f}"]
-    parts.append(f"accuracy {row['train_accuracy']:.4f}")
+    """An epoch's metrics for a person to read; their means where there are several seeds."""
+    mean = lambda name: f"{np.mean(row[name]):.4f}"
+    parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {mean('train_loss')}"]
+    parts.append(f"accuracy {mean('train_accuracy')}")
     if "validation_loss" in row:
-        parts.append(f"validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.4f}")
+        parts.append(f"validation loss {mean('validation_loss')} accuracy {mean('validation_accuracy')}")
     return "  ".join([*parts, f"{row['images_per_second']:,.0f} images/s"])
 
 

@@ -160,7 +160,7 @@ def layout(mode: str, devices: int | None, batch_size: int, seeds: int | None = 
     Raises:
       InputError: more devices than there are, a number that does not divide the batch, or seeds under pmap.
     """
-    available = _devices()
+    available = start()
     share = lambda n: batch_size * gcd(n, seeds or 1) / n  # images of one seed that one of n devices gets
     if devices is None:
         least = min(cpu_images, batch_size) if available[0].platform == "cpu" else 1
@@ -179,8 +179,10 @@ def layout(mode: str, devices: int | None, batch_size: int, seeds: int | None = 
     return Layout(mode, Mesh(np.array(available[:devices]).reshape(gcd(devices, seeds or 1), -1), (SEEDS, AXIS)))
 
 
-def _devices() -> list[Any]:
+def start() -> list[Any]:
     """The default platform's devices; if JAX has not started, with a CPU device for each core.
+
+    A program that computes before it asks for a layout calls this first, or has one CPU device.
 
     Raises:
       InputError: there is none.

@@ -198,12 +198,15 @@ def build(
     )
 
 
-def trained(config: Config, console: Console | None = None) -> tuple[Experiment, loop.Progress]:
+def trained(
+    config: Config, console: Console | None = None, seeds: Sequence[int] | None = None
+) -> tuple[Experiment, loop.Progress]:
     """Build an experiment and train it to its end in memory, where nothing is to be kept but what is done with it next.
 
     Args:
       config: of the run.
       console: shows progress and a line an epoch; None shows nothing.
+      seeds: as for `build`.
 
     Returns:
       The experiment, and its progress: the state after the last step, the metrics of each epoch.
@@ -212,7 +215,7 @@ def trained(config: Config, console: Console | None = None) -> tuple[Experiment,
       InputError: as `build`. Stopped, Diverged: as `loop.fit`, with nothing saved.
     """
     console = console or Console("off")
-    experiment = build(config, console)
+    experiment = build(config, console, seeds)
     return experiment, loop.fit(
         loop.Progress(experiment.state, experiment.totals, []),
         loop.Plan(experiment.steps_per_epoch, config.epochs, 0, run_folder.command(), experiment.dispatch_steps),

@@ -155,6 +155,31 @@ def test_a_signal_in_the_last_step_lets_the_run_finish(build, never_stopped, tmp
     assert_identical(run(build(), tmp_path, stop_at=LAST)[0], never_stopped())
 
 
+def in_memory(built, stop_at=None):
+    experiment, first = built
+
+    def step(state, totals, items):
+        if int(state.step) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return experiment.step(state, totals, items)
+
+    return loop.fit(
+        begin(experiment, first), loop.Plan(experiment.steps_per_epoch, 3, 2, "COMMAND"), step=step,
+        items=experiment.items, validate=experiment.validate, checkpoints=None, record=lambda row: None,
+        console=Console("off"),
+    )  # fmt: skip
+
+
+def test_without_checkpoints_the_same_is_trained(build, never_stopped):
+    assert_identical(in_memory(build()), never_stopped())
+
+
+def test_without_checkpoints_a_stop_says_that_nothing_is_saved(build):
+    with pytest.raises(Stopped, match="at step 7 of 12, nothing is saved; to start again: COMMAND") as stop:
+        in_memory(build(), stop_at=6)
+    assert stop.value.status == 75
+
+
 def test_handlers_are_given_back(build, tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(Stopped):

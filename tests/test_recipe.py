@@ -147,3 +147,17 @@ def test_the_network_convolves_as_the_mesh_s_devices_like(platform, formulation,
     with jax.numpy_dtype_promotion("standard"):
         recipe.build(Config(dataset="tiny", widths=(2,), hidden=(3,), batch_size=20), Console("off"))
     assert [model.formulation for model in built] == [formulation]
+
+
+def test_trained_in_memory_is_the_experiment_fitted(tfds_root, capsys):
+    config = dataclasses.replace(TINY, epochs=2)
+    with jax.numpy_dtype_promotion("standard"):
+        experiment, progress = recipe.trained(config, Console("lines"))
+        _, quiet = recipe.trained(config)
+        _, both = recipe.trained(config, seeds=[0, 1])
+    assert int(progress.state.step) == 2 * experiment.steps_per_epoch
+    assert [row["epoch"] for row in progress.history] == [1, 2]
+    assert [line[:9] for line in capsys.readouterr().out.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    jax.tree.map(np.testing.assert_array_equal, progress.state.params, quiet.state.params)
+    assert np.shape(both.history[-1]["validation_accuracy"]) == (2,)
+    np.testing.assert_allclose(both.history[-1]["train_loss"][0], progress.history[-1]["train_loss"], rtol=1e-5)
