@@ -105,6 +105,10 @@ def main(
     except Exception as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             _exit(f"error: out of memory ({' '.join(str(error).split())[:160]}); ask for less", EXIT_INPUT)
+        if "Could not determine home directory" in str(error):  # pathlib's word for ~nobody/folder
+            _exit("error: a path starts with ~ and the name of a user who has no home here", EXIT_INPUT)
+        if "for JAX flag" in str(error):  # JAX reads its environment variables when it is imported
+            _exit(f"error: {error}, in the environment", EXIT_INPUT)
         raise
 
 

@@ -163,6 +163,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(tfds_root, tmp_path, args, sai
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("CNNLAB_CACHE", "~nobody-of-that-name/x", "has no home"), ("JAX_NUM_CPU_DEVICES", "many", 'value "many"')],
+)
+def test_a_bad_environment_is_one_line(tfds_root, tmp_path, name, value, said):
+    done = script("train", "--dataset", "tiny", "--workdir", tmp_path / "run", **{name: value})
+    assert said in one_line_error(done) and not (tmp_path / "run").exists()
+
+
 def test_bad_files_are_one_line(run, tmp_path):
     path, _, _ = run
     text = tmp_path / "note.png"
