@@ -1,0 +1,89 @@
+"""Ten weight vectors read digits, and whether the nearest one wins
+
+Softmax regression holds 784 weights for each digit, and they can be looked at as an image: ink on orange speaks for the
+class, ink on purple against it. The score of a class is the dot product of the picture x with its vector w, plus a
+bias b. That is in normalised pixels, as the network sees them: paper, too, counts there (-0.42 on MNIST).
+
+It is often said that the class whose vector is nearest to the picture wins. As |x - w|² = |x|² - 2 (w x - |w|²/2), the
+nearest vector has the largest w x - |w|²/2. So the largest dot product is the nearest vector where all norms are equal,
+and any two vectors of different norms have pictures where it is not. The largest score w x + b is the nearest vector
+where b + |w|²/2 is the same for all classes; equal norms without bias are one such case, not the only one. And a
+distance needs a unit: on raw pixels the same network has weights w / std and another bias, the same scores, and other
+nearest vectors. Dot products and biases describe the network in either unit, nearness does not.
+
+    python experiments/lessons/mnist_softmax.py --data-dir DIR
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from cnnlab import loop, recipe
+from cnnlab.config import Config
+from cnnlab.console import Console
+from cnnlab.lesson import Claim, Lesson, Table, picture, run
+
+
+@dataclass(frozen=True)
+class Flags(Lesson):
+    dataset: str = "mnist"
+    """A TFDS data set of 28x28 grey images in ten classes."""
+    data_dir: str | None = None
+    """TFDS data directory. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    epochs: int = 10
+    """Passes over the training images."""
+    seed: int = 0
+    """Of first weights and order."""
+
+
+def distances(x, w):
+    """From each x[N, D] to each column of w[D, K]: float[N, K]."""
+    return np.stack([np.linalg.norm(x - one, axis=1) for one in w.T], 1)
+
+
+def agreement(x, w, b):
+    """Share of the pictures x[N, D] where the class of the largest score has the nearest vector."""
+    return np.mean((x @ w + b).argmax(1) == distances(x, w).argmin(1))
+
+
+def counterexample(a, b):
+    """Its larger dot product is with the longer one, by a quarter of | |a|² - |b|² |, but the other one is nearer."""
+    return (a @ a - b @ b) / (4 * (a - b) @ (a - b)) * (a - b)
+
+
+def teach(flags: Flags):
+    config = Config(flags.dataset, flags.data_dir, model="softmax_regression", epochs=flags.epochs, seed=flags.seed,
+                    optimizer="adamw", weight_decay=0.3)  # fmt: skip  # fades the noise of the first weights
+    experiment, progress = recipe.trained(config, Console())
+    accuracy = loop.evaluate(experiment.eval_step, progress.state, experiment.test())["accuracy"]
+    yield Claim("784 inputs and ten vectors reach 92 %", accuracy >= 0.92, f"{accuracy:.2%} of the test images")
+    w, b = (np.asarray(progress.state.params["Dense_0"][name], np.float64) for name in ("kernel", "bias"))
+    for k in range(10):
+        yield picture(f"weights of {k}", w[:, k].reshape(28, 28), np.abs(w).max() / 2)  # few are larger
+
+    pixels = np.concatenate([batch["image"][batch["mask"]] for batch in experiment.test()]).reshape(-1, 784)
+    mean, std = (np.array(experiment.facts[name]) for name in ("mean", "std"))
+    x, norms = (pixels - mean) / std, np.linalg.norm(w, axis=0)
+    scores, nearest = x @ w + b, distances(x, w).argmin(1)
+    for i in (0, np.argmax(scores.argmax(1) != nearest)):
+        yield picture(f"score: {scores[i].argmax()}, nearest: {nearest[i]}", pixels[i].reshape(28, 28))
+        columns = zip(scores[i], norms, distances(x[i : i + 1], w)[0], strict=True)
+        rows = [(f"{k}", *(f"{number:.2f}" for number in row)) for k, row in enumerate(columns)]
+        yield Table(("class", "w x + b", "|w|", "|x - w|"), rows, 1)
+    raw = pixels / 255, w * 255 / std, b - mean / std * w.sum(0)
+    cases = (x, w, b), raw, (x, w / norms, 0), (x, w / norms, b), (x, w, -(norms**2) / 2)
+    ours, others, equal, biased, balanced = (agreement(*case) for case in cases)
+    found = f"in {ours:.2%} of the test images it is; on pixels in [0, 1] in {others:.2%}, at the same scores"
+    yield Claim("The trained network's largest score is not always the nearest vector", max(ours, others) < 1, found)
+    found = f"norms scaled to 1: {equal:.2%} of {len(x):,} test images; with the trained bias {biased:.2%}"
+    yield Claim("With equal norms and no bias the largest score is the nearest vector", equal == 1 > biased, found)
+    pairs = [np.stack(pair, 1) for pair in itertools.combinations(w.T, 2)]  # [784, 2] each
+    misled = sum(agreement(counterexample(*pair.T)[None], pair, 0) == 0 for pair in pairs)
+    found = f"{misled} of {len(pairs)}; by hand: x = (1, 0), itself one of the vectors (1, 0) and (3, 0)"
+    yield Claim("Any two of different norms and no bias have a picture where it is not", misled == len(pairs), found)
+    yield Claim("With b = -|w|²/2 it is, whatever the norms", balanced == 1, f"{balanced:.2%} of the test images")
+
+
+if __name__ == "__main__":
+    run(teach, Flags)
