@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from cnnlab import cli, run_folder
 from cnnlab.errors import InputError
 from cnnlab.page import html
@@ -117,6 +119,8 @@ def lines(
         for one in (axis.xaxis, axis.yaxis):
             if one.get_scale() == "log":
                 plain_log(one)
+        if axis.get_xscale() == "linear" and np.issubdtype(np.asarray(x).dtype, np.integer):
+            axis.xaxis.get_major_locator().set_params(integer=True)  # steps and epochs have no halves
         if len(series) > 1:
             axis.legend(frameon=False, fontsize=10)
 

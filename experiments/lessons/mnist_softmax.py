@@ -28,7 +28,7 @@ from cnnlab.lesson import Claim, Lesson, Table, picture, run
 @dataclass(frozen=True)
 class Flags(Lesson):
     dataset: str = "mnist"
-    """A TFDS data set of 28x28 grey images in ten classes."""
+    """As for train.py; of colours the means are shown."""
     data_dir: str | None = None
     """TFDS data directory. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     epochs: int = 10
@@ -59,19 +59,20 @@ def teach(flags: Flags):
     accuracy = loop.evaluate(experiment.eval_step, progress.state, experiment.test())["accuracy"]
     yield Claim("784 inputs and ten vectors reach 92 %", accuracy >= 0.92, f"{accuracy:.2%} of the test images")
     w, b = (np.asarray(progress.state.params["Dense_0"][name], np.float64) for name in ("kernel", "bias"))
-    for k in range(10):
-        yield picture(f"weights of {k}", w[:, k].reshape(28, 28), np.abs(w).max() / 2)  # few are larger
+    images = np.concatenate([batch["image"][batch["mask"]] for batch in experiment.test()])  # uint8[N, H, W, C]
+    pixels = images.reshape(-1, len(w))
+    mean, std = (np.tile(experiment.facts[name], images[0, ..., 0].size) for name in ("mean", "std"))  # of each pixel
+    for k, one in enumerate(w.T):
+        yield picture(f"weights of {k}", one.reshape(images.shape[1:]).mean(-1), np.abs(w).max() / 2)  # few are larger
 
-    pixels = np.concatenate([batch["image"][batch["mask"]] for batch in experiment.test()]).reshape(-1, 784)
-    mean, std = (np.array(experiment.facts[name]) for name in ("mean", "std"))
     x, norms = (pixels - mean) / std, np.linalg.norm(w, axis=0)
     scores, nearest = x @ w + b, distances(x, w).argmin(1)
     for i in (0, np.argmax(scores.argmax(1) != nearest)):
-        yield picture(f"score: {scores[i].argmax()}, nearest: {nearest[i]}", pixels[i].reshape(28, 28))
+        yield picture(f"score: {scores[i].argmax()}, nearest: {nearest[i]}", images[i].mean(-1))
         columns = zip(scores[i], norms, distances(x[i : i + 1], w)[0], strict=True)
         rows = [(f"{k}", *(f"{number:.2f}" for number in row)) for k, row in enumerate(columns)]
         yield Table(("class", "w x + b", "|w|", "|x - w|"), rows, 1)
-    raw = pixels / 255, w * 255 / std, b - mean / std * w.sum(0)
+    raw = pixels / 255, w * 255 / std[:, None], b - mean / std @ w
     cases = (x, w, b), raw, (x, w / norms, 0), (x, w / norms, b), (x, w, -(norms**2) / 2)
     ours, others, equal, biased, balanced = (agreement(*case) for case in cases)
     found = f"in {ours:.2%} of the test images it is; on pixels in [0, 1] in {others:.2%}, at the same scores"
