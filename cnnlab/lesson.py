@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cnnlab import cli, run_folder
+from cnnlab.console import Console
 from cnnlab.errors import InputError
 from cnnlab.page import html
 from cnnlab.page.blocks import Block, Code, Panel, Panels, Section, Table, Tabled, Terms, Text
@@ -164,26 +166,40 @@ def run(teach: Callable[[Flags], Iterable[Part]], flags: type[Flags] = Lesson, a
 def _run(teach: Callable[[Flags], Iterable[Part]], given: Flags) -> None:
     script = Path(inspect.getfile(teach))
     title, _, text = (inspect.getdoc(inspect.getmodule(teach)) or script.stem).partition("\n")
-    folder = Path(given.workdir).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--workdir {folder} cannot be made: {error.strerror}") from error
+    folder = made(given.workdir)
     from cnnlab import cache, parallel
 
     cache.keep_compilations()
     parallel.start()
-    parts, started = [], time.monotonic()
+    console, parts, started = Console("off"), [], time.monotonic()
     for part in teach(given):
         parts.append(part)
-        print(_line(part), end="", flush=True)
-    taught = Taught(script.stem, title, text.strip(), parts, script.read_text(), time.monotonic() - started)
+        if line := _line(part):
+            console.say(line)
+    source = script.read_text(encoding="utf-8")
+    taught = Taught(script.stem, title, text.strip(), parts, source, time.monotonic() - started)
     stored = asdict(taught) | {"parts": [{"kind": type(part).__name__, **asdict(part)} for part in parts]}
     run_folder.write_json(folder / f"{taught.name}.json", stored)
     run_folder.write_text(folder / f"{taught.name}.html", page([taught], f"Lesson {taught.name}"))
-    print(folder / f"{taught.name}.html", flush=True)
+    console.say(f"{folder / taught.name}.html")
     if taught.refuted:
         sys.exit(1)
+
+
+def made(workdir: str) -> Path:
+    """A folder that can be written to, made if it is not there.
+
+    Raises:
+      InputError: there can be none.
+    """
+    folder = Path(workdir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir {folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--workdir {folder} cannot be written to")
+    return folder
 
 
 def read(path: Path) -> Taught:
@@ -193,7 +209,7 @@ def read(path: Path) -> Taught:
       InputError: nothing that is one.
     """
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         parts = [KINDS[part.pop("kind")](**part) for part in stored.pop("parts")]
         return Taught(parts=parts, **stored)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -230,14 +246,14 @@ def _line(part: Part) -> str:
     """A part on the terminal; figures are for the page."""
     match part:
         case Claim(statement, holds, measured):
-            return f"{'HOLDS' if holds else 'DOES NOT HOLD'}: {statement}\n    {measured}\n"
+            return f"{'HOLDS' if holds else 'DOES NOT HOLD'}: {statement}\n    {measured}"
         case Table(head, rows):
             widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
             pad = lambda row: "  ".join(
                 cell.ljust(width) if place < part.words else cell.rjust(width)
                 for place, (cell, width) in enumerate(zip(row, widths, strict=True))
             )
-            return "".join(f"    {pad(row).rstrip()}\n" for row in (head, *rows))
+            return "\n".join(f"    {pad(row).rstrip()}" for row in (head, *rows))
         case Text(text):
-            return f"{text}\n"
+            return text
     return ""

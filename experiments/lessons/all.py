@@ -49,7 +49,7 @@ class All:
 
 
 def main(flags: All) -> None:
-    folder = Path(flags.workdir).expanduser()
+    folder = lesson.made(flags.workdir)
     environment = os.environ | ({"TFDS_DATA_DIR": flags.data_dir} if flags.data_dir else {})
     taught, failed = [], []
     for place, name in enumerate(flags.only, 1):
