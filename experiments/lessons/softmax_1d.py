@@ -51,7 +51,7 @@ def teach(flags: Lesson):
     rows = [(f"{a}", f"{b:.3f}", f"{c:.3f}") for a, b, c in zip(z, e, p, strict=True)]
     yield Table(("score", "exponential", "probability"), rows, 0)
     exact = np.abs(e - [7.389056, 2.718282, 1.105171]).max() < 1e-6 and np.abs(p - [0.659, 0.242, 0.099]).max() < 5e-4
-    yield Claim("[2.0, 1.0, 0.1] gives 0.659, 0.242, 0.099", exact, f"exponentials {e.round(3)}, sum {e.sum():.3f}")
+    yield Claim("[2.0, 1.0, 0.1] gives 0.659, 0.242, 0.099", exact, f"exponentials {e.round(3)}, sum {e.sum():.4f}")
     p = np.float64(softmax(SCORES))
     yield from (distribution(p), shift_invariance(p), *ratios(p))
 
