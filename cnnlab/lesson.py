@@ -192,6 +192,8 @@ def made(workdir: str) -> Path:
     Raises:
       InputError: there can be none.
     """
+    if not workdir:
+        raise InputError("--workdir must name a folder")
     folder = Path(workdir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -115,6 +115,7 @@ def test_what_is_no_lesson_is_said_to_be_none(tmp_path, text):
 def test_a_workdir_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot be made" in one_line_error(script("lessons/softmax_1d", "--workdir", tmp_path / "file" / "x"))
+    assert "must name a folder" in one_line_error(script("lessons/softmax_1d", "--workdir", ""))
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
@@ -159,3 +160,5 @@ def test_all_says_what_failed_and_ends_in_1(tmp_path):
 
 def test_all_names_lessons_that_do_not_exist():
     assert "did you mean 'training'?" in one_line_error(script("lessons/all", "--only", "trainning"))
+    assert "at least one; got none" in one_line_error(script("lessons/all", "--only"))
+    assert "each lesson once" in one_line_error(script("lessons/all", "--only", "training", "training"))

@@ -6,8 +6,6 @@ Runs each lesson of this folder as a process of its own and writes lessons.html,
 elsewhere. Exit status 1 if a claim does not hold or a lesson fails.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -43,6 +41,8 @@ class All:
     """Folder for lessons.html, and what each lesson leaves."""
 
     def __post_init__(self) -> None:
+        if not self.only or len(set(self.only)) < len(self.only):
+            raise InputError(f"--only takes each lesson once, at least one; got {' '.join(self.only) or 'none'}")
         for name in self.only:
             if name not in LESSONS:
                 raise unknown("lesson", name, LESSONS)

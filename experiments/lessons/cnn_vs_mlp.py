@@ -11,7 +11,7 @@ shifted (cyclically here, so that no pixel is lost), but of the images that it h
 MLP. Accuracy does not show that: the MLP had less to lose, and gets more by chance of what it had wrong, so that a long
 shift takes fewer points from it.
 
-    python experiments/lessons/cnn_vs_mlp.py
+    python experiments/lessons/cnn_vs_mlp.py --data-dir DIR
 """
 
 from dataclasses import dataclass
@@ -32,8 +32,6 @@ ERROR = 3.0  # points: at least three standard errors of a difference between sh
 
 @dataclass(frozen=True)
 class Flags(Lesson):
-    dataset: str = "cifar10"
-    """cifar10, shapes10, or another one of 32x32x3 images in 10 classes."""
     data_dir: str | None = None
     """TFDS data directory. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
@@ -73,7 +71,7 @@ def teach(flags: Flags):
     found = f"32x32x32 outputs: dense {dense:,}, from 3x3 pixels each {local:,}, shared {conv:,}; networks: {sizes}"
     yield Claim("Shared, 896 parameters in place of 100,696,064", (conv, dense) == (896, 100_696_064), found)
 
-    data, track = source.open_dataset(flags.dataset, flags.data_dir), Console().track
+    data, track = source.open_dataset("cifar10", flags.data_dir), Console().track
     (images, known), (tests, answers) = (source.decoded(part, track("decoding")) for part in (data.train, data.test))
     shifted = [after_shifts(trained(model, images, known.labels), tests, answers.labels) for model in pair]
     (cnn, cnn_kept), (mlp, mlp_kept) = 100 * np.swapaxes(shifted, 1, 2)  # each float[S], in per cent
