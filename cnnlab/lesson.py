@@ -17,8 +17,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -179,8 +179,8 @@ def _run(teach: Callable[[Flags], Iterable[Part]], given: Flags) -> None:
     source = script.read_text(encoding="utf-8")
     taught = Taught(script.stem, title, text.strip(), parts, source, time.monotonic() - started)
     stored = asdict(taught) | {"parts": [{"kind": type(part).__name__, **asdict(part)} for part in parts]}
-    run_folder.write_json(folder / f"{taught.name}.json", stored)
     run_folder.write_text(folder / f"{taught.name}.html", page([taught], f"Lesson {taught.name}"))
+    run_folder.write_json(folder / f"{taught.name}.json", stored)  # last: where it stands the lesson was taught
     console.say(f"{folder / taught.name}.html")
     if taught.refuted:
         sys.exit(1)
@@ -199,8 +199,10 @@ def made(workdir: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--workdir {folder} cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"--workdir {folder} cannot be written to")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"--workdir {folder} cannot be written to: {error.strerror}") from error
     return folder
 
 
@@ -214,7 +216,7 @@ def read(path: Path) -> Taught:
         stored = json.loads(path.read_text(encoding="utf-8"))
         parts = [KINDS[part.pop("kind")](**part) for part in stored.pop("parts")]
         return Taught(parts=parts, **stored)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} holds no lesson: {error}") from error
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnlab import cli, lesson, run_folder
+from cnnlab.console import Console
 from cnnlab.errors import InputError, unknown
 
-# In the order in which one would teach them.
 LESSONS = (
     "softmax_1d",
     "sigmoid_vs_softmax",
@@ -51,9 +51,9 @@ class All:
 def main(flags: All) -> None:
     folder = lesson.made(flags.workdir)
     environment = os.environ | ({"TFDS_DATA_DIR": flags.data_dir} if flags.data_dir else {})
-    taught, failed = [], []
+    console, taught, failed = Console("off"), [], []
     for place, name in enumerate(flags.only, 1):
-        print(f"== {place}/{len(flags.only)} {name}", flush=True)
+        console.say(f"== {place}/{len(flags.only)} {name}")
         stored = folder / f"{name}.json"
         stored.unlink(missing_ok=True)  # so that what stands there afterwards is of this run
         command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), "--workdir", str(folder)]
@@ -69,7 +69,7 @@ def main(flags: All) -> None:
     page = folder / "lessons.html"
     run_folder.write_text(page, lesson.page(taught, "Softmax, cross-entropy and CNNs: what holds", failed))
     refuted = sum(len(one.refuted) for one in taught)
-    print(f"{refuted} claims do not hold, {len(failed)} lessons failed\n{page}", flush=True)
+    console.say(f"{refuted} claims do not hold, {len(failed)} lessons failed\n{page}")
     sys.exit(int(bool(refuted or failed)))
 
 

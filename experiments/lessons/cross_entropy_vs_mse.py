@@ -1,7 +1,8 @@
 """Cross-entropy against mean squared error: what reaches the logits, and what training makes of it
 
-Through a softmax the squared error's gradient carries p as a factor, so a network that is sure of a wrong class is told
-almost nothing; cross-entropy's is p - onehot, largest just there. The notes conclude that under MSE gradients are low
+Through a softmax the gradient of the squared error (summed over the classes) carries p_k as a factor in logit k, so a
+network that is sure of one wrong class is told almost nothing; where several share the rest it still is told something.
+Cross-entropy's is p - onehot, largest just there. The notes conclude that under MSE gradients are low
 early on, and that cross-entropy gives stronger feedback and converges faster. Here each is measured: in the logits
 exactly, in training over paired seeds (same first weights, batches and mirroring), by exact sign flips corrected for
 three comparisons. The learning rate is tuned for neither, and Adam divides by the gradients' size, so that short ones
@@ -64,7 +65,7 @@ def teach(flags: Flags):
     yield lines("What a mistake sends back", p, named(norms), "p of true class", "|gradient| in logits", xscale="log")
     ours, theirs = norms[0][0], norms[1][0]
     found = f"where the true class has one in a million: {theirs:.1e} against {ours:.3f}"
-    yield Claim("On sure mistakes MSE's gradient vanishes, cross-entropy's does not", theirs < 1e-5 < 1.4 < ours, found)
+    yield Claim("Sure of one wrong class MSE's gradient vanishes, CE's does not", theirs < 1e-5 < 1.4 < ours, found)
 
     runs = [train(loss, flags) for loss in ("cross_entropy", "mean_squared_error")]
     norms, curves = map(np.stack, zip(*runs, strict=True))  # [losses, seeds, steps], [losses, epochs, seeds]
