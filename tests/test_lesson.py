@@ -2,6 +2,7 @@
 
 import ast
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -162,3 +163,39 @@ def test_all_names_lessons_that_do_not_exist():
     assert "did you mean 'training'?" in one_line_error(script("lessons/all", "--only", "trainning"))
     assert "at least one; got none" in one_line_error(script("lessons/all", "--only"))
     assert "each lesson once" in one_line_error(script("lessons/all", "--only", "training", "training"))
+
+
+STUB = """'''Stub
+
+python
+'''
+from cnnlab.lesson import Claim, run
+
+
+def teach(flags):
+    yield Claim("Two is one", 2 == 1, "it is not")
+
+
+if __name__ == "__main__":
+    run(teach)
+"""
+
+
+def test_all_counts_what_is_refuted_and_takes_nothing_that_was_left(tmp_path):
+    """A copy of all.py beside a lesson whose claim does not hold and one that dies where another run left a result."""
+    (tmp_path / "all.py").write_text((LESSONS / "all.py").read_text())
+    (tmp_path / "softmax_1d.py").write_text(STUB)
+    (tmp_path / "training.py").write_text("raise SystemExit(3)")
+    with pytest.raises(SystemExit):
+        lessons.run(teach, args=["--workdir", str(tmp_path)])
+    (tmp_path / "test_lesson.json").rename(tmp_path / "training.json")
+    command = [sys.executable, tmp_path / "all.py", "--only", "softmax_1d", "training", "--workdir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and "1 claims do not hold, 1 lessons failed" in done.stdout
+    page = (tmp_path / "lessons.html").read_text()
+    assert "0 of 1 claims hold" in page and "Without a result: training (exit status 3)." in page
+    (tmp_path / "training.py").write_text(STUB.replace("2 == 1", "True"))
+    done = subprocess.run([*command[:3], "training", *command[5:]], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([*command[:3], "softmax_1d", *command[5:]], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and "1 claims do not hold, 0 lessons failed" in done.stdout

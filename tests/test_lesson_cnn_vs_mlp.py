@@ -7,6 +7,7 @@ from flax import linen as nn
 from lesson_example import claims, lesson
 
 from cnnlab import models
+from cnnlab.models import MLP
 
 
 @pytest.fixture
@@ -92,3 +93,10 @@ def test_claims_follow_the_networks(script, monkeypatch):
         True,
     ]  # the MLP is not as good
     assert taught(script, monkeypatch, usual | {"CNN": (8, 4, 4)}) == [True, True, True, False]  # loses as much
+
+
+def test_networks_of_unequal_size_are_no_comparison(script, monkeypatch):
+    smaller = lambda *args, hidden=None: MLP(hidden=(20,)) if hidden else MLP(*args)  # the CNN ends in one, too
+    monkeypatch.setattr(script.models, "MLP", smaller)
+    usual = {"CNN": (8, 4, 6), "MLP": (5, 5, 3)}
+    assert taught(script, monkeypatch, usual) == [True, False, True, True]
