@@ -5,7 +5,8 @@ separate answers, yes or no, each from its own score; softmax gives one distribu
 others lose. So labels that may hold together or not at all need sigmoids, classes that exclude each other softmax.
 
 Below, scores that are lines over one input are trained both ways, on two kinds of labels. Softmax cannot answer both
-"both" and "none", at whatever threshold. Sigmoids cannot answer "in the middle", as no line is high there and low on
+"both" and "none", at whatever threshold (an input with no label teaches it nothing here; shares are of the inputs
+that were trained on). Sigmoids cannot answer "in the middle", as no line is high there and low on
 both sides. So each gets about one input in three wrong, even at its best threshold. But "sigmoids cannot do exclusive
 classes" says too much: the largest of them names the right class nearly as often as softmax, as the other two are
 small in the middle. Argmax decides as softmax does, but it is flat almost everywhere: nothing is learned through it.
