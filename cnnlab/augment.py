@@ -23,17 +23,24 @@ def pixels(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
 
 def flip(keys: jax.Array, images: jax.Array) -> jax.Array:
     """Mirror each image left-right with probability 1/2."""
-    mirrored = jax.vmap(jax.random.bernoulli)(keys)
-    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    return mirror(images, jax.vmap(jax.random.bernoulli)(keys))
 
 
-def crop(keys: jax.Array, images: jax.Array, padding: int) -> jax.Array:
-    """Shift each image by -padding..padding pixels in each direction; zeros (the mean, once normalised) move in.
+def mirror(images: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Mirror the images left-right where `chosen`, bool[B], says so (`order.mirrored`)."""
+    return jnp.where(chosen[:, None, None, None], images[:, :, ::-1], images)
+
+
+def crop(keys: jax.Array, images: jax.Array, padding: int, mode: str = "zeros") -> jax.Array:
+    """Shift each image by -padding..padding pixels in each direction.
+
+    What moves in are zeros (the mean, once normalised), or under the mode `reflect` the image mirrored at its edge
+    pixels, themselves not repeated.
 
     Source: Lee et al., 2015, "Deeply-supervised nets", arXiv 1409.5185.
     """
     _, height, width, channels = images.shape
-    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    padded = _padded(images, padding, mode)
     corners = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * padding + 1))(keys)
     cut = lambda image, corner: lax.dynamic_slice(
         image, (corner[0], corner[1], jnp.zeros_like(corner[0])), (height, width, channels)
@@ -58,6 +65,44 @@ def cutout(keys: jax.Array, images: jax.Array, size: int) -> jax.Array:
         return jnp.where(hole[..., None], jnp.zeros_like(image), image)
 
     return jax.vmap(one)(keys, images)
+
+
+def _padded(images: jax.Array, padding: int, mode: str) -> jax.Array:
+    edges = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    return jnp.pad(images, edges, mode="constant" if mode == "zeros" else mode)
+
+
+VIEWS = {  # of a test image: each mirrored or not, shifted by so many rows and columns, and its weight
+    "one": [(False, 0, 1.0)],
+    "mirror": [(False, 0, 0.5), (True, 0, 0.5)],
+    "mirror_shift": [
+        (m, shift, weight) for shift, weight in ((0, 1 / 4), (-1, 1 / 8), (1, 1 / 8)) for m in (False, True)
+    ],
+}
+
+
+def views(images: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+    """The same images seen in several ways, for test-time augmentation: their logits are averaged.
+
+    Args:
+      images: float[B, H, W, C].
+      name: one (as they are), mirror (and mirrored), or mirror_shift (both, also moved by one pixel down and right and
+        up and left, where what moves in is reflected; these four weigh as much as the two unmoved).
+
+    Returns:
+      float[V, B, H, W, C], and the views' weights float32[V], which sum to 1.
+
+    Source: Jordan, 2024, arXiv 2404.00498.
+    """
+    height, width = images.shape[1:3]
+    padded = (
+        _padded(images, 1, "reflect") if name == "mirror_shift" else jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    )
+    seen = []
+    for mirrored, shift, _ in VIEWS[name]:
+        view = padded[:, 1 + shift : 1 + shift + height, 1 + shift : 1 + shift + width]
+        seen.append(view[:, :, ::-1] if mirrored else view)
+    return jnp.stack(seen), jnp.array([weight for _, _, weight in VIEWS[name]], jnp.float32)
 
 
 def mixup(

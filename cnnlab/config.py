@@ -13,16 +13,18 @@ from cnnlab.errors import InputError, unknown
 CHOICES = {
     "noise": ("symmetric", "asymmetric"),
     "feed": ("auto", "resident", "streaming"),
-    "model": ("cnn", "mlp", "softmax_regression"),
+    "model": ("cnn", "mlp", "softmax_regression", "airnet"),
     "pool": ("max", "average"),
-    "activation": ("relu", "gelu", "silu", "tanh"),
-    "compute_dtype": ("float32", "bfloat16"),
+    "activation": ("auto", "relu", "gelu", "silu", "tanh"),
+    "compute_dtype": ("float32", "bfloat16", "float16"),
     "head": ("auto", "linear", "cosine"),
     "smoothing_convention": ("uniform", "off_target"),
     "class_weights": ("none", "effective_number"),
-    "optimizer": ("adam", "adamw", "sgd"),
-    "schedule": ("cosine", "constant"),
-    "flip": ("auto", "on", "off"),
+    "optimizer": ("adam", "adamw", "sgd", "muon"),
+    "schedule": ("cosine", "linear", "constant"),
+    "flip": ("auto", "on", "off", "alternating"),
+    "crop_padding": ("zeros", "reflect"),
+    "test_views": ("one", "mirror", "mirror_shift"),
     "parallel": ("auto", "jit", "pmap", "sharded"),
     "test_on": ("last", "best"),
     "progress": ("auto", "bar", "lines", "off"),
@@ -58,9 +60,11 @@ class Training:
     """Processes that read and decode when streaming; 0: threads of this one."""
 
     model: str = "cnn"
-    """cnn, mlp or softmax_regression."""
-    widths: tuple[int, ...] = (32, 64)
-    """Channels of each convolution of the cnn."""
+    """cnn, mlp, softmax_regression or airnet (the airbench network)."""
+    widths: tuple[int, ...] | None = None
+    """Channels of each convolution of the cnn, or group of airnet. None: 32 64, for airnet 64 256 256."""
+    whiten: bool = True
+    """First layer of airnet: fitted to the patches of 5,000 training images and fixed, or trained as the others are."""
     hidden: tuple[int, ...] = (128,)
     """Units of each hidden dense layer (cnn, mlp)."""
     batch_norm: bool = False
@@ -69,10 +73,10 @@ class Training:
     """Share of hidden units dropped in training, in [0, 1)."""
     pool: str = "max"
     """max or average pooling."""
-    activation: str = "relu"
-    """relu, gelu, silu or tanh."""
+    activation: str = "auto"
+    """relu, gelu, silu, tanh, or auto (gelu for airnet, else relu)."""
     compute_dtype: str = "float32"
-    """float32 or bfloat16; parameters, logits and loss are float32 in both."""
+    """float32, bfloat16 or float16 (its gradients scaled up on the way); parameters, logits and loss are float32."""
     head: str = "auto"
     """Last layer: linear, cosine (logits are cosines), or auto (cosine for the losses that are made for them)."""
 
@@ -90,26 +94,38 @@ class Training:
     """Run folder of the network that teaches, for the losses that take teacher_logits, such as distillation."""
 
     optimizer: str = "adam"
-    """adam, adamw or sgd."""
+    """adam, adamw, sgd, or muon (on the filters of cnn and airnet, sgd on the rest)."""
     learning_rate: float = 1e-3
-    """Peak rate per step; sgd wants about 0.05."""
+    """Peak rate per step; sgd wants about 0.05, muon 0.24."""
+    head_rate: float = 0.02
+    """Peak rate of dense kernels under muon."""
+    bias_rate: float = 0.02
+    """Peak rate of biases under muon."""
+    whitening_epochs: float = 3.0
+    """Epochs over which airnet's first bias is trained under muon, at a rate that falls to zero."""
     schedule: str = "cosine"
-    """cosine (to zero at the last step) or constant."""
+    """cosine or linear (both to zero at the last step) or constant."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from zero."""
     weight_decay: float = 0.0
-    """Decoupled for adamw, added to the gradient for adam and sgd; on kernels only."""
+    """Decoupled for adamw, added to the gradient for adam and sgd; on kernels only. muon: share of head and biases
+    that a step at the peak rate takes away."""
     momentum: float = 0.9
     """Momentum of sgd, in [0, 1)."""
+    filter_momentum: float = 0.6
+    """Momentum of muon on the filters, in [0, 1)."""
     nesterov: bool = True
     """Nesterov's form of momentum, for sgd."""
     clip_norm: float | None = None
     """Largest global norm of the gradient; None: no clipping."""
 
     flip: str = "auto"
-    """Mirror left-right at random: auto (on for colour images, off for digits and letters), on or off."""
+    """Mirror left-right: at random (on), off, auto (on for colour images, off for digits and letters), or alternating
+    (a coin for each image in the first epoch, then the other way each epoch)."""
     crop: int = 0
-    """Pixels of zero padding around the image before a random crop to its size."""
+    """Pixels of padding around the image before a random crop to its size."""
+    crop_padding: str = "zeros"
+    """What the padding is: zeros or reflect."""
     cutout: int = 0
     """Side in pixels of a random square set to the mean."""
     mixup: float = 0.0
@@ -119,6 +135,8 @@ class Training:
     """Passes over the training images."""
     batch_size: int = 128
     """Images per step, over all devices."""
+    test_views: str = "one"
+    """How a test image is seen: one way, mirror (and mirrored), or mirror_shift (and moved by a pixel)."""
     parallel: str = "auto"
     """auto (sharded when there is more than one device), jit (one device), pmap or sharded."""
     devices: int | None = None
@@ -143,21 +161,27 @@ class Training:
         _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")
         clip = self.clip_norm
         _require(self, "clip_norm", clip is None or 0 < clip < math.inf, "must be positive and finite")
-        for field in ("validation", "dropout", "momentum"):
+        for field in ("head_rate", "bias_rate"):
+            _require(self, field, 0 < getattr(self, field) < math.inf, "must be positive and finite")
+        for field in ("validation", "dropout", "momentum", "filter_momentum"):
             _require(self, field, 0 <= getattr(self, field) < 1, "must lie in [0, 1)")
         _require(self, "label_smoothing", 0 <= self.label_smoothing <= 1, "must lie in [0, 1]")
         _require(self, "loss_temperature", 0 < self.loss_temperature < math.inf, "must be positive and finite")
-        for field in ("warmup_epochs", "weight_decay", "mixup", "z_loss"):
+        for field in ("warmup_epochs", "whitening_epochs", "weight_decay", "mixup", "z_loss"):
             _require(self, field, 0 <= getattr(self, field) < math.inf, "must be finite and at least 0")
         for field in ("workers", "crop", "cutout", "split_seed"):
             _require(self, field, getattr(self, field) >= 0, "must be at least 0")
         for field in ("widths", "hidden"):
-            _require(self, field, all(n >= 1 for n in getattr(self, field)), "must all be at least 1")
-        _require(self, "widths", bool(self.widths) or self.model != "cnn", "must name at least one convolution")
+            _require(self, field, all(n >= 1 for n in getattr(self, field) or ()), "must all be at least 1")
+        wide = self.model not in ("cnn", "airnet")
+        _require(self, "widths", self.widths != () or wide, "must name at least one convolution")
+        _require(
+            self, "optimizer", self.optimizer != "muon" or not wide, f"must be another: {self.model} has no filters"
+        )
         _require(self, "warmup_epochs", self.warmup_epochs <= self.epochs, f"must be at most epochs ({self.epochs})")
-        plain = self.model == "softmax_regression"
-        _require(self, "batch_norm", not (plain and self.batch_norm), "has no layer to act on in softmax_regression")
-        _require(self, "dropout", not (plain and self.dropout), "has no layer to act on in softmax_regression")
+        plain = self.model in ("softmax_regression", "airnet")
+        _require(self, "batch_norm", not (plain and self.batch_norm), f"has no layer to act on in {self.model}")
+        _require(self, "dropout", not (plain and self.dropout), f"has no layer to act on in {self.model}")
 
     def to_json(self) -> dict:
         """The fields as JSON values, by name."""

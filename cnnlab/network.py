@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,39 @@ def build_model(config: Config, num_classes: int, formulation: str = "native") -
     head = config.head if config.head != "auto" else "cosine" if on_cosines(config.loss) else "linear"
     if config.model == "softmax_regression":
         return models.SoftmaxRegression(num_classes, dtype, head)
+    activation = {"auto": "gelu" if config.model == "airnet" else "relu"}.get(config.activation, config.activation)
+    if config.model == "airnet":
+        widths = config.widths or models.AirNet.widths
+        return models.AirNet(num_classes, widths, config.whiten, activation, dtype, head, formulation)
     dense = (config.hidden, config.batch_norm, config.dropout)
     if config.model == "mlp":
-        return models.MLP(num_classes, *dense, config.activation, dtype, head)
-    return models.CNN(num_classes, config.widths, *dense, config.pool, config.activation, dtype, head, formulation)
+        return models.MLP(num_classes, *dense, activation, dtype, head)
+    widths = config.widths or models.CNN.widths
+    return models.CNN(num_classes, widths, *dense, config.pool, activation, dtype, head, formulation)
 
 
 def build_optimizer(config: Config, steps_per_epoch: int, peak: Any = None) -> Any:
     """The Optax chain of a configuration, with its schedule; `peak` in place of its learning rate may be traced."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    warmup, total = round(config.warmup_epochs * steps_per_epoch), steps_per_epoch * config.epochs
     peak = config.learning_rate if peak is None else peak
-    rate = optim.schedule(config.schedule, peak, steps_per_epoch * config.epochs, warmup)
+    if config.optimizer == "muon":
+        early = min(round(config.whitening_epochs * steps_per_epoch), total)
+        rates = {
+            name: (peak, optim.schedule(config.schedule, peak, total, warmup))
+            for name, peak in (("filters", peak), ("head", config.head_rate), ("biases", config.bias_rate))
+        }
+        falling = optim.schedule("linear", config.bias_rate if early else 0.0, early)
+        rates["whitening_bias"] = config.bias_rate, falling
+        return optim.muon(
+            rates,
+            filter_momentum=config.filter_momentum,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+            dtype=models.model_dtype(config.compute_dtype) or jnp.float32,
+        )
+    rate = optim.schedule(config.schedule, peak, total, warmup)
     return optim.optimizer(
         config.optimizer,
         rate,
@@ -46,15 +69,38 @@ def build_optimizer(config: Config, steps_per_epoch: int, peak: Any = None) -> A
     )
 
 
-def initial_state(model: Any, tx: Any, key: jax.Array, image_shape: tuple[int, ...]) -> train.TrainState:
+def run_keys(config: Config, seeds: Sequence[int] | None = None) -> jax.Array:
+    """The key of a run, key[]; of the runs with `seeds` in place of the configured one, key[S].
+
+    Raises:
+      InputError: no seeds, or one that is none.
+    """
+    if seeds is None:
+        return jax.random.key(config.seed)
+    if not (len(seeds) and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)):
+        raise InputError(f"seeds must be whole numbers in [0, 2**32), at least one, got {list(seeds)}")
+    return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def initial_state(
+    model: Any, tx: Any, key: jax.Array, image_shape: tuple[int, ...], images: jax.Array | None = None
+) -> train.TrainState:
     """The state before the first step; for key[S] as many states, their leaves stacked.
+
+    Args:
+      model: linen module.
+      tx: optimizer.
+      key: of the weights.
+      image_shape: (H, W, C).
+      images: float[N, H, W, C], normalised, for models that fit their first layer to them; None where it is to be
+        restored.
 
     Raises:
       InputError: the images are too small for the model.
     """
-    one = lambda key: train.create_state(model.init(key, jnp.zeros((1, *image_shape))), tx)
+    images = jnp.zeros((1, *image_shape)) if images is None else images
     try:
-        state = jax.jit(jax.vmap(one) if key.ndim else one)(key)
+        state = _initial(model, tx, key, images)
     except (ValueError, ZeroDivisionError) as error:
         raise InputError(f"the model does not fit images of {image_shape}: {str(error).splitlines()[0]}") from error
     # Newer JAX initialises a layer on nothing without a word; the network would not see the images.
@@ -63,6 +109,12 @@ def initial_state(model: Any, tx: Any, key: jax.Array, image_shape: tuple[int, .
             f"the model does not fit images of {image_shape}: pooling leaves no pixel; take fewer --widths"
         )
     return state
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _initial(model: Any, tx: Any, key: jax.Array, images: jax.Array) -> train.TrainState:
+    one = lambda key: train.create_state(model.init(key, images), tx)
+    return (jax.vmap(one) if key.ndim else one)(key)
 
 
 def apply_for_training(model: Any) -> Callable:
@@ -82,12 +134,16 @@ def apply_for_training(model: Any) -> Callable:
     return apply_fn
 
 
-def apply_for_evaluation(model: Any, mean: np.ndarray, std: np.ndarray) -> Callable:
-    """(params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K]."""
+def apply_for_evaluation(model: Any, mean: np.ndarray, std: np.ndarray, views: str = "one") -> Callable:
+    """(params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K]; the mean over `augment.views`."""
 
     def apply_fn(params, batch_stats, images):
         normal = augment.normalise(images, *statistics(mean, std))
-        return model.apply({"params": params, "batch_stats": batch_stats}, normal)
+        logits = lambda images: model.apply({"params": params, "batch_stats": batch_stats}, images)
+        if views == "one":
+            return logits(normal)
+        seen, weights = augment.views(normal, views)
+        return jnp.tensordot(weights, jax.lax.map(logits, seen), 1)
 
     return apply_fn
 
@@ -143,7 +199,7 @@ def load(path: Path, weights: str = "last", formulation: str | None = None) -> T
         raise InputError(f"{path} holds no checkpoint yet")
     if weights == "best" and found.metric is None:
         raise InputError(f"{path} holds no checkpoint with a validation accuracy, so none is best; use --weights last")
-    apply_fn = apply_for_evaluation(model, np.array(facts["mean"]), np.array(facts["std"]))
+    apply_fn = apply_for_evaluation(model, np.array(facts["mean"]), np.array(facts["std"]), config.test_views)
     return Trained(config, facts, apply_fn, found.tree["state"], found.step)
 
 

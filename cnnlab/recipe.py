@@ -21,6 +21,7 @@ from cnnlab.errors import InputError
 from cnnlab.losses.spec import loss_from_config, needs_teacher
 from cnnlab.parallel import AXIS, BATCH, SEEDS, SHARED
 
+FITTED = 5_000  # training images to which airnet's first layer is fitted
 # Colour images whose mirror image is another class, or none: digits and letters (by the start of the name).
 NO_MIRROR = ("svhn", "mnist", "colored_mnist", "omniglot", "cmaterdb")
 
@@ -39,10 +40,12 @@ def prepare_fn(config: Config, mean: np.ndarray, std: np.ndarray, num_classes: i
     def prepare(key, batch, axis_name):
         images, labels = augment.normalise(batch["image"], *network.statistics(mean, std)), batch["label"]
         keys = lambda place: parallel.example_keys(jax.random.fold_in(key, place), len(labels), axis_name)
-        if mirrored:
+        if config.flip == "alternating":
+            images = augment.mirror(images, batch["mirrored"])
+        elif mirrored:
             images = augment.flip(keys(0), images)
         if config.crop:
-            images = augment.crop(keys(1), images, config.crop)
+            images = augment.crop(keys(1), images, config.crop, config.crop_padding)
         if config.cutout:
             images = augment.cutout(keys(2), images, config.cutout)
         if config.mixup:
@@ -64,6 +67,7 @@ class Experiment:
       step: (state, totals, list of items) -> state, totals after as many steps; compiled.
       dispatch_steps: the most items it takes.
       items: (first step, last step) -> what each step is fed.
+      again: seeds -> the same experiment from the start with as many other seeds, nothing compiled anew.
       eval_step: (params, batch_stats, batch) -> metric sums; compiled.
       validate: state -> metrics of the held-out images; None where nothing is held out. A list of them with seeds.
       logits: (params, batch_stats, batch) -> float32[B, K]; compiled.
@@ -79,6 +83,7 @@ class Experiment:
     step: Callable
     dispatch_steps: int
     items: Callable[[int, int], Iterator[Any]]
+    again: Callable[[Sequence[int]], Experiment]
     eval_step: Callable
     validate: Callable[[train.TrainState], Any] | None
     logits: Callable
@@ -88,7 +93,11 @@ class Experiment:
 
 
 def build(
-    config: Config, console: Console, seeds: Sequence[int] | None = None, rates: Sequence[float] | None = None
+    config: Config,
+    console: Console,
+    seeds: Sequence[int] | None = None,
+    rates: Sequence[float] | None = None,
+    whole: bool = False,
 ) -> Experiment:
     """Build the experiment that a configuration describes.
 
@@ -98,32 +107,32 @@ def build(
       seeds: train one network for each, all in one program, in place of the one of `config.seed`. Each takes the
         steps that it would take alone; the images are there once.
       rates: a learning rate for each of the seeds, in place of the one of `config`.
+      whole: make one dispatch of all steps of the run.
 
     Raises:
       InputError: whatever in it cannot be done.
     """
-    if seeds is not None and not (len(seeds) and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)):
-        raise InputError(f"seeds must be whole numbers in [0, 2**32), at least one, got {list(seeds)}")
     cache.keep_compilations()
     together = None if seeds is None else len(seeds)
     devices = layout(config, together)
+    network.run_keys(config, seeds)  # refuse them before the data is read
     dataset = source.open_dataset(config.dataset, config.data_dir, config.image_size)
     loss_from_config(config, dataset.num_classes, np.ones(dataset.num_classes))  # refuse it before the data is read
     teacher, teacher_digest = (
         network.teacher_fn(config, dataset, devices.formulation) if needs_teacher(config) else (lambda images: {}, None)
     )
     check_sizes(config, dataset.train.image_shape)
-    images, summary, own, held_out, counts, feed = _data(config, dataset, console, seeds)
+    images, summary, own, held_out, counts, feed_of = _data(config, dataset, console)
     mean, std = summary.mean_std(own)  # of all training images, whichever of them are used: the same under conditions
     steps_per_epoch = int(counts.sum()) // config.batch_size
     loss_fn = loss_from_config(config, dataset.num_classes, counts)
 
     model = network.build_model(config, dataset.num_classes, devices.formulation)
     tx = network.build_optimizer(config, steps_per_epoch)
-    key = jax.random.key(config.seed) if seeds is None else jnp.stack([jax.random.key(seed) for seed in seeds])
-    fold = jax.random.fold_in if seeds is None else jax.vmap(jax.random.fold_in, (0, None))
-    state = network.initial_state(model, tx, fold(key, 0), dataset.train.image_shape)
-    totals = train.zero_totals(seeds=key.shape)
+    read = dataset.train.read if images is None else lambda at: {"image": images[at], "label": summary.labels[at]}
+    patches = None
+    if config.model == "airnet":  # fits its first layer to them, the same whatever the seed
+        patches = augment.normalise(jnp.asarray(read(own[:FITTED])["image"]), *network.statistics(mean, std))
 
     pure = functools.partial(
         train.train_step,
@@ -131,6 +140,7 @@ def build(
         loss_fn=loss_fn,
         prepare=prepare_fn(config, mean, std, dataset.num_classes),
         given=lambda images: teacher(augment.pixels(images, *network.statistics(mean, std))),
+        loss_scale=1024.0 if config.compute_dtype == "float16" else 1.0,
     )
 
     # On CPU devices that each train seeds of their own, four steps at once spare three of four waits for the slower one
@@ -138,38 +148,40 @@ def build(
     at_once = 32 if devices.platform != "cpu" else 1 if seeds is None else 4
     at_once = config.dispatch_steps or (1 if images is None else at_once)
     at_once = min(at_once, steps_per_epoch, config.checkpoint_steps or steps_per_epoch)  # no dispatch is longer
+    if whole:
+        at_once = steps_per_epoch * config.epochs
+    fetch = feed_of(seeds).fetch
 
     def fed_steps(state, totals, data, items, count, key, rate, *, axis_name):
         tx = network.build_optimizer(config, steps_per_epoch, rate)  # the rate is data: one program for all of them
 
         def one(i, carry):
             item = jax.tree.map(lambda x: x[i], items)
-            return pure(carry[0], carry[1], feed.fetch(data, item), key, tx=tx, axis_name=axis_name)
+            return pure(carry[0], carry[1], fetch(data, item), key, tx=tx, axis_name=axis_name)
 
         if at_once == 1:
             return one(0, (state, totals))
-        return jax.lax.fori_loop(0, count, one, (state, totals))
+        return jax.lax.fori_loop(0, at_once if whole else count, one, (state, totals))
 
     seeded = () if seeds is None else (SEEDS,)
     each, items_spec = PartitionSpec(*seeded), PartitionSpec(*seeded, None, AXIS)
     compiled = devices.compile(fed_steps, (each, each, SHARED, items_spec, SHARED, each, each), each, donate=(0,))
-    peak = jnp.broadcast_to(jnp.asarray(config.learning_rate if rates is None else rates, float), key.shape)
-    data, run_key, peak = devices.place(feed.data), devices.place(fold(key, 1), each), devices.place(peak, each)
+    data = devices.place(feed_of(seeds).data)
 
-    def step(state, totals, items):
-        # a dispatch of fewer steps is filled up, so that one program serves all
-        filled = [*items, *[items[-1]] * (at_once - len(items))]
-        stacked = jax.tree.map(lambda *steps: np.stack(steps, len(seeded)), *filled)
-        return compiled(state, totals, data, stacked, np.int32(len(items)), run_key, peak)
+    @functools.cache
+    def evaluating(views: str) -> Callable:
+        apply_fn = network.apply_for_evaluation(model, mean, std, views)
+        evaluation = functools.partial(train.eval_step, apply_fn=apply_fn, loss_fn=loss_fn, given=teacher)
+        return devices.compile(evaluation, (each, each, BATCH), each)
 
-    apply_fn = network.apply_for_evaluation(model, mean, std)
-    evaluation = functools.partial(train.eval_step, apply_fn=apply_fn, loss_fn=loss_fn, given=teacher)
-    eval_step = devices.compile(evaluation, (each, each, BATCH), each)
+    apply_fn = network.apply_for_evaluation(model, mean, std, config.test_views)
     logits_fn = lambda params, batch_stats, batch, axis_name: apply_fn(params, batch_stats, batch["image"])
-    read = dataset.train.read if images is None else lambda at: {"image": images[at], "label": summary.labels[at]}
+    logits = devices.compile(logits_fn, (each, each, BATCH), PartitionSpec(*seeded, AXIS))
 
     def validate(state: train.TrainState) -> Any:
-        return loop.evaluate(eval_step, state, feeds.in_order(read, held_out, config.batch_size), seeds=together)
+        return loop.evaluate(
+            evaluating("one"), state, feeds.in_order(read, held_out, config.batch_size), seeds=together
+        )
 
     facts = {
         "digest": summary.digest(),
@@ -181,21 +193,40 @@ def build(
         "teacher_digest": teacher_digest,
         "counts": {"train": int(counts.sum()), "validation": len(held_out), "test": len(dataset.test)},
     }
-    return Experiment(
-        layout=devices,
-        state=devices.place(state, each),
-        totals=devices.place(totals, each),
-        steps_per_epoch=steps_per_epoch,
-        step=step,
-        dispatch_steps=at_once,
-        items=feed.items,
-        eval_step=eval_step,
-        validate=validate if len(held_out) else None,
-        logits=devices.compile(logits_fn, (each, each, BATCH), PartitionSpec(*seeded, AXIS)),
-        test=lambda: feeds.in_order(dataset.test.read, np.arange(len(dataset.test)), config.batch_size),
-        facts=facts,
-        feed="streaming" if images is None else "resident",
-    )
+
+    def begin(seeds: Sequence[int] | None, rates: Sequence[float] | None = None) -> Experiment:
+        key = network.run_keys(config, seeds)
+        if key.shape != (() if together is None else (together,)):
+            raise InputError(f"as many seeds as before, {together}, can begin again, got {seeds}")
+        fold = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
+        state = network.initial_state(model, tx, fold(key, 0), dataset.train.image_shape, patches)
+        peak = jnp.broadcast_to(jnp.asarray(config.learning_rate if rates is None else rates, float), key.shape)
+        run_key, peak = devices.place(fold(key, 1), each), devices.place(peak, each)
+
+        def step(state, totals, items):
+            # a dispatch of fewer steps is filled up, so that one program serves all
+            filled = [*items, *[items[-1]] * (at_once - len(items))]
+            stacked = jax.tree.map(lambda *steps: np.stack(steps, len(seeded)), *filled)
+            return compiled(state, totals, data, stacked, np.int32(len(items)), run_key, peak)
+
+        return Experiment(
+            layout=devices,
+            state=devices.place(state, each),
+            totals=devices.place(train.zero_totals(seeds=key.shape), each),
+            steps_per_epoch=steps_per_epoch,
+            step=step,
+            dispatch_steps=at_once,
+            items=feed_of(seeds).items,
+            again=begin,
+            eval_step=evaluating(config.test_views),
+            validate=validate if len(held_out) else None,
+            logits=logits,
+            test=lambda: feeds.in_order(dataset.test.read, np.arange(len(dataset.test)), config.batch_size),
+            facts=facts,
+            feed="streaming" if images is None else "resident",
+        )
+
+    return begin(seeds, rates)
 
 
 def trained(
@@ -235,7 +266,7 @@ def layout(config: Config, seeds: int | None = None) -> parallel.Layout:
       InputError: more than there are, or a number that does not fit.
     """
     # A dense network's step is over before two CPU devices have agreed on the gradient (mlp: 0.73 of one's speed).
-    cpu_images = 32 if config.model == "cnn" else config.batch_size
+    cpu_images = 32 if config.model in ("cnn", "airnet") else config.batch_size
     return parallel.layout(config.parallel, config.devices, config.batch_size, seeds, cpu_images)
 
 
@@ -275,8 +306,8 @@ def class_counts(config: Config, labels: np.ndarray, num_classes: int) -> np.nda
     return counts
 
 
-def _data(config: Config, dataset: source.Dataset, console: Console, seeds: Sequence[int] | None):
-    """Decoded training images (None when streaming), their summary, the split's sides, class counts, and the feed."""
+def _data(config: Config, dataset: source.Dataset, console: Console):
+    """Decoded training images (None when streaming), their summary, the split's sides, class counts; seeds -> feed."""
     track = console.track(f"decoding {dataset.train.name}", "reads")
     if resident(config.feed, dataset.train):
         images, summary = source.decoded(dataset.train, track)
@@ -289,12 +320,15 @@ def _data(config: Config, dataset: source.Dataset, console: Console, seeds: Sequ
         labels, used = _labels(config, summary.labels, dataset.num_classes, seed), own
         if counts.sum() < len(own):
             used = conditions.subset(summary.labels, own, counts, seed)
+        fixed = seed, config.batch_size, config.flip == "alternating"
         if images is None:
-            return feeds.streaming(dataset.train, labels, used, seed, config.batch_size, config.workers)
-        return feeds.resident(images, labels, used, seed, config.batch_size)
+            return feeds.streaming(dataset.train, labels, used, *fixed, config.workers)
+        return feeds.resident(images, labels, used, *fixed)
 
-    feed = one(config.seed) if seeds is None else feeds.together([one(seed) for seed in seeds])
-    return images, summary, own, held_out, counts, feed
+    def feed_of(seeds: Sequence[int] | None) -> feeds.Feed:
+        return one(config.seed) if seeds is None else feeds.together([one(seed) for seed in seeds])
+
+    return images, summary, own, held_out, counts, feed_of
 
 
 def _labels(config: Config, labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray:

@@ -63,6 +63,7 @@ def train_step(
     tx: optax.GradientTransformation,
     prepare: Callable,
     given: Callable = lambda images: {},
+    loss_scale: float = 1.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of gradient descent on the batch's mean loss.
@@ -77,6 +78,7 @@ def train_step(
       tx: the optimizer.
       prepare: (key, batch, axis_name) -> images float[B, H, W, C], labels as the loss takes them.
       given: images -> what the loss takes beside logits and labels, by name: a teacher's logits.
+      loss_scale: by which gradients are larger on their way back, so that float16 holds them; a power of two.
       axis_name: the device axis under pmap.
 
     Returns:
@@ -87,9 +89,10 @@ def train_step(
 
     def objective(params):
         logits, batch_stats = apply_fn(params, state.batch_stats, images, model_key, axis_name)
-        return jnp.mean(loss_fn(logits, labels, **given(images))), (logits, batch_stats)
+        return loss_scale * jnp.mean(loss_fn(logits, labels, **given(images))), (logits, batch_stats)
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    loss, grads = jax.tree.map(lambda x: x / loss_scale, (loss, grads))
     loss, grads, batch_stats = parallel.mean((loss, grads, batch_stats), axis_name)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -1,8 +1,9 @@
 """Two ways to feed a step the same batches: resident on the device, or streamed.
 
 A feed gives an `item` per step, and `fetch(data, item)`, a pure function inside the compiled step, makes it a batch
-{"image": uint8[B, H, W, C], "label": int32[B]}. Resident: `data` are all images, on the device, and the item has their
-positions in place of the images. Streaming: `data` is empty and the item is the batch.
+{"image": uint8[B, H, W, C], "label": int32[B]}; under the alternating flip "mirrored": bool[B] says which images are.
+Resident: `data` are all images, on the device, and the item has their positions in place of the images. Streaming:
+`data` is empty and the item is the batch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnlab.data.order import batch_positions
+from cnnlab.data.order import batch_positions, mirrored
 from cnnlab.data.source import Split
 
 RESIDENT_LIMIT = 2 << 30  # bytes of images that `auto` keeps on each device
@@ -35,7 +36,9 @@ class Feed:
     items: Callable[[int, int], Iterator[Any]]
 
 
-def resident(images: np.ndarray, labels: np.ndarray, positions: np.ndarray, seed: int, batch_size: int) -> Feed:
+def resident(
+    images: np.ndarray, labels: np.ndarray, positions: np.ndarray, seed: int, batch_size: int, alternating: bool = False
+) -> Feed:
     """Feed from memory.
 
     Args:
@@ -44,19 +47,26 @@ def resident(images: np.ndarray, labels: np.ndarray, positions: np.ndarray, seed
       positions: int[n], which of them are trained on.
       seed: of the order.
       batch_size: images per step.
+      alternating: whether batches say which images are mirrored (`order.mirrored`).
     """
     own = positions.astype(np.int32)
 
     def items(first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
         for step in range(first, last):
-            chosen = own[batch_positions(seed, step, len(own), batch_size)]
-            yield {"image": chosen, "label": labels[chosen]}
+            chosen, beside = _choice(labels, own, seed, batch_size, alternating, step)
+            yield {"image": chosen} | beside
 
     return Feed(images, lambda data, item: item | {"image": data[item["image"]]}, items)
 
 
 def streaming(
-    split: Split, labels: np.ndarray, positions: np.ndarray, seed: int, batch_size: int, workers: int = 0
+    split: Split,
+    labels: np.ndarray,
+    positions: np.ndarray,
+    seed: int,
+    batch_size: int,
+    alternating: bool = False,
+    workers: int = 0,
 ) -> Feed:
     """Feed from the files, through Grain: read ahead by threads, or by `workers` processes.
 
@@ -65,7 +75,7 @@ def streaming(
 
     def items(first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
         # Positions in MapDataset.range are steps: Grain may read ahead and out of order, the order stays ours.
-        read = functools.partial(_read_step, split, labels, positions, seed, batch_size)
+        read = functools.partial(_read_step, split, labels, positions, seed, batch_size, alternating)
         ahead = READ_AHEAD // (batch_size * math.prod(split.image_shape))
         yield from _grain(range(first, last), read, workers, min(16, max(2, ahead)))
 
@@ -83,15 +93,26 @@ def together(feeds: Sequence[Feed]) -> Feed:
     return Feed(feeds[0].data, feeds[0].fetch, items)
 
 
+def _choice(
+    labels: np.ndarray, positions: np.ndarray, seed: int, batch_size: int, alternating: bool, step: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Where the images of a step's batch are in the data set, and what comes beside them."""
+    chosen = positions[batch_positions(seed, step, len(positions), batch_size)]
+    beside = {"label": labels[chosen]}
+    if alternating:
+        beside["mirrored"] = mirrored(seed, step // (len(positions) // batch_size), chosen, len(labels))
+    return chosen, beside
+
+
 def _read_step(
-    split: Split, labels: np.ndarray, positions: np.ndarray, seed: int, batch_size: int, step: int
+    split: Split, labels: np.ndarray, positions: np.ndarray, seed: int, batch_size: int, alternating: bool, step: int
 ) -> dict[str, np.ndarray]:
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
         # Readers take what the training leaves. As its equals they hold up one CPU device while the others wait for
         # that one to agree on the gradient: 0.66 of the images a second of the step alone, in place of 0.74.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-    chosen = positions[batch_positions(seed, step, len(positions), batch_size)]
-    return split.read(chosen) | {"label": labels[chosen]}
+    chosen, beside = _choice(labels, positions, seed, batch_size, alternating, step)
+    return split.read(chosen) | beside
 
 
 def _grain(steps: range, read: Callable[[int], Any], workers: int, ahead: int) -> Iterator[Any]:

@@ -139,7 +139,8 @@ def _typed(text: str, value: str, kind: Any) -> Any:
         return read
     if float in kinds and type(read) is int:
         return float(read)
-    if typing.get_origin(kind) is tuple and isinstance(read, list | tuple) and all(type(n) is int for n in read):
+    tuples = any(typing.get_origin(kind) is tuple for kind in kinds)
+    if tuples and isinstance(read, list | tuple) and all(type(n) is int for n in read):
         return tuple(read)
     wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
     raise InputError(f"--vary {text}: '{value}' is no {wanted}")
