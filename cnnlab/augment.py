@@ -95,9 +95,7 @@ def views(images: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
     Source: Jordan, 2024, arXiv 2404.00498.
     """
     height, width = images.shape[1:3]
-    padded = (
-        _padded(images, 1, "reflect") if name == "mirror_shift" else jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    )
+    padded = _padded(images, 1, "reflect")
     seen = []
     for mirrored, shift, _ in VIEWS[name]:
         view = padded[:, 1 + shift : 1 + shift + height, 1 + shift : 1 + shift + width]
