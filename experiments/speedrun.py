@@ -1,21 +1,39 @@
 """Train the airbench network from scratch as often as asked, each run one dispatch; accuracy and time, with intervals.
 
     python experiments/speedrun.py --runs 50 --target 0.94 --data-dir DIR
+    python experiments/speedrun.py --runs 50 --beside airbench94_muon.py --torch-python ../torch/bin/python
 
 A run's time holds its first weights, the whitening, the order of the images, all steps, and the test with six views of
 each image; compilation and a first run that is not counted come before, and are reported apart. The recipe is that of
-KellerJordan/cifar10-airbench, airbench94_muon.py: its rates are of a summed loss, these of the mean over 2,000 images.
+KellerJordan/cifar10-airbench, airbench94_muon.py. With --beside the user's copy of that script takes turns with us, on
+the same images and device. On a CPU, where a run of all images takes 20 minutes: --validation 0.9 --batch-size 500
+--epochs 4 trains both on a tenth of them; there the script's half precision is float32.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cnnlab import cli, run_folder
 from cnnlab.config import Config
+from cnnlab.console import Console
 from cnnlab.errors import InputError
+
+WORKER = Path(__file__).parent / "benchmarks" / "airbench_torch.py"
+# What acts on a run folder, on the steps of a dispatch or on images that are read as it goes: there is none here.
+IDLE = ("workdir", "checkpoint_steps", "keep", "test_on", "tensorboard", "dispatch_steps", "workers")
+# What changes the images or labels that are trained on.
+CONDITIONS = ("label_noise", "long_tail", "fraction")
 
 
 @dataclass(frozen=True)
@@ -24,8 +42,14 @@ class SpeedRun(Config):
 
     runs: int = 5
     """Networks to train, with the seeds from --seed on."""
+    together: int = 1
+    """Networks in one dispatch; a divisor of the runs. The time of each is its share of theirs."""
     target: float | None = None
     """Test accuracy that their mean shall reach, in (0, 1]; else exit status 1."""
+    beside: str | None = None
+    """A copy of airbench94_muon.py, to run it in turns with ours."""
+    torch_python: str | None = None
+    """Python that has PyTorch, for --beside; None: this one."""
     json: str = "speedrun.json"
     """File to write the runs, the configuration and the versions to."""
 
@@ -34,10 +58,13 @@ class SpeedRun(Config):
     model: str = "airnet"
     optimizer: str = "muon"
     learning_rate: float = 0.24
-    head_rate: float = 0.67 * 2_000 / 256**2
-    bias_rate: float = 0.053 * 2_000
+    head_rate: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride] (never None once made)
+    """Peak rate of the head's kernel. None: 1.022e-5 of the batch; airbench's 0.67 / 256^2, of a summed loss."""
+    bias_rate: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Peak rate of biases. None: 0.053 of the batch, as airbench."""
+    weight_decay: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Share of head and biases that a step at the peak rate takes away. None: 2e-6 of the batch, as airbench."""
     schedule: str = "linear"
-    weight_decay: float = 4e-3
     momentum: float = 0.85
     label_smoothing: float = 0.2
     flip: str = "alternating"
@@ -48,60 +75,186 @@ class SpeedRun(Config):
     batch_size: int = 2_000
 
     def __post_init__(self) -> None:
+        for field, rate in (("head_rate", 0.67 / 256**2), ("bias_rate", 0.053), ("weight_decay", 2e-6)):
+            if getattr(self, field) is None:
+                object.__setattr__(self, field, rate * self.batch_size)
         super().__post_init__()
-        if self.runs < 1:
-            raise InputError(f"--runs must be at least 1, got {self.runs}")
+        if self.together < 1 or self.runs < 1 or self.runs % self.together:
+            raise InputError(f"--runs {self.runs} must be a multiple of --together {self.together}, both at least 1")
         if self.target is not None and not 0 < self.target <= 1:
             raise InputError(f"--target must lie in (0, 1], got {self.target}")
+        if self.feed == "streaming":
+            raise InputError("--feed streaming has no place in a run that is one dispatch; leave it out")
+        for fields, why in ((IDLE, "does nothing here"), (CONDITIONS if self.beside else (), "is not for --beside")):
+            for field in fields:
+                if getattr(self, field) != getattr(Config, field):
+                    raise InputError(f"--{field.replace('_', '-')} {why}; leave it out")
+        if self.torch_python and not self.beside:
+            raise InputError("--torch-python is for --beside airbench94_muon.py; give both")
 
 
 def main(config: SpeedRun) -> None:
     cli.writable(config.json)
+    if config.beside:  # JAX would take three quarters of a GPU's memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
     import jax
-    import numpy as np
-
-    from cnnlab import loop, parallel, recipe, stats
-    from cnnlab.console import Console
 
     console, begun = Console(config.progress), time.perf_counter()
-    experiment = recipe.build(config, console, [config.seed], whole=True)
+    with rival(config, console) if config.beside else contextlib.nullcontext() as theirs:
+        run = runner(config, console)
+        groups = [range(first, first + config.together) for first in range(0, config.runs, config.together)]
+        groups = [[config.seed + number for number in group] for group in groups]
+        console.say("compiling, and a run that does not count")
+        run(groups[0])
+        before = time.perf_counter() - begun
+        console.say(f"all that came before the first run that counts: {before:.1f} s")
+        contestants = {"cnnlab": run} | ({"airbench": theirs} if theirs else {})
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
+        for number, seeds in enumerate(groups):
+            for name in list(contestants)[:: -1 if number % 2 else 1]:  # neither always finds the other's caches
+                new = contestants[name](seeds)
+                rows[name] += new
+                accuracy, seconds = (sum(row[what] for row in new) for what in ("accuracy", "seconds"))
+                said = f"{name:8}  accuracy {accuracy / len(new):.4f}  {seconds:.3f} s"
+                console.say(f"run {len(rows[name])}/{config.runs}  {said}")
+        device = jax.devices()[0]
+        memory = {"cnnlab": (device.memory_stats() or {}).get("peak_bytes_in_use")}
+    summary = {name: summarised(own, name, console) for name, own in rows.items()}
+    if theirs:
+        summary["cnnlab against airbench"] = compared(rows["cnnlab"], rows["airbench"], console)
+    result: dict[str, Any] = {"summary": summary, "before": before, "memory": memory, "runs": rows}
+    reached = config.target is None or judged(summary["cnnlab"]["accuracy"], config.target, console)
+    result |= {"config": config.to_json(), "versions": run_folder.versions() | {"device": device.device_kind}}
+    run_folder.write_json(Path(config.json), result)
+    if not reached:
+        raise SystemExit(1)
+
+
+def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list[dict[str, Any]]]:
+    """As many seeds as run together -> for each its test accuracy and its share of the seconds."""
+    import jax
+
+    from cnnlab import loop, parallel, recipe
+
+    experiment = recipe.build(config, console, range(config.together), whole=True)
     test = [experiment.layout.place(batch, parallel.BATCH) for batch in experiment.test()]
 
-    def run(seed: int) -> tuple[float, float]:
-        """Test accuracy of a network trained from scratch, and the seconds."""
+    def run(seeds: Sequence[int]) -> list[dict[str, Any]]:
         start = time.perf_counter()
-        fresh = experiment.again([seed])
+        fresh = experiment.again(seeds)
         items = list(fresh.items(0, fresh.steps_per_epoch * config.epochs))
         state, totals = fresh.step(fresh.state, fresh.totals, items)
-        (result,) = loop.evaluate(fresh.eval_step, state, test, seeds=1)
+        found = loop.evaluate(fresh.eval_step, state, test, seeds=len(seeds))
         jax.block_until_ready(totals)
-        return result["accuracy"], time.perf_counter() - start
+        seconds = (time.perf_counter() - start) / len(seeds)
+        return [
+            {"seed": seed, "accuracy": result["accuracy"], "seconds": seconds}
+            for seed, result in zip(seeds, found, strict=True)
+        ]
 
-    run(config.seed)
-    before = time.perf_counter() - begun
-    console.say(f"data, compilation and a run that does not count: {before:.1f} s")
-    rows = []
-    for number in range(config.runs):
-        accuracy, seconds = run(config.seed + number)
-        rows.append({"seed": config.seed + number, "accuracy": accuracy, "seconds": seconds})
-        console.say(f"run {number + 1}/{config.runs}  accuracy {accuracy:.4f}  {seconds:.3f} s")
-    summary = {}
-    for name in ("accuracy", "seconds"):
-        values = np.array([row[name] for row in rows])
-        low, high = map(float, stats.interval(values))
+    return run
+
+
+@contextlib.contextmanager
+def rival(config: SpeedRun, console: Console) -> Iterator[Callable[[Sequence[int]], list[dict[str, Any]]]]:
+    """What `runner` gives, done by the user's airbench94_muon.py in a process of its own, asleep between runs."""
+    import numpy as np
+
+    from cnnlab import parallel
+    from cnnlab.data import order, source
+
+    on_cpu = ["cpu"] if parallel.start()[0].platform == "cpu" else []
+    dataset = source.open_dataset(config.dataset, config.data_dir, config.image_size)
+    images, summary = source.decoded(dataset.train, console.track(f"decoding {dataset.train.name}", "reads"))
+    own, _ = order.split(summary.labels, config.validation, config.split_seed)
+    test = dataset.test.read(np.arange(len(dataset.test)))
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = {"train_images": images[own], "train_labels": summary.labels[own]}
+        arrays |= {"test_images": test["image"], "test_labels": test["label"]}
+        np.savez(f"{folder}/data.npz", **arrays)  # pyright: ignore[reportArgumentType]
+        options = [f"batch_size={config.batch_size}", f"epochs={config.epochs}", *on_cpu]
+        command = [config.torch_python or sys.executable, WORKER, config.beside, f"{folder}/data.npz", *options]
+        pipe = subprocess.PIPE
+        try:
+            process = subprocess.Popen([str(part) for part in command], stdin=pipe, stdout=pipe, text=True)
+        except OSError as error:
+            raise InputError(f"--torch-python {command[0]} cannot be run: {error.strerror}") from error
+        to, out = process.stdin, process.stdout
+        assert to and out
+
+        def answer() -> str:
+            line = out.readline()
+            if not line:
+                raise InputError(f"{WORKER.name} ended with status {process.wait()}; see above")
+            return line
+
+        def run(seeds: Sequence[int]) -> list[dict[str, Any]]:
+            rows = []
+            for seed in seeds:
+                with contextlib.suppress(BrokenPipeError):  # answer says that it has ended
+                    to.write(f"{seed}\n")
+                    to.flush()
+                rows.append({"seed": seed} | json.loads(answer()))
+            return rows
+
+        try:
+            answer()  # that it is ready
+            yield run
+        finally:
+            to.close()
+            process.terminate()
+            process.wait()
+
+
+def summarised(rows: list[dict[str, Any]], name: str, console: Console) -> dict[str, dict[str, float | None]]:
+    """Mean, median, deviation and 95 % interval of the mean, of accuracy and seconds; said, and as JSON."""
+    import numpy as np
+
+    from cnnlab import stats
+
+    summary: dict[str, dict[str, float | None]] = {}
+    for what in ("accuracy", "seconds"):
+        values = np.array([row[what] for row in rows])
+        low, high = map(float, stats.interval(values)) if len(values) > 1 else (None, None)
         sd = float(values.std(ddof=1)) if len(values) > 1 else None
-        summary[name] = {"mean": float(values.mean()), "sd": sd, "median": float(np.median(values))}
-        if sd is not None:
-            summary[name] |= {"low": low, "high": high}
-            console.say(f"{name}: mean {values.mean():.4f} ± {sd:.4f} (sd), 95 % interval [{low:.4f}, {high:.4f}]")
-    device = str(experiment.layout.mesh.devices.flat[0].device_kind)
-    stored = {"config": config.to_json(), "versions": run_folder.versions() | {"device": device}}
-    run_folder.write_json(Path(config.json), {"summary": summary, "runs": rows, "before": before} | stored)
-    mean = summary["accuracy"]["mean"]
-    if config.target is not None:
-        console.say(f"target {config.target:.2%}: {'reached' if mean >= config.target else 'missed'} by the mean")
-        if mean < config.target:
-            raise SystemExit(1)
+        found = {"mean": float(values.mean()), "sd": sd, "low": low, "high": high, "median": float(np.median(values))}
+        summary[what] = found
+        spread = f" ± {sd:.4f} (sd), 95 % interval [{low:.4f}, {high:.4f}]" if len(values) > 1 else ""
+        console.say(f"{name:8}  {what:8}  mean {found['mean']:.4f}{spread}, median {found['median']:.4f}")
+    return summary
+
+
+def compared(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], console: Console) -> dict[str, Any]:
+    """Our runs against those that took turns with them: the difference of accuracies, the ratio of times."""
+    import numpy as np
+
+    from cnnlab import stats
+
+    column = lambda rows, what: np.array([row[what] for row in rows])
+    difference = column(ours, "accuracy") - column(theirs, "accuracy")
+    times = np.log(column(ours, "seconds") / column(theirs, "seconds"))
+    rows = {"accuracy": (difference, float), "seconds": (times, lambda x: float(np.exp(x)))}
+    compared = {}
+    for what, (values, shown) in rows.items():
+        low, high = stats.interval(values) if len(values) > 1 else (None, None)
+        compared[what] = {"mean": shown(values.mean())}
+        compared[what] |= {} if low is None else {"low": shown(low), "high": shown(high)}
+    for what, label in (("accuracy", "accuracy, ours less theirs"), ("seconds", "seconds, ours over theirs")):
+        found = compared[what]
+        spread = f", 95 % interval [{found['low']:.4f}, {found['high']:.4f}]" if "low" in found else ""
+        console.say(f"{label}: {found['mean']:.4f}{spread}")
+    return compared
+
+
+def judged(accuracy: dict[str, float | None], target: float, console: Console) -> bool:
+    """Whether the mean reaches the target; said, with whether the interval leaves that open."""
+    mean, low, high = (accuracy[name] for name in ("mean", "low", "high"))
+    assert mean is not None
+    sure = low is not None and high is not None and not low <= target <= high
+    verdict = f"{'reached' if mean >= target else 'missed'} by the mean"
+    interval = "and by its interval" if sure else "but left open by its interval: more --runs"
+    console.say(f"target {target:.2%}: {verdict}, {interval}")
+    return mean >= target
 
 
 if __name__ == "__main__":
