@@ -166,7 +166,7 @@ class AirNet(nn.Module):
         activation, channels = ACTIVATIONS[self.activation], 8 * x.shape[-1]
         if self.whiten:
             kernel = self.variable("batch_stats", "whitening", lambda: whitening(x)).value
-            bias = self.param("whitening_bias", nn.initializers.zeros, (channels,), jnp.float32)
+            bias = self.param("whitening_bias", uniform, (channels,), jnp.float32, 1 / math.sqrt(4 * x.shape[-1]))
             images, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
             x = plain(images, kernel, (1, 1), "VALID", dimension_numbers=NHWC) + bias.reshape(1, 1, 1, -1)
         else:
@@ -210,21 +210,25 @@ def whitening(images: jax.Array, eps: float = 5e-4) -> jax.Array:
     return jnp.concatenate([kernel, -kernel], -1)
 
 
+def uniform(key: jax.Array, shape: Sequence[int], dtype: Any, bound: float) -> jax.Array:
+    """Initial values between -bound and bound; with 1 / sqrt(fan-in), torch.nn.Conv2d's."""
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 def first_filters_pass_on(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Initial filters [h, w, I, O]: the i-th of the first I hands on channel i, the others are uniform.
 
     Source: torch.nn.init.dirac_ over the default of torch.nn.Conv2d, as in airbench.
     """
     h, w, inputs, outputs = shape
-    bound = 1 / math.sqrt(h * w * inputs)
-    kernel = jax.random.uniform(key, shape, dtype, -bound, bound)
+    kernel = uniform(key, shape, dtype, 1 / math.sqrt(h * w * inputs))
     passing = jnp.zeros((h, w, inputs, inputs), dtype).at[h // 2, w // 2].set(jnp.eye(inputs, dtype=dtype))
     return jnp.concatenate([passing, kernel[..., inputs:]], -1)[..., :outputs]
 
 
 def small_head(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Initial weights [D, K]: uniform, of standard deviation exactly 1 / D."""
-    kernel = jax.random.uniform(key, shape, dtype, -1, 1)
+    kernel = uniform(key, shape, dtype, 1.0)
     return kernel / (shape[0] * jnp.std(kernel, ddof=1))
 
 
