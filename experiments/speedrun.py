@@ -100,14 +100,15 @@ def main(config: SpeedRun) -> None:
     import jax
 
     console, begun = Console(config.progress), time.perf_counter()
-    with rival(config, console) if config.beside else contextlib.nullcontext() as theirs:
+    with rival(config, console) if config.beside else contextlib.nullcontext((None, {})) as (theirs, its_versions):
         run = runner(config, console)
         groups = [range(first, first + config.together) for first in range(0, config.runs, config.together)]
         groups = [[config.seed + number for number in group] for group in groups]
-        console.say("compiling, and a run that does not count")
+        built = time.perf_counter()
+        console.say(f"read and built in {built - begun:.1f} s; compiling, and a run that does not count")
         run(groups[0])
-        before = time.perf_counter() - begun
-        console.say(f"all that came before the first run that counts: {before:.1f} s")
+        before = {"build": built - begun, "compile and first run": time.perf_counter() - built}
+        console.say(f"compiled and run in {before['compile and first run']:.1f} s; from here on it counts")
         contestants = {"cnnlab": run} | ({"airbench": theirs} if theirs else {})
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
         for number, seeds in enumerate(groups):
@@ -117,21 +118,19 @@ def main(config: SpeedRun) -> None:
                 accuracy, seconds = (sum(row[what] for row in new) for what in ("accuracy", "seconds"))
                 said = f"{name:8}  accuracy {accuracy / len(new):.4f}  {seconds:.3f} s"
                 console.say(f"run {len(rows[name])}/{config.runs}  {said}")
-        device = jax.devices()[0]
-        memory = {"cnnlab": (device.memory_stats() or {}).get("peak_bytes_in_use")}
     summary = {name: summarised(own, name, console) for name, own in rows.items()}
     if theirs:
         summary["cnnlab against airbench"] = compared(rows["cnnlab"], rows["airbench"], console)
-    result: dict[str, Any] = {"summary": summary, "before": before, "memory": memory, "runs": rows}
     reached = config.target is None or judged(summary["cnnlab"]["accuracy"], config.target, console)
-    result |= {"config": config.to_json(), "versions": run_folder.versions() | {"device": device.device_kind}}
-    run_folder.write_json(Path(config.json), result)
+    versions = run_folder.versions() | its_versions | {"device": jax.devices()[0].device_kind}
+    result = {"summary": summary, "seconds before": before, "config": config.to_json(), "versions": versions}
+    run_folder.write_json(Path(config.json), result | {"runs": rows})
     if not reached:
         raise SystemExit(1)
 
 
 def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list[dict[str, Any]]]:
-    """As many seeds as run together -> for each its test accuracy and its share of the seconds."""
+    """As many seeds as run together -> for each its test accuracy, its share of the seconds, the peak of bytes."""
     import jax
 
     from cnnlab import loop, parallel, recipe
@@ -147,8 +146,9 @@ def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list
         found = loop.evaluate(fresh.eval_step, state, test, seeds=len(seeds))
         jax.block_until_ready(totals)
         seconds = (time.perf_counter() - start) / len(seeds)
+        memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         return [
-            {"seed": seed, "accuracy": result["accuracy"], "seconds": seconds}
+            {"seed": seed, "accuracy": result["accuracy"], "seconds": seconds, "memory": memory}
             for seed, result in zip(seeds, found, strict=True)
         ]
 
@@ -156,8 +156,10 @@ def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list
 
 
 @contextlib.contextmanager
-def rival(config: SpeedRun, console: Console) -> Iterator[Callable[[Sequence[int]], list[dict[str, Any]]]]:
-    """What `runner` gives, done by the user's airbench94_muon.py in a process of its own, asleep between runs."""
+def rival(
+    config: SpeedRun, console: Console
+) -> Iterator[tuple[Callable[[Sequence[int]], list[dict[str, Any]]], dict[str, str]]]:
+    """What `runner` gives, done by the user's airbench94_muon.py in a process asleep between runs; and its versions."""
     import numpy as np
 
     from cnnlab import parallel
@@ -198,8 +200,7 @@ def rival(config: SpeedRun, console: Console) -> Iterator[Callable[[Sequence[int
             return rows
 
         try:
-            answer()  # that it is ready
-            yield run
+            yield run, json.loads(answer())
         finally:
             to.close()
             process.terminate()

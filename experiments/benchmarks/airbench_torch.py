@@ -4,9 +4,10 @@
 
 SCRIPT is the user's copy, run as it stands but for what the options ask for; DATA.npz holds train_images
 uint8[N, 32, 32, 3], train_labels int[N], test_images and test_labels. On CUDA the network is compiled and warmed up;
-on the CPU half precision becomes float32, and only Muon's products stay bfloat16. Prints "ready", then for each seed
-read from standard input JSON with accuracy (test-time augmentation), plain_accuracy (without, last epoch) and seconds
-(by the script's count); at the end its peak memory in bytes. Bad input: one line of standard error, exit status 2.
+on the CPU half precision becomes float32, and only Muon's products stay bfloat16. Prints its version as JSON when it is
+ready; then for each seed read from standard input a line of JSON: accuracy (test-time augmentation), plain_accuracy
+(without, last epoch), seconds (by the script's count) and memory (the peak so far in bytes). Bad input: one line of
+standard error, exit status 2.
 """
 
 import contextlib
@@ -118,12 +119,12 @@ def main(script: str, data: str, *options: str) -> None:
         if device == "cuda":
             model.compile(mode="max-autotune")
             module.main("warmup", model)
-        say("ready")
+        say(json.dumps({"torch": torch.__version__}))
         for seed in sys.stdin:
             torch.manual_seed(int(seed))
             module.main(int(seed), model)
-            say(json.dumps(result))
-    say(torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            peak = torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            say(json.dumps(result | {"memory": peak}))
 
 
 if __name__ == "__main__":
