@@ -59,15 +59,18 @@ def parse(config_class: type[T], args: list[str] | None = None) -> T:
 
 
 def writable(path: str | None) -> None:
-    """Find out before the work whether its result can be written; None is no file.
+    """Find out before the work whether its result can be written, leaving nothing behind; None is no file.
 
     Raises:
       InputError: it cannot.
     """
     if path is not None:
+        there = os.path.lexists(path)
         try:
             with open(path, "a"):
                 pass
+            if not there:
+                os.remove(path)
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from error
 

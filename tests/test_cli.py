@@ -187,3 +187,13 @@ def test_the_command_line_brings_no_jax():
     assert "cnnlab" in found
     for heavy in ("jax", "jaxlib", "flax", "numpy", "tyro", "matplotlib", "tensorflow"):
         assert f"'{heavy}'" not in found
+
+
+def test_trying_a_file_leaves_it_as_it_was(tmp_path):
+    fresh, old = tmp_path / "fresh.json", tmp_path / "old.json"
+    old.write_text("{}")
+    for path in (fresh, old):
+        cli.writable(str(path))
+    assert not fresh.exists() and old.read_text() == "{}"
+    with pytest.raises(InputError, match="cannot be written"):
+        cli.writable(str(tmp_path / "missing" / "x.json"))

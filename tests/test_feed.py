@@ -24,12 +24,12 @@ def own(train):
     return order.split(source.summary(train).labels, 0.1, 0)[0]
 
 
-def batches(train, own, kind, first, last, workers=0):
+def batches(train, own, kind, first, last, workers=0, alternating=False):
     images, summary = source.decoded(train)
     if kind == "resident":
-        feeding = feed.resident(images, summary.labels, own, SEED, BATCH)
+        feeding = feed.resident(images, summary.labels, own, SEED, BATCH, alternating)
     else:
-        feeding = feed.streaming(train, summary.labels, own, SEED, BATCH, workers)
+        feeding = feed.streaming(train, summary.labels, own, SEED, BATCH, alternating, workers)
     return [feeding.fetch(feeding.data, item) for item in feeding.items(first, last)]
 
 
@@ -47,6 +47,22 @@ def test_streaming_is_resident(train, own, workers):
     wanted = batches(train, own, "resident", 0, steps)
     assert wanted[0]["image"].shape == (BATCH, 8, 8, 3)
     assert_same(batches(train, own, "streaming", 0, steps, workers), wanted)
+
+
+def test_batches_say_which_images_alternate(train, own):
+    """By the image, not by its place: each that two epochs share is mirrored in one of them."""
+    per_epoch = len(own) // BATCH
+    wanted = batches(train, own, "resident", 0, 2 * per_epoch, alternating=True)
+    for one, two in zip(wanted, batches(train, own, "streaming", 0, 2 * per_epoch, alternating=True), strict=True):
+        np.testing.assert_array_equal(one["mirrored"], two["mirrored"])
+    sides = [
+        {part["image"][i].tobytes(): part["mirrored"][i] for part in parts for i in range(BATCH)}
+        for parts in (wanted[:per_epoch], wanted[per_epoch:])
+    ]
+    both = sides[0].keys() & sides[1].keys()
+    assert len(both) > 100 and all(sides[0][image] != sides[1][image] for image in both)
+    assert {bool(side) for side in sides[0].values()} == {True, False}
+    assert_same(batches(train, own, "resident", 3, 5, alternating=True), wanted[3:5])
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("resident", 0), ("streaming", 0), ("streaming", 2)])

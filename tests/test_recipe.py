@@ -61,6 +61,25 @@ def test_prepare_normalises_and_mixes_labels():
         assert changed.shape == found.shape and (changed != found).any(), change
 
 
+def test_prepare_mirrors_as_the_batch_says_and_reflects():
+    images, labels = drawn(8, 3, (4, 4, 3), seed=0)
+    mean, std = np.zeros(3), np.ones(3)
+    chosen = np.arange(8) % 3 == 0
+    part = {"image": images, "label": labels, "mirrored": chosen}
+    alternating = Config(flip="alternating", crop_padding="reflect")
+    found, _ = recipe.prepare_fn(alternating, mean, std, 3)(jax.random.key(0), part, None)
+    np.testing.assert_array_equal(found, np.where(chosen[:, None, None, None], images[:, :, ::-1], images))
+    shifted, _ = recipe.prepare_fn(dataclasses.replace(alternating, crop=2), mean, std, 3)(
+        jax.random.key(0), part, None
+    )
+    padded = np.pad(np.asarray(found), ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    places = [
+        [(i, j) for i in range(5) for j in range(5) if (image == around[i : i + 4, j : j + 4]).all()]
+        for image, around in zip(np.asarray(shifted), padded, strict=True)
+    ]
+    assert all(len(place) == 1 for place in places) and len({place[0] for place in places}) > 1
+
+
 @pytest.mark.parametrize("name", ["cnn", "mlp", "softmax_regression"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_models_keep_float32_parameters_and_logits(name, dtype):

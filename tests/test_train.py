@@ -1,5 +1,6 @@
 """One golden step against float64 numpy, and what a step must keep: totals, the first bad step, the key."""
 
+import dataclasses
 import functools
 
 import jax
@@ -68,6 +69,28 @@ def test_two_golden_steps():
         assert int(totals["bad_step"]) == train.NEVER
         np.testing.assert_allclose(totals["gradient_norms"][number - 1], moved / RATE, rtol=1e-5)
     assert not np.any(totals["gradient_norms"][2:])
+
+
+def test_scaling_a_loss_by_a_power_of_two_changes_no_bit():
+    step, state = build()
+    scaled = jax.jit(functools.partial(step, loss_scale=1024.0))
+    wanted, found = (run(state, train.zero_totals(), PART, jax.random.key(0)) for run in (step, scaled))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_what_float16_would_lose_is_kept_by_a_scaled_loss():
+    """A gradient of 2^-25 is 0 in float16; 1024 times that is not."""
+    tiny = lambda logits, labels: jnp.sum(logits, -1) * jnp.float32(2**-25)
+    moves = []
+    for scale in (1.0, 1024.0):
+        step, state = build(dataclasses.replace(CONFIG, compute_dtype="float16"), loss_fn=tiny)
+        after, _ = jax.jit(functools.partial(step, loss_scale=scale))(
+            state, train.zero_totals(), PART, jax.random.key(0)
+        )
+        moves.append(np.abs(weights(after)[1] - weights(state)[1]).max())
+    assert moves[0] == 0
+    # A sixth of 2^-15 from each image, to half of float16's smallest number, 2^-24.
+    np.testing.assert_allclose(moves[1], RATE * 2**-25, rtol=6 * 2**-10)
 
 
 def test_only_early_gradients_are_kept():

@@ -1,0 +1,209 @@
+"""experiments/speedrun.py and what it stands on: whole trainings in a dispatch, again and again, on any platform."""
+
+import dataclasses
+import json
+import stat
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_experiments import ROOT, one_line_error, script
+
+from cnnlab import cli, network, parallel, recipe
+from cnnlab.config import Config
+from cnnlab.console import Console
+from cnnlab.errors import InputError
+
+sys.path.insert(0, str(ROOT / "experiments"))
+import speedrun
+
+FLAGS = ["--dataset", "tiny", "--widths", "4", "8", "--batch-size", "20", "--epochs", "2", "--crop", "1"]
+TINY = dict(dataset="tiny", widths=(4, 8), batch_size=20, epochs=2, crop=1)
+STAND_IN = """#!/bin/sh
+# As benchmarks/airbench_torch.py is started and answers; the i-th seed has accuracy 0.i and takes i seconds.
+cp "$3" "{folder}/data.npz"; shift 3; echo "$@" > "{folder}/options"
+echo '{{"torch": "0.0"}}'
+i=0; while read seed; do i=$((i + 1)); echo "{{\\"accuracy\\": 0.$i, \\"seconds\\": $i, \\"memory\\": $seed}}"; done
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    path = tmp_path / "python"
+    path.write_text(STAND_IN.format(folder=tmp_path))
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.fixture
+def ordinary(tfds_root):
+    """flax and optax mix types where these networks are half precise."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def whole_run(experiment):
+    items = list(experiment.items(0, experiment.steps_per_epoch * 2))
+    return jax.device_get(experiment.step(experiment.state, experiment.totals, items))
+
+
+def assert_same_bits(found, wanted):
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_many_runs_are_one_program(ordinary):
+    """A second seed's run is, bit for bit, what it is when built for it; nothing is compiled for it."""
+    compiled = []
+    config = speedrun.SpeedRun(**TINY)
+    first = recipe.build(config, Console("off"), (3, 4), whole=True)
+    assert first.dispatch_steps == 20 and len(list(first.items(0, 20))) == 20
+    whole_run(first)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: compiled.append(name) if name.endswith("backend_compile_duration") else None
+    )
+    try:
+        state, totals = whole_run(first.again((7, 3)))
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert not compiled
+    assert_same_bits((state, totals), whole_run(recipe.build(config, Console("off"), (7, 3), whole=True)))
+    kernels = state.params["Conv_0"]["kernel"]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.01
+
+
+def test_a_whole_run_is_its_steps(ordinary, monkeypatch):
+    """As one dispatch, step by step, several together as on an accelerator: the same network."""
+    config = dataclasses.replace(speedrun.SpeedRun(**TINY), devices=1, dispatch_steps=None)
+    whole, _ = whole_run(recipe.build(config, Console("off"), (3, 4), whole=True))
+    _, steps = recipe.trained(config, seeds=(3, 4))
+    assert_same_bits(jax.device_get(steps.state), whole)
+    monkeypatch.setattr(parallel.Layout, "platform", "gpu")
+    together, _ = whole_run(recipe.build(config, Console("off"), (3, 4), whole=True))
+    # Sums in another order, 20 steps in float32: measured 3e-4 of a leaf's largest number, where seeds differ by 0.1.
+    for its, mine in zip(jax.tree.leaves(together), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(its, mine, rtol=0, atol=1e-3 * max(1.0, float(np.abs(mine).max())))
+
+
+@pytest.mark.parametrize("name", ["cuda", "tpu"])
+def test_the_whole_training_is_lowered(name, ordinary, monkeypatch):
+    """First weights with the whitening's eigenvectors, and all steps of two seeds, for devices that are not here."""
+    config = speedrun.SpeedRun(**TINY, compute_dtype="bfloat16", devices=1)
+    traced, compile_ = [], parallel.Layout.compile
+
+    def kept(layout, *arguments, **options):
+        program = compile_(layout, *arguments, **options)
+        return lambda state, totals, *rest: (traced.append(program.trace(state, totals, *rest)), (state, totals))[1]
+
+    monkeypatch.setattr(parallel.Layout, "platform", "gpu" if name == "cuda" else name)
+    monkeypatch.setattr(parallel.Layout, "compile", kept)
+    experiment = recipe.build(config, Console("off"), (3, 4), whole=True)
+    experiment.step(experiment.state, experiment.totals, list(experiment.items(0, 20)))
+    text = traced[0].lower(lowering_platforms=(name,)).as_text()
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    # Whitening only forward; four layers forward, by their kernel and by their input. All of both seeds at once.
+    assert len(convolutions) == 13 and all("bf16" in line and "f32" not in line for line in convolutions)
+    model, tx = network.build_model(config, 3, "native"), network.build_optimizer(config, 10)
+    keys = network.run_keys(config, (3, 4))
+    first = network._initial.trace(model, tx, keys, jnp.zeros((9, 8, 8, 3))).lower(lowering_platforms=(name,))
+    assert ("syevd" if name == "cuda" else "Eigh") in first.as_text()
+
+
+def test_runs_with_a_target(tfds_root, tmp_path):
+    """What is printed and stored is of the runs; together or one by one they are the same networks."""
+    results = {}
+    for together, target, status in ((1, 0.01, 0), (2, 1.0, 1)):
+        path = tmp_path / f"{together}.json"
+        flags = [*FLAGS, "--runs", 4, "--together", together, "--seed", 5, "--target", target, "--json", path]
+        done = script("speedrun", *flags)
+        assert done.returncode == status, done.stderr
+        found = results[together] = json.loads(path.read_text())
+        assert [row["seed"] for row in found["runs"]["cnnlab"]] == [5, 6, 7, 8]
+        for what in ("accuracy", "seconds"):
+            values, summary = [row[what] for row in found["runs"]["cnnlab"]], found["summary"]["cnnlab"][what]
+            assert summary["mean"] == pytest.approx(np.mean(values)) and summary["low"] <= summary["mean"]
+            assert summary["sd"] == pytest.approx(np.std(values, ddof=1))
+            assert f"mean {summary['mean']:.4f} ± {summary['sd']:.4f}" in done.stdout
+        assert f"target {target:.2%}: {'missed' if status else 'reached'}" in done.stdout
+        config = {**found["config"], "widths": tuple(found["config"]["widths"])}
+        assert speedrun.SpeedRun(**config).together == together  # the run's own configuration, whole
+        assert found["versions"]["jax"] == jax.__version__
+    one, two = ([row["accuracy"] for row in results[n]["runs"]["cnnlab"]] for n in (1, 2))
+    assert one == two
+
+
+def test_taking_turns(tfds_root, tmp_path, stand_in):
+    """The other program is given our images, and its rows are compared with ours pair by pair."""
+    flags = ["--runs", 2, "--beside", "airbench94_muon.py", "--torch-python", stand_in, "--json", tmp_path / "r.json"]
+    done = script("speedrun", *FLAGS, "--validation", 0.1, *flags)
+    assert done.returncode == 0, done.stderr
+    turns = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("run ")]
+    assert turns == ["cnnlab", "airbench", "airbench", "cnnlab"]
+    result = json.loads((tmp_path / "r.json").read_text())
+    theirs = result["runs"]["airbench"]
+    assert theirs == [{"seed": i, "accuracy": (i + 1) / 10, "seconds": i + 1, "memory": i} for i in (0, 1)]
+    ours, found = result["runs"]["cnnlab"], result["summary"]["cnnlab against airbench"]
+    assert found["accuracy"]["mean"] == pytest.approx(np.mean([o["accuracy"] for o in ours]) - 0.15)
+    ratios = [o["seconds"] / t["seconds"] for o, t in zip(ours, theirs, strict=True)]
+    assert found["seconds"]["mean"] == pytest.approx(np.sqrt(np.prod(ratios)))
+    assert result["versions"]["torch"] == "0.0"
+    assert (tmp_path / "options").read_text().split() == ["batch_size=20", "epochs=2", "cpu"]
+    arrays = np.load(tmp_path / "data.npz")
+    shapes = {name: arrays[name].shape for name in arrays}
+    assert shapes["train_images"] == (180, 8, 8, 3) and shapes["test_images"] == (50, 8, 8, 3)
+    assert shapes["train_labels"] == (180,) and arrays["train_images"].dtype == np.uint8
+
+
+def test_a_companion_that_cannot_be(tfds_root, tmp_path):
+    beside = [*FLAGS, "--beside", "airbench94_muon.py", "--json", tmp_path / "r.json"]
+    assert "cannot be run" in one_line_error(script("speedrun", *beside, "--torch-python", tmp_path / "none"))
+    done = script("speedrun", *beside, "--torch-python", "false")
+    assert done.returncode == 2 and "ended with status 1" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--runs 5 --together 2", "multiple of --together"),
+        ("--runs 0", "at least 1"),
+        ("--target 94", "(0, 1]"),
+        ("--feed streaming", "--feed streaming"),
+        ("--workdir x", "--workdir does nothing here"),
+        ("--checkpoint-steps 3", "--checkpoint-steps does nothing here"),
+        ("--label-noise 0.1 --beside x", "--label-noise is not for --beside"),
+        ("--torch-python x", "--beside"),
+    ],
+)
+def test_flags_without_a_meaning_are_refused(flags, said):
+    with pytest.raises(InputError) as error:
+        cli.parse(speedrun.SpeedRun, flags.split())
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_recipe_is_airbench_s():
+    """Its rates are of a loss summed over the batch; ours is a mean, so they grow with it. What is asked for stays."""
+    default, small = speedrun.SpeedRun(), speedrun.SpeedRun(batch_size=500, bias_rate=1.0)
+    assert (default.head_rate, default.bias_rate) == (pytest.approx(0.67 / 256**2 * 2_000), pytest.approx(106))
+    assert default.weight_decay == pytest.approx(4e-3)
+    assert (small.head_rate, small.bias_rate) == (pytest.approx(default.head_rate / 4), 1.0)
+    assert isinstance(default, Config)
+
+
+def test_intervals_by_hand(capsys):
+    rows = [{"accuracy": a, "seconds": s} for a, s in ((0.9, 2.0), (0.92, 3.0), (0.94, 2.5))]
+    found = speedrun.summarised(rows, "x", Console("off"))
+    half = 4.302652729911275 * 0.02 / 3**0.5  # t of 2 degrees of freedom
+    assert found["accuracy"] == pytest.approx(
+        {"mean": 0.92, "sd": 0.02, "low": 0.92 - half, "high": 0.92 + half, "median": 0.92}
+    )
+    assert found["seconds"]["median"] == 2.5
+    single = speedrun.summarised(rows[:1], "x", Console("off"))["accuracy"]
+    assert (single["mean"], single["sd"], single["low"]) == (0.9, None, None)
+    against = speedrun.compared(rows, [row | {"seconds": 2 * row["seconds"]} for row in rows], Console("off"))
+    assert against["seconds"] == pytest.approx({"mean": 0.5, "low": 0.5, "high": 0.5})
+    assert against["accuracy"]["mean"] == 0
+    for target, reached, said in ((0.9, True, "open"), (0.5, True, "and by its"), (0.93, False, "open")):
+        assert speedrun.judged(found["accuracy"], target, Console("off")) is reached
+        assert said in capsys.readouterr().out
