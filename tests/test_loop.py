@@ -397,6 +397,23 @@ def test_kills_and_signals_at_any_moment(worker, tmp_path):
         assert outcome(folder) == wanted, feed
 
 
+def test_the_airbench_recipe_survives_a_kill(worker, tmp_path):
+    """A fitted first layer among the batch statistics, Muon's momenta, images that turn each epoch."""
+    args = [
+        "--dataset", "tiny", "--validation", "0", "--model", "airnet", "--widths", "4", "--optimizer", "muon",
+        "--schedule", "linear", "--flip", "alternating", "--crop", "1", "--crop-padding", "reflect", "--batch-size",
+        "40", "--epochs", "4", "--checkpoint-steps", "1", "--no-tensorboard", "--progress", "lines",
+    ]  # fmt: skip
+    pid = worker.start(*args, "--workdir", "killed")
+    wait_for(lambda: newest(tmp_path / "killed") >= 7, pid)  # in the second epoch
+    os.kill(pid, signal.SIGKILL)
+    assert worker.wait() == -9 and newest(tmp_path / "killed") < 20
+    for name in ("killed", "whole"):
+        status, text = worker.run(*args, "--workdir", name)
+        assert status == 0, text
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
 def test_killed_before_anything_is_saved(worker, tmp_path):
     rng = random.Random(7)
     for _ in range(3):
