@@ -32,6 +32,8 @@ from cnnlab.errors import InputError, unknown
 
 HERE = Path(__file__).parent
 BATCH = 128
+# Of a GPU's memory each JAX process takes what it uses, not three quarters: several wait for their turn at once.
+SHARE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}  # glibc gives nothing back
 
 # name -> the worker below or torch_step.py with its options, and environment variables
@@ -139,7 +141,7 @@ class Worker:
             command = [sys.executable, __file__, "--worker", kind, *(options or ["-"]), *self.data]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            list(map(str, command)), stdin=pipe, stdout=pipe, text=True, env=os.environ | variables
+            list(map(str, command)), stdin=pipe, stdout=pipe, text=True, env=os.environ | SHARE | variables
         )
         self.seeds = int(options[0]) if kind == "step" and options else 1
         self._read("ready")
@@ -168,7 +170,7 @@ class Worker:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, HERE.parent / "train.py", *self.data, "--feed", self.script, "--epochs", "2"]
             command += ["--workdir", f"{folder}/run", "--progress", "off", "--no-tensorboard"]
-            process = subprocess.Popen(list(map(str, command)))
+            process = subprocess.Popen(list(map(str, command)), env=os.environ | SHARE)
             _, status, usage = os.wait4(process.pid, 0)  # of this child alone
             process.returncode = os.waitstatus_to_exitcode(status)
             if status:
