@@ -9,7 +9,7 @@ The map of the package; a module imports only modules above it in this list (tes
     tempered.py     the normaliser of softmax's sparse and heavy-tailed relatives, with exact derivatives
     softmax.py      logits -> probabilities: softmax, sigmoid, sparsemax, entmax, gumbel_softmax; predict
     augment.py      keys, images -> images, on the device
-    optim.py        schedules and Optax chains
+    optim.py        schedules and Optax chains; Muon
     parallel.py     the one place that knows devices: jit | pmap | sharded jit; many seeds in one program
     layers.py       convolution and pooling as the platform likes them; dropout; conv_output_size
     cache.py        what is kept between runs, under its SHA-256: decoded images, compiled programs
@@ -20,7 +20,7 @@ The map of the package; a module imports only modules above it in this list (tes
     lesson.py       a script's claims, checked, with the figures that show them, as a page
     losses/         logits, labels -> one loss per example; functions from losses to losses; the command-line form
     report_card/    which properties a loss has, with counterexamples
-    models.py       Flax linen modules: SoftmaxRegression, MLP, CNN; linear or cosine head
+    models.py       Flax linen modules: SoftmaxRegression, MLP, CNN, AirNet; linear or cosine head
     digest.py       SHA-256 of every leaf and file of a checkpoint
     checkpoint.py   save and restore any pytree, verified
     metrics.py      masked sums -> accuracy, NLL, Brier, ECE, confusion matrix

@@ -263,9 +263,9 @@ def test_shapes10_needs_a_cnn(shapes10_root, tmp_path):
     assert accuracy("--model", "softmax_regression") < 0.5
 
 
-def readme_commands():
-    text = (ROOT / "README.md").read_text()
-    return re.findall(r"python experiments/train\.py[^\n`#]*", text)
+def readme_commands(name="train"):
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    return re.findall(rf"python experiments/{name}\.py[^\n`#]*", text)
 
 
 @pytest.mark.parametrize("command", readme_commands())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import stat
 import sys
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_experiments import ROOT, one_line_error, script
+from test_experiments import ROOT, one_line_error, readme_commands, script
 
 from cnnlab import cli, network, parallel, recipe
 from cnnlab.config import Config
@@ -189,6 +190,17 @@ def test_the_recipe_is_airbench_s():
     assert default.weight_decay == pytest.approx(4e-3)
     assert (small.head_rate, small.bias_rate) == (pytest.approx(default.head_rate / 4), 1.0)
     assert isinstance(default, Config)
+
+
+def test_the_readme_s_flags_are_the_recipe():
+    (command,) = [command for command in readme_commands() if "airnet" in command and "=" not in command]
+    flags, default = cli.parse(Config, shlex.split(command)[2:]), speedrun.SpeedRun()
+    for field in dataclasses.fields(Config):
+        wanted = getattr(default, field.name)
+        assert getattr(flags, field.name) == (pytest.approx(wanted, rel=1e-3) if type(wanted) is float else wanted)
+    for command in readme_commands("speedrun"):
+        cli.parse(speedrun.SpeedRun, shlex.split(command)[2:])
+    assert len(readme_commands("speedrun")) >= 2
 
 
 def test_intervals_by_hand(capsys):

@@ -25,7 +25,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import torch  # pyright: ignore[reportMissingImports]
+
+try:
+    import torch  # pyright: ignore[reportMissingImports]
+except ImportError:
+    sys.exit(f"airbench_torch.py: {sys.executable} has no PyTorch; give one that has")
 
 ON_CPU = {
     'torch.device("cuda")': 'torch.device("cpu")',

@@ -279,6 +279,9 @@ def experiment_step(seeds: int | None, data: list[str]):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        work(*sys.argv[2:])
+        try:
+            work(*sys.argv[2:])
+        except InputError as error:  # of the data set; the process that started this one says that it has ended
+            sys.exit(f"error: {error}")
     else:
         cli.main(main, Arguments)
