@@ -81,6 +81,8 @@ class SpeedRun(Config):
         super().__post_init__()
         if self.together < 1 or self.runs < 1 or self.runs % self.together:
             raise InputError(f"--runs {self.runs} must be a multiple of --together {self.together}, both at least 1")
+        if self.seed + self.runs > 2**32:
+            raise InputError(f"--seed {self.seed} leaves no {self.runs} seeds below 2**32; take a smaller one")
         if self.target is not None and not 0 < self.target <= 1:
             raise InputError(f"--target must lie in (0, 1], got {self.target}")
         if self.feed == "streaming":
@@ -165,6 +167,8 @@ def rival(
     from cnnlab import parallel
     from cnnlab.data import order, source
 
+    if not Path(config.beside or "").is_file():
+        raise InputError(f"--beside {config.beside} is no file; give a copy of airbench94_muon.py")
     on_cpu = ["cpu"] if parallel.start()[0].platform == "cpu" else []
     dataset = source.open_dataset(config.dataset, config.data_dir, config.image_size)
     images, summary = source.decoded(dataset.train, console.track(f"decoding {dataset.train.name}", "reads"))
@@ -178,7 +182,9 @@ def rival(
         command = [config.torch_python or sys.executable, WORKER, config.beside, f"{folder}/data.npz", *options]
         pipe = subprocess.PIPE
         try:
-            process = subprocess.Popen([str(part) for part in command], stdin=pipe, stdout=pipe, text=True)
+            process = subprocess.Popen(  # in a group of its own: Ctrl-C reaches us, and we end it
+                [str(part) for part in command], stdin=pipe, stdout=pipe, text=True, process_group=0
+            )
         except OSError as error:
             raise InputError(f"--torch-python {command[0]} cannot be run: {error.strerror}") from error
         to, out = process.stdin, process.stdout

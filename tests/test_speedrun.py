@@ -136,7 +136,7 @@ def test_runs_with_a_target(tfds_root, tmp_path):
 
 def test_taking_turns(tfds_root, tmp_path, stand_in):
     """The other program is given our images, and its rows are compared with ours pair by pair."""
-    flags = ["--runs", 2, "--beside", "airbench94_muon.py", "--torch-python", stand_in, "--json", tmp_path / "r.json"]
+    flags = ["--runs", 2, "--beside", stand_in, "--torch-python", stand_in, "--json", tmp_path / "r.json"]
     done = script("speedrun", *FLAGS, "--validation", 0.1, *flags)
     assert done.returncode == 0, done.stderr
     turns = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("run ")]
@@ -157,7 +157,8 @@ def test_taking_turns(tfds_root, tmp_path, stand_in):
 
 
 def test_a_companion_that_cannot_be(tfds_root, tmp_path):
-    beside = [*FLAGS, "--beside", "airbench94_muon.py", "--json", tmp_path / "r.json"]
+    beside = [*FLAGS, "--beside", __file__, "--json", tmp_path / "r.json"]
+    assert "is no file" in one_line_error(script("speedrun", *FLAGS, "--beside", "airbench94_muon.py", cwd=tmp_path))
     assert "cannot be run" in one_line_error(script("speedrun", *beside, "--torch-python", tmp_path / "none"))
     done = script("speedrun", *beside, "--torch-python", "false")
     assert done.returncode == 2 and "ended with status 1" in done.stderr and "Traceback" not in done.stderr
@@ -169,6 +170,7 @@ def test_a_companion_that_cannot_be(tfds_root, tmp_path):
     [
         ("--runs 5 --together 2", "multiple of --together"),
         ("--runs 0", "at least 1"),
+        ("--runs 2 --seed 4294967295", "below 2**32"),
         ("--target 94", "(0, 1]"),
         ("--feed streaming", "--feed streaming"),
         ("--workdir x", "--workdir does nothing here"),

@@ -113,7 +113,14 @@ def main(script: str, data: str, *options: str) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     source, images, result = Path(script).resolve(), Path(data).resolve(), {}
     say = functools.partial(print, file=sys.stdout, flush=True)  # what the script says goes elsewhere
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(sys.stderr):
+    if not images.is_file():
+        refuse(f"there is no {data}")
+    with (
+        # Beside DATA.npz: who made that, and may end this process at any time, clears both away.
+        tempfile.TemporaryDirectory(dir=images.parent) as folder,
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(sys.stderr),
+    ):
         write_images(images, int(sizes.get("batch_size", 2000)))
         module = load(source, substitutions | (ON_CPU if device == "cpu" else {}))
         module.print_training_details = lambda variables, is_final_entry: result.update(
