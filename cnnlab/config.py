@@ -111,11 +111,11 @@ class Training:
     """Decoupled for adamw, added to the gradient for adam and sgd; on kernels only. muon: share of head and biases
     that a step at the peak rate takes away."""
     momentum: float = 0.9
-    """Momentum of sgd, in [0, 1)."""
+    """Momentum of sgd, and of what muon leaves to it, in [0, 1)."""
     filter_momentum: float = 0.6
     """Momentum of muon on the filters, in [0, 1)."""
     nesterov: bool = True
-    """Nesterov's form of momentum, for sgd."""
+    """Nesterov's form of momentum, for sgd and what muon leaves to it."""
     clip_norm: float | None = None
     """Largest global norm of the gradient; None: no clipping."""
 
