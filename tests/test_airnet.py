@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_parallel import quick_compile
 
 from cnnlab import augment, models, optim
 from cnnlab.data import order
@@ -21,7 +22,7 @@ EPS = 2.0**-23
 @pytest.fixture(autouse=True)
 def in_double():
     """optax and flax mix types under 64 bits."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), quick_compile(True):
         yield
 
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_parallel import quick_compile
 
 from cnnlab import layers, models
 
@@ -182,7 +183,8 @@ def test_a_network_is_the_same_in_both_formulations(options):
     for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-12)):
         if (dtype, options.get("activation")) == ("float32", "silu"):
             continue
-        with jax.enable_x64(dtype == "float64"), jax.numpy_dtype_promotion("standard"):
+        double = dtype == "float64"
+        with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), quick_compile(double):
             native, blocked = (
                 models.CNN(**({"widths": (8, 16), "hidden": (16,)} | options), formulation=f)
                 for f in layers.FORMULATIONS

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from run_worker import lenient
+from test_parallel import quick_compile
 
 from cnnlab import network, optim, parallel, recipe
 from cnnlab.config import Config
@@ -42,7 +43,8 @@ def strict_but_for_optax(tfds_root, monkeypatch):
 
 def taken(config, seeds, steps, dtype):
     """Each seed's state, totals and validation after `steps`, on the host, in the order of the seeds."""
-    with jax.enable_x64(dtype == "float64"), jax.numpy_dtype_promotion("standard"):
+    double = dtype == "float64"
+    with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), quick_compile(double):
         experiment = recipe.build(config, Console("off"), seeds)
         state, totals = jax.tree.map(
             lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, (experiment.state, experiment.totals)
