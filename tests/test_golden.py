@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_parallel import quick_compile
 
 from cnnlab import losses, softmax
 
@@ -117,7 +118,7 @@ def test_other_libraries():
     """Each row's `scale` makes their convention ours; golden/DEVIATIONS.md says where they differ."""
     rows = table("cross_library.json")
     assert {row["library"] for row in rows} >= {"torch", "optax", "keras", "entmax"}
-    with jax.enable_x64():
+    with jax.enable_x64(), quick_compile(True):
         for group in grouped(rows).values():
             for row, value, gradient in zip(group, *evaluated(group, np.float64), strict=True):
                 atol = row["atol"] * max(1, abs(float(value)))
