@@ -275,7 +275,7 @@ class Checkpoints:
         """Forgets the save under way, so that the next one can succeed (the disk may have room again), and names it."""
         self._pending = None
         self._metrics.pop(step, None)
-        _on_first_process(lambda: _sweep(self.folder))
+        _on_first_process(lambda: _sweep_failed(self.folder))
         self._manager.reload()
         return CheckpointError(f"checkpoint step {step} in {self.folder} was not saved: {digest.one_line(error)}")
 
@@ -329,6 +329,15 @@ def _sweep(folder: pathlib.Path) -> None:
     """Removes what no step needs: unfinished saves and steps already dropped."""
     for path in [folder / _TODELETE, *folder.glob(f"*{_TMP}*")]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _sweep_failed(folder: pathlib.Path) -> None:
+    """As `_sweep`, after a save that failed: others of its writers may go on for a while, and make its folder anew."""
+    for _ in range(20):
+        _sweep(folder)
+        time.sleep(0.1)
+        if not any(folder.glob(f"*{_TMP}*")):
+            return
 
 
 def _fsync(path: str | os.PathLike) -> None:
