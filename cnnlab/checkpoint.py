@@ -3,8 +3,7 @@
 Orbax writes a step into a temporary folder and renames it; that survives a kill. It does not notice a flipped bit in
 the array data, so each step also holds `about.json`: path, shape, dtype and SHA-256 of every leaf as it was in memory,
 SHA-256 of every array file, the metric and the caller's `extra`, under a SHA-256 of its own. What is read back must
-give the same digests, or the step is rejected and the next tried. (The leaves' digests are the proof; the files' keep
-damaged files away from Orbax, whose parallel readers answer them with tracebacks from background threads.)
+give the same digests, or the step is rejected and the next tried; those of files spare Orbax's readers damaged ones.
 
 A folder looks like this (all but the numbered steps may be deleted by hand):
 
@@ -272,10 +271,10 @@ class Checkpoints:
         self._manager.reload()
 
     def _failed(self, step: int, error: Exception) -> CheckpointError:
-        """Forgets the save under way, so that the next one can succeed (the disk may have room again), and names it."""
+        """Forgets the save under way, so that the next can succeed, and names it; its writers may go on for a while."""
         self._pending = None
         self._metrics.pop(step, None)
-        _on_first_process(lambda: _sweep_failed(self.folder))
+        _on_first_process(lambda: _sweep(self.folder, pauses=(0.1, 0.2, 0.5)))
         self._manager.reload()
         return CheckpointError(f"checkpoint step {step} in {self.folder} was not saved: {digest.one_line(error)}")
 
@@ -325,19 +324,12 @@ def _probe(folder: pathlib.Path) -> None:
         ) from None
 
 
-def _sweep(folder: pathlib.Path) -> None:
-    """Removes what no step needs: unfinished saves and steps already dropped."""
-    for path in [folder / _TODELETE, *folder.glob(f"*{_TMP}*")]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _sweep_failed(folder: pathlib.Path) -> None:
-    """As `_sweep`, after a save that failed: others of its writers may go on for a while, and make its folder anew."""
-    for _ in range(20):
-        _sweep(folder)
-        time.sleep(0.1)
-        if not any(folder.glob(f"*{_TMP}*")):
-            return
+def _sweep(folder: pathlib.Path, pauses: tuple[float, ...] = ()) -> None:
+    """Removes what no step needs: unfinished saves and steps already dropped; again after each of the pauses."""
+    for pause in (0, *pauses):
+        time.sleep(pause)
+        for path in [folder / _TODELETE, *folder.glob(f"*{_TMP}*")]:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _fsync(path: str | os.PathLike) -> None:
