@@ -34,7 +34,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from cnnlab import digest
+from cnnlab import digest, hosts
 from cnnlab.errors import CheckpointError, InputError
 
 _TMP, _TODELETE, _REJECTED = ".orbax-checkpoint-tmp", "todelete", "rejected"
@@ -88,8 +88,9 @@ class Checkpoints:
         self._manager: Any = None  # made at the first save: importing Orbax takes 0.4 s, which no start should wait for
         self._open = not read_only
         if not read_only:
-            _probe(self.folder)
-            _on_first_process(lambda: _sweep(self.folder))
+            mark = hosts.on_first(lambda: _probe(self.folder))
+            hosts.together(lambda: _see(mark))
+            hosts.on_first(lambda: (mark.unlink(), _sweep(self.folder)))
             for step in self.steps():
                 with contextlib.suppress(digest.Rejected):  # restore says why; what cannot be read stays
                     self._metrics[step] = digest.read_about(self.folder, step)["metric"]
@@ -184,7 +185,7 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(step, error) from error
         self._pending = None
-        _on_first_process(lambda: (_fsync(self.folder), _sweep(self.folder)))  # the rename too survives a power loss
+        hosts.on_first(lambda: (_fsync(self.folder), _sweep(self.folder)))  # the rename too survives a power loss
 
     def close(self) -> None:
         """Waits for the save under way and ends Orbax's threads. A second call does nothing.
@@ -221,37 +222,41 @@ class Checkpoints:
             InputError: a sound step holds other leaves, shapes or dtypes than `like`; the wanted step does not exist.
         """
         self.wait()
-        wanted, steps, rejected = digest.named_leaves(like), self.steps()[::-1], []
+        wanted = digest.named_leaves(like)
+        # Read once, by the first process: one that cannot read what others can would leave them waiting.
+        about, host, rejected = hosts.on_first(lambda: self._verified(wanted, which))
+        self._rejected |= rejected.keys()
+        why = tuple(f"step {step}: {reason}" for step, reason in rejected.items())
+        for line in why:
+            _log.warning("checkpoint in %s rejected: %s", self.folder, line)
+        if about is None and rejected:
+            raise CheckpointError(f"no checkpoint in {self.folder} can be trusted: {'; '.join(why)}.")
+        if about is None:
+            return None
+        leaves = {leaf["path"]: leaf for leaf in about["leaves"]}
+        values = [digest.placed(leaves[name], host[name], leaf) for name, leaf in wanted.items()]
+        tree = jax.tree.unflatten(jax.tree.structure(like), values)
+        return Restored(about["step"], tree, about["extra"], about["metric"], why)
+
+    def _verified(self, wanted: dict[str, Any], which: str | int) -> tuple[dict | None, dict, dict[int, str]]:
+        """about.json and the leaves of the first step that verifies (None if none does); why those before did not."""
+        steps, rejected = self.steps()[::-1], {}
         if not isinstance(which, str):
             which = int(which)
             if which not in steps:
-                raise InputError(
-                    f"checkpoint step {which} is not in {self.folder}; it holds {steps[::-1] or 'no step'}."
-                )
+                held = steps[::-1] or "no step"
+                raise InputError(f"checkpoint step {which} is not in {self.folder}; it holds {held}.")
             steps = [which]
         elif which not in ("latest", "best"):
             raise InputError(f"restore: which must be 'latest', 'best' or a step, got {which!r}.")
-        if which == "best":
-            steps.sort(
-                key=lambda step: digest.rank(self.folder, step), reverse=True
-            )  # stable: of equals the newest first
+        if which == "best":  # stable: of equals the newest first
+            steps.sort(key=lambda step: digest.rank(self.folder, step), reverse=True)
         for step in steps:
             try:
-                about = digest.read_about(self.folder, step)
-                digest.compare(wanted, about, self.folder)
-                digest.check_files(self.folder, about)
-                host = digest.read_state(self.folder, about)
+                return *digest.verified(self.folder, step, wanted), rejected
             except digest.Rejected as why:
-                rejected.append(f"step {step}: {why}")
-                self._rejected.add(step)
-                _log.warning("checkpoint step %d in %s rejected: %s", step, self.folder, why)
-                continue
-            values = [digest.placed(name, host[name], leaf) for name, leaf in wanted.items()]
-            tree = jax.tree.unflatten(jax.tree.structure(like), values)
-            return Restored(step, tree, about["extra"], about["metric"], tuple(rejected))
-        if not steps:
-            return None
-        raise CheckpointError(f"no checkpoint in {self.folder} can be trusted: {'; '.join(rejected)}.")
+                rejected[step] = str(why)
+        return None, {}, rejected
 
     def _set_rejected_aside(self) -> None:
         """Moves what `restore` rejected out of the way: it could not be saved anew, and would push good steps out."""
@@ -265,7 +270,7 @@ class Checkpoints:
             for step in bad:
                 (self.folder / str(step)).rename(self.folder / _REJECTED / f"{step}-{time.time_ns()}")
 
-        _on_first_process(move)
+        hosts.on_first(move)
         for step in bad:
             self._metrics.pop(step, None)
         self._manager.reload()
@@ -274,7 +279,8 @@ class Checkpoints:
         """Forgets the save under way, so that the next can succeed, and names it; its writers may go on for a while."""
         self._pending = None
         self._metrics.pop(step, None)
-        _on_first_process(lambda: _sweep(self.folder, pauses=(0.1, 0.2, 0.5)))
+        if hosts.index() == 0:  # alone: the others may know of no failure
+            _sweep(self.folder, pauses=(0.1, 0.2, 0.5))
         self._manager.reload()
         return CheckpointError(f"checkpoint step {step} in {self.folder} was not saved: {digest.one_line(error)}")
 
@@ -312,16 +318,23 @@ def _is_step(path: pathlib.Path) -> bool:
     return path.name.isascii() and path.name.isdecimal() and str(int(path.name)) == path.name and path.is_dir()
 
 
-def _probe(folder: pathlib.Path) -> None:
-    """Makes the folder and writes into it: Orbax would say so only in the background, at the first save."""
+def _probe(folder: pathlib.Path) -> pathlib.Path:
+    """Makes the folder and a file in it: Orbax would say so only in the background, at the first save."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-", delete=False) as file:
             file.write(b"1")
+            return pathlib.Path(file.name)
     except OSError as error:
         raise InputError(
             f"checkpoints cannot be written to {folder}: {digest.one_line(error)}; give another folder."
         ) from None
+
+
+def _see(mark: pathlib.Path) -> None:
+    """Every process writes its part of a step, so each must see what the first one wrote."""
+    if not mark.exists():
+        raise InputError(f"checkpoints in {mark.parent}: the folder is not shared; give a --workdir that all see.")
 
 
 def _sweep(folder: pathlib.Path, pauses: tuple[float, ...] = ()) -> None:
@@ -338,13 +351,3 @@ def _fsync(path: str | os.PathLike) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _on_first_process(action: Callable[[], Any]) -> None:
-    """With several hosts on one file system, one of them changes it and all wait."""
-    if jax.process_index() == 0:
-        action()
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("cnnlab.checkpoint")

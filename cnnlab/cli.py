@@ -8,9 +8,11 @@ import io
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from cnnlab import hosts
 from cnnlab.errors import InputError
 
 T = TypeVar("T")
@@ -18,7 +20,7 @@ T = TypeVar("T")
 STARTED = time.monotonic()  # the command, but for the interpreter's own start: this module is imported first
 
 EXIT_INPUT = 2  # what was asked for cannot be done as asked
-EXIT_PREEMPTED = 75  # SIGTERM: saved and stopped; run the same command to go on (sysexits' EX_TEMPFAIL)
+EXIT_PREEMPTED = hosts.EXIT_LOST  # SIGTERM: saved and stopped; run the same command to go on (sysexits' EX_TEMPFAIL)
 EXIT_INTERRUPTED = 130  # Ctrl-C: saved and stopped
 
 
@@ -106,17 +108,24 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
+        if hosts.lost(error):
+            _exit(hosts.LOST, hosts.EXIT_LOST, wait=False)
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             _exit(f"error: out of memory ({' '.join(str(error).split())[:160]}); ask for less", EXIT_INPUT)
         if "Could not determine home directory" in str(error):  # pathlib's word for ~nobody/folder
             _exit("error: a path starts with ~ and the name of a user who has no home here", EXIT_INPUT)
         if "for JAX flag" in str(error):  # JAX reads its environment variables when it is imported
             _exit(f"error: {error}, in the environment", EXIT_INPUT)
+        if hosts.count() > 1:
+            hosts.leave(traceback.format_exc(), 1)
         raise
 
 
-def _exit(message: str, status: int) -> None:
-    print(message, file=sys.stderr, flush=True)
+def _exit(message: str, status: int, wait: bool = True) -> None:
+    if hosts.count() > 1:
+        hosts.leave(message, status, wait)
+    else:
+        print(message, file=sys.stderr, flush=True)
     sys.exit(status)
 
 

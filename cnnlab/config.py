@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ CHOICES = {
 # rounding, which the run says.
 FREE_ON_RESUME = frozenset(
     {"workdir", "data_dir", "workers", "keep", "checkpoint_steps", "progress", "tensorboard", "test_on"}
-    | {"parallel", "devices", "feed", "dispatch_steps"}
+    | {"parallel", "devices", "mesh", "feed", "dispatch_steps", "coordinator", "processes", "process"}
 )
 
 
@@ -141,6 +142,15 @@ class Training:
     """auto (sharded when there is more than one device), jit (one device), pmap or sharded."""
     devices: int | None = None
     """Devices to use. None: the most that divide the batch; CPU cores are used where that is faster."""
+    mesh: str | None = None
+    """SxD: devices in S parts that share out the seeds, each D devices that share the batch. None: as many parts as
+    divide both."""
+    coordinator: str | None = None
+    """host:port of the first of several processes; found by itself on Cloud TPU, Slurm, Open MPI and Kubernetes."""
+    processes: int | None = None
+    """How many processes train together, on as many machines or one; 1: this one alone, whatever the scheduler says."""
+    process: int | None = None
+    """The number of this process, from 0."""
     dispatch_steps: int | None = None
     """Steps handed to the devices at once. None: 1 on CPU (4 for several seeds) and when streaming, else 32."""
 
@@ -158,6 +168,19 @@ class Training:
         for field in ("devices", "image_size", "dispatch_steps"):
             value = getattr(self, field)
             _require(self, field, value is None or value >= 1, "must be at least 1")
+        _require(
+            self, "mesh", self.mesh is None or re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.mesh), "must be SxD, as 8x1"
+        )
+        several = (self.coordinator, self.processes, self.process)
+        if self.processes != 1 and None in several and several != (None, None, None):
+            raise InputError(
+                "--coordinator HOST:PORT, --processes N and --process I go together, on each of N processes"
+            )
+        if self.processes is not None:
+            _require(self, "processes", self.processes >= 1, "must be at least 1")
+            _require(self, "process", 0 <= (self.process or 0) < self.processes, f"must lie in [0, {self.processes})")
+        port = (self.coordinator or "h:1").rpartition(":")
+        _require(self, "coordinator", port[0] and port[2].isdecimal(), "must be HOST:PORT")
         _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")
         clip = self.clip_norm
         _require(self, "clip_norm", clip is None or 0 < clip < math.inf, "must be positive and finite")
@@ -243,7 +266,7 @@ class Config(Training):
             raise InputError(f"the stored configuration is damaged: {error}") from error
 
 
-def _require(config: Training, field: str, holds: bool, wanted: str) -> None:
+def _require(config: Training, field: str, holds: object, wanted: str) -> None:
     if not holds:
         flag = "--" + field.replace("_", "-")
         raise InputError(f"{flag} {wanted}, got {getattr(config, field)}")

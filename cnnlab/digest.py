@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnlab import hosts, parallel
 from cnnlab.errors import CheckpointError, InputError
 
 ABOUT = "about.json"
@@ -61,15 +62,9 @@ def data(leaf: Any) -> Any:
 def _host(leaf: Any) -> np.ndarray:
     """A copy-free look at a leaf from the host."""
     leaf = data(leaf)
-    if not isinstance(leaf, jax.Array):
-        return np.asarray(leaf)
-    if leaf.is_fully_replicated:  # also across hosts; and unlike np.asarray(leaf) it leaves no copy cached on the leaf
+    if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:  # also across hosts; np.asarray would cache a copy
         return np.asarray(leaf.addressable_data(0))
-    if leaf.is_fully_addressable:
-        return np.asarray(leaf)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(parallel.fetch(leaf))
 
 
 def digest(name: str, array: np.ndarray) -> str:
@@ -168,7 +163,7 @@ def rank(folder: pathlib.Path, step: int) -> float:
 
 
 def read_state(folder: pathlib.Path, about: dict) -> dict[str, Any]:
-    """Every leaf as a numpy array (keys: as typed keys), equal to what was saved, or Rejected."""
+    """Every leaf as a numpy array (of keys their words), equal to what was saved, or Rejected."""
     import orbax.checkpoint as ocp
 
     quiet_orbax()
@@ -178,8 +173,11 @@ def read_state(folder: pathlib.Path, about: dict) -> dict[str, Any]:
         name: ocp.RestoreArgs(restore_type=np.ndarray) for name, leaf in records.items() if 0 not in leaf["shape"]
     }
     args = ocp.args.PyTreeRestore(item=dict.fromkeys(as_numpy, 0), restore_args=as_numpy)
+    own = hosts.index()  # the one process that reads; Orbax would wait for the others
+    alone = ocp.options.MultiprocessingOptions(own, {own}, barrier_sync_key_prefix="read")
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
             host = reader.restore(folder / str(about["step"]) / "state", args=args)
     except Exception as error:
         raise Rejected(f"its arrays cannot be read ({one_line(error)})") from None
@@ -187,18 +185,33 @@ def read_state(folder: pathlib.Path, about: dict) -> dict[str, Any]:
         array = host[name] if name in host else np.zeros(leaf["shape"], jnp.dtype(leaf["dtype"]))
         if digest(name, array) != leaf["sha256"]:
             raise Rejected(f"leaf '{name}' is not what was saved (its SHA-256 differs)")
-        host[name] = jax.random.wrap_key_data(jnp.asarray(array), impl=leaf["key"]) if leaf["key"] else array
+        host[name] = array
     return host
 
 
-def placed(name: str, value: Any, like: Any) -> Any:
-    """The restored value where `like` is: a numpy array, the default device, or any sharding."""
+def verified(folder: pathlib.Path, step: int, wanted: dict[str, Any]) -> tuple[dict, dict[str, Any]]:
+    """about.json of a step and its leaves, as `read_state`; Rejected if anything in it is not what was saved.
+
+    Raises:
+        InputError: it is, but holds other leaves than wanted.
+    """
+    about = read_about(folder, step)
+    compare(wanted, about, folder)
+    check_files(folder, about)
+    return about, read_state(folder, about)
+
+
+def placed(leaf: dict, value: Any, like: Any) -> Any:
+    """The restored value of a leaf of `about` where `like` is: a numpy array, the default device, or any sharding."""
+    if leaf["key"]:
+        value = jax.random.wrap_key_data(jnp.asarray(value), impl=leaf["key"])
     if isinstance(like, np.ndarray | np.generic):
         return value if isinstance(like, np.ndarray) else value[()]
     sharding = getattr(like, "sharding", None) if getattr(like, "committed", True) else None
-    there = jax.device_put(value, sharding)
+    there = parallel.put(value, sharding)
     if there.dtype != value.dtype:
-        raise InputError(f"checkpoint: leaf '{name}' is {value.dtype}, which jax would make {there.dtype}: enable x64.")
+        was = f"leaf '{leaf['path']}' is {value.dtype}"
+        raise InputError(f"checkpoint: {was}, which jax would make {there.dtype}: enable x64.")
     return there
 
 

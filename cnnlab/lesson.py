@@ -167,10 +167,10 @@ def _run(teach: Callable[[Flags], Iterable[Part]], given: Flags) -> None:
     script = Path(inspect.getfile(teach))
     title, _, text = (inspect.getdoc(inspect.getmodule(teach)) or script.stem).partition("\n")
     folder = made(given.workdir)
-    from cnnlab import cache, parallel
+    from cnnlab import cache, hosts
 
     cache.keep_compilations()
-    parallel.start()
+    hosts.start()
     console, parts, started = Console("off"), [], time.monotonic()
     for part in teach(given):
         parts.append(part)

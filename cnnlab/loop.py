@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections import deque
@@ -11,10 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import jax
 import numpy as np
 
-from cnnlab import metrics
+from cnnlab import hosts, metrics, parallel
 from cnnlab.checkpoint import Checkpoints
 from cnnlab.cli import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
 from cnnlab.console import Console
@@ -31,6 +31,14 @@ class StopRequest:
     """Set by a signal, looked at between steps."""
 
     signal: int | None = None
+    agreed: bool = False
+
+    def seen(self) -> int | None:
+        """The signal, if one has come; of several processes all see it at the same look, whichever got it."""
+        if hosts.count() == 1:
+            return self.signal
+        self.agreed = self.agreed or hosts.stop_wanted()
+        return (self.signal or signal.SIGTERM) if self.agreed else None
 
 
 @contextmanager
@@ -41,8 +49,11 @@ def stop_signals() -> Iterator[StopRequest]:
     def note(number: int, _frame: Any) -> None:
         request.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if hosts.count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells the other processes of
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    own = (signal.SIGTERM, signal.SIGINT) if hosts.count() == 1 else (signal.SIGINT,)  # SIGTERM is JAX's
+    before = {number: signal.signal(number, note) for number in own}
     try:
         yield request
     finally:
@@ -138,7 +149,7 @@ def fit(
       Diverged: a step was not finite; its number is named, the last good checkpoint stays.
     """
     state, totals, history = progress.state, progress.totals, list(progress.history)
-    number, last = int(np.ravel(state.step)[0]), plan.steps_per_epoch * plan.epochs
+    number, last = int(np.ravel(parallel.fetch(state.step))[0]), plan.steps_per_epoch * plan.epochs
     place, saved = totals["loss"].sharding, time.monotonic()
     zeros = zero_totals(totals["loss"].dtype, totals["loss"].shape)
 
@@ -169,7 +180,7 @@ def fit(
                         steps, back = waiting.popleft()
                         seen = _finite(back, plan, checkpoints)
                         advance(steps, f"loss {np.mean(seen['loss'] / seen['count']):.4f}")
-                    stopped_by = stop.signal  # read once: it may be set between two looks
+                    stopped_by = stop.seen()  # read once: it may be set between two looks
                     due = stopped_by or (plan.save_every and number % plan.save_every == 0)
                     if due and number < end:
                         done = save(_finite(totals, plan, checkpoints))
@@ -183,8 +194,8 @@ def fit(
                     each = [seed[name] for seed in result] if isinstance(result, list) else result[name]
                     row[f"validation_{name}"] = each
             history.append(row)
-            totals = jax.device_put(zeros, place)
-            stopped_by, done = stop.signal, False  # read once, as above
+            totals = parallel.put(zeros, place)
+            stopped_by, done = stop.seen(), False  # read once, as above
             if stopped_by or time.monotonic() - saved >= plan.save_seconds:
                 done = save(seen, None if totals["loss"].ndim else row.get("validation_accuracy"))
             record(row)
@@ -214,7 +225,7 @@ def _row(seen: Any, epoch: int, number: int, steps: int, seconds: float, plan: P
 
 def _finite(totals: Any, plan: Plan, checkpoints: Checkpoints | None) -> Any:
     """The totals on the host, once they show that every step was finite; with seeds, every step of one of them."""
-    seen = jax.device_get(totals)
+    seen = parallel.fetch(totals)
     bad = int(np.min(seen["bad_step"]))
     if np.max(seen["bad_step"]) == NEVER:
         return seen
@@ -282,9 +293,9 @@ def evaluate(
         for batch in batches:
             waiting.append(step(state.params, state.batch_stats, batch))
             if len(waiting) > IN_FLIGHT:
-                parts.append(jax.device_get(waiting.popleft()))
+                parts.append(parallel.fetch(waiting.popleft()))
             advance()
-    parts += jax.device_get(list(waiting))
+    parts += parallel.fetch(list(waiting))
     if seeds is None:
         return metrics.summarise(parts)
     return [metrics.summarise([{k: v[i] for k, v in part.items()} for part in parts]) for i in range(seeds)]

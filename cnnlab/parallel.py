@@ -7,9 +7,6 @@ their own and a leading axis to whatever differs between them; the step itself k
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cnnlab import hosts
 from cnnlab.errors import InputError
 
 AXIS, SEEDS = "data", "seed"
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 SHARED, BATCH, PER_SEED = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(SEEDS)
 
 
@@ -52,6 +50,33 @@ def mean(tree: Any, axis_name: str | None) -> Any:
 def total(tree: Any, axis_name: str | None) -> Any:
     """Sum over devices; the identity on one device."""
     return tree if axis_name is None else lax.psum(tree, axis_name)
+
+
+def put(tree: Any, sharding: Any) -> Any:
+    """Arrays that every process has, on the devices of a sharding."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def one(leaf: Any) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(one(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        host = np.asarray(leaf)  # device_put would have the processes compare it, bit by bit
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(one, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays on the host, in every process: also what lies on other processes' devices."""
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return leaf
+
+    return jax.device_get(tree if hosts.count() == 1 else jax.tree.map(one, tree))
 
 
 def formulation(platform: str) -> str:
@@ -81,11 +106,49 @@ class Layout:
         return formulation(self.platform)
 
     def place(self, tree: Any, spec: PartitionSpec = SHARED) -> Any:
-        """Put a pytree on the mesh, by default whole on every device.
+        """Put a pytree on the mesh, by default whole on every device; each process has all of it.
 
         CPU devices share the memory of a numpy array that starts at a multiple of 64 bytes; others are copied.
         """
-        return jax.device_put(tree, NamedSharding(self.mesh, spec))
+        return put(tree, NamedSharding(self.mesh, spec))
+
+    def own(self, count: int, axis: str) -> np.ndarray:
+        """Which of `count` things that are shared out along a mesh axis this process holds: int[n], ascending."""
+        mine = np.vectorize(lambda device: device.process_index == hosts.index())(self.mesh.devices)
+        held = np.unique(np.nonzero(mine)[self.mesh.axis_names.index(axis)])
+        share = count // self.mesh.shape[axis]
+        return (held[:, None] * share + np.arange(share)).ravel()
+
+    def whole(self, tree: Any, spec: PartitionSpec) -> Any:
+        """The global arrays of which each process has its own part, a numpy array (`own`), along the axes of `spec`.
+
+        With one process, which has all, the tree itself; `compile`'s functions take such parts as they are.
+        """
+        if hosts.count() == 1:
+            return tree
+        sharding = NamedSharding(self.mesh, spec)
+
+        def joined(part: Any) -> Any:
+            if not isinstance(part, np.ndarray):
+                return part
+            shape, held = list(part.shape), {}
+            for place, axis in enumerate(spec):
+                if axis is not None:
+                    shape[place] = (
+                        self.mesh.shape[axis] * part.shape[place] // len(self.own(self.mesh.shape[axis], axis))
+                    )
+                    held[place] = self.own(shape[place], axis)
+
+            def shard(index: Any) -> np.ndarray:
+                at = list(index)
+                for place, own in held.items():
+                    first, last, _ = index[place].indices(shape[place])
+                    at[place] = slice(*np.searchsorted(own, [first, last]))
+                return part[tuple(at)]
+
+            return jax.make_array_from_callback(tuple(shape), sharding, shard)
+
+        return jax.tree.map(joined, tree)
 
     def compile(
         self,
@@ -104,7 +167,7 @@ class Layout:
           donate: arguments whose memory the result may take over.
 
         Returns:
-          A function of the same arguments.
+          A function of the same arguments; those in numpy hold this process's part (`whole`).
         """
         mapped = partial(step, axis_name=None if self.mode == "jit" else AXIS)
         if SEEDS in result:
@@ -122,9 +185,12 @@ class Layout:
         if self.mode == "sharded":
             mapped = jax.shard_map(mapped, mesh=self.mesh, in_specs=tuple(specs), out_specs=result, check_vma=False)
         shardings = [NamedSharding(self.mesh, spec) for spec in (*specs, result)]
-        return jax.jit(
+        run = jax.jit(
             mapped, in_shardings=tuple(shardings[:-1]), out_shardings=shardings[-1], donate_argnums=tuple(donate)
         )
+        if hosts.count() == 1:
+            return run
+        return lambda *args: run(*(self.whole(arg, spec) for arg, spec in zip(args, specs, strict=True)))
 
 
 def _over_seeds(step: Callable, axes: Sequence[int | None], platform: str) -> Callable:
@@ -144,10 +210,19 @@ def _over_seeds(step: Callable, axes: Sequence[int | None], platform: str) -> Ca
     return in_turn
 
 
-def layout(mode: str, devices: int | None, batch_size: int, seeds: int | None = None, cpu_images: int = 32) -> Layout:
+def layout(
+    mode: str,
+    devices: int | None,
+    batch_size: int,
+    seeds: int | None = None,
+    cpu_images: int = 32,
+    mesh: Sequence[int] | None = None,
+    available: Sequence[Any] | None = None,
+) -> Layout:
     """Choose the devices for a batch.
 
-    CPU cores are used as a device each, unless JAX has started with another number (JAX_NUM_CPU_DEVICES).
+    CPU cores are used as a device each, unless JAX has started with another number (JAX_NUM_CPU_DEVICES). Several
+    processes give as many each.
 
     Args:
       mode: auto, jit, pmap or sharded; auto is sharded when more than one device is used.
@@ -156,59 +231,49 @@ def layout(mode: str, devices: int | None, batch_size: int, seeds: int | None = 
       seeds: how many are trained together; they are shared out as far as their number allows, the batch over the rest.
       cpu_images: on CPU, the fewest images of a seed that a device gets unless `devices` says so. Measured on two
         cores, seed network: 64 images each 1.5 times as fast as one device, 16 each 0.84.
+      mesh: over how many devices the seeds are shared out, and over how many the batch of each; None: as above.
+      available: to choose from; None: those of all processes.
 
     Raises:
       InputError: more devices than there are, a number that does not divide the batch, or seeds under pmap.
     """
-    available = start()
-    share = lambda n: batch_size * gcd(n, seeds or 1) / n  # images of one seed that one of n devices gets
+    available = hosts.start() if available is None else available
+    processes = hosts.count()
+    apart = lambda n: mesh[0] if mesh else gcd(n, seeds or 1)  # parts of the seeds
+    share = lambda n: batch_size * apart(n) / n  # images of one seed that one of n devices gets
+    if mesh:
+        if devices not in (None, mesh[0] * mesh[1]):
+            raise InputError(f"--mesh {mesh[0]}x{mesh[1]} is {mesh[0] * mesh[1]} devices, --devices {devices} is not")
+        if (seeds or 1) % mesh[0]:
+            raise InputError(f"--mesh {mesh[0]}x{mesh[1]}: {mesh[0]} does not divide the seeds, {seeds or 1}")
+        devices = mesh[0] * mesh[1]
     if devices is None:
         least = min(cpu_images, batch_size) if available[0].platform == "cpu" else 1
-        fitting = range(2, len(available) + 1 if mode != "jit" else 0)
-        devices = max((n for n in fitting if share(n) % 1 == 0 and share(n) >= least), default=1)
+        several = range(processes, len(available) + 1 if mode != "jit" else 0, processes)
+        fitting = [n for n in several if share(n) % 1 == 0]
+        devices = max((n for n in fitting if n > 1 and share(n) >= least), default=min(fitting, default=processes))
     if devices > len(available):
         raise InputError(f"--devices {devices} wanted, but there are {len(available)} ({available[0].platform})")
+    if devices % processes:
+        raise InputError(f"--devices {devices} cannot be shared by {processes} processes; choose a multiple")
     if mode == "jit" and devices > 1:
         raise InputError(f"--parallel jit runs on one device; take sharded or pmap for --devices {devices}")
     if share(devices) % 1:
-        raise InputError(f"--devices {devices} does not divide --batch-size {batch_size}; choose a divisor")
-    if mode == "pmap" and seeds is not None:
-        raise InputError("--parallel pmap trains one seed at a time; take sharded")
+        sharing = f"{devices // apart(devices)} of them would share a seed's batch"
+        raise InputError(f"--devices {devices} does not divide --batch-size {batch_size} ({sharing}); choose a divisor")
+    if mode == "pmap" and (seeds is not None or processes > 1):
+        raise InputError("--parallel pmap trains one seed at a time, in one process; take sharded")
     if mode == "auto":
         mode = "sharded" if devices > 1 else "jit"
-    return Layout(mode, Mesh(np.array(available[:devices]).reshape(gcd(devices, seeds or 1), -1), (SEEDS, AXIS)))
+    return Layout(mode, Mesh(_arranged(available, devices, apart(devices)), (SEEDS, AXIS)))
 
 
-def start() -> list[Any]:
-    """The default platform's devices; if JAX has not started, with a CPU device for each core.
-
-    A program that computes before it asks for a layout calls this first, or has one CPU device.
-
-    Raises:
-      InputError: there is none.
-    """
-    asked = os.environ.get("JAX_NUM_CPU_DEVICES") or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not asked:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        with contextlib.suppress(RuntimeError):  # JAX has started already, with the devices it has
-            jax.config.update("jax_num_cpu_devices", cores)
-    try:
-        devices = jax.devices()
-    except (RuntimeError, AssertionError) as error:
-        reason = next(iter(str(error).splitlines()), "the platform that JAX_PLATFORMS names is not there")
-        raise InputError(f"JAX finds no device: {reason}") from error
-    if devices[0].platform == "cpu":
-        _keep_freed_memory()
-    return devices
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep the memory that a step frees for the next one.
-
-    XLA asks for its temporaries anew each step; from 32 MB on malloc would return their pages and fault them in again.
-    Kept, a step with batch norm on two cores is 1.9 times as fast on jax 0.10, 1.3 times on 0.12.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another libc
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+def _arranged(available: Sequence[Any], count: int, seeds: int) -> np.ndarray:
+    """`count` of the devices, as many of each process, in `seeds` rows."""
+    if count < len(available):
+        each = count // hosts.count()
+        by_process = [[device for device in available if device.process_index == p] for p in range(hosts.count())]
+        available = available[:count] if len(by_process) == 1 else [d for own in by_process for d in own[:each]]
+    elif available[0].platform == "tpu":  # along the wires between its chips
+        return mesh_utils.create_device_mesh((seeds, count // seeds), available, allow_split_physical_axes=True)
+    return np.array(available).reshape(seeds, -1)

@@ -115,6 +115,7 @@ def build(
     cache.keep_compilations()
     together = None if seeds is None else len(seeds)
     devices = layout(config, together)
+    rows = devices.own(config.batch_size, AXIS)  # of a batch, that this process feeds
     network.run_keys(config, seeds)  # refuse them before the data is read
     dataset = source.open_dataset(config.dataset, config.data_dir, config.image_size)
     loss_from_config(config, dataset.num_classes, np.ones(dataset.num_classes))  # refuse it before the data is read
@@ -122,7 +123,7 @@ def build(
         network.teacher_fn(config, dataset, devices.formulation) if needs_teacher(config) else (lambda images: {}, None)
     )
     check_sizes(config, dataset.train.image_shape)
-    images, summary, own, held_out, counts, feed_of = _data(config, dataset, console)
+    images, summary, own, held_out, counts, feed_of = _data(config, dataset, console, devices)
     mean, std = summary.mean_std(own)  # of all training images, whichever of them are used: the same under conditions
     steps_per_epoch = int(counts.sum()) // config.batch_size
     loss_fn = loss_from_config(config, dataset.num_classes, counts)
@@ -180,7 +181,7 @@ def build(
 
     def validate(state: train.TrainState) -> Any:
         return loop.evaluate(
-            evaluating("one"), state, feeds.in_order(read, held_out, config.batch_size), seeds=together
+            evaluating("one"), state, feeds.in_order(read, held_out, config.batch_size, rows), seeds=together
         )
 
     facts = {
@@ -221,7 +222,7 @@ def build(
             eval_step=evaluating(config.test_views),
             validate=validate if len(held_out) else None,
             logits=logits,
-            test=lambda: feeds.in_order(dataset.test.read, np.arange(len(dataset.test)), config.batch_size),
+            test=lambda: feeds.in_order(dataset.test.read, np.arange(len(dataset.test)), config.batch_size, rows),
             facts=facts,
             feed="streaming" if images is None else "resident",
         )
@@ -267,7 +268,8 @@ def layout(config: Config, seeds: int | None = None) -> parallel.Layout:
     """
     # A dense network's step is over before two CPU devices have agreed on the gradient (mlp: 0.73 of one's speed).
     cpu_images = 32 if config.model in ("cnn", "airnet") else config.batch_size
-    return parallel.layout(config.parallel, config.devices, config.batch_size, seeds, cpu_images)
+    mesh = [int(n) for n in config.mesh.split("x")] if config.mesh else None
+    return parallel.layout(config.parallel, config.devices, config.batch_size, seeds, cpu_images, mesh)
 
 
 def check_sizes(config: Config, image_shape: tuple[int, ...]) -> None:
@@ -306,7 +308,7 @@ def class_counts(config: Config, labels: np.ndarray, num_classes: int) -> np.nda
     return counts
 
 
-def _data(config: Config, dataset: source.Dataset, console: Console):
+def _data(config: Config, dataset: source.Dataset, console: Console, devices: parallel.Layout):
     """Decoded training images (None when streaming), their summary, the split's sides, class counts; seeds -> feed."""
     track = console.track(f"decoding {dataset.train.name}", "reads")
     if resident(config.feed, dataset.train):
@@ -315,6 +317,7 @@ def _data(config: Config, dataset: source.Dataset, console: Console):
         images, summary = None, source.summary(dataset.train, track)
     own, held_out = order.split(summary.labels, config.validation, config.split_seed)
     counts = class_counts(config, summary.labels, dataset.num_classes)
+    rows = devices.own(config.batch_size, AXIS)
 
     def one(seed: int) -> feeds.Feed:
         labels, used = _labels(config, summary.labels, dataset.num_classes, seed), own
@@ -322,11 +325,13 @@ def _data(config: Config, dataset: source.Dataset, console: Console):
             used = conditions.subset(summary.labels, own, counts, seed)
         fixed = seed, config.batch_size, config.flip == "alternating"
         if images is None:
-            return feeds.streaming(dataset.train, labels, used, *fixed, config.workers)
-        return feeds.resident(images, labels, used, *fixed)
+            return feeds.streaming(dataset.train, labels, used, *fixed, config.workers, rows)
+        return feeds.resident(images, labels, used, *fixed, rows)
 
     def feed_of(seeds: Sequence[int] | None) -> feeds.Feed:
-        return one(config.seed) if seeds is None else feeds.together([one(seed) for seed in seeds])
+        if seeds is None:
+            return one(config.seed)
+        return feeds.together([one(seeds[i]) for i in devices.own(len(seeds), SEEDS)])
 
     return images, summary, own, held_out, counts, feed_of
 

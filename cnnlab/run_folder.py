@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from cnnlab import hosts
 from cnnlab.config import Config, conflicts
 from cnnlab.errors import InputError
 
@@ -107,8 +108,14 @@ class RunFolder:
           InputError: not writable, in use by another process, or made from other data.
         """
         self.path = path
+        self._lock: Any = None  # only the first of several processes has it, and writes
         self._tensorboard: Any = None  # made for the first row
         self._wants_tensorboard = False
+        self.warnings = hosts.on_first(lambda: self._open(config, environment, data))
+
+    def _open(self, config: Config, environment: dict[str, Any], data: dict[str, Any]) -> list[str]:
+        """Lock the folder and describe the run in it; what changed since the last start."""
+        path = self.path
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / "lock").open("a")
@@ -131,7 +138,7 @@ class RunFolder:
             old = environment
             with contextlib.suppress(InputError):  # damaged versions are written again
                 old = _read_json(path / "versions.json") or environment
-            self.warnings = [f"{k}: {old.get(k)} -> {v}" for k, v in environment.items() if old.get(k) != v]
+            warnings = [f"{k}: {old.get(k)} -> {v}" for k, v in environment.items() if old.get(k) != v]
             stored = config.to_json()
             if config.data_dir:  # so that it is found from any directory
                 stored["data_dir"] = os.path.abspath(os.path.expanduser(config.data_dir))
@@ -140,6 +147,7 @@ class RunFolder:
         except BaseException:
             self.close()
             raise
+        return warnings
 
     def __enter__(self) -> RunFolder:
         return self
@@ -152,10 +160,13 @@ class RunFolder:
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def start_metrics(self, history: list[dict[str, Any]], tensorboard: bool) -> None:
         """Make metrics.jsonl and the TensorBoard events say what `history` says: epochs after a kill are dropped."""
+        if hosts.index():
+            return
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         self._wants_tensorboard = tensorboard
@@ -164,6 +175,8 @@ class RunFolder:
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Append an epoch's metrics."""
+        if hosts.index():
+            return
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         self._events(row)

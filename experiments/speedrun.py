@@ -164,12 +164,12 @@ def rival(
     """What `runner` gives, done by the user's airbench94_muon.py in a process asleep between runs; and its versions."""
     import numpy as np
 
-    from cnnlab import parallel
+    from cnnlab import hosts
     from cnnlab.data import order, source
 
     if not Path(config.beside or "").is_file():
         raise InputError(f"--beside {config.beside} is no file; give a copy of airbench94_muon.py")
-    on_cpu = ["cpu"] if parallel.start()[0].platform == "cpu" else []
+    on_cpu = ["cpu"] if hosts.start()[0].platform == "cpu" else []
     dataset = source.open_dataset(config.dataset, config.data_dir, config.image_size)
     images, summary = source.decoded(dataset.train, console.track(f"decoding {dataset.train.name}", "reads"))
     own, _ = order.split(summary.labels, config.validation, config.split_seed)

@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cnnlab import cli, run_folder
+from cnnlab import cli, hosts, run_folder
 from cnnlab.config import Config
 
 
 def main(config: Config) -> None:
+    hosts.join(config.coordinator, config.processes, config.process)
     path = run_folder.default_path(config)
-    if summary := run_folder.check(path, config):
+    if summary := hosts.on_first(lambda: run_folder.check(path, config)):
         print(report(summary, path))
         return
 
@@ -32,9 +33,12 @@ def main(config: Config) -> None:
     from cnnlab.losses.spec import source_digest
 
     console, compiling = Console(config.progress), compile_seconds()
-    experiment = recipe.build(config, console)
+    experiment = hosts.together(lambda: recipe.build(config, console))
+    hosts.agree("the data set", experiment.facts)
     layout, counts = experiment.layout, experiment.facts["counts"]
     devices = f"{layout.device_count} x {jax.devices()[0].device_kind} ({layout.mode})"
+    if hosts.count() > 1:
+        devices += f" of {hosts.count()} processes"
     if config.parallel == "auto" and config.devices is None and layout.device_count < jax.device_count():
         devices += f", of {jax.device_count()}: more do not divide the batch or are no faster"
     console.say(
@@ -94,8 +98,12 @@ def main(config: Config) -> None:
             "last_epoch": progress.history[-1],
             "test": result,
         }
-        draw(config, progress.history, result, experiment.facts["class_names"], path)
-        run_folder.write_json(path / "summary.json", summary)
+
+        def publish() -> None:
+            draw(config, progress.history, result, experiment.facts["class_names"], path)
+            run_folder.write_json(path / "summary.json", summary)
+
+        hosts.on_first(publish)
         console.say(report(summary, path))
 
 

@@ -24,6 +24,8 @@ from cnnlab.data.order import batch_positions, mirrored
 from cnnlab.data.source import Split
 
 RESIDENT_LIMIT = 2 << 30  # bytes of images that `auto` keeps on each device
+ALL = slice(None)
+Rows = slice | np.ndarray  # of a batch
 READ_AHEAD = 64 << 20  # bytes of batches that wait for the training, at most; but 2 of them, and no more than 16
 
 
@@ -37,7 +39,13 @@ class Feed:
 
 
 def resident(
-    images: np.ndarray, labels: np.ndarray, positions: np.ndarray, seed: int, batch_size: int, alternating: bool = False
+    images: np.ndarray,
+    labels: np.ndarray,
+    positions: np.ndarray,
+    seed: int,
+    batch_size: int,
+    alternating: bool = False,
+    rows: Rows = ALL,
 ) -> Feed:
     """Feed from memory.
 
@@ -48,12 +56,13 @@ def resident(
       seed: of the order.
       batch_size: images per step.
       alternating: whether batches say which images are mirrored (`order.mirrored`).
+      rows: those of each batch that this process feeds.
     """
     own = positions.astype(np.int32)
 
     def items(first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
         for step in range(first, last):
-            chosen, beside = _choice(labels, own, seed, batch_size, alternating, step)
+            chosen, beside = _choice(labels, own, seed, batch_size, alternating, rows, step)
             yield {"image": chosen} | beside
 
     return Feed(images, lambda data, item: item | {"image": data[item["image"]]}, items)
@@ -67,15 +76,16 @@ def streaming(
     batch_size: int,
     alternating: bool = False,
     workers: int = 0,
+    rows: Rows = ALL,
 ) -> Feed:
     """Feed from the files, through Grain: read ahead by threads, or by `workers` processes.
 
-    Args as for `resident`; the images are read from `split`.
+    Args as for `resident`; the images are read from `split`, those of `rows` only.
     """
 
     def items(first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
         # Positions in MapDataset.range are steps: Grain may read ahead and out of order, the order stays ours.
-        read = functools.partial(_read_step, split, labels, positions, seed, batch_size, alternating)
+        read = functools.partial(_read_step, split, labels, positions, seed, batch_size, alternating, rows)
         ahead = READ_AHEAD // (batch_size * math.prod(split.image_shape))
         yield from _grain(range(first, last), read, workers, min(16, max(2, ahead)))
 
@@ -94,10 +104,10 @@ def together(feeds: Sequence[Feed]) -> Feed:
 
 
 def _choice(
-    labels: np.ndarray, positions: np.ndarray, seed: int, batch_size: int, alternating: bool, step: int
+    labels: np.ndarray, positions: np.ndarray, seed: int, batch_size: int, alternating: bool, rows: Rows, step: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Where the images of a step's batch are in the data set, and what comes beside them."""
-    chosen = positions[batch_positions(seed, step, len(positions), batch_size)]
+    """Where the images of these rows of a step's batch are in the data set, and what comes beside them."""
+    chosen = positions[batch_positions(seed, step, len(positions), batch_size)[rows]]
     beside = {"label": labels[chosen]}
     if alternating:
         beside["mirrored"] = mirrored(seed, step // (len(positions) // batch_size), chosen, len(labels))
@@ -105,13 +115,20 @@ def _choice(
 
 
 def _read_step(
-    split: Split, labels: np.ndarray, positions: np.ndarray, seed: int, batch_size: int, alternating: bool, step: int
+    split: Split,
+    labels: np.ndarray,
+    positions: np.ndarray,
+    seed: int,
+    batch_size: int,
+    alternating: bool,
+    rows: Rows,
+    step: int,
 ) -> dict[str, np.ndarray]:
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
         # Readers take what the training leaves. As its equals they hold up one CPU device while the others wait for
         # that one to agree on the gradient: 0.66 of the images a second of the step alone, in place of 0.74.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-    chosen, beside = _choice(labels, positions, seed, batch_size, alternating, step)
+    chosen, beside = _choice(labels, positions, seed, batch_size, alternating, rows, step)
     return split.read(chosen) | beside
 
 
@@ -150,7 +167,10 @@ def _leave_signals_to_the_parent(index: int, count: int) -> None:
 
 
 def in_order(
-    read: Callable[[np.ndarray], dict[str, np.ndarray]], positions: Sequence[int] | np.ndarray, batch_size: int
+    read: Callable[[np.ndarray], dict[str, np.ndarray]],
+    positions: Sequence[int] | np.ndarray,
+    batch_size: int,
+    rows: Rows = ALL,
 ) -> Iterator[dict]:
     """Batches for evaluation, in order, every image once; the last is padded with its first image under a mask.
 
@@ -158,6 +178,7 @@ def in_order(
       read: positions -> {"image", "label"}.
       positions: int[n].
       batch_size: B, the same for every batch, so that one compilation serves.
+      rows: those of each batch that this process feeds.
 
     Yields:
       {"image": uint8[B, H, W, C], "label": int32[B], "mask": bool[B]}.
@@ -166,4 +187,4 @@ def in_order(
     for start in range(0, len(positions), batch_size):
         part = positions[start : start + batch_size]
         padded = np.concatenate([part, np.full(batch_size - len(part), part[0])])
-        yield {**read(padded), "mask": np.arange(batch_size) < len(part)}
+        yield {**read(padded[rows]), "mask": (np.arange(batch_size) < len(part))[rows]}
