@@ -27,6 +27,8 @@ The map of the package; a module imports only modules above it in this list (tes
     metrics.py      masked sums -> accuracy, NLL, Brier, ECE, confusion matrix
     train.py        TrainState and the pure train and eval steps
     network.py      a config -> network, optimizer, first state; a run folder -> its trained network
+    program.py      a config, devices and facts about the data -> the compiled train step, here or for elsewhere
+    slices.py       TPU slices that are not here: the step compiled for one, what it needs, how long it takes at best
     loop.py         fit and evaluate: the only loops
     recipe.py       a config -> data, loss and compiled steps: what every experiment starts from
     stats.py        paired differences -> intervals, exact tests, verdicts

@@ -81,7 +81,7 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
 
         if _index:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        with _silent(1):  # gloo greets every peer on standard output
+        with silent(1):  # gloo greets every peer on standard output
             multihost_utils.sync_global_devices("cnnlab.join")
 
 
@@ -231,7 +231,8 @@ def leave(message: str, status: int, wait: bool = True) -> None:
     try:
         if not wait:
             raise TimeoutError
-        distributed.global_state.client.wait_at_barrier("cnnlab.leave", PARTING_SECONDS * 1000)
+        client: Any = distributed.global_state.client
+        client.wait_at_barrier("cnnlab.leave", PARTING_SECONDS * 1000)
     except Exception:
         print(f"process {_index} of {_count}: {message}", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -241,7 +242,7 @@ def leave(message: str, status: int, wait: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def _silent(descriptor: int) -> Iterator[None]:
+def silent(descriptor: int) -> Iterator[None]:
     """Drop what is written to a file descriptor, by C++ too."""
     sys.stdout.flush()
     kept, nowhere = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)

@@ -52,6 +52,11 @@ def total(tree: Any, axis_name: str | None) -> Any:
     return tree if axis_name is None else lax.psum(tree, axis_name)
 
 
+def size(axis_name: str | None) -> int:
+    """How many devices share the batch."""
+    return 1 if axis_name is None else lax.axis_size(axis_name)
+
+
 def put(tree: Any, sharding: Any) -> Any:
     """Arrays that every process has, on the devices of a sharding."""
     if sharding is None or sharding.is_fully_addressable:

@@ -12,48 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from cnnlab import augment, cache, loop, network, parallel, run_folder, train
+from cnnlab import augment, cache, loop, network, parallel, program, run_folder, train
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.data import conditions, order, source
 from cnnlab.data import feed as feeds
 from cnnlab.errors import InputError
 from cnnlab.losses.spec import loss_from_config, needs_teacher
-from cnnlab.parallel import AXIS, BATCH, SEEDS, SHARED
+from cnnlab.parallel import AXIS, BATCH, SEEDS
 
 FITTED = 5_000  # training images to which airnet's first layer is fitted
 # Colour images whose mirror image is another class, or none: digits and letters (by the start of the name).
 NO_MIRROR = ("svhn", "mnist", "colored_mnist", "omniglot", "cmaterdb")
-
-
-def flips(config: Config, channels: int) -> bool:
-    """Whether training images are mirrored: as asked, or for colour images that are not digits or letters."""
-    if config.flip != "auto":
-        return config.flip == "on"
-    return channels == 3 and not config.dataset.startswith(NO_MIRROR)
-
-
-def prepare_fn(config: Config, mean: np.ndarray, std: np.ndarray, num_classes: int) -> Callable:
-    """(key, batch, axis_name) -> augmented, normalised images float[B, H, W, C] and labels (mixup: distributions)."""
-    mirrored = flips(config, len(mean))
-
-    def prepare(key, batch, axis_name):
-        images, labels = augment.normalise(batch["image"], *network.statistics(mean, std)), batch["label"]
-        keys = lambda place: parallel.example_keys(jax.random.fold_in(key, place), len(labels), axis_name)
-        if config.flip == "alternating":
-            images = augment.mirror(images, batch["mirrored"])
-        elif mirrored:
-            images = augment.flip(keys(0), images)
-        if config.crop:
-            images = augment.crop(keys(1), images, config.crop, config.crop_padding)
-        if config.cutout:
-            images = augment.cutout(keys(2), images, config.cutout)
-        if config.mixup:
-            targets = jax.nn.one_hot(labels, num_classes, dtype=images.dtype)
-            return augment.mixup(jax.random.fold_in(key, 3), images, targets, config.mixup, axis_name)
-        return images, labels
-
-    return prepare
 
 
 @dataclass(frozen=True)
@@ -125,59 +95,26 @@ def build(
     check_sizes(config, dataset.train.image_shape)
     images, summary, own, held_out, counts, feed_of = _data(config, dataset, console, devices)
     mean, std = summary.mean_std(own)  # of all training images, whichever of them are used: the same under conditions
-    steps_per_epoch = int(counts.sum()) // config.batch_size
-    loss_fn = loss_from_config(config, dataset.num_classes, counts)
-
-    model = network.build_model(config, dataset.num_classes, devices.formulation)
-    tx = network.build_optimizer(config, steps_per_epoch)
     read = dataset.train.read if images is None else lambda at: {"image": images[at], "label": summary.labels[at]}
     patches = None
     if config.model == "airnet":  # fits its first layer to them, the same whatever the seed
-        patches = augment.normalise(jnp.asarray(read(own[:FITTED])["image"]), *network.statistics(mean, std))
-
-    pure = functools.partial(
-        train.train_step,
-        apply_fn=network.apply_for_training(model),
-        loss_fn=loss_fn,
-        prepare=prepare_fn(config, mean, std, dataset.num_classes),
-        given=lambda images: teacher(augment.pixels(images, *network.statistics(mean, std))),
-        loss_scale=1024.0 if config.compute_dtype == "float16" else 1.0,
-    )
-
-    # On CPU devices that each train seeds of their own, four steps at once spare three of four waits for the slower one
-    # (4 seeds on two cores: 0.9 of one seed's images a second, then 1.0); alone a seed gains nothing.
-    at_once = 32 if devices.platform != "cpu" else 1 if seeds is None else 4
-    at_once = config.dispatch_steps or (1 if images is None else at_once)
-    at_once = min(at_once, steps_per_epoch, config.checkpoint_steps or steps_per_epoch)  # no dispatch is longer
-    if whole:
-        at_once = steps_per_epoch * config.epochs
-    fetch = feed_of(seeds).fetch
-
-    def fed_steps(state, totals, data, items, count, key, rate, *, axis_name):
-        tx = network.build_optimizer(config, steps_per_epoch, rate)  # the rate is data: one program for all of them
-
-        def one(i, carry):
-            item = jax.tree.map(lambda x: x[i], items)
-            return pure(carry[0], carry[1], fetch(data, item), key, tx=tx, axis_name=axis_name)
-
-        if at_once == 1:
-            return one(0, (state, totals))
-        return jax.lax.fori_loop(0, at_once if whole else count, one, (state, totals))
-
-    seeded = () if seeds is None else (SEEDS,)
-    each, items_spec = PartitionSpec(*seeded), PartitionSpec(*seeded, None, AXIS)
-    compiled = devices.compile(fed_steps, (each, each, SHARED, items_spec, SHARED, each, each), each, donate=(0,))
+        first = read(own[: program.FITTED])["image"]
+        patches = augment.normalise(jnp.asarray(first), *network.statistics(mean, std))
+    resident = None if images is None else len(images)
+    about = program.Facts(dataset.train.image_shape, mean, std, counts, resident)
+    built = program.build(config, devices, about, together, teacher, whole)
+    model, each, at_once = built.model, built.each, built.dispatch_steps
     data = devices.place(feed_of(seeds).data)
 
     @functools.cache
     def evaluating(views: str) -> Callable:
         apply_fn = network.apply_for_evaluation(model, mean, std, views)
-        evaluation = functools.partial(train.eval_step, apply_fn=apply_fn, loss_fn=loss_fn, given=teacher)
+        evaluation = functools.partial(train.eval_step, apply_fn=apply_fn, loss_fn=built.loss_fn, given=teacher)
         return devices.compile(evaluation, (each, each, BATCH), each)
 
     apply_fn = network.apply_for_evaluation(model, mean, std, config.test_views)
     logits_fn = lambda params, batch_stats, batch, axis_name: apply_fn(params, batch_stats, batch["image"])
-    logits = devices.compile(logits_fn, (each, each, BATCH), PartitionSpec(*seeded, AXIS))
+    logits = devices.compile(logits_fn, (each, each, BATCH), PartitionSpec(*each, AXIS))
 
     def validate(state: train.TrainState) -> Any:
         return loop.evaluate(
@@ -200,21 +137,21 @@ def build(
         if key.shape != (() if together is None else (together,)):
             raise InputError(f"as many seeds as before, {together}, can begin again, got {seeds}")
         fold = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
-        state = network.initial_state(model, tx, fold(key, 0), dataset.train.image_shape, patches)
+        state = network.initial_state(model, built.tx, fold(key, 0), dataset.train.image_shape, patches)
         peak = jnp.broadcast_to(jnp.asarray(config.learning_rate if rates is None else rates, float), key.shape)
         run_key, peak = devices.place(fold(key, 1), each), devices.place(peak, each)
 
         def step(state, totals, items):
             # a dispatch of fewer steps is filled up, so that one program serves all
             filled = [*items, *[items[-1]] * (at_once - len(items))]
-            stacked = jax.tree.map(lambda *steps: np.stack(steps, len(seeded)), *filled)
-            return compiled(state, totals, data, stacked, np.int32(len(items)), run_key, peak)
+            stacked = jax.tree.map(lambda *steps: np.stack(steps, len(each)), *filled)
+            return built.step(state, totals, data, stacked, np.int32(len(items)), run_key, peak)
 
         return Experiment(
             layout=devices,
             state=devices.place(state, each),
             totals=devices.place(train.zero_totals(seeds=key.shape), each),
-            steps_per_epoch=steps_per_epoch,
+            steps_per_epoch=built.steps_per_epoch,
             step=step,
             dispatch_steps=at_once,
             items=feed_of(seeds).items,
@@ -260,8 +197,8 @@ def trained(
     )
 
 
-def layout(config: Config, seeds: int | None = None) -> parallel.Layout:
-    """The devices of a configuration, for as many seeds together.
+def layout(config: Config, seeds: int | None = None, available: Sequence[Any] | None = None) -> parallel.Layout:
+    """The devices of a configuration, for as many seeds together; of those available, which may be elsewhere.
 
     Raises:
       InputError: more than there are, or a number that does not fit.
@@ -269,7 +206,7 @@ def layout(config: Config, seeds: int | None = None) -> parallel.Layout:
     # A dense network's step is over before two CPU devices have agreed on the gradient (mlp: 0.73 of one's speed).
     cpu_images = 32 if config.model in ("cnn", "airnet") else config.batch_size
     mesh = [int(n) for n in config.mesh.split("x")] if config.mesh else None
-    return parallel.layout(config.parallel, config.devices, config.batch_size, seeds, cpu_images, mesh)
+    return parallel.layout(config.parallel, config.devices, config.batch_size, seeds, cpu_images, mesh, available)
 
 
 def check_sizes(config: Config, image_shape: tuple[int, ...]) -> None:

@@ -93,19 +93,19 @@ def train_step(
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     loss, grads = jax.tree.map(lambda x: x / loss_scale, (loss, grads))
-    loss, grads, batch_stats = parallel.mean((loss, grads, batch_stats), axis_name)
+    hits = jnp.sum(predict(logits) == batch["label"], dtype=loss.dtype)  # a float: one collective a step, for them all
+    loss, grads, batch_stats, hits = parallel.mean((loss, grads, batch_stats, hits), axis_name)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    hits, count = parallel.total(
-        (jnp.sum(predict(logits) == batch["label"], dtype=jnp.int32), jnp.int32(len(batch["label"]))), axis_name
-    )
+    devices = parallel.size(axis_name)
+    count = jnp.int32(devices * len(batch["label"]))
     # The norm of the new parameters is finite only if each of them is: one number watches the whole state.
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params))
     place = totals["count"] // count  # of the step in its epoch; those beyond the early ones are dropped
     totals = {
         "loss": totals["loss"] + loss * count.astype(loss.dtype),
-        "correct": totals["correct"] + hits,
+        "correct": totals["correct"] + jnp.round(devices * hits).astype(jnp.int32),
         "count": totals["count"] + count,
         "bad_step": jnp.minimum(totals["bad_step"], jnp.where(finite, NEVER, state.step)),
         "gradient_norms": totals["gradient_norms"].at[place].set(optax.tree.norm(grads), mode="drop"),

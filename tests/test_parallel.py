@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from run_worker import drawn, lenient
 
-from cnnlab import losses, metrics, network, optim, parallel, recipe, train
+from cnnlab import losses, metrics, network, optim, parallel, program, train
 from cnnlab.config import Config
 from cnnlab.errors import InputError
 
@@ -45,7 +45,7 @@ def compiled_step(layout, config=FULL, formulation=None):
         apply_fn=network.apply_for_training(model),
         loss_fn=losses.cross_entropy,
         tx=tx,
-        prepare=recipe.prepare_fn(config, MEAN, STD, CLASSES),
+        prepare=program.prepare_fn(config, MEAN, STD, CLASSES),
     )
     step = lambda state, totals, part, key, *, axis_name: pure(state, totals, part, key, axis_name=axis_name)
     return (

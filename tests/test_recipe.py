@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from run_worker import drawn
 
-from cnnlab import models, network, parallel, recipe
+from cnnlab import models, network, parallel, program, recipe
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.data import order, source
@@ -41,23 +41,23 @@ def failure(call, *args) -> str:
     ],
 )
 def test_flips(flip, dataset, channels, mirrored):
-    assert recipe.flips(Config(flip=flip, dataset=dataset), channels) is mirrored
+    assert program.flips(Config(flip=flip, dataset=dataset), channels) is mirrored
 
 
 def test_prepare_normalises_and_mixes_labels():
     images, labels = drawn(8, 3, (4, 4, 3), seed=0)
     mean, std = np.array([10.0, 20.0, 30.0]), np.array([2.0, 4.0, 8.0])
     part = {"image": images, "label": labels}
-    plain = recipe.prepare_fn(Config(flip="off"), mean, std, 3)
+    plain = program.prepare_fn(Config(flip="off"), mean, std, 3)
     found, same = plain(jax.random.key(0), part, None)
     np.testing.assert_allclose(found, (images - mean) / std, rtol=1e-5)
     assert found.dtype == jnp.float32 and same is labels
-    mixed, targets = recipe.prepare_fn(Config(flip="off", mixup=1.0), mean, std, 3)(jax.random.key(0), part, None)
+    mixed, targets = program.prepare_fn(Config(flip="off", mixup=1.0), mean, std, 3)(jax.random.key(0), part, None)
     assert targets.shape == (8, 3) and targets.dtype == jnp.float32
     np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
     np.testing.assert_allclose(mixed.mean(0), found.mean(0), rtol=1e-3, atol=1e-3)  # a permutation keeps the mean
     for change in ({"flip": "on"}, {"crop": 2}, {"cutout": 2}):
-        changed, _ = recipe.prepare_fn(Config(**{"flip": "off"} | change), mean, std, 3)(jax.random.key(0), part, None)
+        changed, _ = program.prepare_fn(Config(**{"flip": "off"} | change), mean, std, 3)(jax.random.key(0), part, None)
         assert changed.shape == found.shape and (changed != found).any(), change
 
 
@@ -67,9 +67,9 @@ def test_prepare_mirrors_as_the_batch_says_and_reflects():
     chosen = np.arange(8) % 3 == 0
     part = {"image": images, "label": labels, "mirrored": chosen}
     alternating = Config(flip="alternating", crop_padding="reflect")
-    found, _ = recipe.prepare_fn(alternating, mean, std, 3)(jax.random.key(0), part, None)
+    found, _ = program.prepare_fn(alternating, mean, std, 3)(jax.random.key(0), part, None)
     np.testing.assert_array_equal(found, np.where(chosen[:, None, None, None], images[:, :, ::-1], images))
-    shifted, _ = recipe.prepare_fn(dataclasses.replace(alternating, crop=2), mean, std, 3)(
+    shifted, _ = program.prepare_fn(dataclasses.replace(alternating, crop=2), mean, std, 3)(
         jax.random.key(0), part, None
     )
     padded = np.pad(np.asarray(found), ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")

@@ -10,7 +10,7 @@ import optax
 import pytest
 from run_worker import drawn, lenient
 
-from cnnlab import losses, network, optim, recipe, train
+from cnnlab import losses, network, optim, program, train
 from cnnlab.config import Config
 
 CLASSES, BATCH, RATE = 4, 6, 0.1
@@ -29,7 +29,7 @@ def build(config=CONFIG, loss_fn=losses.cross_entropy, tx=None):
         apply_fn=network.apply_for_training(model),
         loss_fn=loss_fn,
         tx=tx,
-        prepare=recipe.prepare_fn(config, MEAN, STD, CLASSES),
+        prepare=program.prepare_fn(config, MEAN, STD, CLASSES),
     )
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 3, 3, 2), jnp.float32))
     return jax.jit(step), train.create_state(variables, tx)
@@ -153,7 +153,7 @@ def test_augmentation_and_dropout_draw_from_different_keys():
 
     def prepare(key, part, axis_name):
         seen.append(key)
-        return recipe.prepare_fn(config, MEAN, STD, CLASSES)(key, part, axis_name)
+        return program.prepare_fn(config, MEAN, STD, CLASSES)(key, part, axis_name)
 
     model = network.build_model(config, CLASSES)
     inner = network.apply_for_training(model)

@@ -2,8 +2,9 @@
 
 A feed gives an `item` per step, and `fetch(data, item)`, a pure function inside the compiled step, makes it a batch
 {"image": uint8[B, H, W, C], "label": int32[B]}; under the alternating flip "mirrored": bool[B] says which images are.
-Resident: `data` are all images, on the device, and the item has their positions in place of the images. Streaming:
-`data` is empty and the item is the batch.
+Resident: `data` are all images, on the device, and the item has their positions in place of the images. They are flat,
+uint8[N, H * W * C]: an array that ends in three channels is spread out to 128 there by TPUs (CIFAR-10, v5e: 617 MB and
+five times the traffic of a step). Streaming: `data` is empty and the item is the batch.
 """
 
 from __future__ import annotations
@@ -27,6 +28,18 @@ RESIDENT_LIMIT = 2 << 30  # bytes of images that `auto` keeps on each device
 ALL = slice(None)
 Rows = slice | np.ndarray  # of a batch
 READ_AHEAD = 64 << 20  # bytes of batches that wait for the training, at most; but 2 of them, and no more than 16
+
+
+def gathered(image_shape: tuple[int, ...], data: Any, item: Any) -> dict[str, Any]:
+    """`fetch` of the resident feed."""
+    images = data[item["image"]]
+    return item | {"image": images.reshape(*images.shape[:-1], *image_shape)}
+
+
+def as_read(data: Any, item: Any) -> dict[str, Any]:
+    """`fetch` of the streaming feed."""
+    del data
+    return item
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ def resident(
             chosen, beside = _choice(labels, own, seed, batch_size, alternating, rows, step)
             yield {"image": chosen} | beside
 
-    return Feed(images, lambda data, item: item | {"image": data[item["image"]]}, items)
+    return Feed(images.reshape(len(images), -1), functools.partial(gathered, images.shape[1:]), items)
 
 
 def streaming(
@@ -89,7 +102,7 @@ def streaming(
         ahead = READ_AHEAD // (batch_size * math.prod(split.image_shape))
         yield from _grain(range(first, last), read, workers, min(16, max(2, ahead)))
 
-    return Feed((), lambda data, item: item, items)
+    return Feed((), as_read, items)
 
 
 def together(feeds: Sequence[Feed]) -> Feed:
