@@ -65,7 +65,7 @@ def check(path: Path, config: Config) -> dict | None:
     if stored is None:
         if path.exists() and not path.is_dir():
             raise InputError(f"the run folder {path} is a file; choose another --workdir")
-        if path.is_dir() and any(child.name != "lock" and child.name[0] != "." for child in path.iterdir()):
+        if path.is_dir() and any(name != "lock" and name[0] != "." for name in storage.children(path)):
             raise InputError(f"{path} is not empty and holds no run; choose another --workdir")
         if storage.is_remote(path):
             storage.probe(path, "the run folder")

@@ -16,7 +16,6 @@ import re
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,15 @@ def files(folder: Path) -> list[str]:
     if not is_remote(folder):
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     root = str(folder).removeprefix("gs://") + "/"
-    return sorted(name.removeprefix(root) for name in _gcs().find(str(folder)) if name.startswith(root))
+    found = (name.removeprefix(root) for name in _gcs().find(str(folder)) if name.startswith(root))
+    return sorted(name for name in found if name and name[-1] != "/")  # such a name is a browser's mark of a folder
+
+
+def children(folder: Path) -> set[str]:
+    """The names of the files and folders in a folder."""
+    if not is_remote(folder):
+        return {path.name for path in folder.iterdir()}
+    return {name.split("/")[0] for name in files(folder)}
 
 
 def finished(folder: Path) -> list[Path]:
@@ -163,7 +170,7 @@ def probe(folder: Path, what: str) -> None:
     Raises:
       InputError: `what` cannot be written there.
     """
-    trial = folder / f".probe-{uuid.uuid4().hex}"
+    trial = folder / f".probe-{os.urandom(8).hex()}"
     try:
         trial.write_bytes(b"1")
         trial.unlink()
