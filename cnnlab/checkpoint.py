@@ -101,6 +101,7 @@ class Checkpoints:
 
         digest.quiet_orbax()
         options = ocp.CheckpointManagerOptions(
+            step_name_format=storage.step_names(self.folder),
             todelete_subdir=storage.TODELETE,
             preservation_policy=_Policy(lambda step: storage.is_remote(self.folder) or not self._dropped(step)),
             lightweight_initialize=True,  # metrics are in about.json: a damaged step must not stop the start
@@ -124,7 +125,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The committed steps on disk, oldest first, damaged ones included; a save under way is not among them."""
-        return sorted(int(p.name) for p in storage.finished(self.folder) if _is_step(p))
+        return storage.steps(self.folder)
 
     def _dropped(self, step: int) -> bool:
         return step in self._metrics and step not in kept(self._metrics, self._keep)
@@ -315,10 +316,6 @@ class _Policy:
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         return [self.keeps(checkpoint.step) for checkpoint in checkpoints]
-
-
-def _is_step(path: pathlib.Path) -> bool:
-    return path.name.isascii() and path.name.isdecimal() and str(int(path.name)) == path.name
 
 
 _fsync, _sweep = storage.sync, storage.sweep

@@ -148,9 +148,8 @@ class Training:
     """auto (bar on a terminal, lines elsewhere), bar, lines or off."""
 
     def __post_init__(self) -> None:
-        if self.teacher and not self.teacher.startswith(
-            "gs://"
-        ):  # part of what a run is: found from any directory, and the same from each
+        # Part of what a run is: found from any directory, and the same from each.
+        if self.teacher and not self.teacher.startswith("gs://"):
             object.__setattr__(self, "teacher", os.path.abspath(os.path.expanduser(self.teacher)))
         for field, known in CHOICES.items():
             if getattr(self, field, known[0]) not in known:

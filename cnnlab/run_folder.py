@@ -91,8 +91,7 @@ def check(path: Path, config: Config) -> dict | None:
 
 def _has_results(path: Path) -> bool:
     """Whether a run folder holds something to lose: a checkpoint or a summary."""
-    steps = (child.name.isdigit() for child in storage.finished(path / "checkpoints"))
-    return (path / "summary.json").exists() or any(steps)
+    return (path / "summary.json").exists() or bool(storage.steps(path / "checkpoints"))
 
 
 class RunFolder:

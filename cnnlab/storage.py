@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from cnnlab.errors import InputError, one_line
@@ -111,19 +112,41 @@ def children(folder: Path) -> set[str]:
     return {name.split("/")[0] for name in files(folder)}
 
 
-def finished(folder: Path) -> list[Path]:
-    """The folders in a folder of checkpoints that are complete."""
-    if not is_remote(folder):
-        return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    return [folder / step for step, *rest in (name.split("/") for name in files(folder)) if rest == [MARK]]
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and str(int(name)) == name
+
+
+def _marked(folder: Path) -> dict[str, bool]:
+    """The steps in a folder under gs://, and whether each has its mark; in one request."""
+    found: dict[str, bool] = {}
+    for step, *rest in (name.split("/") for name in files(folder)):
+        if _is_step(step) and rest:
+            found[step] = found.get(step, False) or rest == [MARK]
+    return found
+
+
+def steps(folder: Path) -> list[int]:
+    """The complete steps in a folder of checkpoints, oldest first."""
+    if is_remote(folder):
+        return sorted(int(step) for step, complete in _marked(folder).items() if complete)
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if _is_step(path.name) and path.is_dir())
 
 
 def unfinished(folder: Path) -> list[Path]:
     """What a folder of checkpoints holds of saves and deletions that did not come to their end."""
     if not is_remote(folder):
         return [folder / TODELETE, *folder.glob(f"*{TMP}*")]
-    steps = {folder / name.split("/")[0] for name in files(folder) if re.match("[0-9]+/", name)}
-    return sorted(steps - set(finished(folder)))
+    return [folder / step for step, complete in _marked(folder).items() if not complete]
+
+
+def step_names(folder: Path) -> Any:
+    """How Orbax names and finds steps; None for its own way.
+
+    It need not find those under gs://, and would do so only for who may see the settings of the bucket.
+    """
+    return SimpleNamespace(build_name=str, find_all=lambda folder: []) if is_remote(folder) else None
 
 
 def remove(folder: Path) -> None:
@@ -131,8 +154,10 @@ def remove(folder: Path) -> None:
     if not is_remote(folder):
         shutil.rmtree(folder, ignore_errors=True)
         return
-    for delete in (folder / MARK).unlink, getattr(folder, "rmtree"):  # noqa: B009  (epath's)
-        delete(missing_ok=True)
+    remote: Any = folder
+    with contextlib.suppress(Exception):  # as above: what stays is in nobody's way, and tried again
+        (remote / MARK).unlink(missing_ok=True)
+        remote.rmtree(missing_ok=True)
 
 
 def move(source: Path, target: Path) -> None:

@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
             if path is None or path[1] != "bucket":
                 self.error(404, f"Not Found: {url.path}")
             elif path[2] is None:
-                self.reply(200, {"kind": "storage#bucket", "name": "bucket", "id": "bucket"})
+                self.error(403, "no storage.buckets.get access: the role Storage Object User has none")
             else:
                 name, target = (urllib.parse.unquote(part) if part else None for part in path.group(3, 4))
                 try:
