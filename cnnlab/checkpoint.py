@@ -70,7 +70,7 @@ class Checkpoints:
     With several hosts every process makes one and calls every method.
 
     Args:
-        folder: where the steps are; made if missing, relative paths are taken from the current directory now.
+        folder: where the steps are, also gs://BUCKET/FOLDER; made if missing; relative to the current directory of now.
         keep: how many of the last steps to keep. The best (highest metric; of equals the newest) is kept beside them.
         read_only: look only: creates, cleans and deletes nothing. Use it beside a run that is still writing.
 

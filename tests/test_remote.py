@@ -227,3 +227,14 @@ def test_two_processes_of_one_machine_cannot_write_one_run(gcs):
     ):
         run_folder.RunFolder(path, Config(), {}, data)
     run_folder.RunFolder(path, Config(), {}, data).close()
+
+
+def test_what_a_library_calls_a_failed_read_is_one_line(gcs, monkeypatch):
+    path = storage.path("gs://bucket/run")
+
+    def fail(path, mode):
+        raise RuntimeError("401:\nanonymous caller")
+
+    monkeypatch.setattr(storage._gcs(), "open", fail)
+    with pytest.raises(InputError, match=r"^gs://bucket/run/config\.json cannot be read \(401: anonymous caller\)"):
+        run_folder.read(path)
