@@ -207,5 +207,5 @@ def lock_file(folder: Path) -> Path:
     """The file whose lock is the folder's; that of a folder under gs:// only keeps this machine's processes apart."""
     if not is_remote(folder):
         return folder / "lock"
-    name = f"cnnlab-{os.getuid()}-{hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16]}.lock"
-    return Path(tempfile.gettempdir(), name)
+    place = os.environ.get("STORAGE_EMULATOR_HOST", "") + os.fspath(folder)  # another server's is another folder
+    return Path(tempfile.gettempdir(), f"cnnlab-{os.getuid()}-{hashlib.sha256(place.encode()).hexdigest()[:16]}.lock")
