@@ -15,6 +15,7 @@ The map of the package; a module imports only modules above it in this list (tes
     layers.py       convolution and pooling as the platform likes them; dropout; conv_output_size
     cache.py        what is kept between runs, under its SHA-256: decoded images, compiled programs
     data/           TFDS sources without TensorFlow, their order, label noise, long tails, streaming or resident
+    storage.py      files and folders, here or on Google Cloud Storage
     run_folder.py   config, versions, metrics.jsonl, summary, lock
     plots.py        figures
     page/           blocks of text, tables and figures -> one self-contained HTML page

@@ -11,6 +11,9 @@ A folder looks like this (all but the numbered steps may be deleted by hand):
     500.orbax-…     being written, or left by a killed process: removed at the next start
     todelete/       steps that `keep` dropped, on their way out: a rename first, so no half-deleted step is ever listed
     rejected/       steps that failed a restore, set aside by the next save; never removed by cnnlab
+
+Under gs:// there is no rename: a step is written in its place, and is one as long as commit_success.txt lies in it,
+which is written last, after about.json, and deleted first.
 """
 
 from __future__ import annotations
@@ -23,9 +26,7 @@ import logging
 import math
 import os
 import pathlib
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -34,10 +35,10 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from cnnlab import digest, hosts
-from cnnlab.errors import CheckpointError, InputError
+from cnnlab import digest, hosts, storage
+from cnnlab.errors import CheckpointError, InputError, one_line
 
-_TMP, _TODELETE, _REJECTED = ".orbax-checkpoint-tmp", "todelete", "rejected"
+_REJECTED = "rejected"
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())  # who calls restore says what was rejected
 
@@ -68,7 +69,7 @@ class Checkpoints:
     With several hosts every process makes one and calls every method.
 
     Args:
-        folder: where the steps are; made if missing, relative paths are taken from the current directory now.
+        folder: where the steps are, also gs://BUCKET/FOLDER; made if missing; relative to the current directory of now.
         keep: how many of the last steps to keep. The best (highest metric; of equals the newest) is kept beside them.
         read_only: look only: creates, cleans and deletes nothing. Use it beside a run that is still writing.
 
@@ -79,7 +80,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike, *, keep: int = 2, read_only: bool = False):
         if keep < 1:
             raise InputError(f"checkpoints: keep must be at least 1, got {keep}.")
-        self.folder = pathlib.Path(os.path.abspath(folder))
+        self.folder = storage.path(folder if storage.is_remote(folder) else os.path.abspath(folder))
         self._keep = keep
         self._pending: int | None = None  # the step being saved, and what its about.json will say
         self._about: dict = {}
@@ -88,7 +89,7 @@ class Checkpoints:
         self._manager: Any = None  # made at the first save: importing Orbax takes 0.4 s, which no start should wait for
         self._open = not read_only
         if not read_only:
-            mark = hosts.on_first(lambda: _probe(self.folder))
+            mark = hosts.on_first(lambda: storage.probe(self.folder, "checkpoints"))
             hosts.together(lambda: _see(mark))
             hosts.on_first(lambda: (mark.unlink(), _sweep(self.folder)))
             for step in self.steps():
@@ -100,10 +101,9 @@ class Checkpoints:
 
         digest.quiet_orbax()
         options = ocp.CheckpointManagerOptions(
-            todelete_subdir=_TODELETE,
-            preservation_policy=_Policy(
-                lambda step: step not in self._metrics or step in kept(self._metrics, self._keep)
-            ),
+            step_name_format=storage.step_names(self.folder),
+            todelete_subdir=storage.TODELETE,
+            preservation_policy=_Policy(lambda step: storage.is_remote(self.folder) or not self._dropped(step)),
             lightweight_initialize=True,  # metrics are in about.json: a damaged step must not stop the start
             async_options=ocp.AsyncOptions(post_finalization_callback=self._before_rename),
         )
@@ -125,9 +125,10 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The committed steps on disk, oldest first, damaged ones included; a save under way is not among them."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if _is_step(p))
+        return storage.steps(self.folder)
+
+    def _dropped(self, step: int) -> bool:
+        return step in self._metrics and step not in kept(self._metrics, self._keep)
 
     def save(self, step: int, tree: Any, *, metric: float | None = None, extra: dict | None = None) -> None:
         """Copies the state off the devices and writes it in the background; at most one save is under way.
@@ -185,7 +186,14 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(step, error) from error
         self._pending = None
-        hosts.on_first(lambda: (_fsync(self.folder), _sweep(self.folder)))  # the rename too survives a power loss
+        # The sync, so that the rename too survives a power loss.
+        hosts.on_first(lambda: (_fsync(self.folder), self._drop(), _sweep(self.folder)))
+
+    def _drop(self) -> None:
+        """Under gs:// Orbax would delete a step's files in any order; here it stops being a step first."""
+        if storage.is_remote(self.folder):
+            for step in filter(self._dropped, self.steps()):
+                storage.remove(self.folder / str(step))
 
     def close(self) -> None:
         """Waits for the save under way and ends Orbax's threads. A second call does nothing.
@@ -266,9 +274,8 @@ class Checkpoints:
             return
 
         def move():
-            (self.folder / _REJECTED).mkdir(exist_ok=True)
             for step in bad:
-                (self.folder / str(step)).rename(self.folder / _REJECTED / f"{step}-{time.time_ns()}")
+                storage.move(self.folder / str(step), self.folder / _REJECTED / f"{step}-{time.time_ns()}")
 
         hosts.on_first(move)
         for step in bad:
@@ -282,16 +289,18 @@ class Checkpoints:
         if hosts.index() == 0:  # alone: the others may know of no failure
             _sweep(self.folder, pauses=(0.1, 0.2, 0.5))
         self._manager.reload()
-        return CheckpointError(f"checkpoint step {step} in {self.folder} was not saved: {digest.one_line(error)}")
+        return CheckpointError(f"checkpoint step {step} in {self.folder} was not saved: {one_line(error)}")
 
     def _before_rename(self) -> None:
-        """Runs in Orbax's thread, on the first process, when all is written and nothing yet has the step's name."""
-        (tmp,) = self.folder.glob(f"{self._pending}{_TMP}*")
-        files = sorted(str(path.relative_to(tmp)) for path in (tmp / "state").rglob("*") if path.is_file())
+        """Runs in Orbax's thread, on the first process, when all is written and nothing yet makes it a step."""
+        remote = storage.is_remote(self.folder)
+        (tmp,) = [self.folder / str(self._pending)] if remote else self.folder.glob(f"{self._pending}{storage.TMP}*")
+        files = [f"state/{name}" for name in storage.files(tmp / "state")]
         body = self._about | {"files": digest.file_digests(tmp, files)}
         (tmp / digest.ABOUT).write_text(json.dumps({"sha256": digest.seal(body), "body": body}))
-        for path in [tmp, *tmp.rglob("*")]:  # Orbax syncs the array data, but neither its small files nor the folders
-            _fsync(path)
+        if not remote:
+            for path in [tmp, *tmp.rglob("*")]:  # Orbax syncs the array data, but neither its small files nor folders
+                _fsync(path)
 
 
 def kept(metrics: Mapping[int, float | None], keep: int) -> set[int]:
@@ -314,40 +323,10 @@ class _Policy:
         return [self.keeps(checkpoint.step) for checkpoint in checkpoints]
 
 
-def _is_step(path: pathlib.Path) -> bool:
-    return path.name.isascii() and path.name.isdecimal() and str(int(path.name)) == path.name and path.is_dir()
-
-
-def _probe(folder: pathlib.Path) -> pathlib.Path:
-    """Makes the folder and a file in it: Orbax would say so only in the background, at the first save."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-", delete=False) as file:
-            file.write(b"1")
-            return pathlib.Path(file.name)
-    except OSError as error:
-        raise InputError(
-            f"checkpoints cannot be written to {folder}: {digest.one_line(error)}; give another folder."
-        ) from None
+_fsync, _sweep = storage.sync, storage.sweep
 
 
 def _see(mark: pathlib.Path) -> None:
     """Every process writes its part of a step, so each must see what the first one wrote."""
     if not mark.exists():
         raise InputError(f"checkpoints in {mark.parent}: the folder is not shared; give a --workdir that all see.")
-
-
-def _sweep(folder: pathlib.Path, pauses: tuple[float, ...] = ()) -> None:
-    """Removes what no step needs: unfinished saves and steps already dropped; again after each of the pauses."""
-    for pause in (0, *pauses):
-        time.sleep(pause)
-        for path in [folder / _TODELETE, *folder.glob(f"*{_TMP}*")]:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _fsync(path: str | os.PathLike) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

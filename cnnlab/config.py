@@ -158,7 +158,8 @@ class Training:
     """auto (bar on a terminal, lines elsewhere), bar, lines or off."""
 
     def __post_init__(self) -> None:
-        if self.teacher:  # part of what a run is: found from any directory, and the same from each
+        # Part of what a run is: found from any directory, and the same from each.
+        if self.teacher and not self.teacher.startswith("gs://"):
             object.__setattr__(self, "teacher", os.path.abspath(os.path.expanduser(self.teacher)))
         for field, known in CHOICES.items():
             if getattr(self, field, known[0]) not in known:
@@ -227,7 +228,7 @@ class Config(Training):
     """Share of the training images of each class that is used, in (0, 1]."""
 
     workdir: str | None = None
-    """Run folder. None: runs/DATASET-MODEL-LOSS-seedN."""
+    """Run folder, also gs://BUCKET/FOLDER. None: runs/DATASET-MODEL-LOSS-seedN."""
     checkpoint_steps: int = 0
     """Steps between checkpoints within an epoch; 0: at the end of each epoch only."""
     keep: int = 2

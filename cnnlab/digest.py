@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnlab import hosts, parallel
-from cnnlab.errors import CheckpointError, InputError
+from cnnlab.errors import CheckpointError, InputError, one_line
 
 ABOUT = "about.json"
 
@@ -105,7 +105,7 @@ def about_step(step: int, leaves: dict[str, Any], metric: float | None, extra: d
 def file_digests(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
     digests = {}
     for name in names:
-        with open(folder / name, "rb") as file:
+        with (folder / name).open("rb") as file:
             digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 
@@ -147,11 +147,6 @@ def compare(wanted: dict[str, Any], about: dict, folder: pathlib.Path) -> None:
             raise InputError(f"{where} leaf '{name}' is {stored[name]}, wanted {_describe(leaf)}; {hint}")
     for name in stored.keys() - wanted.keys():
         raise InputError(f"{where} it has a leaf '{name}' ({stored[name]}) that is not wanted; {hint}")
-
-
-def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def rank(folder: pathlib.Path, step: int) -> float:

@@ -23,6 +23,12 @@ class CheckpointError(InputError):
     """A state that cannot be stored, or stored steps of which none can be trusted. The message names the step."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An error for a name nobody knows, with the nearest known one suggested.
 

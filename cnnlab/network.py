@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnlab import augment, cache, checkpoint, models, optim, parallel, run_folder, train
+from cnnlab import augment, cache, checkpoint, models, optim, parallel, run_folder, storage, train
 from cnnlab.config import CHOICES, Config
 from cnnlab.data import source
 from cnnlab.errors import InputError, unknown
@@ -210,7 +210,7 @@ def teacher_fn(config: Config, dataset: source.Dataset, formulation: str | None 
     Raises:
       InputError: no run there, or one on other classes or images.
     """
-    trained = load(Path(config.teacher or ""), formulation=formulation)
+    trained = load(storage.path(config.teacher or ""), formulation=formulation)
     theirs = trained.facts["class_names"], tuple(trained.facts["image_shape"])
     if theirs != (list(dataset.class_names), tuple(dataset.train.image_shape)):
         raise InputError(f"--teacher {config.teacher} was trained on other classes or images than {config.dataset}")

@@ -10,13 +10,12 @@ import os
 import platform
 import re
 import shlex
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from cnnlab import hosts
+from cnnlab import hosts, storage
 from cnnlab.config import Config, conflicts
 from cnnlab.errors import InputError
 
@@ -26,7 +25,8 @@ PACKAGES = ("cnnlab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ten
 def default_path(config: Config) -> Path:
     """The run folder of a configuration: --workdir, or runs/DATASET-MODEL-LOSS-seedN."""
     if config.workdir:
-        return Path(os.path.expanduser(config.workdir)).absolute()
+        path = storage.path(os.path.expanduser(config.workdir))
+        return path if storage.is_remote(path) else path.absolute()
     name = f"{config.dataset}-{config.model}-{config.loss}-seed{config.seed}"
     return Path("runs").absolute() / re.sub(r"[^\w.,=+-]", "_", name)
 
@@ -65,8 +65,11 @@ def check(path: Path, config: Config) -> dict | None:
     if stored is None:
         if path.exists() and not path.is_dir():
             raise InputError(f"the run folder {path} is a file; choose another --workdir")
-        if path.is_dir() and any(child.name != "lock" and child.name[0] != "." for child in path.iterdir()):
+        if path.is_dir() and any(name != "lock" and name[0] != "." for name in storage.children(path)):
             raise InputError(f"{path} is not empty and holds no run; choose another --workdir")
+        if storage.is_remote(path):
+            storage.probe(path, "the run folder").unlink()
+            return None
         nearest = next(parent for parent in (path, *path.parents) if parent.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
             raise InputError(f"the run folder {path} cannot be written: {nearest} does not allow it")
@@ -88,8 +91,7 @@ def check(path: Path, config: Config) -> dict | None:
 
 def _has_results(path: Path) -> bool:
     """Whether a run folder holds something to lose: a checkpoint or a summary."""
-    steps = (child.name.isdigit() for child in (path / "checkpoints").glob("*"))
-    return (path / "summary.json").exists() or any(steps)
+    return (path / "summary.json").exists() or bool(storage.steps(path / "checkpoints"))
 
 
 class RunFolder:
@@ -118,7 +120,7 @@ class RunFolder:
         path = self.path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / "lock").open("a")
+            self._lock = storage.lock_file(path).open("a")
         except OSError as error:
             raise InputError(f"the run folder {path} cannot be written ({error.strerror})") from error
         try:
@@ -168,7 +170,7 @@ class RunFolder:
         if hosts.index():
             return
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        storage.remove(self.path / "tensorboard")
         self._wants_tensorboard = tensorboard
         for row in history:
             self._events(row)
@@ -177,8 +179,7 @@ class RunFolder:
         """Append an epoch's metrics."""
         if hosts.index():
             return
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        storage.append_text(self.path / "metrics.jsonl", json.dumps(row) + "\n")
         self._events(row)
 
     def _events(self, row: dict[str, Any]) -> None:
@@ -200,6 +201,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
+    if storage.is_remote(path):
+        path.write_text(text)
+        return
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
@@ -222,7 +226,7 @@ def _umask() -> int:
 
 def _read_json(path: Path) -> Any:
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(storage.read_text(path))
         if not isinstance(value, dict):
             raise ValueError("no JSON object")
         return value

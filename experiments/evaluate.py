@@ -9,11 +9,10 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
-from cnnlab import cli
+from cnnlab import cli, storage
 from cnnlab.errors import InputError
 
 
@@ -40,7 +39,7 @@ def main(arguments: Arguments) -> None:
     from cnnlab.data import feed, source
     from cnnlab.losses.spec import loss_from_config, needs_teacher
 
-    trained = network.load(Path(arguments.run), arguments.weights)
+    trained = network.load(storage.path(arguments.run), arguments.weights)
     config = trained.config
     data_dir = arguments.data_dir or config.data_dir
     dataset = source.open_dataset(config.dataset, data_dir, config.image_size)

@@ -6,11 +6,10 @@ python experiments/predict.py runs/cifar10-cnn-cross_entropy-seed0 cat.jpg ship.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
-from cnnlab import cli
+from cnnlab import cli, storage
 from cnnlab.errors import InputError
 
 
@@ -41,7 +40,7 @@ def main(arguments: Arguments) -> None:
     from cnnlab.data import image
     from cnnlab.softmax import softmax
 
-    trained = network.load(Path(arguments.run), arguments.weights)
+    trained = network.load(storage.path(arguments.run), arguments.weights)
     shape, names = tuple(trained.facts["image_shape"]), trained.facts["class_names"]
     images = np.stack([image.read(path, shape) for path in arguments.images])
     probabilities = jax.jit(lambda x: softmax(trained.apply_fn(trained.state.params, trained.state.batch_stats, x)))

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cnnlab import cli, hosts, run_folder
+from cnnlab import cli, hosts, run_folder, storage
 from cnnlab.config import Config
 
 
@@ -144,9 +144,11 @@ def draw(config: Config, history: list[dict], result: dict, class_names: list[st
     from cnnlab import plots
 
     title = f"{config.dataset}, {config.model}, {config.loss}, seed {config.seed}"
-    plots.curves(history, path / "curves.png", title)
+    with storage.written(path / "curves.png") as file:
+        plots.curves(history, file, title)
     title += f"\ntest accuracy {result['accuracy']:.2%} of {result['count']:,} images"
-    plots.confusion(result["confusion"], class_names, path / "confusion.png", title)
+    with storage.written(path / "confusion.png") as file:
+        plots.confusion(result["confusion"], class_names, file, title)
 
 
 def list_losses() -> None:

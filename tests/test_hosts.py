@@ -1,16 +1,12 @@
 """Real processes on this machine, joined over localhost: they train as one does, and stop, fail and resume together."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 import os
-import pickle
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -18,11 +14,9 @@ import numpy as np
 import pytest
 from test_parallel import quick_compile
 
-from cnnlab import hosts, parallel, recipe
-from cnnlab.cli import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PREEMPTED
+from cnnlab import parallel, recipe
 from cnnlab.config import Config
 from cnnlab.console import Console
-from cnnlab.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 240  # for what takes ten when nothing else runs
