@@ -67,7 +67,7 @@ class Program:
     steps_per_epoch: int
     dispatch_steps: int
     each: PartitionSpec
-    step: Callable
+    step: Any
     arguments: Callable[[], tuple[Any, ...]]
 
 

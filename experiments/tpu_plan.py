@@ -10,10 +10,13 @@ the chip's published speeds, and the compiler's own estimate where it gives one.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnlab import cli
@@ -73,15 +76,14 @@ def main(plan: Plan) -> None:
 
     where = slices.describe(plan.topology)
     made = build(plan, where)
+    print(f"compiling for {plan.topology}, which takes seconds to minutes", file=sys.stderr, flush=True)
     try:
         found = slices.cost(made)
     except slices.TooLarge as error:
         raise InputError(f"{plan.topology}: does not fit ({error}); {what_fits(plan, where)}") from error
     told = report(plan, where, made, found)
-    print(*told.pop("lines"), sep="\n")
+    print(*lines(plan, told), sep="\n")
     if plan.json:
-        from pathlib import Path
-
         Path(plan.json).write_text(json.dumps(told, indent=2) + "\n")
 
 
@@ -122,67 +124,75 @@ def what_fits(plan: Plan, where: slices.Slice) -> str:
         except slices.TooLarge:
             continue
         more = plan.batch_size // smaller.batch_size
-        return (
-            f"--batch-size {smaller.batch_size} does, with {memory / slices.GIB:.1f} GiB a device, and so may this batch "
-            f"on {more} times the chips"
-        )
+        needs = f"with {memory / slices.GIB:.1f} GiB a device"
+        return f"--batch-size {smaller.batch_size} does, {needs}, and so should this batch on {more} times the chips"
     return "no smaller batch does: fewer --seeds, narrower layers or --feed streaming"
 
 
 def report(plan: Plan, where: slices.Slice, made: Any, found: slices.Cost) -> dict[str, Any]:
-    """The plan's figures by name, and its `lines`."""
+    """The plan's figures by name."""
     from cnnlab import slices
 
-    chip, parts = where.chip, made.layout.mesh.shape
-    seeds, used = made.seeds or 1, made.layout.device_count
-    shared, each = parts["data"], plan.batch_size // parts["data"]
-    capacity = chip.memory / chip.cores
-    seconds, by = slices.bound(found, chip)
-    epoch = seconds * made.steps_per_epoch
-    processes = len({device.process_index for device in where.devices})
-    mib = lambda n: f"{n / 2**20:,.1f} MiB"
-    lines = [
-        f"{plan.topology}: {where.chips} chips on {processes} host{'s' * (processes > 1)}, {len(where.devices)} devices"
-        + f", {used} of them used" * (used < len(where.devices)),
-        f"step: {plan.model}, {plan.loss}, {plan.compute_dtype}, {seeds} seed{'s' * (seeds > 1)} of {plan.batch_size} images; "
-        f"{made.dispatch_steps} steps a dispatch",
-        f"mesh {parts['seed']}x{shared}: {seeds // parts['seed']} seed{'s' * (seeds > parts['seed'])} a device, each seed's "
-        f"batch over {shared} device{'s' * (shared > 1)}, {each} images each",
-        f"memory a device: {mib(found.arguments)} arguments + {mib(found.temporaries)} temporaries + {mib(found.outputs)} "
-        f"output = {found.memory / capacity:.1%} of {capacity / slices.GIB:.0f} GiB",
-        f"arithmetic a device and step: {found.flops / 1e9:,.2f} GFLOP; traffic {found.traffic / 1e6:,.1f} MB",
-    ]
-    lines += [
-        f"collective: {each.kind} of {each.bytes / 1e6:,.3f} MB over {each.devices} devices, at best "
-        f"{slices.all_reduce_seconds(each, chip) * 1e6:,.0f} us"
-        for each in found.collectives
-    ] or ["collective: none"]
-    rate = plan.batch_size * seeds / seconds
-    lines += [
-        f"step: at best {seconds * 1e3:.3f} ms (bound by {by}), {rate:,.0f} images/s; the compiler's estimate: "
-        + (f"{found.seconds * 1e3:.3f} ms" if found.seconds else "none"),
-        f"run: {plan.epochs} epochs of {made.steps_per_epoch} steps, at best {plan.epochs * epoch:,.2f} s without compilation, "
-        "start and tests",
-    ]
-    if plan.price:
-        lines[-1] += f"; at {plan.price} a chip-hour {plan.epochs * epoch / 3600 * where.chips * plan.price:,.4f}"
+    seconds, by = slices.bound(found, where.chip)
     return {
         "topology": plan.topology,
         "chips": where.chips,
-        "mesh": dict(parts),
-        "images_per_device": each,
-        "seeds": seeds,
+        "hosts": len({device.process_index for device in where.devices}),
+        "devices": len(where.devices),
+        "devices_used": made.layout.device_count,
+        "mesh": [made.layout.mesh.shape[axis] for axis in ("seed", "data")],
+        "seeds": made.seeds or 1,
+        "batch_size": plan.batch_size,
         "steps_per_epoch": made.steps_per_epoch,
-        "capacity": capacity,
-        **{
-            field.name: getattr(found, field.name) for field in dataclasses.fields(found) if field.name != "collectives"
-        },
-        "collectives": [dataclasses.asdict(each) for each in found.collectives],
-        "bound_seconds": seconds,
+        "dispatch_steps": made.dispatch_steps,
+        "capacity": where.chip.memory / where.chip.cores,
+        **dataclasses.asdict(found),
+        "all_reduce_seconds": sum(slices.all_reduce_seconds(each, where.chip) for each in found.collectives),
+        "step_seconds_at_best": seconds,
         "bound_by": by,
-        "images_per_second": rate,
-        "lines": lines,
+        "images_per_second_at_best": plan.batch_size * (made.seeds or 1) / seconds,
+        "run_seconds_at_best": seconds * made.steps_per_epoch * plan.epochs,
     }
+
+
+def lines(plan: Plan, told: dict[str, Any]) -> list[str]:
+    """The plan for a person to read."""
+    many = lambda n, what: f"{n:,} {what}{'s' * (n != 1)}"
+    mib = lambda name: f"{told[name] / 2**20:,.1f}"
+    apart, shared = told["mesh"]
+    used, memory = told["devices_used"], sum(told[name] for name in ("arguments", "temporaries", "outputs"))
+    unused = f", {used} of them used" * (used < told["devices"])
+    compiler = f"{told['seconds'] * 1e3:.3f} ms" if told["seconds"] else "none given"
+    said = [
+        f"{plan.topology}: {many(told['chips'], 'chip')} on {many(told['hosts'], 'host')}, "
+        f"{many(told['devices'], 'device')}{unused}",
+        f"step         {plan.model}, {plan.loss}, {plan.compute_dtype}, {many(told['seeds'], 'seed')}, "
+        f"batch {plan.batch_size:,}, {many(told['dispatch_steps'], 'step')} a dispatch",
+        f"mesh         {apart}x{shared}: {many(told['seeds'] // apart, 'seed')} a device, each seed's batch over "
+        f"{many(shared, 'device')}, {many(plan.batch_size // shared, 'image')} each",
+        f"memory       {mib('arguments')} MiB arguments + {mib('temporaries')} temporaries + {mib('outputs')} output, "
+        f"{memory / told['capacity']:.1%} of a device's {told['capacity'] / 2**30:.0f} GiB",
+        f"arithmetic   {told['flops'] / 1e9:,.2f} GFLOP a device and step",
+        f"traffic      {told['traffic'] / 1e6:,.1f} MB a device and step",
+    ]
+    groups = collections.Counter((each["kind"], each["devices"]) for each in told["collectives"])
+    for (kind, devices), count in groups.items():
+        size = sum(each["bytes"] for each in told["collectives"] if (each["kind"], each["devices"]) == (kind, devices))
+        said.append(f"collectives  {count} x {kind} over {many(devices, 'device')}, {size / 1e6:,.3f} MB in all")
+    if groups:
+        said[-1] += f"; at best {told['all_reduce_seconds'] * 1e6:,.0f} us"
+    else:
+        said.append("collectives  none")
+    said += [
+        f"step time    at best {told['step_seconds_at_best'] * 1e3:.3f} ms, bound by {told['bound_by']}: "
+        f"{told['images_per_second_at_best']:,.0f} images/s; the compiler's estimate: {compiler}",
+        f"run          {many(plan.epochs, 'epoch')} of {many(told['steps_per_epoch'], 'step')}: at best "
+        f"{told['run_seconds_at_best']:,.2f} s, without start, compilation and tests",
+    ]
+    if plan.price:
+        hours = told["run_seconds_at_best"] / 3600 * told["chips"]
+        said[-1] += f"; {hours:,.4f} chip-hours, {hours * plan.price:,.4f} at {plan.price} each"
+    return said
 
 
 if __name__ == "__main__":
