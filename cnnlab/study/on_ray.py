@@ -9,15 +9,19 @@ the first where they do not.) A cell whose worker is lost goes on elsewhere from
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import pickle
 import platform
+import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cnnlab
 from cnnlab import run_folder
 from cnnlab.cli import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
 from cnnlab.errors import InputError
@@ -34,6 +38,8 @@ LOOK_SECONDS = 1.0  # between two looks at the cells under way
 STOP_SECONDS = 120.0  # that they have to save themselves when the study is stopped
 LOCK_SECONDS = 120  # after which a file server gives up the locks of a lost machine; NFS takes 90
 OBJECTS = 10**8  # bytes for what tasks hand over: a cell's result is some hundred kilobytes, Ray's own choice gigabytes
+
+OTHER_CODE = "cnnlab than this one: install the same there"
 
 
 class Preempted(Exception):
@@ -61,8 +67,9 @@ def joined(study: Study, again: str) -> Iterator[Cluster]:
             ray.init(address, runtime_env={"env_vars": _environment()}, **quiet)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else it leaves one in the home
             ray.init("local", include_dashboard=False, object_store_memory=OBJECTS, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise InputError(f"no Ray cluster at {address or 'this machine'}: {_line(error)}") from error
     try:
         with stop_signals() as stop:
@@ -130,7 +137,7 @@ class Cluster:
         """
         ray = self._ray
         task = ray.remote(_task).options(**_options(*self._share()), max_retries=RETRIES, retry_exceptions=[Preempted])
-        waiting = {task.remote(os.getcwd(), *call): i for i, call in enumerate(calls)}
+        waiting = {task.remote(os.getcwd(), _code(), pickle.dumps(call)): i for i, call in enumerate(calls)}
         try:
             while waiting and not self._stop.signal:
                 for ref in ray.wait(list(waiting), timeout=LOOK_SECONDS)[0]:
@@ -155,6 +162,8 @@ class Cluster:
         except (Preempted, errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
             raise InputError(f"a cell lost its worker {RETRIES + 1} times; the last: {_line(error)}") from error
         except errors.RayTaskError as error:
+            if "failed to import" in str(error):  # Ray's word for a _task that is not there
+                raise InputError(f"a machine of the cluster has none, or another {OTHER_CODE}") from error
             raise error.cause from error
         if complaint:
             raise InputError(complaint)
@@ -183,8 +192,13 @@ def _options(kind: str, number: int) -> dict[str, Any]:
     return ({"num_gpus": number} if kind == "GPU" else {"resources": {kind: number}}) | {"max_calls": 1}
 
 
-def _task(place: str, function: Callable, *args: Any) -> tuple[Any, str | None]:
+def _task(place: str, code: str, call: bytes) -> tuple[Any, str | None]:
     """Call a function on a worker: its result, and what the user can mend, in a line.
+
+    Args:
+      place: the folder of the command.
+      code: digest of the cnnlab that runs it.
+      call: (function, *arguments), pickled: unpickled after this machine is known to be like that one.
 
     Raises:
       Preempted: the worker was told to go, and has saved.
@@ -194,6 +208,9 @@ def _task(place: str, function: Callable, *args: Any) -> tuple[Any, str | None]:
     except OSError as error:
         said = f"{platform.node()} has no folder {place} ({error.strerror})"
         return None, f"{said}: run the command in one that the machines share"
+    if _code() != code:
+        return None, f"{platform.node()} has another {OTHER_CODE}"
+    function, *args = pickle.loads(call)
     try:
         return function(*args), None
     except InputError as error:
@@ -251,6 +268,14 @@ class Telling(Board):
 
 def _under_way(folder: Path, cell: Cell) -> Path:
     return folders.checkpoints(folder, cell) / "now.json"  # goes with them
+
+
+def _code() -> str:
+    """SHA-256 of cnnlab's files: two versions must not train parts of the same study."""
+    digest, package = hashlib.sha256(), Path(cnnlab.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _environment() -> dict[str, str]:
