@@ -59,6 +59,7 @@ def joined(study: Study, again: str) -> Iterator[Cluster]:
     """
     try:
         import ray
+        from ray.exceptions import RayError
     except ImportError as error:
         raise InputError("--executor ray needs the package ray: pip install -e '.[ray]'") from error
     address, quiet = os.environ.get("RAY_ADDRESS"), {"log_to_driver": False, "logging_level": "error"}
@@ -69,7 +70,7 @@ def joined(study: Study, again: str) -> Iterator[Cluster]:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else it leaves one in the home
             ray.init("local", include_dashboard=False, object_store_memory=OBJECTS, **quiet)
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise InputError(f"no Ray cluster at {address or 'this machine'}: {_line(error)}") from error
     try:
         with stop_signals() as stop:
