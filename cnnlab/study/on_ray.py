@@ -31,9 +31,7 @@ from cnnlab.study.board import Board, UnderWay
 from cnnlab.study.folder import Cell
 from cnnlab.study.plan import Study
 
-RETRIES = (
-    20  # of a cell that lost its worker: machines at a discount are taken away often, but no crash repeats forever
-)
+RETRIES = 20  # of a cell that lost its worker: spot machines go often, but no crash shall repeat forever
 LOOK_SECONDS = 1.0  # between two looks at the cells under way
 STOP_SECONDS = 120.0  # that they have to save themselves when the study is stopped
 LOCK_SECONDS = 120  # after which a file server gives up the locks of a lost machine; NFS takes 90

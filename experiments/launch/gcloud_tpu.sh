@@ -29,8 +29,8 @@ create() {
 install() { # what git knows, not the environments and the runs
   git archive --format=tar.gz -o /tmp/cnnlab.tar.gz HEAD
   gcloud compute tpus tpu-vm scp /tmp/cnnlab.tar.gz "$NAME":cnnlab.tar.gz --zone="$ZONE" --worker=all
-  everywhere "mkdir -p cnnlab && tar xzf cnnlab.tar.gz -C cnnlab && cd cnnlab && python3 -m venv .venv &&
-    .venv/bin/pip install -q -e '.[tpu,gcs]'"
+  everywhere "mkdir -p cnnlab && tar xzf cnnlab.tar.gz -C cnnlab"
+  everywhere "cd cnnlab && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu,gcs]'"
 }
 
 train() { # every worker runs the same command; JAX learns from the TPU who the others are

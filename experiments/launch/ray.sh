@@ -6,9 +6,14 @@
 #   experiments/launch/ray.sh study --losses cross_entropy focal,gamma=2 --dataset cifar10 --workdir runs/losses
 #   experiments/launch/ray.sh stop                on each machine, in the end
 #
+# Only who has the cluster's token may run code on it: `.venv/bin/ray get-auth-token --generate`, once, leaves one in
+# ~/.ray/auth_token, of which machines with another home need a copy.
+#
 # On one machine `ablate.py --executor ray` alone is enough. A cluster that is there already (KubeRay, `ray up`, Slurm):
-# set RAY_ADDRESS, or start the last command there by `ray job submit --working-dir .`, which also brings the clone.
+# set RAY_ADDRESS, or start the last command there by `ray job submit --working-dir .` (of ray[default]),
+# which also brings the clone.
 set -euo pipefail
+export RAY_AUTH_MODE=token
 
 bin=$(dirname "${PYTHON:-.venv/bin/python}")
 case ${1:-} in
