@@ -71,7 +71,7 @@ def run(study: Study, board: Board, command: str) -> Results | None:
                     board.finished(*cell.key, result)
                     shutil.rmtree(folders.checkpoints(folder, cell), ignore_errors=True)  # a kill may have left them
             one, missing = partial(train, study, folder, facts, command), [c for c in cells[shard] if not read(c)]
-            if cluster:
+            if cluster and missing:
                 cluster.train(one, missing, folder, board)
             for cell in () if cluster else missing:
                 if result := one(cell, board):

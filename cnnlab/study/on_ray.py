@@ -37,7 +37,7 @@ STOP_SECONDS = 120.0  # that they have to save themselves when the study is stop
 LOCK_SECONDS = 120  # after which a file server gives up the locks of a lost machine; NFS takes 90
 OBJECTS = 10**8  # bytes for what tasks hand over: a cell's result is some hundred kilobytes, Ray's own choice gigabytes
 
-OTHER_CODE = "cnnlab than this one: install the same there"
+OTHER_CODE = "other cnnlab than this one: install the same there"
 
 
 class Preempted(Exception):
@@ -57,7 +57,6 @@ def joined(study: Study, again: str) -> Iterator[Cluster]:
     """
     try:
         import ray
-        from ray.exceptions import RayError
     except ImportError as error:
         raise InputError("--executor ray needs the package ray: pip install -e '.[ray]'") from error
     address, quiet = os.environ.get("RAY_ADDRESS"), {"log_to_driver": False, "logging_level": "error"}
@@ -68,7 +67,7 @@ def joined(study: Study, again: str) -> Iterator[Cluster]:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else it leaves one in the home
             ray.init("local", include_dashboard=False, object_store_memory=OBJECTS, **quiet)
-    except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray's are of many kinds, Exception itself among them
         raise InputError(f"no Ray cluster at {address or 'this machine'}: {_line(error)}") from error
     try:
         with stop_signals() as stop:
@@ -135,7 +134,7 @@ class Cluster:
           InputError, Stopped: as above, once all that is under way has saved.
         """
         ray = self._ray
-        task = ray.remote(_task).options(**_options(*self._share()), max_retries=RETRIES, retry_exceptions=[Preempted])
+        task = ray.remote(**_options(*self._share()), max_retries=RETRIES, retry_exceptions=[Preempted])(_task)
         waiting = {task.remote(os.getcwd(), _code(), pickle.dumps(call)): i for i, call in enumerate(calls)}
         try:
             while waiting and not self._stop.signal:
@@ -162,7 +161,7 @@ class Cluster:
             raise InputError(f"a cell lost its worker {RETRIES + 1} times; the last: {_line(error)}") from error
         except errors.RayTaskError as error:
             if "failed to import" in str(error):  # Ray's word for a _task that is not there
-                raise InputError(f"a machine of the cluster has none, or another {OTHER_CODE}") from error
+                raise InputError(f"a machine of the cluster has no cnnlab, or an{OTHER_CODE}") from error
             raise error.cause from error
         if complaint:
             raise InputError(complaint)
@@ -208,7 +207,7 @@ def _task(place: str, code: str, call: bytes) -> tuple[Any, str | None]:
         said = f"{platform.node()} has no folder {place} ({error.strerror})"
         return None, f"{said}: run the command in one that the machines share"
     if _code() != code:
-        return None, f"{platform.node()} has another {OTHER_CODE}"
+        return None, f"{platform.node()} has an{OTHER_CODE}"
     function, *args = pickle.loads(call)
     try:
         return function(*args), None
@@ -229,9 +228,7 @@ def _patiently(
       InputError: an own loss is another on this machine.
     """
     if folders.cell(study, cell.loss, cell.condition).digest != cell.digest:
-        raise InputError(
-            f"{platform.node()} has another cnnlab, or another file of loss {cell.loss}, than this machine"
-        )
+        raise InputError(f"{platform.node()} has another file of the loss {cell.loss} than this machine")
     board = Telling(study.epochs, _under_way(folder, cell))
     for _ in range(LOCK_SECONDS):
         if result := one(cell, board):
