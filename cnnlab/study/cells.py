@@ -63,6 +63,8 @@ def run(study: Study, board: Board, command: str) -> Results | None:
     shard = slice(which, None, of)
     remote = on_ray.joined(study, command) if study.executor == "ray" else contextlib.nullcontext()
     with remote as cluster:
+        if cluster:
+            board.say("checking losses and data on a machine of Ray's")  # which may have to wait for one
         facts = cluster.call(check, study, Board("off")) if cluster else check(study, board)
         read = lambda cell: folders.read(folder, cell, plan.seeds(study), facts[cell.loss])
         with board.showing([cell.key for cell in cells], shard):
@@ -71,11 +73,12 @@ def run(study: Study, board: Board, command: str) -> Results | None:
                     board.finished(*cell.key, result)
                     shutil.rmtree(folders.checkpoints(folder, cell), ignore_errors=True)  # a kill may have left them
             one, missing = partial(train, study, folder, facts, command), [c for c in cells[shard] if not read(c)]
-            if cluster and missing:
+            if cluster:
                 cluster.train(one, missing, folder, board)
-            for cell in () if cluster else missing:
-                if result := one(cell, board):
-                    board.finished(*cell.key, result)
+            else:
+                for cell in missing:
+                    if result := one(cell, board):
+                        board.finished(*cell.key, result)
         found = [read(cell) for cell in cells]
     if missing := sum(result is None for result in found):
         board.say(f"{missing} of {len(cells)} cells are left to others; the report comes with the last one")

@@ -109,7 +109,8 @@ class Cluster:
           Stopped: a signal came. Here as there the cells under way are saved.
         """
         (kind, number), all_of = self._share(), self._ray.cluster_resources()
-        board.say(f"{len(cells)} cells to train on Ray, {number} {kind} each of {all_of.get(kind, 0):.0f}")
+        if cells:
+            board.say(f"{len(cells)} cells to train on Ray, {number} {kind} each of {all_of.get(kind, 0):.0f}")
         for cell in cells:
             _under_way(folder, cell).unlink(missing_ok=True)  # a killed study's
 
