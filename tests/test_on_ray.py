@@ -118,7 +118,7 @@ def stopped(folder, ray_folder, send, name, status):
     assert not processes(ray_folder)
     (folder / "reached").unlink()
     steps = {int(path.name) for path in folder.glob("study/*.checkpoints/training/*") if path.name.isdecimal()}
-    assert max(steps) > 10, steps  # at once, and not as the second epoch's end had left it
+    assert max(steps, default=0) > 10, steps  # at once, and not as the second epoch's end had left it
     return steps, (folder / "log").read_text().split("\n")
 
 
