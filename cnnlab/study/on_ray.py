@@ -157,16 +157,13 @@ class Cluster:
     def _result(self, ref: Any) -> Any:
         errors = self._ray.exceptions
         try:
-            result, complaint = self._ray.get(ref)
+            return self._ray.get(ref)
         except (Preempted, errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
             raise InputError(f"a cell lost its worker {RETRIES + 1} times; the last: {_line(error)}") from error
         except errors.RayTaskError as error:
             if "failed to import" in str(error):  # Ray's word for a _task that is not there
                 raise InputError(f"a machine of the cluster has no cnnlab, or an{OTHER_CODE}") from error
             raise error.cause from error
-        if complaint:
-            raise InputError(complaint)
-        return result
 
 
 def share(machines: Sequence[Mapping[str, float]], devices: int | None) -> tuple[str, int]:
@@ -191,8 +188,8 @@ def _options(kind: str, number: int) -> dict[str, Any]:
     return ({"num_gpus": number} if kind == "GPU" else {"resources": {kind: number}}) | {"max_calls": 1}
 
 
-def _task(place: str, code: str, call: bytes) -> tuple[Any, str | None]:
-    """Call a function on a worker: its result, and what the user can mend, in a line.
+def _task(place: str, code: str, call: bytes) -> Any:
+    """Call a function on a worker.
 
     Args:
       place: the folder of the command.
@@ -200,24 +197,23 @@ def _task(place: str, code: str, call: bytes) -> tuple[Any, str | None]:
       call: (function, *arguments), pickled: unpickled after this machine is known to be like that one.
 
     Raises:
+      InputError: it is not, or the function does.
       Preempted: the worker was told to go, and has saved.
     """
     try:
         os.chdir(place)
     except OSError as error:
         said = f"{platform.node()} has no folder {place} ({error.strerror})"
-        return None, f"{said}: run the command in one that the machines share"
+        raise InputError(f"{said}: run the command in one that the machines share") from error
     if _code() != code:
-        return None, f"{platform.node()} has an{OTHER_CODE}"
+        raise InputError(f"{platform.node()} has an{OTHER_CODE}")
     function, *args = pickle.loads(call)
     try:
-        return function(*args), None
-    except InputError as error:
-        return None, str(error)
+        return function(*args)
     except Stopped as stop:
         if stop.status == EXIT_PREEMPTED:
             raise Preempted(str(stop)) from stop
-        return None, None  # cancelled
+        return None  # cancelled
 
 
 def _patiently(
