@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console as Screen
 
-from cnnlab.study.board import Board
+from cnnlab.study.board import Board, UnderWay
 
 CELLS = [("ce", "noise 0"), ("mse", "noise 0"), ("ce", "noise 0.4"), ("mse", "noise 0.4")]
 DONE = {"runs": [{"diverged": None, "test": {"accuracy": 0.5}}, {"diverged": None, "test": {"accuracy": 0.6}}]}
@@ -45,3 +45,23 @@ def test_lines_elsewhere(capsys):
         board.finished("mse", "noise 0", DONE)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 and lines[0].startswith("2/4 mse, noise 0: 55.00 %; about ") and lines[0].endswith(" left")
+
+
+def test_several_cells_under_way_elsewhere(capsys):
+    board = Board("lines", epochs=4)
+    at = lambda where, share: UnderWay(0.0, "training", share, "45.0 %", where)
+    with board.showing(CELLS):
+        for share in (0.0, 0.25):  # said once
+            board.elsewhere("ce", "noise 0", at("one", share))
+            board.elsewhere("mse", "noise 0", at("two", share))
+        assert drawn(board).count("training 25 % (45.0 %)") == 2
+        board.elsewhere("mse", "noise 0", at("three", 0.0))  # its machine was lost
+        board.finished("ce", "noise 0", DONE, trained=True)
+        board.finished("mse", "noise 0.4", DONE, trained=True)  # too quick to be seen
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "training ce, noise 0 on one",
+        "training mse, noise 0 on two",
+        "training mse, noise 0 on three",
+    ]
+    assert [line.split(":")[0] for line in lines[3:]] == ["1/4 ce, noise 0", "2/4 mse, noise 0.4"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,19 @@ import numpy as np
 from cnnlab.console import Console
 
 
+@dataclass
+class UnderWay:
+    """How far a cell is: `share` of what is done to it now, with a note; where, if not in this process."""
+
+    began: float
+    phase: str = ""
+    share: float = 0.0
+    note: str = ""
+    where: str = ""
+
+
 class Board(Console):
-    """A console that shows a grid of cells, losses by conditions: accuracies of those done, how far the one is."""
+    """A console that shows a grid of cells, losses by conditions: accuracies of those done, how far the others are."""
 
     def __init__(self, mode: str = "auto", epochs: int = 1):
         super().__init__(mode)
@@ -21,11 +33,9 @@ class Board(Console):
         self._cells: list[tuple[str, str]] = []
         self._done: dict[tuple[str, str], str] = {}
         self._shard: set[tuple[str, str]] = set()
-        self._own: list[float] = []  # seconds of the cells trained by this process
-        self._now: tuple[str, str] | None = None
-        self._began = time.monotonic()
-        self._phase = self._note = ""
-        self._share = 0.0  # of the cell under way
+        self._own: list[float] = []  # seconds of the cells trained by this process, or for it elsewhere
+        self._now: dict[tuple[str, str], UnderWay] = {}
+        self.here = UnderWay(0.0)  # the cell that this process trains
 
     @contextmanager
     def showing(self, cells: Sequence[tuple[str, str]], shard: slice = slice(None)) -> Iterator[None]:
@@ -44,55 +54,63 @@ class Board(Console):
                 self._bar = None
 
     def started(self, loss: str, condition: str) -> None:
-        """A cell is being trained from now on."""
-        self._now, self._began, self._note, self._share = (loss, condition), time.monotonic(), "", 0.0
+        """A cell is being trained from now on, by this process."""
+        self.here = self._now[loss, condition] = UnderWay(time.monotonic())
 
     def phase(self, what: str) -> None:
         """What is done to that cell: tuning, training, testing."""
-        self._phase, self._share = what, 0.0
+        self.here.phase, self.here.share = what, 0.0
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch's metrics, a list over seeds each."""
         accuracy = row.get("validation_accuracy", row["train_accuracy"])
-        self._note, self._share = f"{100 * np.mean(accuracy):.1f} %", row["epoch"] / self._epochs
+        self.here.note, self.here.share = f"{100 * np.mean(accuracy):.1f} %", row["epoch"] / self._epochs
 
-    def finished(self, loss: str, condition: str, cell: Mapping[str, Any]) -> None:
-        """A cell's result is there."""
+    def elsewhere(self, loss: str, condition: str, now: UnderWay) -> None:
+        """How far a cell is that another process trains for this one; its clock is not ours."""
+        before = self._now.get((loss, condition))
+        same = before is not None and before.where == now.where
+        self._now[loss, condition] = replace(now, began=before.began if before and same else time.monotonic())
+        if not same and self.mode != "bar":
+            self.say(f"training {loss}, {condition} on {now.where}")
+
+    def finished(self, loss: str, condition: str, cell: Mapping[str, Any], trained: bool = False) -> None:
+        """A cell's result is there; `trained`: now, even if it was not seen under way."""
         accuracies = [run["test"]["accuracy"] for run in cell["runs"] if run["diverged"] is None]
         broken = len(cell["runs"]) - len(accuracies)
         text = f"{100 * np.mean(accuracies):.2f} %" if accuracies else ""
         text += f" ({broken} diverged)" * bool(broken)
         self._done[loss, condition] = text
-        if self._now == (loss, condition):
-            self._own.append(time.monotonic() - self._began)
-            self._now = None
-            if self.mode != "bar":
-                self.say(f"{len(self._done)}/{len(self._cells)} {loss}, {condition}: {text}{self._left()}")
+        if now := self._now.pop((loss, condition), None):
+            self._own.append(time.monotonic() - now.began)
+        if (now or trained) and self.mode != "bar":
+            self.say(f"{len(self._done)}/{len(self._cells)} {loss}, {condition}: {text}{self._left()}")
 
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
         """As a console's; on a terminal it moves the cell under way."""
         if self.mode != "bar":
-            where = ", ".join(self._now or ())
-            with super().progress(f"{where}: {self._phase}, {what}", total, unit, done) as advance:
+            where = "".join(f"{', '.join(key)}: " for key, now in self._now.items() if now is self.here)
+            with super().progress(f"{where}{self.here.phase}, {what}", total, unit, done) as advance:
                 yield advance
             return
-        before, position = self._share, done
+        before, position = self.here.share, done
 
         def advance(n: int = 1, note: str = "") -> None:
             nonlocal position
             position += n
             if total and unit == "steps":
-                self._share = before + (position - done) / total / self._epochs
+                self.here.share = before + (position - done) / total / self._epochs
 
         yield advance
 
     def _left(self) -> str:
-        """The time left for this shard, if every cell takes as long as those before."""
+        """The time left for this shard, if each cell takes as long as those before and as many are trained at once."""
         if not self._own:
             return ""
-        cells = len(self._shard - self._done.keys()) - (self._share if self._now else 0)
-        seconds = float(np.mean(self._own)) * cells
+        under_way = self._now.values()
+        cells = len(self._shard - self._done.keys()) - sum(now.share for now in under_way)
+        seconds = float(np.mean(self._own)) * cells / max(1, len(under_way))
         left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         return f"; about {left} left" if cells > 0 else ""
 
@@ -113,6 +131,6 @@ class Board(Console):
     def _cell(self, loss: str, condition: str) -> str:
         if text := self._done.get((loss, condition)):
             return text
-        if self._now == (loss, condition):
-            return f"{self._phase} {100 * self._share:.0f} % {self._note and f'({self._note})'}"
+        if now := self._now.get((loss, condition)):
+            return f"{now.phase} {100 * now.share:.0f} % {now.note and f'({now.note})'}"
         return "·"

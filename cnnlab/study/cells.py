@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from cnnlab.losses import cross_entropy
 from cnnlab.losses.spec import loss_from_config, needs_teacher, where
 from cnnlab.softmax import predict
 from cnnlab.study import folder as folders
-from cnnlab.study import plan
+from cnnlab.study import on_ray, plan
 from cnnlab.study.board import Board
 from cnnlab.study.plan import Study
 from cnnlab.study.results import Results
 
 SAVE_SECONDS = 60.0  # a killed cell loses so much and an epoch at most
+
+Facts = dict[str, dict[str, str | None]]  # of each loss, by their names in a cell's file
 
 
 def conduct(study: Study, command: str) -> Results | None:
@@ -52,30 +55,31 @@ def run(study: Study, board: Board, command: str) -> Results | None:
 
     Raises:
       InputError: whatever cannot be done; found before any training where it can be known.
-      Stopped: a signal came; the cell under way is saved.
+      Stopped: a signal came; the cells under way are saved.
     """
-    cache.keep_compilations()  # JAX looks whether there is a cache when it first compiles, and never again
-    facts = check(study, board)
     folder = Path(study.workdir).expanduser().absolute()
     cells = [folders.cell(study, loss, condition) for loss, condition in plan.grid(study)]
     which, of = plan.shard(study.shard)
     shard = slice(which, None, of)
-    read = lambda cell: folders.read(folder, cell, plan.seeds(study), facts[cell.loss])
-    with board.showing([cell.key for cell in cells], shard):
-        for cell in cells:
-            if result := read(cell):
-                board.finished(*cell.key, result)
-        for cell in cells[shard]:
-            if not read(cell):
-                with folders.claimed(folder, cell.digest) as mine:
-                    if mine and not read(cell):
-                        board.started(*cell.key)
-                        result = _train(study, cell, folder, board, command)
-                        run_folder.write_json(folder / "cells" / f"{cell.words}-{cell.digest}.json", result)
+    remote = on_ray.joined(study, command) if study.executor == "ray" else contextlib.nullcontext()
+    with remote as cluster:
+        if cluster:
+            board.say("checking losses and data on a machine of Ray's")  # which may have to wait for one
+        facts = cluster.call(check, study, Board("off")) if cluster else check(study, board)
+        read = lambda cell: folders.read(folder, cell, plan.seeds(study), facts[cell.loss])
+        with board.showing([cell.key for cell in cells], shard):
+            for cell in cells:
+                if result := read(cell):
+                    board.finished(*cell.key, result)
+                    shutil.rmtree(folders.checkpoints(folder, cell), ignore_errors=True)  # a kill may have left them
+            one, missing = partial(train, study, folder, facts, command), [c for c in cells[shard] if not read(c)]
+            if cluster:
+                cluster.train(one, missing, folder, board)
+            else:
+                for cell in missing:
+                    if result := one(cell, board):
                         board.finished(*cell.key, result)
-            if read(cell):  # a kill may have left them
-                shutil.rmtree(folders.checkpoints(folder, cell), ignore_errors=True)
-    found = [read(cell) for cell in cells]
+        found = [read(cell) for cell in cells]
     if missing := sum(result is None for result in found):
         board.say(f"{missing} of {len(cells)} cells are left to others; the report comes with the last one")
         return None
@@ -83,17 +87,52 @@ def run(study: Study, board: Board, command: str) -> Results | None:
     return Results(study, plan.conditions(study), rows, command)
 
 
-def check(study: Study, board: Board) -> dict[str, dict[str, str | None]]:
+def train(
+    study: Study, folder: Path, facts: Facts, command: str, cell: folders.Cell, board: Board
+) -> dict[str, Any] | None:
+    """Train one cell, if nobody has and nobody else does.
+
+    Args:
+      study: whose it is.
+      folder: of the study, shared by all that train it.
+      facts: as `check` found them.
+      command: to run again, for messages.
+      cell: the one.
+      board: shows how far it is.
+
+    Returns:
+      What its file holds, whoever trained it; None while another process trains it.
+
+    Raises:
+      InputError: the file is damaged, or of other data, or the folder cannot be written.
+      Stopped: a signal came; the cell is saved.
+    """
+    cache.keep_compilations()
+    read = lambda: folders.read(folder, cell, plan.seeds(study), facts[cell.loss])
+    if result := read():
+        return result
+    with folders.claimed(folder, cell.digest) as mine:
+        if mine and not read():
+            board.started(*cell.key)
+            result = _train(study, cell, folder, board, command)
+            run_folder.write_json(folder / "cells" / f"{cell.words}-{cell.digest}.json", result)
+    if result := read():
+        shutil.rmtree(folders.checkpoints(folder, cell), ignore_errors=True)
+    return result
+
+
+def check(study: Study, board: Board) -> Facts:
     """Refuse before any training what can be known to fail.
 
     Returns:
-      For each loss the digests of the training data and of its teacher's weights, by their names in a cell's file.
+      For each loss the digests of the training data and of its teacher's weights.
 
     Raises:
       InputError: no such data set, a loss that does not keep the contract or is not finite, too few images, too few
         devices.
     """
-    facts: dict[str, dict[str, str | None]] = {}
+    cache.keep_compilations()  # JAX looks whether there is a cache when it first compiles, and never again
+    facts: Facts = {}
     dataset = source.open_dataset(study.dataset, study.data_dir, study.image_size)
     track = board.track(f"decoding {dataset.train.name}", "reads")
     keep = recipe.resident(study.feed, dataset.train)

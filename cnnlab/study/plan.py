@@ -18,6 +18,7 @@ from cnnlab.errors import InputError, unknown
 # The metrics a verdict can be about, and the difference that is taken for none unless --margin says another.
 METRICS = {"accuracy": 0.01, "nll": 0.05, "brier": 0.02, "ece": 0.01}
 LARGER_IS_BETTER = {"accuracy"}
+EXECUTORS = ("local", "ray")
 MOST_SEEDS = 10_000  # they are trained in one program
 TUNING_SEED = 2**32 - 1  # no study's own: the rates are chosen on other weights, orders and draws than are compared
 
@@ -54,6 +55,8 @@ class Study(Training):
     """Learning rates tried for each loss under each condition when tuning."""
     shard: str = "0/1"
     """i/n: train every n-th cell from the i-th on (0 <= i < n), for n machines that share the folder."""
+    executor: str = "local"
+    """local (a cell after the other, here) or ray: a task each, on the cluster of $RAY_ADDRESS or on this machine."""
     workdir: str = "runs/study"
     """Folder of the results; cells that stand there already are not trained again."""
 
@@ -84,7 +87,10 @@ class Study(Training):
             raise InputError(f"--budget must be at least 2, got {self.budget}")
         if not self.workdir:
             raise InputError("--workdir must name a folder")
-        shard(self.shard)
+        if self.executor not in EXECUTORS:
+            raise unknown("executor", self.executor, EXECUTORS)
+        if shard(self.shard) != (0, 1) and self.executor == "ray":
+            raise InputError("--executor ray shares the cells out itself: leave --shard away")
         rates(self)
         for condition in conditions(self):  # every value lies where Config wants it
             if self.tune and "learning_rate" in condition:
