@@ -90,7 +90,7 @@ class Checkpoints:
         self._open = not read_only
         if not read_only:
             mark = hosts.on_first(lambda: storage.probe(self.folder, "checkpoints"))
-            hosts.together(lambda: _see(mark))
+            hosts.together(lambda: _see(self.folder / mark.name))
             hosts.on_first(lambda: (mark.unlink(), _sweep(self.folder)))
             for step in self.steps():
                 with contextlib.suppress(digest.Rejected):  # restore says why; what cannot be read stays

@@ -143,8 +143,8 @@ class Training:
     devices: int | None = None
     """Devices to use. None: the most that divide the batch; CPU cores are used where that is faster."""
     mesh: str | None = None
-    """SxD: devices in S parts that share out the seeds, each D devices that share the batch. None: as many parts as
-    divide both."""
+    """SxD: S groups of devices share out the seeds, the D devices of each the batch, as 8x1. None: as many groups as
+    seeds and devices allow."""
     coordinator: str | None = None
     """host:port of the first of several processes; found by itself on Cloud TPU, Slurm, Open MPI and Kubernetes."""
     processes: int | None = None
@@ -169,9 +169,8 @@ class Training:
         for field in ("devices", "image_size", "dispatch_steps"):
             value = getattr(self, field)
             _require(self, field, value is None or value >= 1, "must be at least 1")
-        _require(
-            self, "mesh", self.mesh is None or re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.mesh), "must be SxD, as 8x1"
-        )
+        shape = re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.mesh or "1x1")
+        _require(self, "mesh", shape, "must be two numbers of devices, such as 8x1")
         several = (self.coordinator, self.processes, self.process)
         if self.processes != 1 and None in several and several != (None, None, None):
             raise InputError(

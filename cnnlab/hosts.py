@@ -28,6 +28,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 # Of schedulers under which JAX finds the other processes by itself.
 MANAGED = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "KUBERNETES_SERVICE_HOST")
+CHATTER = (b"coordination_service", b"preemption_notifier")  # C++ that says at length what is said here in a line
 _index, _count = 0, 1
 _looks = itertools.count(1)
 
@@ -214,8 +215,7 @@ def stop_wanted() -> bool:
 
 def lost(error: BaseException) -> bool:
     """Whether an error says that another process is gone."""
-    words = ("Gloo", "Connection closed by peer", "Connection reset by peer", "coordination service", "heartbeat")
-    return _count > 1 and type(error).__name__ == "JaxRuntimeError" and any(word in str(error) for word in words)
+    return _count > 1 and any(word in str(error) for word in ("Gloo", "NCCL", "coordination service", "heartbeat"))
 
 
 def leave(message: str, status: int, wait: bool = True) -> None:
@@ -269,7 +269,6 @@ def _watched() -> None:
         os.dup2(write, 2)
         os.close(read)
         os.close(write)
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # C++ warnings of what is said here in a line
         return
     os.close(write)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -277,10 +276,11 @@ def _watched() -> None:
     aborted = said = False
     with os.fdopen(read, "rb") as errors:
         for line in errors:
-            aborted |= b"JAX distributed service detected fatal errors" in line
-            said |= LOST.encode() in line
-            if not aborted:
+            aborted |= b"JAX distributed service detected fatal errors" in line  # and a stack trace
+            ours = LOST.encode() in line
+            if ours or not (aborted or any(source in line for source in CHATTER)):
                 os.write(2, line)
+            said |= ours
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if aborted and status < 0:
         status = EXIT_LOST

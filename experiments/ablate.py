@@ -11,17 +11,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cnnlab import cli, run_folder
+from cnnlab import cli, hosts, run_folder
 from cnnlab.study.plan import Study
 
 
 def main(study: Study) -> None:
+    hosts.join(study.coordinator, study.processes, study.process)
+    hosts.agree("the command line", study.to_json() | {"process": 0, "data_dir": None})
     from cnnlab import report
     from cnnlab.study import cells
 
     results = cells.conduct(study, run_folder.command())
     if results is not None:
-        paths = report.write(results, Path(study.workdir).expanduser())
+        paths = hosts.on_first(lambda: report.write(results, Path(study.workdir).expanduser()))
         print(*report.brief(results), *paths, sep="\n", flush=True)
 
 

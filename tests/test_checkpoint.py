@@ -353,9 +353,14 @@ def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path, monke
     def refuse(*_, **__):
         raise PermissionError(30, "Read-only file system")  # tests may run as root, whom no mode stops
 
-    monkeypatch.setattr(checkpoint.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(pathlib.Path, "write_bytes", refuse)
     with pytest.raises(InputError, match="Read-only file system"):
         Checkpoints(tmp_path / "new")
+
+
+def test_a_folder_that_the_processes_do_not_share_is_refused(tmp_path):
+    with pytest.raises(InputError, match="the folder is not shared"):
+        checkpoint._see(tmp_path / "what the first one wrote")
 
 
 def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):

@@ -132,7 +132,7 @@ def test_more_epochs(schedule, before, after, allowed):
 OTHER = {
     "workdir": "elsewhere", "data_dir": "elsewhere", "workers": 3, "keep": 9, "checkpoint_steps": 5, "progress": "off",
     "tensorboard": False, "test_on": "best", "parallel": "pmap", "devices": 2, "feed": "streaming",
-    "dispatch_steps": 4,
+    "dispatch_steps": 4, "mesh": "1x2", "coordinator": "localhost:1", "processes": 2, "process": 1,
 }  # fmt: skip
 
 
@@ -143,6 +143,24 @@ def test_free_fields_and_no_others():
     stored = Config().to_json()
     for field in set(stored) - FREE_ON_RESUME:
         assert conflicts(stored | {field: "something else"}, Config()), field
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"mesh": "8"}, "--mesh must be two numbers"),
+        ({"mesh": "0x2"}, "--mesh must be two numbers"),
+        ({"coordinator": "here:1"}, "go together"),
+        ({"processes": 2}, "go together"),
+        ({"process": 0}, "go together"),
+        ({"coordinator": "here:1", "processes": 2, "process": 2}, r"--process must lie in \[0, 2\)"),
+        ({"coordinator": "here", "processes": 2, "process": 0}, "--coordinator must be HOST:PORT"),
+        ({"processes": 0}, "go together|at least 1"),
+    ],
+)
+def test_processes_and_meshes_that_cannot_be(fields, words):
+    with pytest.raises(InputError, match=words):
+        Config(**fields)
 
 
 def test_frozen():

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnlab import cache, loop, metrics, models, network, recipe, run_folder, stats
+from cnnlab import cache, hosts, loop, metrics, models, network, parallel, recipe, run_folder, stats
 from cnnlab.checkpoint import Checkpoints
 from cnnlab.config import Config
 from cnnlab.data import source
@@ -65,8 +65,10 @@ def run(study: Study, board: Board, command: str) -> Results | None:
     with remote as cluster:
         if cluster:
             board.say("checking losses and data on a machine of Ray's")  # which may have to wait for one
-        facts = cluster.call(check, study, Board("off")) if cluster else check(study, board)
-        read = lambda cell: folders.read(folder, cell, plan.seeds(study), facts[cell.loss])
+        here = lambda: hosts.together(lambda: check(study, board))
+        facts = cluster.call(check, study, Board("off")) if cluster else here()
+        hosts.agree("the data set or the teacher", facts)
+        read = lambda cell: hosts.on_first(lambda: folders.read(folder, cell, plan.seeds(study), facts[cell.loss]))
         with board.showing([cell.key for cell in cells], shard):
             for cell in cells:
                 if result := read(cell):
@@ -108,16 +110,19 @@ def train(
       Stopped: a signal came; the cell is saved.
     """
     cache.keep_compilations()
-    read = lambda: folders.read(folder, cell, plan.seeds(study), facts[cell.loss])
+    read = lambda: hosts.on_first(lambda: folders.read(folder, cell, plan.seeds(study), facts[cell.loss]))
     if result := read():
         return result
-    with folders.claimed(folder, cell.digest) as mine:
+    with contextlib.ExitStack() as held:
+        claim = folders.claimed(folder, cell.digest)
+        mine = hosts.on_first(lambda: held.enter_context(claim))  # for all processes of this study
         if mine and not read():
             board.started(*cell.key)
-            result = _train(study, cell, folder, board, command)
-            run_folder.write_json(folder / "cells" / f"{cell.words}-{cell.digest}.json", result)
+            trained = _train(study, cell, folder, board, command)
+            path = folder / "cells" / f"{cell.words}-{cell.digest}.json"
+            hosts.on_first(lambda: run_folder.write_json(path, trained))
     if result := read():
-        shutil.rmtree(folders.checkpoints(folder, cell), ignore_errors=True)
+        hosts.on_first(lambda: shutil.rmtree(folders.checkpoints(folder, cell), ignore_errors=True))
     return result
 
 
@@ -219,8 +224,8 @@ def _train(study: Study, cell: folders.Cell, folder: Path, board: Board, command
 def _tune(study: Study, config: Config, folder: Path, board: Board, command: str) -> list[dict[str, Any]]:
     """The validation accuracy that each rate of the budget reaches; they are trained together."""
     rates, kept = plan.rates(study), folder / "tuning.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or damaged: tuned again
-        return json.loads(kept.read_text())["trials"]
+    if before := hosts.on_first(lambda: _trials(kept)):
+        return before
     board.phase(f"tuning {len(rates)} rates")
     trained = _fit(config, [plan.TUNING_SEED] * len(rates), rates, folder / "tuning", board, command)
     reached = trained.history[-1]["validation_accuracy"] if trained.history else [None] * len(rates)
@@ -228,8 +233,14 @@ def _tune(study: Study, config: Config, folder: Path, board: Board, command: str
         {"learning_rate": rate, "accuracy": accuracy if step is None else None}
         for rate, accuracy, step in zip(rates, reached, trained.diverged, strict=True)
     ]
-    run_folder.write_json(kept, {"trials": trials})
+    hosts.on_first(lambda: run_folder.write_json(kept, {"trials": trials}))
     return trials
+
+
+def _trials(path: Path) -> list[dict[str, Any]] | None:
+    with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or damaged: tuned again
+        return json.loads(path.read_text())["trials"]
+    return None
 
 
 @dataclass(frozen=True)
@@ -294,9 +305,11 @@ def _test(experiment: recipe.Experiment, state: Any, seeds: int) -> tuple[list[d
     measure, parts, right = jax.jit(jax.vmap(_measured, (0, None))), [], []
     for batch in experiment.test():
         logits = experiment.logits(state.params, state.batch_stats, batch)
-        sums, hits = jax.device_get(measure(logits, {k: batch[k] for k in ("label", "mask")}))
+        known = experiment.layout.whole({name: batch[name] for name in ("label", "mask")}, parallel.BATCH)
+        logits, known = parallel.fetch((logits, known)) if hosts.count() > 1 else (logits, known)
+        sums, hits = jax.device_get(measure(logits, known))
         parts.append(sums)
-        right.append(hits[:, batch["mask"]])
+        right.append(hits[:, known["mask"]])
     own = [metrics.summarise([jax.tree.map(lambda leaf, i=i: leaf[i], part) for part in parts]) for i in range(seeds)]
     return own, np.concatenate(right, 1)
 
