@@ -142,3 +142,31 @@ def _limits(*series: Any) -> tuple[float, float]:
     low = min(0.0, *[float(np.nanquantile(values, 0.01)) for values in series])
     room = 0.05 * (top - low) or 1.0
     return low - room, top + 2 * room
+
+
+def scaling(lines: Mapping[str, Mapping[int, float]], points: Mapping[int, float], path: Path, title: str = "") -> None:
+    """Images a second over the number of chips, both logarithmic.
+
+    Args:
+      lines: by name, images a second by chips; grey where the name is "ideal".
+      points: likewise, drawn as marks.
+      path: PNG to write.
+      title: above the figure.
+    """
+    figure, (axis,) = _figure(1, 7.5, 4.6)
+    colours = iter(SERIES)
+    for name, values in lines.items():
+        ideal = name == "ideal"
+        style: dict[str, Any] = {"color": GREY if ideal else next(colours), "linestyle": ":" if ideal else "-"}
+        axis.plot(list(values), list(values.values()), label=name, **style)
+    axis.plot(list(points), list(points.values()), "o", color="#000000", label="compiled")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    ticks = sorted(set().union(*lines.values()))
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.set(xlabel="chips", ylabel="images/s")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120)

@@ -1,14 +1,14 @@
 """TPU slices that are not here: the train step compiled for one, and what that says before it is paid for.
 
 libtpu's compiler needs no TPU: `pip install -e '.[tpu]'` on any x86 Linux, and `JAX_PLATFORMS=cpu` before JAX starts.
-Memory, operations, traffic and collectives are the compiler's; times are bounds from a chip's published speeds.
+Memory, operations, traffic and collectives are the compiler's; times are from a chip's published speeds.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,11 +112,11 @@ class Collective:
     Attributes:
       kind: as XLA calls it.
       bytes: that each device holds of it.
-      devices: that take part in each of its groups.
+      devices: that take part in each of its groups; 0 where the compiler names none, which is all.
     """
 
     kind: str
-    bytes: int
+    bytes: float
     devices: int
 
 
@@ -175,7 +175,7 @@ def cost(program: Program) -> Cost:
 
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
-_COLLECTIVE = re.compile(rf"= (.*?) ({_KINDS})(?:-start)?\(")
+_COLLECTIVE = re.compile(rf"= (\(.*?\)|\S+) ({_KINDS})(?:-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
@@ -195,7 +195,8 @@ def collectives(hlo: str) -> tuple[Collective, ...]:
             listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
             iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
             devices = len(listed[1].split(",")) if listed else int(iota[1]) if iota else 0
-            found.append(Collective(match[2], size, devices))
+            if devices != 1:  # a group of one has nobody to talk to
+                found.append(Collective(match[2], size, devices))
     return tuple(found)
 
 
@@ -210,8 +211,12 @@ def all_reduce_seconds(collective: Collective, chip: Chip) -> float:
     return 2 * (n - 1) / n * collective.bytes / chip.links + 2 * math.sqrt(n) * HOP_SECONDS
 
 
-def bound(cost: Cost, chip: Chip) -> tuple[float, str]:
-    """The least seconds a step can take on a chip, and what bounds it: arithmetic, memory or communication."""
+def step_seconds(cost: Cost, chip: Chip) -> tuple[float, str]:
+    """Seconds of a step at a chip's published speeds, and what takes most: arithmetic, memory or communication.
+
+    Arithmetic and traffic overlap, communication does not. No chip reaches these speeds; but the compiler's traffic
+    counts what never leaves the chip too.
+    """
     parts = {
         "arithmetic": cost.flops * chip.cores / chip.peak,
         "memory": cost.traffic * chip.cores / chip.bandwidth,
@@ -219,3 +224,27 @@ def bound(cost: Cost, chip: Chip) -> tuple[float, str]:
     talk = sum(all_reduce_seconds(each, chip) for each in cost.collectives)
     slower = max(parts, key=lambda name: parts[name])
     return parts[slower] + talk, slower if parts[slower] >= talk else "communication"
+
+
+def predicted(plan: Mapping[str, Any], chips: int, grow: bool) -> tuple[float, float]:
+    """Images a second that a plan's run does on another number of chips, and the share of a step that waits for others.
+
+    Arithmetic and traffic go with the images of a device, bytes of an all-reduce with its seeds; `step_seconds` else.
+
+    Args:
+      plan: as tpu_plan.py stores it.
+      chips: of the same generation.
+      grow: each device keeps its images and the batch grows; else the batch stays and each device has fewer.
+    """
+    chip = CHIPS[plan["topology"].partition(":")[0]]
+    devices, before = chips * chip.cores, plan["devices_used"]
+    apart = math.gcd(devices, plan["seeds"])  # groups of devices, as `parallel.layout` makes them
+    seeds = plan["mesh"][0] / apart  # of a device, over the plan's
+    work = 1.0 if grow else before / devices
+    busy = work * max(plan["flops"] * chip.cores / chip.peak, plan["traffic"] * chip.cores / chip.bandwidth)
+    waiting = sum(
+        all_reduce_seconds(Collective(each["kind"], each["bytes"] * seeds, devices // apart), chip)
+        for each in plan["collectives"]
+    )
+    images = plan["batch_size"] * plan["seeds"] * (devices / before if grow else 1)
+    return images / (busy + waiting), waiting / (busy + waiting)
