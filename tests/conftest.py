@@ -57,3 +57,25 @@ def shapes10_root(own_folders) -> Path:
 
     builders.prepare("shapes10", own_folders / "tfds")
     return own_folders / "tfds"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A Google Cloud Storage of localhost."""
+    import fsspec.config
+    from fake_gcs import FakeGCS
+
+    with FakeGCS() as gcs, pytest.MonkeyPatch.context() as patch:
+        for name, value in gcs.environment.items():
+            patch.setenv(name, value)
+        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})  # the environment was read at its import
+        yield gcs
+
+
+@pytest.fixture
+def gcs(server):
+    """An empty bucket."""
+    server.replay([])
+    server.history.clear()
+    yield server
+    server.before = lambda name: None

@@ -8,11 +8,9 @@ import signal
 import subprocess
 import sys
 
-import fsspec.config
 import numpy as np
 import pytest
 from checkpoint_worker import metric, state
-from fake_gcs import FakeGCS
 from PIL import Image
 from test_experiments import ROOT, one_line_error, script
 from test_run_folder import events
@@ -34,24 +32,6 @@ FLAGS = [
     "--test-on",
     "best",
 ]
-
-
-@pytest.fixture(scope="module")
-def server():
-    with FakeGCS() as gcs, pytest.MonkeyPatch.context() as patch:
-        for name, value in gcs.environment.items():
-            patch.setenv(name, value)
-        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})  # the environment was read at its import
-        yield gcs
-
-
-@pytest.fixture
-def gcs(server):
-    """An empty bucket."""
-    server.replay([])
-    server.history.clear()
-    yield server
-    server.before = lambda name: None
 
 
 def train(workdir, *more):

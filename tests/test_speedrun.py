@@ -77,13 +77,13 @@ def test_many_runs_are_one_program(ordinary):
 
 def test_a_whole_run_is_its_steps(ordinary, monkeypatch):
     """As one dispatch, step by step, several together as on an accelerator: the same network."""
-    config = dataclasses.replace(speedrun.SpeedRun(**TINY), devices=1, dispatch_steps=None)
+    config = dataclasses.replace(speedrun.SpeedRun(**TINY), devices=1)
     whole, _ = whole_run(recipe.build(config, Console("off"), (3, 4), whole=True))
     _, steps = recipe.trained(config, seeds=(3, 4))
     assert_same_bits(jax.device_get(steps.state), whole)
     monkeypatch.setattr(parallel.Layout, "platform", "gpu")
     together, _ = whole_run(recipe.build(config, Console("off"), (3, 4), whole=True))
-    # Sums in another order, 20 steps in float32: measured 3e-4 of a leaf's largest number, where seeds differ by 0.1.
+    # Sums in another order, 20 steps in float32: measured 2.1e-4 of a leaf's largest; seeds differ by 0.28 or more.
     for its, mine in zip(jax.tree.leaves(together), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(its, mine, rtol=0, atol=1e-3 * max(1.0, float(np.abs(mine).max())))
 
@@ -133,18 +133,8 @@ def test_runs_with_a_target(tfds_root, tmp_path):
 
 def test_taking_turns(tfds_root, tmp_path, stand_in):
     """The other program is given our images, and its rows are compared with ours pair by pair."""
-    flags = [
-        "--runs",
-        2,
-        "--target",
-        0.01,
-        "--beside",
-        stand_in,
-        "--torch-python",
-        stand_in,
-        "--json",
-        tmp_path / "r.json",
-    ]
+    flags = ["--runs", 2, "--target", 0.01, "--beside", stand_in, "--torch-python", stand_in]
+    flags += ["--json", tmp_path / "r.json"]
     done = script("speedrun", *FLAGS, "--validation", 0.1, *flags)
     assert done.returncode == 0, done.stderr
     assert "target 1.00%: reached" in done.stdout
@@ -208,7 +198,7 @@ def test_the_readme_s_flags_are_the_recipe():
     flags, default = cli.parse(Config, shlex.split(command)[2:]), speedrun.SpeedRun()
     for field in dataclasses.fields(Config):
         wanted = getattr(default, field.name)
-        assert getattr(flags, field.name) == (pytest.approx(wanted, rel=1e-3) if type(wanted) is float else wanted)
+        assert getattr(flags, field.name) == (pytest.approx(wanted, rel=1e-5) if type(wanted) is float else wanted)
     for command in readme_commands("speedrun"):
         cli.parse(speedrun.SpeedRun, shlex.split(command)[2:])
     assert len(readme_commands("speedrun")) >= 2

@@ -85,8 +85,8 @@ class Study(Training):
             raise InputError(f"--margin must be positive and finite, got {self.margin}")
         if self.budget < 2:
             raise InputError(f"--budget must be at least 2, got {self.budget}")
-        if not self.workdir:
-            raise InputError("--workdir must name a folder")
+        if not self.workdir or self.workdir.startswith("gs://"):
+            raise InputError("--workdir must name a folder on a disk: a study needs locks, which a bucket has not")
         if self.executor not in EXECUTORS:
             raise unknown("executor", self.executor, EXECUTORS)
         if shard(self.shard) != (0, 1) and self.executor == "ray":

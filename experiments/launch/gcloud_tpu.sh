@@ -30,7 +30,9 @@ install() { # what git knows, not the environments and the runs
   git archive --format=tar.gz -o /tmp/cnnlab.tar.gz HEAD
   gcloud compute tpus tpu-vm scp /tmp/cnnlab.tar.gz "$NAME":cnnlab.tar.gz --zone="$ZONE" --worker=all
   everywhere "mkdir -p cnnlab && tar xzf cnnlab.tar.gz -C cnnlab"
-  everywhere "cd cnnlab && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu,gcs]'"
+  # The images' own Python is 3.10, one too old.
+  everywhere "python3 -m pip install -q --user uv && cd cnnlab && ~/.local/bin/uv venv -q --python 3.12 --seed .venv"
+  everywhere "cd cnnlab && .venv/bin/pip install -q -c .ci/constraints.txt -e '.[tpu,gcs]'"
 }
 
 train() { # every worker runs the same command; JAX learns from the TPU who the others are
