@@ -116,6 +116,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        if error is not None and hosts.count() > 1:
+            return  # it may be this process's alone, and closing takes all; where it is everybody's, `_at_exit` closes
         try:
             self.close()
         except CheckpointError as failed:
@@ -231,8 +233,9 @@ class Checkpoints:
         """
         self.wait()
         wanted = digest.named_leaves(like)
-        # Read once, by the first process: one that cannot read what others can would leave them waiting.
-        about, host, rejected = hosts.on_first(lambda: self._verified(wanted, which))
+        # Of the processes of a run the first one reads: one that cannot what others can would leave them waiting.
+        once = hosts.on_first if self._open else lambda read: read()
+        about, host, rejected = once(lambda: self._verified(wanted, which))
         self._rejected |= rejected.keys()
         why = tuple(f"step {step}: {reason}" for step, reason in rejected.items())
         for line in why:
@@ -268,13 +271,13 @@ class Checkpoints:
 
     def _set_rejected_aside(self) -> None:
         """Moves what `restore` rejected out of the way: it could not be saved anew, and would push good steps out."""
-        bad = [step for step in sorted(self._rejected) if step in self.steps()]
+        bad = sorted(self._rejected)  # the same in all processes, as what lies in the folder is not, while one moves it
         self._rejected.clear()
         if not bad:
             return
 
         def move():
-            for step in bad:
+            for step in set(bad).intersection(self.steps()):
                 storage.move(self.folder / str(step), self.folder / _REJECTED / f"{step}-{time.time_ns()}")
 
         hosts.on_first(move)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from cnnlab import hosts
+from cnnlab.config import Training
 from cnnlab.errors import InputError
 
 T = TypeVar("T")
@@ -82,6 +83,7 @@ def main(
     config_class: type[T],
     args: list[str] | None = None,
     alone: Mapping[str, Callable[[], Any]] | None = None,
+    several: bool = False,
 ) -> None:
     """Parse the flags, run `body`, and exit: one line for what the user can mend, a traceback for what we must.
 
@@ -90,6 +92,7 @@ def main(
       config_class: a dataclass, its fields the flags.
       args: of the command line; None: those of this process.
       alone: what to do instead for a flag that stands alone, such as --list-losses.
+      several: whether several processes may do it together; they are joined first.
 
     Raises:
       SystemExit: 0, or one of the statuses above.
@@ -97,7 +100,12 @@ def main(
     args = sys.argv[1:] if args is None else args
     instead = (alone or {}).get(" ".join(args))
     try:
-        instead() if instead else body(parse(config_class, args))
+        if instead:
+            instead()
+        else:
+            flags = parse(config_class, args)
+            _join(flags, several)
+            body(flags)
     except InputError as error:
         _exit(f"error: {' '.join(str(error).split())}", EXIT_INPUT)
     except Stopped as stop:
@@ -119,6 +127,16 @@ def main(
         if hosts.count() > 1:
             hosts.leave(traceback.format_exc(), 1)
         raise
+
+
+def _join(flags: Any, several: bool) -> None:
+    if not isinstance(flags, Training):
+        return
+    if several:
+        hosts.join(flags.coordinator, flags.processes, flags.process)
+        hosts.agree("the command line", flags.to_json() | {"process": 0, "data_dir": None})
+    elif flags.processes not in (None, 1):
+        raise InputError("--processes is for train.py and ablate.py: this command takes one")
 
 
 def _exit(message: str, status: int, wait: bool = True) -> None:

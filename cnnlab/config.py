@@ -179,8 +179,8 @@ class Training:
         if self.processes is not None:
             _require(self, "processes", self.processes >= 1, "must be at least 1")
             _require(self, "process", 0 <= (self.process or 0) < self.processes, f"must lie in [0, {self.processes})")
-        port = (self.coordinator or "h:1").rpartition(":")
-        _require(self, "coordinator", port[0] and port[2].isdecimal(), "must be HOST:PORT")
+        host, _, port = (self.coordinator or "h:1").rpartition(":")
+        _require(self, "coordinator", host and port.isdecimal() and 0 < int(port) < 2**16, "must be HOST:PORT")
         _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")
         clip = self.clip_norm
         _require(self, "clip_norm", clip is None or 0 < clip < math.inf, "must be positive and finite")

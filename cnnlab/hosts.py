@@ -10,12 +10,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import logging
 import os
 import pickle
 import signal
 import sys
+import threading
+import time
+import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from cnnlab.errors import InputError
 
@@ -23,12 +27,16 @@ T = TypeVar("T")
 
 EXIT_LOST = 75  # another process of the run is gone; run the same command to go on (sysexits' EX_TEMPFAIL)
 LOST = "another process of this run is gone (killed, or its machine lost): start all of them again to go on"
+ALONE = "error: the processes of the run did not find each other: start --processes of them, each as another --process"
 PARTING_SECONDS = 5  # how long a process that fails waits for the others to fail with it
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 # Of schedulers under which JAX finds the other processes by itself.
+TPUS = ("/dev/accel0", "/dev/vfio")  # what a TPU VM has, and other machines may
 MANAGED = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "KUBERNETES_SERVICE_HOST")
-CHATTER = (b"coordination_service", b"preemption_notifier")  # C++ that says at length what is said here in a line
+CHATTER = (b"coordination_service", b"preemption_notifier", b"add_port.cc")  # C++ on what is said here in a line
+JOINED = b"cnnlab: joined\n"  # by which the child tells its parent on standard error
+WAIT_SECONDS = 30  # before it is said that others are waited for
 _index, _count = 0, 1
 _looks = itertools.count(1)
 
@@ -46,8 +54,8 @@ def count() -> int:
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Join the other processes of the run, if there are any; to be called before anything else of JAX.
 
-    On Cloud TPU, under Slurm, Open MPI and Kubernetes they find each other, elsewhere they are told. From here on only
-    the first process has a standard output.
+    On Cloud TPU, under Slurm, Open MPI and Kubernetes they find each other, elsewhere they are told; where there is no
+    sign of these, jax is not even imported. From here on only the first process has a standard output.
 
     Args:
       coordinator: host:port of the first process.
@@ -61,13 +69,20 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     if processes == 1 or _count > 1:
         return
     managed = process is None
-    if not managed or any(name in os.environ for name in MANAGED):
-        _watched()
+    if managed and not any(name in os.environ for name in MANAGED) and not any(map(os.path.exists, TPUS)):
+        return
+    _watched()
     import jax
 
+    warnings.filterwarnings("ignore", "Kubernetes environment detected", UserWarning)  # a pod may be alone
     method = None if managed else "deactivate"  # by hand: nothing else is asked, each process has all devices it sees
+    who = "waiting for the other processes of the run, five minutes at most" + f", at {coordinator}" * (not managed)
+    waiting = threading.Timer(WAIT_SECONDS, lambda: print(who, file=sys.stderr, flush=True))
+    waiting.daemon = True
+    waiting.start()
     try:
-        jax.distributed.initialize(coordinator, processes, process, cluster_detection_method=method)
+        with _interruptible():
+            jax.distributed.initialize(coordinator, processes, process, cluster_detection_method=method)
     except ValueError as error:
         if managed and "coordinator_address should be defined" in str(error):  # no scheduler that JAX knows
             return
@@ -75,15 +90,19 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"the processes of the run did not find each other: {reason}") from error
+    finally:
+        waiting.cancel()
+    os.write(2, JOINED)
     start()
     _index, _count = jax.process_index(), jax.process_count()
     if _count > 1:
         from jax.experimental import multihost_utils
 
-        if _index:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        with silent(1):  # gloo greets every peer on standard output
-            multihost_utils.sync_global_devices("cnnlab.join")
+        if _index == 0:
+            sys.stdout = os.fdopen(os.dup(1), "w", 1, sys.stdout.encoding)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where gloo greets every peer
+        logging.getLogger("cnnlab").propagate = False  # the first one says it; a library here gives the root a handler
+        multihost_utils.sync_global_devices("cnnlab.join")
 
 
 def start() -> list[Any]:
@@ -195,7 +214,8 @@ def _gathered(value: Any, from_all: bool = True) -> list[Any]:
 
     collect = multihost_utils.process_allgather if from_all else multihost_utils.broadcast_one_to_all
     body = pickle.dumps(value)
-    sizes = np.reshape(collect(np.int32(len(body))), -1)
+    high_low = np.array(divmod(len(body), 2**30), np.int32)  # jax has no larger numbers by default
+    sizes = np.reshape(collect(high_low), (-1, 2)) @ np.array([2**30, 1])
     padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)  # few sizes: each is a compilation
     if from_all or _index == 0:
         padded[: len(body)] = np.frombuffer(body, np.uint8)
@@ -218,27 +238,41 @@ def lost(error: BaseException) -> bool:
     return _count > 1 and any(word in str(error) for word in ("Gloo", "NCCL", "coordination service", "heartbeat"))
 
 
-def leave(message: str, status: int, wait: bool = True) -> None:
-    """End this process of several for an error: in order if it is everybody's, else at once, as the others are stuck.
+def leave(message: str, status: int, wait: bool = True) -> NoReturn:
+    """End this process of several for an error: with the others if it is everybody's, else alone, as they are stuck.
+
+    At once: an orderly end of Python would wait for threads and peers, of which some may be gone.
 
     Args:
-      message: to print on standard error; once, where all end in order.
-      status: of the exit, where it is at once.
+      message: to print on standard error; once, where all end together.
+      status: of the exit.
       wait: for the others.
     """
     from jax._src import distributed  # as Orbax does: no public barrier works without devices, or gives up
 
-    try:
-        if not wait:
-            raise TimeoutError
+    together = wait
+    if wait:
         client: Any = distributed.global_state.client
-        client.wait_at_barrier("cnnlab.leave", PARTING_SECONDS * 1000)
-    except Exception:
-        print(f"process {_index} of {_count}: {message}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(status)
-    if _index == 0:
-        print(message, file=sys.stderr, flush=True)
+        try:
+            client.wait_at_barrier("cnnlab.leave", PARTING_SECONDS * 1000)
+        except Exception:
+            together = False
+    if not together or _index == 0:
+        print(message if together else f"process {_index} of {_count}: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if together and _index == 0:
+        time.sleep(0.5)  # the others first: XLA aborts those whose first process is gone
+    os._exit(status)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have Ctrl-C end the process at once, though it waits in C++."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -273,17 +307,35 @@ def _watched() -> None:
     os.close(write)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _: os.kill(child, number))
-    aborted = said = False
-    with os.fdopen(read, "rb") as errors:
-        for line in errors:
-            aborted |= b"JAX distributed service detected fatal errors" in line  # and a stack trace
-            ours = LOST.encode() in line
-            if ours or not (aborted or any(source in line for source in CHATTER)):
-                os.write(2, line)
-            said |= ours
+    relayed = threading.Thread(target=_relay, args=(read, seen := set()), daemon=True)
+    relayed.start()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if aborted and status < 0:
-        status = EXIT_LOST
-        if not said:
-            os.write(2, f"{LOST}\n".encode())
+    with contextlib.suppress(OSError):  # none is left
+        os.killpg(child, signal.SIGKILL)  # Grain's reader processes, which a dead child cannot end
+    relayed.join(timeout=1)
+    ends = {-signal.SIGTERM: ("stopped by SIGTERM", EXIT_LOST), -signal.SIGINT: ("interrupted", 128 + signal.SIGINT)}
+    if "joined" not in seen:
+        ends[-signal.SIGABRT] = ALONE, 2
+    elif "aborted" in seen:
+        ends[-signal.SIGABRT] = LOST, EXIT_LOST
+    if status in ends:
+        said, status = ends[status]
+        if "said" not in seen:
+            os.write(2, f"{said}\n".encode())
     os._exit(status if status >= 0 else 128 - status)
+
+
+def _relay(errors: int, seen: set[str]) -> None:
+    """Hand on what the child says on standard error, but for XLA's words; `seen` tells of these."""
+    with os.fdopen(errors, "rb") as lines:
+        for line in lines:
+            if line == JOINED:
+                seen.add("joined")
+                continue
+            if b"JAX distributed service detected fatal errors" in line:  # and a stack trace
+                seen.add("aborted")
+            ours = LOST.encode() in line
+            if ours or not ("aborted" in seen or any(source in line for source in CHATTER)):
+                os.write(2, line)
+            if ours:
+                seen.add("said")

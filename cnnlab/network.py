@@ -100,7 +100,7 @@ def initial_state(
     """
     images = jnp.zeros((1, *image_shape)) if images is None else images
     try:
-        state = initial(model, tx, key, images)
+        state = _initial(model, tx, key, images)
     except (ValueError, ZeroDivisionError) as error:
         raise InputError(f"the model does not fit images of {image_shape}: {str(error).splitlines()[0]}") from error
     # Newer JAX initialises a layer on nothing without a word; the network would not see the images.
@@ -112,8 +112,7 @@ def initial_state(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def initial(model: Any, tx: Any, key: jax.Array, images: jax.Array) -> train.TrainState:
-    """As `initial_state`, with nothing looked at."""
+def _initial(model: Any, tx: Any, key: jax.Array, images: jax.Array) -> train.TrainState:
     one = lambda key: train.create_state(model.init(key, images), tx)
     return (jax.vmap(one) if key.ndim else one)(key)
 

@@ -250,7 +250,9 @@ def layout(
         if devices not in (None, mesh[0] * mesh[1]):
             raise InputError(f"--mesh {mesh[0]}x{mesh[1]} is {mesh[0] * mesh[1]} devices, --devices {devices} is not")
         if (seeds or 1) % mesh[0]:
-            raise InputError(f"--mesh {mesh[0]}x{mesh[1]}: {mesh[0]} does not divide the seeds, {seeds or 1}")
+            raise InputError(
+                f"--mesh {mesh[0]}x{mesh[1]}: {mesh[0]} does not divide what is trained together, {seeds or 1}"
+            )
         devices = mesh[0] * mesh[1]
     if devices is None:
         least = min(cpu_images, batch_size) if available[0].platform == "cpu" else 1

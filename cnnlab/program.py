@@ -135,7 +135,8 @@ def build(
         key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), leading) if leading else jax.random.key(0))
         fitted = min(FITTED, facts.resident or FITTED) if config.model == "airnet" else 1
         images = jax.ShapeDtypeStruct((fitted, *facts.image_shape), jnp.float32)
-        state = jax.eval_shape(functools.partial(network.initial, model, tx), key, images)
+        initial = lambda key, images: network.initial_state(model, tx, key, facts.image_shape, images)
+        state = jax.eval_shape(initial, key, images)
         totals = jax.eval_shape(functools.partial(train.zero_totals, seeds=leading))
         of = lambda dtype, *shape: jax.ShapeDtypeStruct((*leading, at_once, config.batch_size, *shape), dtype)
         items = {"image": of(jnp.int32), "label": of(jnp.int32)}

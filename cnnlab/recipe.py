@@ -21,10 +21,6 @@ from cnnlab.errors import InputError
 from cnnlab.losses.spec import loss_from_config, needs_teacher
 from cnnlab.parallel import AXIS, BATCH, SEEDS
 
-FITTED = 5_000  # training images to which airnet's first layer is fitted
-# Colour images whose mirror image is another class, or none: digits and letters (by the start of the name).
-NO_MIRROR = ("svhn", "mnist", "colored_mnist", "omniglot", "cmaterdb")
-
 
 @dataclass(frozen=True)
 class Experiment:

@@ -16,8 +16,6 @@ from cnnlab.study.plan import Study
 
 
 def main(study: Study) -> None:
-    hosts.join(study.coordinator, study.processes, study.process)
-    hosts.agree("the command line", study.to_json() | {"process": 0, "data_dir": None})
     from cnnlab import report
     from cnnlab.study import cells
 
@@ -28,4 +26,4 @@ def main(study: Study) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main, Study)
+    cli.main(main, Study, several=True)

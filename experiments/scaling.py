@@ -21,7 +21,7 @@ from typing import Any
 import tyro
 
 from cnnlab import cli
-from cnnlab.errors import InputError
+from cnnlab.errors import InputError, one_line
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,14 @@ def main(options: Options) -> None:
 
 def read(path: str) -> dict[str, Any]:
     """A plan's figures."""
+    from cnnlab import slices
+
     try:
         plan = json.loads(Path(path).read_text())
-        plan["topology"], plan["collectives"], plan["images_per_second"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no plan that tpu_plan.py wrote with --json ({error})") from error
+        slices.predicted(plan, plan["chips"], grow=True)
+        float(plan["images_per_second"])
+    except Exception as error:
+        raise InputError(f"{path} is no plan that tpu_plan.py wrote with --json ({one_line(error)})") from error
     return plan
 
 

@@ -64,6 +64,12 @@ class Plan(Training):
         shape = self.image_shape
         if shape is not None and (len(shape) != 3 or min(shape) < 1):
             raise InputError(f"--image-shape is height, width and channels, such as 64 64 3; got {shape}")
+        if self.parallel == "pmap":
+            raise InputError("--parallel pmap is not planned for; take sharded")
+        for name, least in (("classes", 2), ("images", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"--{name} must be at least {least}, got {value}")
         if self.price is not None and not 0 < self.price < 1e6:
             raise InputError(f"--price must be positive, got {self.price}")
 
@@ -100,6 +106,7 @@ def build(plan: Plan, where: slices.Slice) -> Any:
     if shape is None or classes is None or images is None:
         raise InputError(f"--dataset {plan.dataset}: say --image-shape H W C, --classes K and --images N")
     config = Config(**{f.name: getattr(plan, f.name) for f in dataclasses.fields(Training)}, loss=plan.loss)
+    recipe.check_sizes(config, shape)
     if needs_teacher(config):
         raise InputError(f"--loss {plan.loss} has a teacher's network in its step, which is not planned for")
     kept = images - round(images * plan.validation)
@@ -109,7 +116,9 @@ def build(plan: Plan, where: slices.Slice) -> Any:
     counts = np.diff(np.arange(classes + 1) * kept // classes)
     middle = np.full(shape[-1], 127.5)
     facts = program.Facts(tuple(shape), middle, middle / 2, counts, images if resident else None)
-    return program.build(config, recipe.layout(config, plan.seeds, where.devices), facts, plan.seeds)
+    made = program.build(config, recipe.layout(config, plan.seeds, where.devices), facts, plan.seeds)
+    made.arguments()  # refuses a model that the images are too small for
+    return made
 
 
 def what_fits(plan: Plan, where: slices.Slice) -> str:
@@ -121,7 +130,7 @@ def what_fits(plan: Plan, where: slices.Slice) -> str:
         smaller = dataclasses.replace(smaller, batch_size=smaller.batch_size // 2)
         try:
             memory = slices.cost(build(smaller, where)).memory
-        except slices.TooLarge:
+        except InputError:  # too large still, or not to be divided
             continue
         more = plan.batch_size // smaller.batch_size
         needs = f"with {memory / slices.GIB:.1f} GiB a device"

@@ -19,8 +19,6 @@ from cnnlab.config import Config
 
 
 def main(config: Config) -> None:
-    hosts.join(config.coordinator, config.processes, config.process)
-    hosts.agree("the command line", config.to_json() | {"process": 0, "data_dir": None})
     path = run_folder.default_path(config)
     if summary := hosts.on_first(lambda: run_folder.check(path, config)):
         print(report(summary, path))
@@ -166,4 +164,4 @@ def report(summary: dict, path: Path) -> str:
 
 
 if __name__ == "__main__":
-    cli.main(main, Config, alone={"--list-losses": list_losses})
+    cli.main(main, Config, alone={"--list-losses": list_losses}, several=True)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 240  # for what takes ten when nothing else runs
 # Everything that draws or reduces over the batch.
 FIELDS = {
-    "dataset": "shapes10", "model": "mlp", "widths": (4,), "hidden": (6,), "batch_norm": True, "dropout": 0.3,
+    "dataset": "shapes10", "model": "mlp", "hidden": (6,), "batch_norm": True, "dropout": 0.3,
     "flip": "on", "crop": 1, "mixup": 0.4, "batch_size": 32, "fraction": 0.05, "epochs": 5,
 }  # fmt: skip
 
@@ -75,15 +75,15 @@ def taken(config: Config, seeds: list[int] | None, steps: int, dtype: str) -> di
 
 
 @functools.cache
-def alone(model: str, seeds: tuple[int, ...] | None, steps: int, dtype: str) -> dict[str, np.ndarray]:
-    config = Config(**FIELDS | {"model": model}, parallel="jit", devices=1)
+def alone(seeds: tuple[int, ...] | None, steps: int, dtype: str) -> dict[str, np.ndarray]:
+    config = Config(**FIELDS, parallel="jit", devices=1)
     return taken(config, None if seeds is None else list(seeds), steps, dtype)
 
 
 @pytest.mark.parametrize(
     ("processes", "devices", "seeds", "more"),
     [
-        (2, 2, None, {"model": "cnn", "feed": "streaming"}),
+        (2, 2, None, {"feed": "streaming"}),
         (4, 1, None, {}),
         (2, 2, (3, 0), {"mesh": "2x2"}),  # a seed on each process, its batch over two devices
     ],
@@ -102,7 +102,7 @@ def test_several_processes_take_the_steps_of_one(processes, devices, seeds, more
             errors = child.communicate(timeout=SECONDS)[1]
             assert child.returncode == 0, errors[-3000:]
     for steps, dtype, tolerance in ((5, "float32", 1e-5), (20, "float64", 1e-10)):
-        wanted = alone(more.get("model", "mlp"), seeds, steps, dtype)
+        wanted = alone(seeds, steps, dtype)
         for i in range(processes):
             with np.load(tmp_path / f"{i}-{dtype}.npz") as found:
                 assert set(found) == set(wanted)
@@ -135,9 +135,9 @@ def saved(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit())
 
 
-def wait_for_a_step(workdir: Path, children) -> None:
+def wait_for_steps(workdir: Path, children) -> None:
     deadline = time.monotonic() + SECONDS
-    while not saved(workdir):
+    while len(saved(workdir)) < 2:
         assert all(child.poll() is None for child in children), ends(children)
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -176,7 +176,7 @@ def test_a_run_in_a_bucket_goes_on_with_other_numbers_of_processes(tfds_root, tm
 def test_a_killed_process_ends_the_others_with_a_line_and_the_rerun_resumes(victim, tfds_root, tmp_path):
     endless = ["--epochs", "5000", "--schedule", "constant"]
     with runs(2, tmp_path, *endless) as children:
-        wait_for_a_step(tmp_path, children)
+        wait_for_steps(tmp_path, children)
         children[victim].kill()
         found = ends(children)
     assert found[victim][0] == -signal.SIGKILL
@@ -184,9 +184,10 @@ def test_a_killed_process_ends_the_others_with_a_line_and_the_rerun_resumes(vict
     assert (status, errors.count("\n")) == (hosts.EXIT_LOST, 1), errors
     assert hosts.LOST in errors
     before = saved(tmp_path)[-1]
+    (tmp_path / "checkpoints" / str(before) / "about.json").write_text("{}")  # it is rejected, and set aside
     with runs(2, tmp_path, *endless) as children:
         deadline = time.monotonic() + SECONDS
-        while saved(tmp_path)[-1] == before:
+        while saved(tmp_path)[-1] <= before:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         # and SIGTERM to one, as a cloud sends it, saves the same step in all
@@ -194,7 +195,7 @@ def test_a_killed_process_ends_the_others_with_a_line_and_the_rerun_resumes(vict
         found = ends(children)
     assert [status for status, *_ in found] == [EXIT_PREEMPTED] * 2
     (_, out, errors), (_, silent, nothing) = found
-    assert "resuming after step" in out and silent == ""
+    assert f"checkpoint rejected: step {before}" in out and "resuming after step" in out and silent == ""
     assert errors.startswith("stopped by SIGTERM at step ") and errors.count("\n") == 1 and nothing == ""
     assert f"at step {saved(tmp_path)[-1]} of" in errors
 
@@ -210,11 +211,32 @@ def test_what_fails_on_one_fails_on_all_with_one_line(tfds_root, tmp_path):
     assert (status, other, nothing) == (EXIT_INPUT, EXIT_INPUT, "")
     assert errors == "error: the command line of process 1 differs from that of process 0: give all the same\n"
     with runs(2, tmp_path / "d", "--epochs", "5000") as children:
-        wait_for_a_step(tmp_path / "d", children)
+        wait_for_steps(tmp_path / "d", children)
         children[0].send_signal(signal.SIGINT)
         found = ends(children)
     assert [status for status, *_ in found] == [EXIT_INTERRUPTED, EXIT_PREEMPTED]
     assert found[0][2].startswith("stopped by SIGINT at step ")
+
+
+def test_an_error_of_one_alone_is_told_by_it_and_ends_the_others(tfds_root, tmp_path):
+    """In mid-training, with a save under way: the others wait in a step, and nobody may wait for them."""
+    with runs(2, tmp_path, "--epochs", "5000") as children:
+        wait_for_steps(tmp_path, children)
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl").mkdir()
+        (status, _, errors), (other, _, line) = ends(children)
+    assert status == 1 and "IsADirectoryError" in errors and hosts.LOST not in errors
+    assert (other, line.count("\n")) == (hosts.EXIT_LOST, 1) and hosts.LOST in line
+
+
+def test_processes_that_do_not_find_each_other_can_be_interrupted(tfds_root, tmp_path):
+    with runs(2, tmp_path) as children:
+        children[1].kill()
+        time.sleep(2)
+        assert children[0].poll() is None
+        children[0].send_signal(signal.SIGINT)
+        (status, out, errors), _ = ends(children)
+    assert (status, out, errors) == (EXIT_INTERRUPTED, "", "interrupted\n")
 
 
 def test_alone_nothing_is_asked_of_others():

@@ -85,11 +85,11 @@ HLO = """
 
 
 def test_collectives_are_read_from_the_compilers_text():
-    found = slices.collectives(HLO)
+    found = slices.collectives(HLO, 8)
     assert [(each.kind, each.bytes, each.devices) for each in found] == [
         ("all-reduce", 512, 2),
         ("all-reduce", 67, 2),
-        ("all-gather", 32, 0),
+        ("all-gather", 32, 8),
     ]
 
 
@@ -124,8 +124,8 @@ def test_a_plan_carried_to_its_own_size_is_itself():
     [
         ("v7:2x2", "unknown generation"),
         ("v5e", "v5e in one of 1x1, 2x2"),
-        ("v5e:0x4", "GENERATION:SHAPE"),
-        ("v5p:16x16x2", "512 chips"),
+        ("v5e:2x6", "GENERATION:SHAPE"),
+        ("v5p:16x16x2", "GENERATION:SHAPE"),
     ],
 )
 def test_slices_that_cannot_be(name, words):
@@ -193,6 +193,13 @@ def test_what_does_not_fit_says_what_would(tmp_path):
         (["--batch-size", "100"], "does not divide"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--loss", "distillation"], "teacher"),
+        (["--parallel", "pmap"], "pmap is not planned"),
+        (["--classes", "0"], "--classes must be at least 2"),
+        (["--crop", "40"], "smaller than the image"),
+        (
+            ["--dataset", "foo", "--image-shape", "2", "2", "3", "--classes", "4", "--images", "5000"],
+            "does not fit images",
+        ),
     ],
 )
 @needs_libtpu
@@ -218,6 +225,7 @@ def test_scaling_draws_from_plans(tmp_path):
     other = tmp_path / "other.json"
     other.write_text(json.dumps(told | {"topology": "v4:2x2x1", "images_per_second": 1}))
     (tmp_path / "none.json").write_text("[]")
-    for args in ([path, other], [tmp_path / "none.json"], [tmp_path / "missing.json"]):
+    (tmp_path / "part.json").write_text('{"topology": "v5e:2x4", "collectives": [1], "images_per_second": 5}')
+    for args in ([path, other], *([tmp_path / f"{name}.json"] for name in ("none", "part", "missing"))):
         run = scale(*args, "--out", tmp_path / "no.png")
         assert run.returncode == 2 and run.stderr.count("\n") == 1, run.stderr

@@ -144,7 +144,8 @@ def check(study: Study, board: Board) -> Facts:
     summary = source.decoded(dataset.train, track)[1] if keep else source.summary(dataset.train, track)
     for loss, condition in plan.grid(study):
         config = folders.config(study, loss, condition)
-        recipe.layout(config, study.seeds)
+        for together in (study.seeds, study.budget) if study.tune else (study.seeds,):
+            recipe.layout(config, together)
         recipe.check_sizes(config, dataset.train.image_shape)
         _finite(config, dataset.num_classes, recipe.class_counts(config, summary.labels, dataset.num_classes))
         if loss not in facts:

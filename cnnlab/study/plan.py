@@ -91,6 +91,8 @@ class Study(Training):
             raise unknown("executor", self.executor, EXECUTORS)
         if shard(self.shard) != (0, 1) and self.executor == "ray":
             raise InputError("--executor ray shares the cells out itself: leave --shard away")
+        if self.processes not in (None, 1) and self.executor == "ray":
+            raise InputError("--executor ray starts its own processes: leave --processes away")
         rates(self)
         for condition in conditions(self):  # every value lies where Config wants it
             if self.tune and "learning_rate" in condition:
