@@ -305,10 +305,13 @@ def _watched() -> None:
         os.close(write)
         return
     os.close(write)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, _: os.kill(child, number))
+    handed_on = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, handed_on)  # in the thread: taken there, they would not end our wait
     relayed = threading.Thread(target=_relay, args=(read, seen := set()), daemon=True)
     relayed.start()
+    for number in handed_on:
+        signal.signal(number, lambda number, _: os.kill(child, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, handed_on)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with contextlib.suppress(OSError):  # none is left
         os.killpg(child, signal.SIGKILL)  # Grain's reader processes, which a dead child cannot end

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import jax
 import numpy as np
 
 from cnnlab import hosts, metrics, parallel
@@ -22,16 +21,9 @@ from cnnlab.console import Console
 from cnnlab.errors import Diverged
 from cnnlab.train import NEVER, TrainState, zero_totals
 
-
-def in_flight() -> int:
-    """Dispatches ahead of the one whose result is looked at.
-
-    Far below 32: with more waiting than that, collectives over CPU devices deadlocked (jax 0.10: of two devices one
-    never came; with 31 waiting, never). None over CPUs of several processes: independent programs run side by side
-    there, and gloo, which takes their collectives as they come, then pairs those of different programs (seen to
-    deadlock in evaluation, once in some thirty runs).
-    """
-    return 0 if hosts.count() > 1 and jax.default_backend() == "cpu" else 2
+# Dispatches ahead of the one whose totals are looked at. Far below 32: with more waiting than that, collectives over
+# CPU devices deadlocked (jax 0.10: of two devices one never came; with 31 waiting, never).
+IN_FLIGHT = 2
 
 
 @dataclass
@@ -184,7 +176,7 @@ def fit(
                     # Dispatch is asynchronous. Looking at the totals of a step a little back keeps the device busy,
                     # bounds the queue (so a signal is answered soon), and sees the first step that is not finite.
                     waiting.append((len(dispatched), totals))
-                    if len(waiting) > in_flight():
+                    if len(waiting) > IN_FLIGHT:
                         steps, back = waiting.popleft()
                         seen = _finite(back, plan, checkpoints)
                         advance(steps, f"loss {np.mean(seen['loss'] / seen['count']):.4f}")
@@ -300,7 +292,7 @@ def evaluate(
     with (console or Console("off")).progress("evaluating", None, "batches") as advance:
         for batch in batches:
             waiting.append(step(state.params, state.batch_stats, batch))
-            if len(waiting) > in_flight():
+            if len(waiting) > IN_FLIGHT:
                 parts.append(parallel.fetch(waiting.popleft()))
             advance()
     parts += parallel.fetch(list(waiting))
