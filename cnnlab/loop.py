@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections import deque
@@ -37,7 +36,7 @@ class StopRequest:
         """The signal, if one has come; of several processes all see it at the same look, whichever got it."""
         if hosts.count() == 1:
             return self.signal
-        self.agreed = self.agreed or hosts.stop_wanted()
+        self.agreed = self.agreed or hosts.stop_wanted(self.signal is not None)
         return (self.signal or signal.SIGTERM) if self.agreed else None
 
 
@@ -49,11 +48,8 @@ def stop_signals() -> Iterator[StopRequest]:
     def note(number: int, _frame: Any) -> None:
         request.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if hosts.count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells the other processes of
 
-    own = (signal.SIGTERM, signal.SIGINT) if hosts.count() == 1 else (signal.SIGINT,)  # SIGTERM is JAX's
-    before = {number: signal.signal(number, note) for number in own}
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield request
     finally:
