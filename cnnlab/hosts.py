@@ -31,8 +31,8 @@ ALONE = "error: the processes of the run did not find each other: start --proces
 PARTING_SECONDS = 5  # how long a process that fails waits for the others to fail with it
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
-# Of schedulers under which JAX finds the other processes by itself.
 TPUS = ("/dev/accel0", "/dev/vfio")  # what a TPU VM has, and other machines may
+# Of schedulers under which JAX finds the other processes by itself.
 MANAGED = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "KUBERNETES_SERVICE_HOST")
 CHATTER = (b"coordination_service", b"preemption_notifier", b"add_port.cc")  # C++ on what is said here in a line
 JOINED = b"cnnlab: joined\n"  # by which the child tells its parent on standard error
@@ -94,9 +94,9 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     finally:
         waiting.cancel()
     os.write(2, JOINED)
-    signal.signal(signal.SIGTERM, _note)  # asked for where a run can stop; it was XLA's
     start()
     _index, _count = jax.process_index(), jax.process_count()
+    signal.signal(signal.SIGTERM, _note if _count > 1 else signal.SIG_DFL)  # it was XLA's, who would only note it
     if _count > 1:
         from jax.experimental import multihost_utils
 

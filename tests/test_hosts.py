@@ -16,13 +16,14 @@ import jax
 import numpy as np
 import pytest
 from test_parallel import quick_compile
+from test_seeds import stepped
 
-from cnnlab import hosts, parallel, recipe, storage
+from cnnlab import hosts, parallel, storage
 from cnnlab.cli import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PREEMPTED
 from cnnlab.config import Config
-from cnnlab.console import Console
 from cnnlab.errors import InputError
 
+pytestmark = pytest.mark.machines
 ROOT = Path(__file__).parents[1]
 SECONDS = 240  # for what takes ten when nothing else runs
 # Everything that draws or reduces over the batch.
@@ -60,13 +61,7 @@ def taken(config: Config, seeds: list[int] | None, steps: int, dtype: str) -> di
     """Every leaf of the state and totals after so many steps, and the validation's figures, by name."""
     double = dtype == "float64"
     with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), quick_compile(double):
-        experiment = recipe.build(config, Console("off"), seeds)
-        state, totals = jax.tree.map(
-            lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, (experiment.state, experiment.totals)
-        )
-        items, at_once = list(experiment.items(0, steps)), experiment.dispatch_steps
-        for start in range(0, steps, at_once):
-            state, totals = experiment.step(state, totals, items[start : start + at_once])
+        experiment, state, totals = stepped(config, seeds, steps, dtype)
         validation = experiment.validate(state)
         rows = validation if isinstance(validation, list) else [validation]
         found = {name: np.array([row[name] for row in rows]) for name in ("loss", "accuracy", "ece")}

@@ -17,6 +17,7 @@ from cnnlab.cli import parse
 from cnnlab.errors import InputError
 from cnnlab.study.plan import Study
 
+pytestmark = pytest.mark.machines
 SMALL = [
     "--dataset", "tiny", "--model", "softmax_regression", "--batch-size", "32", "--epochs", "3", "--seeds", "2",
     "--losses", "own.first", "own.second", "--label-noise", "0", "0.3", "--devices", "1",

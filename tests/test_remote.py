@@ -20,6 +20,7 @@ from cnnlab.checkpoint import Checkpoints
 from cnnlab.config import Config
 from cnnlab.errors import CheckpointError, InputError
 
+pytestmark = pytest.mark.machines
 FLAGS = [
     "--dataset",
     "tiny",

@@ -41,17 +41,23 @@ def strict_but_for_optax(tfds_root, monkeypatch):
     )
 
 
+def stepped(config, seeds, steps, dtype):
+    """An experiment, and its state and totals after `steps` in a type."""
+    experiment = recipe.build(config, Console("off"), seeds)
+    state, totals = jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, (experiment.state, experiment.totals)
+    )
+    items, at_once = list(experiment.items(0, steps)), experiment.dispatch_steps
+    for start in range(0, steps, at_once):
+        state, totals = experiment.step(state, totals, items[start : start + at_once])
+    return experiment, state, totals
+
+
 def taken(config, seeds, steps, dtype):
     """Each seed's state, totals and validation after `steps`, on the host, in the order of the seeds."""
     double = dtype == "float64"
     with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), quick_compile(double):
-        experiment = recipe.build(config, Console("off"), seeds)
-        state, totals = jax.tree.map(
-            lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, (experiment.state, experiment.totals)
-        )
-        items, at_once = list(experiment.items(0, steps)), experiment.dispatch_steps
-        for start in range(0, steps, at_once):
-            state, totals = experiment.step(state, totals, items[start : start + at_once])
+        experiment, state, totals = stepped(config, seeds, steps, dtype)
         validation = experiment.validate(state)
         state, totals = jax.device_get((state, totals))
     if seeds is None:
