@@ -3,6 +3,7 @@
 The map of the package; a module imports only modules above it in this list (tests/test_architecture.py holds that):
 
     errors.py       InputError: what the user can mend, said in one line
+    watch.py        a process of several in a child, whose end its parent tells in a line
     hosts.py        starting JAX on one machine or many: devices, joined processes, what the first alone does
     config.py       the frozen dataclass that holds every hyperparameter of a run; imports no jax
     cli.py          flags from that dataclass, loss specifications, exit statuses; imports no jax

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from cnnlab import hosts
+from cnnlab import hosts, watch
 from cnnlab.config import Training
 from cnnlab.errors import InputError
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 STARTED = time.monotonic()  # the command, but for the interpreter's own start: this module is imported first
 
 EXIT_INPUT = 2  # what was asked for cannot be done as asked
-EXIT_PREEMPTED = hosts.EXIT_LOST  # SIGTERM: saved and stopped; run the same command to go on (sysexits' EX_TEMPFAIL)
+EXIT_PREEMPTED = watch.EXIT_LOST  # SIGTERM: saved and stopped; run the same command to go on (sysexits' EX_TEMPFAIL)
 EXIT_INTERRUPTED = 130  # Ctrl-C: saved and stopped
 
 
@@ -107,6 +107,8 @@ def main(
             _join(flags, several)
             body(flags)
     except InputError as error:
+        if hosts.lost(error):  # in mid-save
+            _exit(watch.LOST, watch.EXIT_LOST, wait=False)
         _exit(f"error: {' '.join(str(error).split())}", EXIT_INPUT)
     except Stopped as stop:
         _exit(str(stop), stop.status)
@@ -117,7 +119,7 @@ def main(
         sys.exit(0)
     except Exception as error:
         if hosts.lost(error):
-            _exit(hosts.LOST, hosts.EXIT_LOST, wait=False)
+            _exit(watch.LOST, watch.EXIT_LOST, wait=False)
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             _exit(f"error: out of memory ({' '.join(str(error).split())[:160]}); ask for less", EXIT_INPUT)
         if "Could not determine home directory" in str(error):  # pathlib's word for ~nobody/folder

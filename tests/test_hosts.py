@@ -18,7 +18,7 @@ import pytest
 from test_parallel import quick_compile
 from test_seeds import stepped
 
-from cnnlab import hosts, parallel, storage
+from cnnlab import hosts, parallel, storage, watch
 from cnnlab.cli import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PREEMPTED
 from cnnlab.config import Config
 from cnnlab.errors import InputError
@@ -176,8 +176,8 @@ def test_a_killed_process_ends_the_others_with_a_line_and_the_rerun_resumes(vict
         found = ends(children)
     assert found[victim][0] == -signal.SIGKILL
     status, _, errors = found[1 - victim]
-    assert (status, errors.count("\n")) == (hosts.EXIT_LOST, 1), errors
-    assert hosts.LOST in errors
+    assert (status, errors.count("\n")) == (watch.EXIT_LOST, 1), errors
+    assert watch.LOST in errors
     before = saved(tmp_path)[-1]
     (tmp_path / "checkpoints" / str(before) / "about.json").write_text("{}")  # it is rejected, and set aside
     with runs(2, tmp_path, *endless) as children:
@@ -220,8 +220,8 @@ def test_an_error_of_one_alone_is_told_by_it_and_ends_the_others(tfds_root, tmp_
         (tmp_path / "metrics.jsonl").unlink()
         (tmp_path / "metrics.jsonl").mkdir()
         (status, _, errors), (other, _, line) = ends(children)
-    assert status == 1 and "IsADirectoryError" in errors and hosts.LOST not in errors
-    assert (other, line.count("\n")) == (hosts.EXIT_LOST, 1) and hosts.LOST in line
+    assert status == 1 and "IsADirectoryError" in errors and watch.LOST not in errors
+    assert (other, line.count("\n")) == (watch.EXIT_LOST, 1) and watch.LOST in line
 
 
 def test_processes_that_do_not_find_each_other_can_be_interrupted(tfds_root, tmp_path):
