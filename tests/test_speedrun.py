@@ -83,9 +83,9 @@ def test_a_whole_run_is_its_steps(ordinary, monkeypatch):
     assert_same_bits(jax.device_get(steps.state), whole)
     monkeypatch.setattr(parallel.Layout, "platform", "gpu")
     together, _ = whole_run(recipe.build(config, Console("off"), (3, 4), whole=True))
-    # Sums in another order, 20 steps in float32: measured 2.1e-4 of a leaf's largest; seeds differ by 0.28 or more.
+    # Sums in another order, which 20 float32 steps amplify: up to 1.5e-3 of a leaf's largest, by how XLA fuses; seeds 0.28.
     for its, mine in zip(jax.tree.leaves(together), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(its, mine, rtol=0, atol=1e-3 * max(1.0, float(np.abs(mine).max())))
+        np.testing.assert_allclose(its, mine, rtol=0, atol=1e-2 * max(1.0, float(np.abs(mine).max())))
 
 
 @pytest.mark.parametrize("name", ["cuda", "tpu"])
