@@ -225,7 +225,7 @@ def stop_wanted(asked: bool) -> bool:
     """Whether several processes shall stop, as one of them was asked to (SIGTERM, which clouds send before they take a
     machine); all say yes at the same call, and ask equally often.
 
-    JAX's own preemption sync point is missed where steps are short and the machine is busy (about 1 of 25 runs, jax 0.10.2):
+    JAX's own preemption sync point is missed where steps are short and the machine is busy (some 1 of 25 runs):
     it is passed before it is agreed on. Here whoever is asked first names a call that lies ahead of all, as no process
     is more than IN_FLIGHT dispatches before another.
 
