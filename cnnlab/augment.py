@@ -1,14 +1,93 @@
 """Random changes of training images, on the device, inside the step.
 
-Each takes one key per example (see `parallel.example_keys`), so that a draw does not depend on how devices share the
-batch: `keys: key[B], images: float[B, H, W, C] -> float[B, H, W, C]`.
+An operation is `(keys[B], batch, **hyperparameters) -> batch`. A batch is {image float[B, H, W, C], normalised; label
+int32[B] or float[B, K]; index int32[B], the image's place in the training split; epoch int32[]}, perhaps with views
+float[V, B, H, W, C]. An operation gets one key per example, from the example's place in the global batch, so that its
+draws do not depend on how devices share the batch. The keys are derived from its name: without one operation the others
+draw as before. It may also ask for `key` (one for the whole batch), `run_key` (the same at every step), `num_classes`
+and `axis_name` (the mesh axis that shares the batch; None on one device).
 """
 
 from __future__ import annotations
 
+import collections
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from cnnlab.errors import unknown
+from cnnlab.parallel import example_keys
+
+Batch = dict[str, jax.Array]
+PADDINGS = {"zeros": "constant", "reflect": "reflect"}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of a pipeline.
+
+    Attributes:
+      name: from which its keys are derived; unique within the pipeline.
+      function: (keys, batch, **asked) -> batch.
+      asks: which of key and run_key it takes.
+    """
+
+    name: str
+    function: Callable[..., Batch]
+    asks: tuple[str, ...] = ()
+
+
+def pipeline(named: Iterable[tuple[str, Callable[..., Batch], Sequence[str]]]) -> tuple[Operation, ...]:
+    """Operations from (name, function, what it asks for); the second of a name is "name 2" for its keys."""
+    seen: collections.Counter[str] = collections.Counter()
+    operations = []
+    for name, function, asks in named:
+        seen[name] += 1
+        operations.append(Operation(name if seen[name] == 1 else f"{name} {seen[name]}", function, tuple(asks)))
+    return tuple(operations)
+
+
+def apply(
+    operations: Sequence[Operation], batch: Batch, key: jax.Array, run_key: jax.Array, axis_name: str | None = None
+) -> Batch:
+    """The batch after all operations, one after the other.
+
+    Args:
+      operations: of the pipeline.
+      batch: as above.
+      key: of this step, the same on every device.
+      run_key: of the run.
+      axis_name: the mesh axis that shares the batch.
+    """
+    for operation in operations:
+        views = batch.get("views")
+        own = {name: value for name, value in batch.items() if name != "views"}
+        own_key, own_run_key = (jax.random.fold_in(k, zlib.crc32(operation.name.encode())) for k in (key, run_key))
+        changed = _apply_one(operation, own, own_key, own_run_key, axis_name)
+        if views is not None:  # each view is changed by draws of its own
+            changed["views"] = jnp.stack(
+                [
+                    _apply_one(
+                        operation,
+                        own | {"image": view},
+                        jax.random.fold_in(own_key, number),
+                        jax.random.fold_in(own_run_key, number),
+                        axis_name,
+                    )["image"]
+                    for number, view in enumerate(views, start=1)
+                ]
+            )
+        batch = changed
+    return batch
+
+
+def _apply_one(operation: Operation, batch: Batch, key: jax.Array, run_key: jax.Array, axis_name: str | None) -> Batch:
+    asked = {name: value for name, value in (("key", key), ("run_key", run_key)) if name in operation.asks}
+    return operation.function(example_keys(key, len(batch["image"]), axis_name), batch, **asked)
 
 
 def normalise(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
@@ -21,58 +100,152 @@ def pixels(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     return images * std.reshape(1, 1, 1, -1) + mean.reshape(1, 1, 1, -1)
 
 
-def flip(keys: jax.Array, images: jax.Array) -> jax.Array:
+def flip(keys: jax.Array, batch: Batch) -> Batch:
     """Mirror each image left-right with probability 1/2."""
-    return mirror(images, jax.vmap(jax.random.bernoulli)(keys))
+    return batch | {"image": _mirrored(batch["image"], jax.vmap(jax.random.bernoulli)(keys))}
 
 
-def mirror(images: jax.Array, chosen: jax.Array) -> jax.Array:
-    """Mirror the images left-right where `chosen`, bool[B], says so (`order.mirrored`)."""
-    return jnp.where(chosen[:, None, None, None], images[:, :, ::-1], images)
+def alternating_flip(keys: jax.Array, batch: Batch, run_key: jax.Array) -> Batch:
+    """Mirror each image left-right in every other epoch; a coin decides for its first.
 
+    No two epochs in a row show the same half of what there is to see.
 
-def crop(keys: jax.Array, images: jax.Array, padding: int, mode: str = "zeros") -> jax.Array:
-    """Shift each image by -padding..padding pixels in each direction.
+    Args:
+      run_key: of the coins, by the image's index.
 
-    What moves in are zeros (the mean, once normalised), or under the mode `reflect` the image mirrored at its edge
-    pixels, themselves not repeated.
-
-    Source: Lee et al., 2015, "Deeply-supervised nets", arXiv 1409.5185.
+    Source: Jordan, 2024, https://arxiv.org/abs/2404.00498
     """
+    del keys
+    coins = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(run_key, i)))(batch["index"])
+    return batch | {"image": _mirrored(batch["image"], coins ^ (batch["epoch"] % 2 == 1))}
+
+
+def crop(keys: jax.Array, batch: Batch, padding: int = 4, mode: str = "zeros") -> Batch:
+    """Shift each image by up to so many pixels in each direction.
+
+    Args:
+      padding: in [1, inf), pixels.
+      mode: zeros (the mean, once normalised) or reflect (mirrored at the edge pixels, themselves not repeated), what
+        moves in.
+
+    Raises:
+      ValueError: padding as large as the image, or another mode.
+
+    Source: Lee et al., 2015, "Deeply-supervised nets", https://arxiv.org/abs/1409.5185
+    """
+    images = batch["image"]
     _, height, width, channels = images.shape
+    _check_size("padding", padding, images)
     padded = _padded(images, padding, mode)
     corners = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * padding + 1))(keys)
-    cut = lambda image, corner: lax.dynamic_slice(
-        image, (corner[0], corner[1], jnp.zeros_like(corner[0])), (height, width, channels)
-    )
-    return jax.vmap(cut)(padded, corners)
+
+    def cut(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return lax.dynamic_slice(image, (corner[0], corner[1], jnp.zeros_like(corner[0])), (height, width, channels))
+
+    return batch | {"image": jax.vmap(cut)(padded, corners)}
 
 
-def cutout(keys: jax.Array, images: jax.Array, size: int) -> jax.Array:
-    """Set a square of `size` pixels to zero (the mean, once normalised); its centre lies anywhere in the image.
+def cutout(keys: jax.Array, batch: Batch, size: int = 8) -> Batch:
+    """Set a square to zero (the mean, once normalised); its centre lies anywhere in the image.
 
-    Source: DeVries & Taylor, 2017, arXiv 1708.04552.
+    Args:
+      size: in [1, inf), side of the square in pixels.
+
+    Raises:
+      ValueError: size as large as the image.
+
+    Source: DeVries & Taylor, 2017, https://arxiv.org/abs/1708.04552
     """
+    images = batch["image"]
     _, height, width, _ = images.shape
+    _check_size("size", size, images)
 
-    def one(key, image):
-        top, left = (
-            jax.random.randint(k, (), 0, side) - size // 2
-            for k, side in zip(jax.random.split(key), (height, width), strict=True)
-        )
+    def cut(key: jax.Array, image: jax.Array) -> jax.Array:
+        row_key, column_key = jax.random.split(key)
+        top = jax.random.randint(row_key, (), 0, height) - size // 2
+        left = jax.random.randint(column_key, (), 0, width) - size // 2
         row, column = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
         hole = (row >= top) & (row < top + size) & (column >= left) & (column < left + size)
         return jnp.where(hole[..., None], jnp.zeros_like(image), image)
 
-    return jax.vmap(one)(keys, images)
+    return batch | {"image": jax.vmap(cut)(keys, images)}
+
+
+def mixup(
+    keys: jax.Array,
+    batch: Batch,
+    key: jax.Array,
+    num_classes: int,
+    alpha: float = 0.2,
+    axis_name: str | None = None,
+) -> Batch:
+    """Mix each image and its label with those of another example: w x_i + (1 - w) x_j, w ~ Beta(alpha, alpha).
+
+    One w for the batch, partners by a random permutation of the global batch. Labels become distributions.
+
+    Args:
+      key: of the whole batch, the same on every device.
+      num_classes: K.
+      alpha: in (0, inf).
+      axis_name: the mesh axis that shares the batch.
+
+    Source: Zhang et al., 2018, https://arxiv.org/abs/1710.09412
+    """
+    del keys
+    images, labels = batch["image"], batch["label"]
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        labels = jax.nn.one_hot(labels, num_classes, dtype=images.dtype)
+    weight_key, partner_key = jax.random.split(key)
+    weight = jax.random.beta(weight_key, alpha, alpha, dtype=images.dtype)
+    count = images.shape[0]
+    if axis_name is None:
+        partners, everyone = jax.random.permutation(partner_key, count), (images, labels)
+    else:
+        everyone = jax.tree.map(lambda x: lax.all_gather(x, axis_name, tiled=True), (images, labels))
+        permutation = jax.random.permutation(partner_key, everyone[0].shape[0])
+        partners = lax.dynamic_slice_in_dim(permutation, lax.axis_index(axis_name) * count, count)
+
+    def mix(mine: jax.Array, every: jax.Array) -> jax.Array:
+        return weight.astype(mine.dtype) * mine + (1 - weight).astype(mine.dtype) * every[partners]
+
+    return batch | {"image": mix(images, everyone[0]), "label": mix(labels, everyone[1])}
+
+
+def views(keys: jax.Array, batch: Batch, count: int = 2) -> Batch:
+    """Copies of each image, which the operations that follow change each in its own way, for losses on `view_logits`.
+
+    Args:
+      count: in [1, inf), copies of each image besides itself.
+
+    Source: Hendrycks et al., 2020, "AugMix", https://arxiv.org/abs/1912.02781
+    """
+    del keys
+    return batch | {"views": jnp.stack([batch["image"]] * count)}
+
+
+AUGMENTATIONS: dict[str, Callable[..., Batch]] = {
+    f.__name__: f for f in (flip, alternating_flip, crop, cutout, mixup, views)
+}
+
+
+def _mirrored(images: jax.Array, chosen: jax.Array) -> jax.Array:
+    return jnp.where(chosen[:, None, None, None], images[:, :, ::-1], images)
+
+
+def _check_size(name: str, pixels: int, images: jax.Array) -> None:
+    side = min(images.shape[1:3])
+    if pixels >= side:
+        raise ValueError(f"{name} must be smaller than the image, {side} pixels, got {pixels}")
 
 
 def _padded(images: jax.Array, padding: int, mode: str) -> jax.Array:
+    if mode not in PADDINGS:
+        raise unknown("mode", str(mode), PADDINGS)
     edges = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    return jnp.pad(images, edges, mode="constant" if mode == "zeros" else mode)
+    return jnp.pad(images, edges, mode=PADDINGS[mode])
 
 
-VIEWS = {  # of a test image: each mirrored or not, shifted by so many rows and columns, and its weight
+TEST_VIEWS = {  # of a test image: each mirrored or not, shifted by so many rows and columns, and its weight
     "one": [(False, 0, 1.0)],
     "mirror": [(False, 0, 0.5), (True, 0, 0.5)],
     "mirror_shift": [
@@ -81,7 +254,7 @@ VIEWS = {  # of a test image: each mirrored or not, shifted by so many rows and 
 }
 
 
-def views(images: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+def averaged_views(images: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
     """The same images seen in several ways, for test-time augmentation: their logits are averaged.
 
     Args:
@@ -97,39 +270,7 @@ def views(images: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
     height, width = images.shape[1:3]
     padded = _padded(images, 1, "reflect")
     seen = []
-    for mirrored, shift, _ in VIEWS[name]:
+    for mirrored, shift, _ in TEST_VIEWS[name]:
         view = padded[:, 1 + shift : 1 + shift + height, 1 + shift : 1 + shift + width]
         seen.append(view[:, :, ::-1] if mirrored else view)
-    return jnp.stack(seen), jnp.array([weight for _, _, weight in VIEWS[name]], jnp.float32)
-
-
-def mixup(
-    key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float, axis_name: str | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Mix each image and its target with those of another example: w x_i + (1 - w) x_j, w ~ Beta(alpha, alpha).
-
-    One w a batch, partners by a random permutation of the global batch.
-
-    Args:
-      key: one typed key, the same on every device.
-      images: float[B, H, W, C].
-      targets: float[B, K], distributions.
-      alpha: positive.
-      axis_name: the device axis under pmap.
-
-    Returns:
-      images and targets, mixed.
-
-    Source: Zhang et al., 2018, arXiv 1710.09412.
-    """
-    weight_key, partner_key = jax.random.split(key)
-    weight = jax.random.beta(weight_key, alpha, alpha, dtype=images.dtype)
-    batch = images.shape[0]
-    if axis_name is None:
-        partners, everyone = jax.random.permutation(partner_key, batch), (images, targets)
-    else:
-        everyone = jax.tree.map(lambda x: lax.all_gather(x, axis_name, tiled=True), (images, targets))
-        permutation = jax.random.permutation(partner_key, everyone[0].shape[0])
-        partners = lax.dynamic_slice_in_dim(permutation, lax.axis_index(axis_name) * batch, batch)
-    mix = lambda mine, all_: weight.astype(mine.dtype) * mine + (1 - weight).astype(mine.dtype) * all_[partners]
-    return mix(images, everyone[0]), mix(targets, everyone[1])
+    return jnp.stack(seen), jnp.array([weight for _, _, weight in TEST_VIEWS[name]], jnp.float32)

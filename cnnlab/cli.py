@@ -1,9 +1,9 @@
-"""The command line: flags from a frozen dataclass, loss specifications, exit statuses. Imports no jax."""
+"""The command line: flags from a frozen dataclass, exit statuses. Imports no jax."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
+import dataclasses
 import io
 import os
 import sys
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from cnnlab import hosts, watch
-from cnnlab.config import Training
+from cnnlab.config import FORMER, Training
 from cnnlab.errors import InputError
 
 T = TypeVar("T")
@@ -58,7 +58,19 @@ def parse(config_class: type[T], args: list[str] | None = None) -> T:
     text = text.strip(" .")
     if text.startswith(own := f"Error parsing {config_class.__name__}: "):  # the dataclass said it well enough
         raise InputError(text.removeprefix(own))
+    _explain_former(config_class, sys.argv[1:] if args is None else args)
     raise InputError(f"{text}; --help lists the flags")
+
+
+def _explain_former(config_class: Any, args: list[str]) -> None:
+    """Raises InputError where a flag of an earlier version is what could not be parsed."""
+    fields = {field.name.replace("_", "-") for field in dataclasses.fields(config_class)}
+    for arg in args:
+        flag = arg.removeprefix("--").partition("=")[0].replace("_", "-")
+        if arg.startswith("--") and flag in FORMER and flag not in fields:
+            raise InputError(
+                f"--{flag} is written {FORMER[flag]} now; --list shows every part with its hyperparameters"
+            )
 
 
 def writable(path: str | None) -> None:
@@ -82,7 +94,7 @@ def main(
     body: Callable[[T], Any],
     config_class: type[T],
     args: list[str] | None = None,
-    alone: Mapping[str, Callable[[], Any]] | None = None,
+    alone: Mapping[str, Callable[[list[str]], Any]] | None = None,
     several: bool = False,
 ) -> None:
     """Parse the flags, run `body`, and exit: one line for what the user can mend, a traceback for what we must.
@@ -91,17 +103,17 @@ def main(
       body: what to do with the flags.
       config_class: a dataclass, its fields the flags.
       args: of the command line; None: those of this process.
-      alone: what to do instead for a flag that stands alone, such as --list-losses.
+      alone: what to do instead, with the words after it, for a flag that comes first, such as --list.
       several: whether several processes may do it together; they are joined first.
 
     Raises:
       SystemExit: 0, or one of the statuses above.
     """
     args = sys.argv[1:] if args is None else args
-    instead = (alone or {}).get(" ".join(args))
+    instead = (alone or {}).get(args[0]) if args else None
     try:
         if instead:
-            instead()
+            instead(args[1:])
         else:
             flags = parse(config_class, args)
             _join(flags, several)
@@ -147,41 +159,3 @@ def _exit(message: str, status: int, wait: bool = True) -> None:
     else:
         print(message, file=sys.stderr, flush=True)
     sys.exit(status)
-
-
-def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
-    """Split a specification `name,key=value,...` into its name and keyword arguments.
-
-    Raises:
-      InputError: an empty name or a part that is not key=value.
-
-    >>> parse_spec("focal,gamma=2")
-    ('focal', {'gamma': 2})
-    >>> parse_spec("my_module.my_loss,alpha=0.3,kind=soft")
-    ('my_module.my_loss', {'alpha': 0.3, 'kind': 'soft'})
-    """
-    name, *parts = [part.strip() for part in split_commas(text)]
-    if not name:
-        raise InputError(f"a specification starts with a name, as in 'focal,gamma=2'; got '{text}'")
-    kwargs: dict[str, Any] = {}
-    for part in parts:
-        key, equals, value = part.partition("=")
-        if not (equals and key.isidentifier() and value) or key in kwargs:
-            raise InputError(f"after the name come key=value pairs, each once, as in 'focal,gamma=2'; got '{part}'")
-        try:
-            kwargs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError):
-            kwargs[key] = value
-    return name, kwargs
-
-
-def split_commas(text: str) -> list[str]:
-    """Split at commas outside brackets, so that `ldam,class_counts=[10,20]` has two parts."""
-    parts, depth = [""], 0
-    for char in text:
-        depth += (char in "[(") - (char in "])")
-        if char == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return parts

@@ -9,26 +9,54 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from cnnlab import spec
 from cnnlab.errors import InputError, unknown
 
 CHOICES = {
-    "noise": ("symmetric", "asymmetric"),
+    "noise": (None, "symmetric", "asymmetric"),
     "feed": ("auto", "resident", "streaming"),
-    "model": ("cnn", "mlp", "softmax_regression", "airnet"),
-    "pool": ("max", "average"),
-    "activation": ("auto", "relu", "gelu", "silu", "tanh"),
     "compute_dtype": ("float32", "bfloat16", "float16"),
-    "head": ("auto", "linear", "cosine"),
-    "smoothing_convention": ("uniform", "off_target"),
-    "class_weights": ("none", "effective_number"),
-    "optimizer": ("adam", "adamw", "sgd", "muon"),
-    "schedule": ("cosine", "linear", "constant"),
-    "flip": ("auto", "on", "off", "alternating"),
-    "crop_padding": ("zeros", "reflect"),
     "test_views": ("one", "mirror", "mirror_shift"),
     "parallel": ("auto", "jit", "pmap", "sharded"),
     "test_on": ("last", "best"),
     "progress": ("auto", "bar", "lines", "off"),
+}
+
+# Fields that name parts in the grammar of spec.py.
+PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment", "metrics")
+
+# Flags of earlier versions, which are now hyperparameters of the part that they act on.
+FORMER = {
+    "widths": "--model cnn,widths=[32,64]",
+    "whiten": "--model airnet,whiten=true",
+    "no-whiten": "--model airnet,whiten=false",
+    "hidden": "--model mlp,hidden=[128]",
+    "batch-norm": "--model cnn,batch_norm=true",
+    "no-batch-norm": "--model cnn,batch_norm=false",
+    "dropout": "--model cnn,dropout=0.2",
+    "pool": "--model cnn,pool=average",
+    "activation": "--model cnn,activation=gelu",
+    "head": "--model cnn,head=cosine",
+    "loss-temperature": "--loss cross_entropy+temperature,t=2",
+    "label-smoothing": "--loss cross_entropy+label_smoothing,alpha=0.1",
+    "smoothing-convention": "--loss cross_entropy+label_smoothing,alpha=0.1,convention=off_target",
+    "class-weights": "--loss cross_entropy+class_balanced",
+    "z-loss": "--loss cross_entropy+z_loss,coefficient=1e-4",
+    "head-rate": "--optimizer muon,head_rate=0.02",
+    "bias-rate": "--optimizer muon,bias_rate=0.02",
+    "whitening-epochs": "--optimizer muon,whitening_epochs=3",
+    "filter-momentum": "--optimizer muon,filter_momentum=0.6",
+    "warmup-epochs": "--schedule cosine,warmup=1",
+    "weight-decay": "--optimizer sgd,weight_decay=5e-4",
+    "momentum": "--optimizer sgd,momentum=0.9",
+    "nesterov": "--optimizer sgd,nesterov=true",
+    "no-nesterov": "--optimizer sgd,nesterov=false",
+    "flip": "--augment flip (or alternating_flip, or none)",
+    "crop": "--augment flip+crop,padding=4",
+    "crop-padding": "--augment flip+crop,padding=4,mode=reflect",
+    "cutout": "--augment flip+cutout,size=8",
+    "mixup": "--augment flip+mixup,alpha=0.2",
+    "list-losses": "--list loss",
 }
 
 # Fields that a resumed run may change: they do not enter the arithmetic of a step, or (the last line) only in its
@@ -44,11 +72,13 @@ class Training:
     """How networks are trained and on what, whichever the loss: what all runs of a study have in common."""
 
     dataset: str = "shapes10"
-    """shapes10 (drawn here), cifar10, mnist, or any TFDS image-classification set prepared as array_record."""
+    """shapes10 (drawn here), cifar10, mnist, any TFDS image-classification set prepared as array_record, or your own:
+    my_data.load,size=64. Corruptions follow after a +: cifar10+label_noise,rate=0.4 (--list dataset, corruption)."""
     data_dir: str | None = None
     """TFDS data directory. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    noise: str = "symmetric"
-    """How label noise errs: symmetric (to any other class) or asymmetric (to a class like it, a cat to a dog)."""
+    noise: str | None = None
+    """How --label-noise errs: symmetric (to any other class; the default) or asymmetric (to a class like it, a cat to
+    a dog)."""
     image_size: int | None = None
     """Side in pixels to which images are scaled and cropped; needed only where their sizes differ."""
     validation: float = 0.1
@@ -61,76 +91,26 @@ class Training:
     """Processes that read and decode when streaming; 0: threads of this one."""
 
     model: str = "cnn"
-    """cnn, mlp, softmax_regression or airnet (the airbench network)."""
-    widths: tuple[int, ...] | None = None
-    """Channels of each convolution of the cnn, or group of airnet. None: 32 64, for airnet 64 256 256."""
-    whiten: bool = True
-    """First layer of airnet: fitted to the patches of 5,000 training images and fixed, or trained as the others are."""
-    hidden: tuple[int, ...] = (128,)
-    """Units of each hidden dense layer (cnn, mlp)."""
-    batch_norm: bool = False
-    """Batch normalisation after each convolution or hidden dense layer."""
-    dropout: float = 0.0
-    """Share of hidden units dropped in training, in [0, 1)."""
-    pool: str = "max"
-    """max or average pooling."""
-    activation: str = "auto"
-    """relu, gelu, silu, tanh, or auto (gelu for airnet, else relu)."""
+    """cnn, mlp, softmax_regression, airnet, or your own, with hyperparameters: cnn,widths=[32,64] (--list model)."""
     compute_dtype: str = "float32"
     """float32, bfloat16 or float16 (its gradients scaled up on the way); parameters, logits and loss are float32."""
-    head: str = "auto"
-    """Last layer: linear, cosine (logits are cosines), or auto (cosine for the losses that are made for them)."""
-
-    loss_temperature: float = 1.0
-    """Divides the logits in the loss."""
-    label_smoothing: float = 0.0
-    """Share of each label that is given to all classes, in [0, 1]."""
-    smoothing_convention: str = "uniform"
-    """uniform (alpha / K for every class) or off_target (alpha / (K - 1) for the others)."""
-    class_weights: str = "none"
-    """none, or effective_number (Cui 2019, beta 0.9999, from the counts of the training images)."""
-    z_loss: float = 0.0
-    """Weight of the squared log-normaliser of the logits, added to the loss; 1e-4 is usual."""
     teacher: str | None = None
     """Run folder of the network that teaches, for the losses that take teacher_logits, such as distillation."""
 
     optimizer: str = "adam"
-    """adam, adamw, sgd, or muon (on the filters of cnn and airnet, sgd on the rest)."""
+    """adam, adamw, sgd, muon, any of Optax's by its path (optax.lion,b1=0.95), or your own (--list optimizer)."""
     learning_rate: float = 1e-3
     """Peak rate per step; sgd wants about 0.05, muon 0.24."""
-    head_rate: float = 0.02
-    """Peak rate of dense kernels under muon."""
-    bias_rate: float = 0.02
-    """Peak rate of biases under muon."""
-    whitening_epochs: float = 3.0
-    """Epochs over which airnet's first bias is trained under muon, at a rate that falls to zero."""
     schedule: str = "cosine"
-    """cosine or linear (both to zero at the last step) or constant."""
-    warmup_epochs: float = 0.0
-    """Epochs of linear warm-up from zero."""
-    weight_decay: float = 0.0
-    """Decoupled for adamw, added to the gradient for adam and sgd; on kernels only. muon: share of head and biases
-    that a step at the peak rate takes away."""
-    momentum: float = 0.9
-    """Momentum of sgd, and of what muon leaves to it, in [0, 1)."""
-    filter_momentum: float = 0.6
-    """Momentum of muon on the filters, in [0, 1)."""
-    nesterov: bool = True
-    """Nesterov's form of momentum, for sgd and what muon leaves to it."""
+    """cosine, linear, constant, steps,at=[80,120], one_cycle, restarts,period=10, or your own (--list schedule)."""
     clip_norm: float | None = None
     """Largest global norm of the gradient; None: no clipping."""
 
-    flip: str = "auto"
-    """Mirror left-right: at random (on), off, auto (on for colour images, off for digits and letters), or alternating
-    (a coin for each image in the first epoch, then the other way each epoch)."""
-    crop: int = 0
-    """Pixels of padding around the image before a random crop to its size."""
-    crop_padding: str = "zeros"
-    """What the padding is: zeros or reflect."""
-    cutout: int = 0
-    """Side in pixels of a random square set to the mean."""
-    mixup: float = 0.0
-    """Alpha of the Beta distribution that mixes pairs of images; 0: none."""
+    augment: str = "auto"
+    """Operations, such as flip+crop,padding=4+mixup,alpha=0.2, in this order (--list augmentation); none; or auto:
+    flip where a mirrored image is of the same class."""
+    metrics: tuple[str, ...] = ()
+    """Your own metrics, by their paths, besides those that are always measured (--list metric)."""
 
     epochs: int = 10
     """Passes over the training images."""
@@ -163,7 +143,10 @@ class Training:
             object.__setattr__(self, "teacher", os.path.abspath(os.path.expanduser(self.teacher)))
         for field, known in CHOICES.items():
             if getattr(self, field, known[0]) not in known:
-                raise unknown(field, str(getattr(self, field)), known)
+                raise unknown(field, str(getattr(self, field)), [str(name) for name in known if name])
+        for field in PARTS:
+            for text in [getattr(self, field, "cross_entropy")] if field != "metrics" else self.metrics:
+                spec.parse_pipeline(text)
         for field in ("epochs", "batch_size"):
             _require(self, field, getattr(self, field) >= 1, "must be at least 1")
         for field in ("devices", "image_size", "dispatch_steps"):
@@ -184,27 +167,9 @@ class Training:
         _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")
         clip = self.clip_norm
         _require(self, "clip_norm", clip is None or 0 < clip < math.inf, "must be positive and finite")
-        for field in ("head_rate", "bias_rate"):
-            _require(self, field, 0 < getattr(self, field) < math.inf, "must be positive and finite")
-        for field in ("validation", "dropout", "momentum", "filter_momentum"):
-            _require(self, field, 0 <= getattr(self, field) < 1, "must lie in [0, 1)")
-        _require(self, "label_smoothing", 0 <= self.label_smoothing <= 1, "must lie in [0, 1]")
-        _require(self, "loss_temperature", 0 < self.loss_temperature < math.inf, "must be positive and finite")
-        for field in ("warmup_epochs", "whitening_epochs", "weight_decay", "mixup", "z_loss"):
-            _require(self, field, 0 <= getattr(self, field) < math.inf, "must be finite and at least 0")
-        for field in ("workers", "crop", "cutout", "split_seed"):
+        _require(self, "validation", 0 <= self.validation < 1, "must lie in [0, 1)")
+        for field in ("workers", "split_seed"):
             _require(self, field, getattr(self, field) >= 0, "must be at least 0")
-        for field in ("widths", "hidden"):
-            _require(self, field, all(n >= 1 for n in getattr(self, field) or ()), "must all be at least 1")
-        wide = self.model not in ("cnn", "airnet")
-        _require(self, "widths", self.widths != () or wide, "must name at least one convolution")
-        _require(
-            self, "optimizer", self.optimizer != "muon" or not wide, f"must be another: {self.model} has no filters"
-        )
-        _require(self, "warmup_epochs", self.warmup_epochs <= self.epochs, f"must be at most epochs ({self.epochs})")
-        plain = self.model in ("softmax_regression", "airnet")
-        _require(self, "batch_norm", not (plain and self.batch_norm), f"has no layer to act on in {self.model}")
-        _require(self, "dropout", not (plain and self.dropout), f"has no layer to act on in {self.model}")
 
     def to_json(self) -> dict:
         """The fields as JSON values, by name."""
@@ -216,15 +181,16 @@ class Config(Training):
     """Train one network with one loss on one data set; test it once, at the end."""
 
     loss: str = "cross_entropy"
-    """A loss as name,key=value,... (--list-losses shows all) or an own one: my_module.my_loss,alpha=0.3."""
+    """A loss as name,key=value,... or your own: my_module.my_loss,alpha=0.3; transforms follow after a +:
+    focal,gamma=2+label_smoothing,alpha=0.1 (--list loss, transform)."""
     seed: int = 0
     """Seed of initial weights, order, augmentation, dropout, wrong labels and left out images."""
     label_noise: float = 0.0
-    """Share of the training labels made wrong, in [0, 1), of classes that err; validation and test stay right."""
+    """Short for +label_noise,rate=... on the data set: share of the training labels made wrong, in [0, 1)."""
     long_tail: float = 1.0
-    """How many times more images the first class keeps than the last, exponential between; 1: all."""
+    """Short for +long_tail,factor=...: how many times more images the first class keeps than the last; 1: all."""
     fraction: float = 1.0
-    """Share of the training images of each class that is used, in (0, 1]."""
+    """Short for +fraction,share=...: share of the training images of each class that is used, in (0, 1]."""
 
     workdir: str | None = None
     """Run folder, also gs://BUCKET/FOLDER. None: runs/DATASET-MODEL-LOSS-seedN."""
@@ -242,27 +208,41 @@ class Config(Training):
         _require(self, "label_noise", 0 <= self.label_noise < 1, "must lie in [0, 1)")
         _require(self, "long_tail", 1 <= self.long_tail < math.inf, "must be finite and at least 1")
         _require(self, "fraction", 0 < self.fraction <= 1, "must lie in (0, 1]")
+        if self.noise and not self.label_noise:
+            raise InputError(f"--noise {self.noise} has no effect without --label-noise")
         _require(self, "seed", 0 <= self.seed < 2**32, "must lie in [0, 2**32)")
         _require(self, "keep", self.keep >= 1, "must be at least 1")
         _require(self, "checkpoint_steps", self.checkpoint_steps >= 0, "must be at least 0")
         _require(self, "test_on", self.test_on == "last" or self.validation > 0, "best needs validation above 0")
 
+    def corrupted_dataset(self) -> str:
+        """The data set's spec, the short forms of corruptions written out."""
+        noise = {"rate": self.label_noise} | ({"kind": self.noise} if self.noise else {})
+        short = {
+            "fraction": {"share": self.fraction} if self.fraction < 1 else {},
+            "long_tail": {"factor": self.long_tail} if self.long_tail > 1 else {},
+            "label_noise": noise if self.label_noise else {},
+        }
+        written = [str(spec.Spec(name, keywords)) for name, keywords in short.items() if keywords]
+        return "+".join([self.dataset, *written])
+
     @classmethod
     def from_json(cls, values: dict) -> Config:
-        """The configuration that `to_json` described.
+        """The configuration that `to_json` described; a field that it lacks, as it is newer, is at its default.
 
         Raises:
-          InputError: a field is missing or unknown.
+          InputError: a field that this version does not know, or of another type.
         """
-        fields = {f.name for f in dataclasses.fields(cls)}
-        if set(values) != fields:
+        values = {name: value for name, value in values.items() if name != "written"}
+        if strange := set(values) - {f.name for f in dataclasses.fields(cls)}:
             raise InputError(
-                f"the stored configuration does not fit this version of cnnlab: {sorted(set(values) ^ fields)} differ"
+                f"the stored configuration is of another version of cnnlab, this one does not know {sorted(strange)}; "
+                "use that version, or train again"
             )
         typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
             return cls(**typed)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise InputError(f"the stored configuration is damaged: {error}") from error
 
 
@@ -270,16 +250,3 @@ def _require(config: Training, field: str, holds: object, wanted: str) -> None:
     if not holds:
         flag = "--" + field.replace("_", "-")
         raise InputError(f"{flag} {wanted}, got {getattr(config, field)}")
-
-
-def conflicts(stored: dict, wanted: Config) -> list[str]:
-    """The fields in which a run folder's configuration forbids going on with `wanted`, as 'name: stored -> wanted'.
-
-    More epochs are no conflict under a constant schedule: every step already taken stays as it was.
-    """
-    new = wanted.to_json()
-    free = set(FREE_ON_RESUME)
-    if stored.get("schedule") == "constant" and new["epochs"] >= stored.get("epochs", math.inf):
-        free.add("epochs")
-    new |= dict.fromkeys(stored.keys() - new.keys())  # fields of another version of cnnlab
-    return [f"{k}: {stored.get(k)} -> {v}" for k, v in new.items() if k not in free and stored.get(k) != v]

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+MOST_NAMED = 60  # names that a message lists
+
 
 class InputError(ValueError):
     """What was asked for cannot be done as asked. The message says what was wanted, what was got and what to do."""
@@ -38,4 +40,5 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" did you mean '{near[0]}'?" if near else ""
-    return InputError(f"unknown {kind} '{name}':{hint} Known: {', '.join(known)}.")
+    every = f" Known: {', '.join(known)}." if len(known) <= MOST_NAMED else "" if hint else f" {len(known)} are known."
+    return InputError(f"unknown {kind} '{name}':{hint}{every}")

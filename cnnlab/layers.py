@@ -1,7 +1,7 @@
 """Convolution and pooling in the formulation that is fast on the platform at hand; dropout; sizes.
 
-`nn.Conv` takes the function that convolves as an argument. `convolution(formulation)` gives that function, so the
-layer, its parameters' names and shapes, and so its checkpoints are flax's own in every formulation:
+`nn.Conv` takes the function that convolves as an argument. `Convolution(formulation)` is that function, so the layer,
+its parameters' names and shapes, and so its checkpoints are flax's own in every formulation:
 
 - native: lax.conv_general_dilated, for GPU and TPU, whose compilers have kernels for it and its gradients.
 - blocked: for CPU, where XLA has a quick kernel for a convolution of NHWC with HWIO and for nothing else nearby. Both
@@ -14,7 +14,8 @@ layer, its parameters' names and shapes, and so its checkpoints are flax's own i
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -33,38 +34,46 @@ FORMULATIONS = ("native", "blocked")
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-def convolution(formulation: str, max_pool: int = 1) -> Callable:
-    """The function for `nn.Conv(..., conv_general_dilated=...)`, with the max pooling that follows.
+@dataclass(frozen=True)
+class Convolution:
+    """The function for `nn.Conv(..., conv_general_dilated=...)`, with the max pooling that follows if there is one.
 
     The layer's bias is then added to what pooling leaves: the same numbers, as maxima commute with adding a constant.
 
-    Args:
+    Attributes:
       formulation: native or blocked. Blocked covers two-dimensional kernels of any size under any padding, at stride 1
         without dilation or groups; anything else falls back to native. It has no forward-mode derivative (jax.jvp).
       max_pool: side and stride of the pooling windows; 1 for none.
 
-    Returns:
-      (x float[B, H, W, C], kernel float[h, w, C, D], strides, padding, ...) -> float[B, H', W', D], as
-      lax.conv_general_dilated.
-
     Raises:
       ValueError: another formulation.
     """
-    _check(formulation)
-    pool = functools.partial(max_pooling, side=max_pool, formulation=formulation)
 
-    def convolve(lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Any, **options: Any):
-        if formulation == "native" or not _covered(lhs, window_strides, **options):
-            return pool(lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options))
+    formulation: str = "native"
+    max_pool: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self.formulation)
+
+    def pooled(self, side: int) -> Convolution:
+        """The same convolution, followed by max pooling."""
+        return Convolution(self.formulation, side)
+
+    def __call__(
+        self, lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Any, **options: Any
+    ) -> jax.Array:
+        """x float[B, H, W, C], kernel float[h, w, C, D] -> float[B, H', W', D], as lax.conv_general_dilated."""
+        if self.formulation == "native" or not _covered(lhs, window_strides, **options):
+            convolved = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+            return max_pooling(convolved, self.max_pool, self.formulation)
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
         rows, columns = (tuple(map(int, pad)) for pad in padding)
         size = [n + sum(pad) - k + 1 for n, pad, k in zip(lhs.shape[1:], (rows, columns), rhs.shape, strict=False)]
-        if len(lhs) == 0 or min(size) < max_pool:  # nothing comes out: no blocks to go through
-            return pool(lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options))
-        return _conv_pool(lhs, rhs, (rows, columns), max_pool)
-
-    return convolve
+        if len(lhs) == 0 or min(size) < self.max_pool:  # nothing comes out: no blocks to go through
+            convolved = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+            return max_pooling(convolved, self.max_pool, self.formulation)
+        return _conv_pool(lhs, rhs, (rows, columns), self.max_pool)
 
 
 def max_pooling(x: jax.Array, side: int, formulation: str) -> jax.Array:
@@ -239,13 +248,14 @@ class Dropout(nn.Module):
     """
 
     rate: float
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, axis_name: str | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """x: float[B, ...] -> float[B, ...]; the identity unless `train`."""
         if not train or self.rate == 0:
             return x
-        keys = example_keys(self.make_rng("dropout"), x.shape[0], axis_name)
+        keys = example_keys(self.make_rng("dropout"), x.shape[0], self.axis_name)
         kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
         return jnp.where(kept, x / (1 - self.rate), jnp.zeros_like(x))
 

@@ -186,7 +186,7 @@ def fit(
             row = _row(seen, epoch, number, number - first, time.monotonic() - started, plan)
             if validate is not None:
                 result: Any = validate(state)
-                for name in ("loss", "accuracy", "nll", "brier", "ece"):
+                for name in metrics.numbers(result[0] if isinstance(result, list) else result):
                     each = [seed[name] for seed in result] if isinstance(result, list) else result[name]
                     row[f"validation_{name}"] = each
             history.append(row)
@@ -231,7 +231,7 @@ def _finite(totals: Any, plan: Plan, checkpoints: Checkpoints | None) -> Any:
     epoch = bad // plan.steps_per_epoch + 1
     raise Diverged(
         f"the loss or the parameters are not finite after step {bad + 1} (epoch {epoch}); {good}. "
-        f"Try a lower --learning-rate, --warmup-epochs or --clip-norm{where}",
+        f"Try a lower --learning-rate, --schedule cosine,warmup=1 or --clip-norm{where}",
         seen["bad_step"],
     )
 
@@ -271,6 +271,7 @@ def evaluate(
     batches: Iterable[Any],
     console: Console | None = None,
     seeds: int | None = None,
+    own: Sequence[metrics.Metric] = (),
 ) -> Any:
     """Metrics of a whole data set.
 
@@ -280,6 +281,7 @@ def evaluate(
       batches: padded, with masks (`data.feed.in_order`).
       console: shows progress; None shows nothing.
       seeds: how many the state holds along a leading axis; None for one state without it.
+      own: metrics besides those that are always measured.
 
     Returns:
       `metrics.summarise`; with seeds a list of them.
@@ -293,5 +295,5 @@ def evaluate(
             advance()
     parts += parallel.fetch(list(waiting))
     if seeds is None:
-        return metrics.summarise(parts)
-    return [metrics.summarise([{k: v[i] for k, v in part.items()} for part in parts]) for i in range(seeds)]
+        return metrics.summarise(parts, own)
+    return [metrics.summarise([{k: v[i] for k, v in part.items()} for part in parts], own) for i in range(seeds)]

@@ -1,14 +1,17 @@
 """Flax linen modules: uint8 images, normalised to float[B, H, W, C], become logits float32[B, K].
 
-`dtype` is the type of the computation (None: that of inputs and parameters); parameters and logits stay float32.
-`formulation` is how layers.py convolves and pools; it changes no parameter, and values by rounding only.
-`axis_name` is the axis over devices inside a step that each of them runs, for batch norm and dropout.
+A model is `(num_classes, **hyperparameters) -> nn.Module`, whose `__call__(images, *, train)` gives logits
+float32[B, K]. It may ask for what the run supplies, by the name of a field: `dtype`, the type of the computation (None:
+that of inputs and parameters; parameters and logits stay float32); `head`, linear or cosine, as the loss wants it;
+`conv`, for `nn.Conv(conv_general_dilated=...)`, which is quick on the devices at hand; `axis_name`, the mesh axis that
+shares the batch in training, for batch norm and dropout. Two attributes of its class say more: `init_images`, how many
+training images `init` sees (else one of zeros), and `cpu_images`, the fewest images that are worth a CPU device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,10 +20,21 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
-from cnnlab.layers import NHWC, Dropout, average_pooling, conv_output_size, convolution, max_pooling
+from cnnlab.errors import unknown
+from cnnlab.layers import NHWC, Convolution, Dropout, average_pooling, conv_output_size, max_pooling
 from cnnlab.softmax import as_float
 
-__all__ = ["ACTIVATIONS", "CNN", "MLP", "AirNet", "CosineHead", "SoftmaxRegression", "conv_output_size"]
+__all__ = [
+    "ACTIVATIONS",
+    "CNN",
+    "HEADS",
+    "MLP",
+    "MODELS",
+    "AirNet",
+    "CosineHead",
+    "SoftmaxRegression",
+    "conv_output_size",
+]
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": nn.relu,
@@ -29,12 +43,20 @@ ACTIVATIONS: dict[str, Callable] = {
     "tanh": nn.tanh,
 }
 INCREASING = ("relu", "tanh")  # maxima commute with these, so pooling may come first and leave them a quarter
+CPU_IMAGES = 32  # the fewest images of a convolutional network that are worth a CPU device
+DENSE_CPU_IMAGES = 2**31  # a dense network's step is over before two of them have agreed (mlp: 0.73 of one's speed)
+
+
+def _named(kind: str, name: str, table: Mapping[str, Any]) -> Any:
+    if name not in table:
+        raise unknown(kind, str(name), table)
+    return table[name]
 
 
 class CosineHead(nn.Module):
     """Logits that are cosines, in [-1, 1]: of the angle between the features and each class's weight vector.
 
-    The losses on cosines (cosine_softmax, cosface, arcface, ldam) are made for it; they bring the scale.
+    Losses that carry the mark `head = "cosine"` are made for it; they bring the scale.
     """
 
     num_classes: int = 10
@@ -53,17 +75,24 @@ HEADS: dict[str, Callable] = {"linear": nn.Dense, "cosine": CosineHead}
 
 
 class SoftmaxRegression(nn.Module):
-    """One weight vector per class: logits = x W + b over the flattened image."""
+    """One weight vector per class: logits = x W + b over the flattened image.
+
+    Args:
+      head: linear or cosine.
+    """
 
     num_classes: int = 10
     dtype: Any = None
     head: str = "linear"
 
+    cpu_images = DENSE_CPU_IMAGES
+
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False, axis_name: str | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """x: float[B, H, W, C] -> float32[B, K]."""
-        del train, axis_name
-        return as_float(HEADS[self.head](self.num_classes, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
+        del train
+        head = _named("head", self.head, HEADS)
+        return as_float(head(self.num_classes, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
 
 
 class _Norm(nn.Module):
@@ -71,18 +100,27 @@ class _Norm(nn.Module):
 
     enabled: bool
     dtype: Any
+    axis_name: str | None
 
     @nn.compact
-    def __call__(self, x, *, train, axis_name):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         if not self.enabled:
             return x
         return nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, dtype=self.dtype, axis_name=axis_name if train else None
+            use_running_average=not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name if train else None
         )(x)
 
 
 class MLP(nn.Module):
-    """Dense layers over the flattened image."""
+    """Dense layers over the flattened image.
+
+    Args:
+      hidden: in [1, inf), units of each hidden layer.
+      batch_norm: batch normalisation after each hidden layer.
+      dropout: in [0, 1), share of hidden units dropped in training.
+      activation: relu, gelu, silu or tanh.
+      head: linear or cosine.
+    """
 
     num_classes: int = 10
     hidden: Sequence[int] = (128,)
@@ -91,24 +129,37 @@ class MLP(nn.Module):
     activation: str = "relu"
     dtype: Any = None
     head: str = "linear"
+    axis_name: str | None = None
+
+    cpu_images = DENSE_CPU_IMAGES
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False, axis_name: str | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """x: float[B, ...] -> float32[B, K]."""
         x = x.reshape(x.shape[0], -1)
+        activation = _named("activation", self.activation, ACTIVATIONS)
         for units in self.hidden:
             # A bias in front of batch norm has no effect but rounding noise for a gradient.
             x = nn.Dense(units, use_bias=not self.batch_norm, dtype=self.dtype)(x)
-            x = _Norm(self.batch_norm, self.dtype)(x, train=train, axis_name=axis_name)
-            x = ACTIVATIONS[self.activation](x)
-            x = Dropout(self.dropout)(x, train=train, axis_name=axis_name)
-        return HEADS[self.head](self.num_classes)(as_float(x))
+            x = _Norm(self.batch_norm, self.dtype, self.axis_name)(x, train=train)
+            x = activation(x)
+            x = Dropout(self.dropout, self.axis_name)(x, train=train)
+        return _named("head", self.head, HEADS)(self.num_classes)(as_float(x))
 
 
 class CNN(nn.Module):
     """The seed network: (conv 3x3, activation, pool 2) for each width, then the dense layers of an MLP.
 
     With the defaults on 32x32x3 it has 545,098 parameters.
+
+    Args:
+      widths: in [1, inf), channels of each convolution, at least one.
+      hidden: in [1, inf), units of each hidden dense layer.
+      batch_norm: batch normalisation after each convolution and hidden dense layer.
+      dropout: in [0, 1), share of hidden dense units dropped in training.
+      pool: max or average.
+      activation: relu, gelu, silu or tanh.
+      head: linear or cosine.
     """
 
     num_classes: int = 10
@@ -120,24 +171,31 @@ class CNN(nn.Module):
     activation: str = "relu"
     dtype: Any = None
     head: str = "linear"
-    formulation: str = "native"
+    conv: Convolution = Convolution()
+    axis_name: str | None = None
+
+    cpu_images = CPU_IMAGES
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False, axis_name: str | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """x: float[B, H, W, C] -> float32[B, K]."""
-        pool = {"max": partial(max_pooling, formulation=self.formulation), "average": average_pooling}[self.pool]
+        if not self.widths:
+            raise ValueError("widths must name at least one convolution")
+        pools = {"max": partial(max_pooling, formulation=self.conv.formulation), "average": average_pooling}
+        pool, activation = _named("pool", self.pool, pools), _named("activation", self.activation, ACTIVATIONS)
         pool_first = self.pool == "max" and not self.batch_norm and self.activation in INCREASING
-        convolve = convolution(self.formulation, max_pool=2 if pool_first else 1)
+        convolve = self.conv.pooled(2 if pool_first else 1)
         for width in self.widths:  # [B, h, w, c] -> [B, h/2, w/2, width]
             bias = not self.batch_norm
             x = nn.Conv(width, (3, 3), padding=1, use_bias=bias, dtype=self.dtype, conv_general_dilated=convolve)(x)
-            x = _Norm(self.batch_norm, self.dtype)(x, train=train, axis_name=axis_name)
-            x = ACTIVATIONS[self.activation](x)
+            x = _Norm(self.batch_norm, self.dtype, self.axis_name)(x, train=train)
+            x = activation(x)
             x = x if pool_first else pool(x, 2)
         dense = MLP(
-            self.num_classes, self.hidden, self.batch_norm, self.dropout, self.activation, self.dtype, self.head
-        )
-        return dense(x, train=train, axis_name=axis_name)
+            self.num_classes, self.hidden, self.batch_norm, self.dropout, self.activation, self.dtype, self.head,
+            self.axis_name,
+        )  # fmt: skip
+        return dense(x, train=train)
 
 
 class AirNet(nn.Module):
@@ -149,6 +207,12 @@ class AirNet(nn.Module):
     Source: Jordan, 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498; with Muon,
     github.com/KellerJordan/cifar10-airbench, airbench94_muon.py. There the head is x W / D with W of deviation 1 and a
     rate r; here it is x V with V of deviation 1 / D and the rate r / D^2, which takes the same steps.
+
+    Args:
+      widths: in [1, inf), channels of each group of two convolutions.
+      whiten: fit the first layer to the patches of 5,000 training images and fix it, or train it as the others.
+      activation: relu, gelu, silu or tanh.
+      head: linear or cosine.
     """
 
     num_classes: int = 10
@@ -157,13 +221,17 @@ class AirNet(nn.Module):
     activation: str = "gelu"
     dtype: Any = None
     head: str = "linear"
-    formulation: str = "native"
+    conv: Convolution = Convolution()
+    axis_name: str | None = None
+
+    init_images = 5_000
+    cpu_images = CPU_IMAGES
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False, axis_name: str | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """x: float[B, H, W, C] -> float32[B, K]."""
-        plain, pooled = (convolution(self.formulation, max_pool=side) for side in (1, 2))
-        activation, channels = ACTIVATIONS[self.activation], 8 * x.shape[-1]
+        plain, pooled = (self.conv.pooled(side) for side in (1, 2))
+        activation, channels = _named("activation", self.activation, ACTIVATIONS), 8 * x.shape[-1]
         if self.whiten:
             kernel = self.variable("batch_stats", "whitening", lambda: whitening(x)).value
             bias = self.param("whitening_bias", uniform, (channels,), jnp.float32, 1 / math.sqrt(4 * x.shape[-1]))
@@ -180,13 +248,21 @@ class AirNet(nn.Module):
                 )(x)  # fmt: skip
                 x = nn.BatchNorm(
                     use_running_average=not train, momentum=0.6, epsilon=1e-12, use_scale=False, dtype=self.dtype,
-                    axis_name=axis_name if train else None,
+                    axis_name=self.axis_name if train else None,
                 )(x)  # fmt: skip
                 x = activation(x)
         x = jnp.max(x, (1, 2))
         if self.head == "linear":
             return as_float(nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, kernel_init=small_head)(x))
-        return HEADS[self.head](self.num_classes, dtype=self.dtype)(x)
+        return _named("head", self.head, HEADS)(self.num_classes, dtype=self.dtype)(x)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "cnn": CNN,
+    "mlp": MLP,
+    "softmax_regression": SoftmaxRegression,
+    "airnet": AirNet,
+}
 
 
 def whitening(images: jax.Array, eps: float = 5e-4) -> jax.Array:

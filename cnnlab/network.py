@@ -2,71 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from cnnlab import augment, cache, checkpoint, models, optim, parallel, run_folder, storage, train
+from cnnlab import augment, cache, checkpoint, parallel, run_folder, storage, train
 from cnnlab.config import CHOICES, Config
-from cnnlab.data import source
+from cnnlab.data.dataset import Dataset
 from cnnlab.errors import InputError, unknown
-from cnnlab.losses.spec import on_cosines
+from cnnlab.layers import Convolution
+from cnnlab.parts import Parts, resolve
+from cnnlab.softmax import as_float
 
 
-def build_model(config: Config, num_classes: int, formulation: str = "native") -> Any:
-    """The linen module of a configuration; `formulation` as `parallel.Layout` says for its devices."""
-    dtype = models.model_dtype(config.compute_dtype)
-    head = config.head if config.head != "auto" else "cosine" if on_cosines(config.loss) else "linear"
-    if config.model == "softmax_regression":
-        return models.SoftmaxRegression(num_classes, dtype, head)
-    activation = {"auto": "gelu" if config.model == "airnet" else "relu"}.get(config.activation, config.activation)
-    if config.model == "airnet":
-        widths = config.widths or models.AirNet.widths
-        return models.AirNet(num_classes, widths, config.whiten, activation, dtype, head, formulation)
-    dense = (config.hidden, config.batch_norm, config.dropout)
-    if config.model == "mlp":
-        return models.MLP(num_classes, *dense, activation, dtype, head)
-    widths = config.widths or models.CNN.widths
-    return models.CNN(num_classes, widths, *dense, config.pool, activation, dtype, head, formulation)
-
-
-def build_optimizer(config: Config, steps_per_epoch: int, peak: Any = None) -> Any:
-    """The Optax chain of a configuration, with its schedule; `peak` in place of its learning rate may be traced."""
-    warmup, total = round(config.warmup_epochs * steps_per_epoch), steps_per_epoch * config.epochs
+def build_optimizer(
+    config: Config, parts: Parts, steps_per_epoch: int, peak: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a run under its schedule; `peak` in place of its learning rate may be traced."""
     peak = config.learning_rate if peak is None else peak
-    if config.optimizer == "muon":
-        early = min(round(config.whitening_epochs * steps_per_epoch), total)
-        rates = {
-            name: (peak, optim.schedule(config.schedule, peak, total, warmup))
-            for name, peak in (("filters", peak), ("head", config.head_rate), ("biases", config.bias_rate))
-        }
-        falling = optim.schedule("linear", config.bias_rate if early else 0.0, early)
-        rates["whitening_bias"] = config.bias_rate, falling
-        return optim.muon(
-            rates,
-            filter_momentum=config.filter_momentum,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-            clip_norm=config.clip_norm,
-            dtype=models.model_dtype(config.compute_dtype) or jnp.float32,
-        )
-    rate = optim.schedule(config.schedule, peak, total, warmup)
-    return optim.optimizer(
-        config.optimizer,
-        rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-    )
+    tx = parts.build_optimizer(peak, steps_per_epoch * config.epochs, steps_per_epoch, config.compute_dtype)
+    if config.clip_norm is None:
+        return tx
+    return optax.with_extra_args_support(optax.chain(optax.clip_by_global_norm(config.clip_norm), tx))
 
 
 def run_keys(config: Config, seeds: Sequence[int] | None = None) -> jax.Array:
@@ -101,51 +68,72 @@ def initial_state(
     images = jnp.zeros((1, *image_shape)) if images is None else images
     try:
         state = _initial(model, tx, key, images)
+    except InputError:
+        raise
     except (ValueError, ZeroDivisionError) as error:
         raise InputError(f"the model does not fit images of {image_shape}: {str(error).splitlines()[0]}") from error
     # Newer JAX initialises a layer on nothing without a word; the network would not see the images.
     if not all(leaf.size for leaf in jax.tree.leaves(state.params)):
-        raise InputError(
-            f"the model does not fit images of {image_shape}: pooling leaves no pixel; take fewer --widths"
-        )
+        raise InputError(f"the model does not fit images of {image_shape}: pooling leaves no pixel; take fewer widths")
     return state
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _initial(model: Any, tx: Any, key: jax.Array, images: jax.Array) -> train.TrainState:
-    one = lambda key: train.create_state(model.init(key, images), tx)
+    one = lambda key: train.create_state(model.init(key, images, train=False), tx)
     return (jax.vmap(one) if key.ndim else one)(key)
 
 
-def apply_for_training(model: Any) -> Callable:
-    """(params, batch_stats, images float[B, H, W, C], key, axis_name) -> logits, new batch_stats."""
+def apply_for_training(model: nn.Module, features: bool = False) -> Callable:
+    """(params, batch_stats, images float[B, H, W, C], key) -> logits, new batch_stats, features (None: not wanted)."""
 
-    def apply_fn(params, batch_stats, images, key, axis_name):
-        logits, changed = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            axis_name=axis_name,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        return logits, changed.get("batch_stats", batch_stats)
+    def apply_fn(params: Any, batch_stats: Any, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Any, Any]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        with captured(features) as last:
+            logits, changed = model.apply(variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+        return as_float(logits), changed.get("batch_stats", batch_stats), last.get("input")
 
     return apply_fn
 
 
-def apply_for_evaluation(model: Any, mean: np.ndarray, std: np.ndarray, views: str = "one") -> Callable:
-    """(params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K]; the mean over `augment.views`."""
+def apply_for_evaluation(
+    model: nn.Module, mean: np.ndarray, std: np.ndarray, views: str = "one", features: bool = False
+) -> Callable:
+    """(params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K], features if wanted, else None.
 
-    def apply_fn(params, batch_stats, images):
+    Both are the mean over `augment.averaged_views`.
+    """
+
+    def apply_fn(params: Any, batch_stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        def seen(images: jax.Array) -> tuple[jax.Array, Any]:
+            with captured(features) as last:
+                logits: Any = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
+            return as_float(logits), last.get("input")
+
         normal = augment.normalise(images, *statistics(mean, std))
-        logits = lambda images: model.apply({"params": params, "batch_stats": batch_stats}, images)
         if views == "one":
-            return logits(normal)
-        seen, weights = augment.views(normal, views)
-        return jnp.tensordot(weights, jax.lax.map(logits, seen), 1)
+            return seen(normal)
+        each, weights = augment.averaged_views(normal, views)
+        return jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), jax.lax.map(seen, each))
 
     return apply_fn
+
+
+@contextlib.contextmanager
+def captured(wanted: bool) -> Iterator[dict[str, Any]]:
+    """Catch the input of the last layer that a model calls in the body: the features, under "input"."""
+    last: dict[str, Any] = {}
+    if not wanted:
+        yield last
+        return
+
+    def intercept(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        if context.method_name == "__call__" and context.module.path and args:  # not the model itself
+            last["input"] = args[0]
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        yield last
 
 
 def statistics(mean: np.ndarray, std: np.ndarray) -> tuple[jax.Array, jax.Array]:
@@ -160,26 +148,28 @@ class Trained:
 
     Attributes:
       config: of the run.
+      parts: of it.
       facts: about its data (`Experiment.facts`).
-      apply_fn: (params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K].
+      apply_fn: (params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K], features.
       state: the weights.
       step: after how many steps.
     """
 
     config: Config
+    parts: Parts
     facts: dict[str, Any]
     apply_fn: Callable
     state: train.TrainState
     step: int
 
 
-def load(path: Path, weights: str = "last", formulation: str | None = None) -> Trained:
+def load(path: Path, weights: str = "last", conv: Convolution | None = None) -> Trained:
     """The network of a run folder, on one device; the run may still be going on.
 
     Args:
       path: the run folder.
       weights: last or best (on validation).
-      formulation: of its convolutions; None for that of the default devices.
+      conv: how it convolves; None for the way of the default devices.
 
     Raises:
       InputError: no run there, no checkpoint yet, or none that verifies.
@@ -188,8 +178,10 @@ def load(path: Path, weights: str = "last", formulation: str | None = None) -> T
         raise unknown("weights", weights, CHOICES["test_on"])
     config, facts = run_folder.read(path)
     cache.keep_compilations()
-    model = build_model(config, len(facts["class_names"]), formulation or parallel.layout("jit", 1, 1).formulation)
-    tx = build_optimizer(config, facts["counts"]["train"] // config.batch_size)
+    parts, classes = resolve(config), len(facts["class_names"])
+    conv = conv or Convolution(parallel.layout("jit", 1, 1).formulation)
+    model = parts.build_model(classes, config.compute_dtype, conv)
+    tx = build_optimizer(config, parts, facts["counts"]["train"] // config.batch_size)
     state = initial_state(model, tx, jax.random.key(0), tuple(facts["image_shape"]))
     with checkpoint.Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
         found = checkpoints.restore(
@@ -199,17 +191,18 @@ def load(path: Path, weights: str = "last", formulation: str | None = None) -> T
         raise InputError(f"{path} holds no checkpoint yet")
     if weights == "best" and found.metric is None:
         raise InputError(f"{path} holds no checkpoint with a validation accuracy, so none is best; use --weights last")
-    apply_fn = apply_for_evaluation(model, np.array(facts["mean"]), np.array(facts["std"]), config.test_views)
-    return Trained(config, facts, apply_fn, found.tree["state"], found.step)
+    mean, std = np.array(facts["mean"]), np.array(facts["std"])
+    apply_fn = apply_for_evaluation(model, mean, std, config.test_views, "features" in parts.loss_asks)
+    return Trained(config, parts, facts, apply_fn, found.tree["state"], found.step)
 
 
-def teacher_fn(config: Config, dataset: source.Dataset, formulation: str | None = None) -> tuple[Callable, str]:
-    """images float or uint8[B, H, W, C] in 0..255 -> {"teacher_logits": float32[B, K]}; and a digest of the weights.
+def teacher_fn(config: Config, dataset: Dataset, conv: Convolution | None = None) -> tuple[Callable, str]:
+    """Images float or uint8[B, H, W, C] in 0..255 -> the teacher's logits float32[B, K]; and a digest of its weights.
 
     Raises:
       InputError: no run there, or one on other classes or images.
     """
-    trained = load(storage.path(config.teacher or ""), formulation=formulation)
+    trained = load(storage.path(config.teacher or ""), conv=conv)
     theirs = trained.facts["class_names"], tuple(trained.facts["image_shape"])
     if theirs != (list(dataset.class_names), tuple(dataset.train.image_shape)):
         raise InputError(f"--teacher {config.teacher} was trained on other classes or images than {config.dataset}")
@@ -217,4 +210,4 @@ def teacher_fn(config: Config, dataset: source.Dataset, formulation: str | None 
     params, batch_stats = jax.device_get((trained.state.params, trained.state.batch_stats))
     leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves((params, batch_stats))]
     weights = hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
-    return lambda images: {"teacher_logits": trained.apply_fn(params, batch_stats, images)}, weights
+    return lambda images: trained.apply_fn(params, batch_stats, images)[0], weights

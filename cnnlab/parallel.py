@@ -106,8 +106,13 @@ class Layout:
         return self.mesh.devices.flat[0].platform
 
     @property
+    def axis_name(self) -> str | None:
+        """The axis over which a step reduces; None on one device."""
+        return None if self.mode == "jit" else AXIS
+
+    @property
     def formulation(self) -> str:
-        """How layers.py shall convolve on these devices."""
+        """How layers.py convolves on these devices."""
         return formulation(self.platform)
 
     def place(self, tree: Any, spec: PartitionSpec = SHARED) -> Any:
@@ -174,7 +179,7 @@ class Layout:
         Returns:
           A function of the same arguments; those in numpy hold this process's part (`whole`).
         """
-        mapped = partial(step, axis_name=None if self.mode == "jit" else AXIS)
+        mapped = partial(step, axis_name=self.axis_name)
         if SEEDS in result:
             mapped = _over_seeds(mapped, [0 if SEEDS in spec else None for spec in specs], self.platform)
         if self.mode == "pmap":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from cnnlab import augment, network, parallel, train
 from cnnlab.config import Config
 from cnnlab.data import feed as feeds
-from cnnlab.losses.spec import loss_from_config
+from cnnlab.layers import Convolution
 from cnnlab.parallel import AXIS, SEEDS, SHARED
-
-FITTED = 5_000  # training images to which airnet's first layer is fitted
-# Colour images whose mirror image is another class, or none: digits and letters (by the start of the name).
-NO_MIRROR = ("svhn", "mnist", "colored_mnist", "omniglot", "cmaterdb")
+from cnnlab.parts import Parts
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,7 @@ class Facts:
       mean, std: float[C], of pixels in 0..255.
       class_counts: int[K], images of each class that are trained on.
       resident: images that every device holds; None when they are streamed.
+      mirror: whether a mirrored image is of the same class.
     """
 
     image_shape: tuple[int, ...]
@@ -40,6 +38,7 @@ class Facts:
     std: np.ndarray
     class_counts: np.ndarray
     resident: int | None
+    mirror: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Program:
       seeds: how many networks it trains; None for one, whose state has no leading axis.
       model: linen module.
       tx: optimizer.
-      loss_fn: (logits, labels, **given) -> float32[B].
+      objective: the loss.
       steps_per_epoch: full batches among the training images.
       dispatch_steps: the most steps that one call takes.
       each: the spec of what every seed has of its own.
@@ -63,7 +62,7 @@ class Program:
     seeds: int | None
     model: Any
     tx: Any
-    loss_fn: Callable
+    objective: train.Objective
     steps_per_epoch: int
     dispatch_steps: int
     each: PartitionSpec
@@ -73,20 +72,22 @@ class Program:
 
 def build(
     config: Config,
+    parts: Parts,
     layout: parallel.Layout,
     facts: Facts,
     seeds: int | None = None,
-    teacher: Callable = lambda images: {},
+    teacher: Callable | None = None,
     whole: bool = False,
 ) -> Program:
     """The train step of a configuration.
 
     Args:
       config: of the run.
+      parts: of it.
       layout: the devices, which may be those of a machine elsewhere.
       facts: about the data.
       seeds: train as many networks together; None: one.
-      teacher: images in 0..255 -> what the loss takes beside logits and labels.
+      teacher: images in 0..255 -> a teacher's logits.
       whole: make one dispatch of all steps of the run.
 
     Raises:
@@ -94,15 +95,19 @@ def build(
     """
     num_classes = len(facts.class_counts)
     steps_per_epoch = int(facts.class_counts.sum()) // config.batch_size
-    loss_fn = loss_from_config(config, num_classes, facts.class_counts)
-    model = network.build_model(config, num_classes, layout.formulation)
-    tx = network.build_optimizer(config, steps_per_epoch)
+    mixed, _ = parts.check_pipeline(num_classes, facts.image_shape, config.batch_size, facts.mirror)
+    label_dtypes = ["float32", "int32"] if mixed else ["int32"]  # validation brings ids
+    loss = parts.build_loss(num_classes, facts.class_counts, label_dtypes)
+    objective = train.Objective(loss, parts.loss_asks, steps_per_epoch * config.epochs, steps_per_epoch, teacher)
+    model = parts.build_model(num_classes, config.compute_dtype, Convolution(layout.formulation), layout.axis_name)
+    tx = network.build_optimizer(config, parts, steps_per_epoch)
+    mean, std = facts.mean, facts.std
     pure = functools.partial(
         train.train_step,
-        apply_fn=network.apply_for_training(model),
-        loss_fn=loss_fn,
-        prepare=prepare_fn(config, facts.mean, facts.std, num_classes),
-        given=lambda images: teacher(augment.pixels(images, *network.statistics(facts.mean, facts.std))),
+        apply_fn=network.apply_for_training(model, "features" in parts.loss_asks),
+        objective=objective,
+        prepare=prepare_fn(parts.pipeline(num_classes, layout.axis_name, facts.mirror), mean, std),
+        pixels=lambda images: augment.pixels(images, *network.statistics(mean, std)),
         loss_scale=1024.0 if config.compute_dtype == "float16" else 1.0,
     )
 
@@ -116,7 +121,9 @@ def build(
     fetch = feeds.as_read if facts.resident is None else functools.partial(feeds.gathered, facts.image_shape)
 
     def fed_steps(state, totals, data, items, count, key, rate, *, axis_name):
-        tx = network.build_optimizer(config, steps_per_epoch, rate)  # the rate is data: one program for all of them
+        tx = network.build_optimizer(
+            config, parts, steps_per_epoch, rate
+        )  # the rate is data: one program for all of them
 
         def one(i, carry):
             item = jax.tree.map(lambda x: x[i], items)
@@ -133,17 +140,15 @@ def build(
     def arguments() -> tuple[Any, ...]:
         leading = () if seeds is None else (seeds,)
         key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), leading) if leading else jax.random.key(0))
-        fitted = min(FITTED, facts.resident or FITTED) if config.model == "airnet" else 1
-        images = jax.ShapeDtypeStruct((fitted, *facts.image_shape), jnp.float32)
+        seen = min(parts.init_images, facts.resident or parts.init_images) or 1
+        images = jax.ShapeDtypeStruct((seen, *facts.image_shape), jnp.float32)
         initial = lambda key, images: network.initial_state(model, tx, key, facts.image_shape, images)
         state = jax.eval_shape(initial, key, images)
         totals = jax.eval_shape(functools.partial(train.zero_totals, seeds=leading))
         of = lambda dtype, *shape: jax.ShapeDtypeStruct((*leading, at_once, config.batch_size, *shape), dtype)
         items = {"image": of(jnp.int32), "label": of(jnp.int32)}
         if facts.resident is None:
-            items["image"] = of(jnp.uint8, *facts.image_shape)
-        if config.flip == "alternating":
-            items["mirrored"] = of(jnp.bool_)
+            items |= {"image": of(jnp.uint8, *facts.image_shape), "index": of(jnp.int32)}
         flat = facts.resident, math.prod(facts.image_shape)
         data = jax.ShapeDtypeStruct(flat, jnp.uint8) if facts.resident else ()
         rate = jax.ShapeDtypeStruct(leading, jnp.float32)
@@ -154,36 +159,22 @@ def build(
         return tuple(jax.tree.map(place(spec), tree) for tree, spec in zip(shapes, specs, strict=True))
 
     return Program(
-        layout, seeds, model, tx, loss_fn, steps_per_epoch, at_once, each,
+        layout, seeds, model, tx, objective, steps_per_epoch, at_once, each,
         layout.compile(fed_steps, specs, each, donate=(0,)), arguments,
     )  # fmt: skip
 
 
-def flips(config: Config, channels: int) -> bool:
-    """Whether training images are mirrored: as asked, or for colour images that are not digits or letters."""
-    if config.flip != "auto":
-        return config.flip == "on"
-    return channels == 3 and not config.dataset.startswith(NO_MIRROR)
+def prepare_fn(operations: Sequence[augment.Operation], mean: np.ndarray, std: np.ndarray) -> Callable:
+    """(batch, key of the step, key of the run, axis_name) -> the batch normalised, and augmented by the operations."""
 
-
-def prepare_fn(config: Config, mean: np.ndarray, std: np.ndarray, num_classes: int) -> Callable:
-    """(key, batch, axis_name) -> augmented, normalised images float[B, H, W, C] and labels (mixup: distributions)."""
-    mirrored = flips(config, len(mean))
-
-    def prepare(key, batch, axis_name):
-        images, labels = augment.normalise(batch["image"], *network.statistics(mean, std)), batch["label"]
-        keys = lambda place: parallel.example_keys(jax.random.fold_in(key, place), len(labels), axis_name)
-        if config.flip == "alternating":
-            images = augment.mirror(images, batch["mirrored"])
-        elif mirrored:
-            images = augment.flip(keys(0), images)
-        if config.crop:
-            images = augment.crop(keys(1), images, config.crop, config.crop_padding)
-        if config.cutout:
-            images = augment.cutout(keys(2), images, config.cutout)
-        if config.mixup:
-            targets = jax.nn.one_hot(labels, num_classes, dtype=images.dtype)
-            return augment.mixup(jax.random.fold_in(key, 3), images, targets, config.mixup, axis_name)
-        return images, labels
+    def prepare(batch: augment.Batch, key: jax.Array, run_key: jax.Array, axis_name: str | None) -> augment.Batch:
+        images = augment.normalise(batch["image"], *network.statistics(mean, std))
+        return augment.apply(operations, batch | {"image": images}, key, run_key, axis_name)
 
     return prepare
+
+
+def needs_axis(parts: Parts, layout: parallel.Layout, state: train.TrainState) -> bool:
+    """Whether a model's batch statistics are those of each device alone, as it does not take the axis over them."""
+    shared = layout.mesh.shape[AXIS] > 1 and bool(jax.tree.leaves(state.batch_stats))
+    return shared and not parts.model.asks("axis_name")

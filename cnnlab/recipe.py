@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,16 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import PartitionSpec
 
-from cnnlab import augment, cache, loop, network, parallel, program, run_folder, train
+from cnnlab import augment, cache, contracts, loop, metrics, network, parallel, program, run_folder, train
 from cnnlab.config import Config
 from cnnlab.console import Console
-from cnnlab.data import conditions, order, source
+from cnnlab.data import dataset as datasets
 from cnnlab.data import feed as feeds
+from cnnlab.data import order, source
 from cnnlab.errors import InputError
-from cnnlab.losses.spec import loss_from_config, needs_teacher
+from cnnlab.layers import Convolution
 from cnnlab.parallel import AXIS, BATCH, SEEDS
+from cnnlab.parts import Parts, resolve
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Experiment:
     """Everything a run needs, built from its configuration.
 
     Attributes:
+      parts: of the configuration.
       layout: the devices.
       state, totals: before the first step, placed; with seeds, each leaf has a leading axis for them.
       steps_per_epoch: full batches among the training images.
@@ -39,9 +44,11 @@ class Experiment:
       logits: (params, batch_stats, batch) -> float32[B, K]; compiled.
       test: the test split's batches.
       facts: JSON facts about the data: digest, class_names, mean, std, image_shape, counts.
+      metrics: the user's own, besides those that are always measured.
       feed: resident or streaming.
     """
 
+    parts: Parts
     layout: parallel.Layout
     state: train.TrainState
     totals: Any
@@ -55,6 +62,7 @@ class Experiment:
     logits: Callable
     test: Callable[[], Iterator[Any]]
     facts: dict[str, Any]
+    metrics: tuple[metrics.Metric, ...]
     feed: str
 
 
@@ -80,42 +88,44 @@ def build(
     """
     cache.keep_compilations()
     together = None if seeds is None else len(seeds)
-    devices = layout(config, together)
+    parts = resolve(config)
+    devices = layout(config, parts, together)
     rows = devices.own(config.batch_size, AXIS)  # of a batch, that this process feeds
     network.run_keys(config, seeds)  # refuse them before the data is read
-    dataset = source.open_dataset(config.dataset, config.data_dir, config.image_size)
-    loss_from_config(config, dataset.num_classes, np.ones(dataset.num_classes))  # refuse it before the data is read
+    dataset = parts.open_dataset(config.data_dir, config.image_size)
+    check_parts(config, parts, dataset)
     teacher, teacher_digest = (
-        network.teacher_fn(config, dataset, devices.formulation) if needs_teacher(config) else (lambda images: {}, None)
+        network.teacher_fn(config, dataset, Convolution(devices.formulation)) if parts.needs_teacher else (None, None)
     )
-    check_sizes(config, dataset.train.image_shape)
-    images, summary, own, held_out, counts, feed_of = _data(config, dataset, console, devices)
+    images, summary, own, held_out, counts, feed_of = _data(config, parts, dataset, console, devices)
     mean, std = summary.mean_std(own)  # of all training images, whichever of them are used: the same under conditions
     read = dataset.train.read if images is None else lambda at: {"image": images[at], "label": summary.labels[at]}
-    patches = None
-    if config.model == "airnet":  # fits its first layer to them, the same whatever the seed
-        first = read(own[: program.FITTED])["image"]
-        patches = augment.normalise(jnp.asarray(first), *network.statistics(mean, std))
+    first_images = None
+    if parts.init_images:  # what the model fits itself to, the same whatever the seed
+        first = read(own[: parts.init_images])["image"]
+        first_images = augment.normalise(jnp.asarray(first), *network.statistics(mean, std))
     resident = None if images is None else len(images)
-    about = program.Facts(dataset.train.image_shape, mean, std, counts, resident)
-    built = program.build(config, devices, about, together, teacher, whole)
+    about = program.Facts(dataset.train.image_shape, mean, std, counts, resident, dataset.mirror)
+    built = program.build(config, parts, devices, about, together, teacher, whole)
     model, each, at_once = built.model, built.each, built.dispatch_steps
-    data = devices.place(feed_of(seeds).data)
+    data, own_metrics = devices.place(feed_of(seeds).data), parts.build_metrics()
+    features = "features" in parts.loss_asks
 
     @functools.cache
     def evaluating(views: str) -> Callable:
-        apply_fn = network.apply_for_evaluation(model, mean, std, views)
-        evaluation = functools.partial(train.eval_step, apply_fn=apply_fn, loss_fn=built.loss_fn, given=teacher)
+        apply_fn = network.apply_for_evaluation(model, mean, std, views, features)
+        evaluation = functools.partial(train.eval_step, apply_fn=apply_fn, objective=built.objective, own=own_metrics)
         return devices.compile(evaluation, (each, each, BATCH), each)
 
     apply_fn = network.apply_for_evaluation(model, mean, std, config.test_views)
-    logits_fn = lambda params, batch_stats, batch, axis_name: apply_fn(params, batch_stats, batch["image"])
+    logits_fn = lambda params, batch_stats, batch, axis_name: apply_fn(params, batch_stats, batch["image"])[0]
     logits = devices.compile(logits_fn, (each, each, BATCH), PartitionSpec(*each, AXIS))
 
     def validate(state: train.TrainState) -> Any:
         return loop.evaluate(
-            evaluating("one"), state, feeds.in_order(read, held_out, config.batch_size, rows), seeds=together
-        )
+            evaluating("one"), state, feeds.in_order(read, held_out, config.batch_size, rows), seeds=together,
+            own=own_metrics,
+        )  # fmt: skip
 
     facts = {
         "digest": summary.digest(),
@@ -133,7 +143,7 @@ def build(
         if key.shape != (() if together is None else (together,)):
             raise InputError(f"as many seeds as before, {together}, can begin again, got {seeds}")
         fold = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
-        state = network.initial_state(model, built.tx, fold(key, 0), dataset.train.image_shape, patches)
+        state = network.initial_state(model, built.tx, fold(key, 0), dataset.train.image_shape, first_images)
         peak = jnp.broadcast_to(jnp.asarray(config.learning_rate if rates is None else rates, float), key.shape)
         run_key, peak = devices.place(fold(key, 1), each), devices.place(peak, each)
 
@@ -144,6 +154,7 @@ def build(
             return built.step(state, totals, data, stacked, np.int32(len(items)), run_key, peak)
 
         return Experiment(
+            parts=parts,
             layout=devices,
             state=devices.place(state, each),
             totals=devices.place(train.zero_totals(seeds=key.shape), each),
@@ -157,10 +168,20 @@ def build(
             logits=logits,
             test=lambda: feeds.in_order(dataset.test.read, np.arange(len(dataset.test)), config.batch_size, rows),
             facts=facts,
+            metrics=own_metrics,
             feed="streaming" if images is None else "resident",
         )
 
-    return begin(seeds, rates)
+    if parts.optimizer.path:  # cnnlab's own are tested
+        alone = lambda key: network.initial_state(model, optax.identity(), key, dataset.train.image_shape, first_images)
+        contracts.check_optimizer(parts.optimizer, built.tx, jax.eval_shape(alone, jax.random.key(0)).params)
+    begun = begin(seeds, rates)
+    if program.needs_axis(parts, devices, begun.state):
+        console.say(
+            f"model {parts.model} has batch statistics and does not take axis_name: they are those of each device, "
+            f"{config.batch_size // devices.mesh.shape[AXIS]} images"
+        )
+    return begun
 
 
 def trained(
@@ -193,87 +214,103 @@ def trained(
     )
 
 
-def layout(config: Config, seeds: int | None = None, available: Sequence[Any] | None = None) -> parallel.Layout:
+def layout(
+    config: Config, parts: Parts, seeds: int | None = None, available: Sequence[Any] | None = None
+) -> parallel.Layout:
     """The devices of a configuration, for as many seeds together; of those available, which may be elsewhere.
 
     Raises:
       InputError: more than there are, or a number that does not fit.
     """
-    # A dense network's step is over before two CPU devices have agreed on the gradient (mlp: 0.73 of one's speed).
-    cpu_images = 32 if config.model in ("cnn", "airnet") else config.batch_size
     mesh = [int(n) for n in config.mesh.split("x")] if config.mesh else None
-    return parallel.layout(config.parallel, config.devices, config.batch_size, seeds, cpu_images, mesh, available)
+    return parallel.layout(config.parallel, config.devices, config.batch_size, seeds, parts.cpu_images, mesh, available)
 
 
-def check_sizes(config: Config, image_shape: tuple[int, ...]) -> None:
-    """Raises InputError where a crop or a cutout takes the whole image."""
-    side = min(image_shape[:2])
-    if max(config.crop, config.cutout) >= side:
-        raise InputError(
-            f"--crop {config.crop} and --cutout {config.cutout} must be smaller than the image, {side} pixels"
-        )
+def check_parts(config: Config, parts: Parts, dataset: datasets.Dataset) -> None:
+    """Refuse what can be known to fail once the data set has been opened, before its images are read.
+
+    Raises:
+      InputError: a part that does not keep its contract.
+    """
+    classes, shape = dataset.num_classes, dataset.train.image_shape
+    mixed, _ = parts.check_pipeline(classes, shape, config.batch_size, dataset.mirror)
+    parts.build_loss(classes, np.ones(classes), ["float32", "int32"] if mixed else ["int32"])
+    contracts.check_model(parts.model, parts.build_model(classes, config.compute_dtype), shape, classes)
+    parts.build_metrics()
+    steps = max(len(dataset.train) // config.batch_size, 1)
+    network.build_optimizer(config, parts, steps)
 
 
-def resident(feed: str, split: source.Split) -> bool:
-    """Whether a split's images are kept in memory, decoded: as asked, or if they are small enough."""
+def resident(config: Config, split: datasets.Split) -> bool:
+    """Whether a split's images are kept in memory, decoded: as asked, or if they are small enough.
+
+    Raises:
+      InputError: they are, and processes are to read them.
+    """
     small = len(split) * np.prod(split.image_shape) <= feeds.RESIDENT_LIMIT
-    return feed == "resident" or bool(small and feed != "streaming")
+    keep = config.feed == "resident" or bool(small and config.feed != "streaming")
+    if keep and config.workers:
+        raise InputError(
+            f"--workers {config.workers} has no effect on images that are kept in memory; take --feed streaming"
+        )
+    return keep
 
 
-def class_counts(config: Config, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """How many images of each class are trained on, by their right labels: int[K], whatever the seed.
+def training_set(config: Config, dataset: datasets.Dataset, labels: np.ndarray) -> tuple[datasets.Dataset, np.ndarray]:
+    """The data set as corruptions find it, and the positions that are held out: int[V].
 
     Args:
       config: of the run.
-      labels: int32[N], of the training split.
-      num_classes: K.
+      dataset: as opened.
+      labels: int32[N], of its training split.
 
     Raises:
-      InputError: none is held out though some should be, or fewer are left than a batch takes.
+      InputError: none is held out though some should be.
     """
     own, held_out = order.split(labels, config.validation, config.split_seed)
     if config.validation and not len(held_out):
         raise InputError(f"--validation {config.validation} of {len(labels)} images holds out none; take more, or 0")
-    whole = np.bincount(labels[own], minlength=num_classes)
-    counts = conditions.class_counts(whole, config.fraction, config.long_tail)
+    return dataclasses.replace(dataset, labels=labels, targets=labels, positions=own), held_out
+
+
+def class_counts(config: Config, corrupted: datasets.Dataset) -> np.ndarray:
+    """How many images of each class are trained on, by their right labels: int[K], whatever the seed.
+
+    Raises:
+      InputError: fewer are left than a batch takes.
+    """
+    counts = corrupted.class_counts()
     if counts.sum() < config.batch_size:
         raise InputError(f"--batch-size {config.batch_size} is larger than the {counts.sum()} training images")
     return counts
 
 
-def _data(config: Config, dataset: source.Dataset, console: Console, devices: parallel.Layout):
+def _data(config: Config, parts: Parts, dataset: datasets.Dataset, console: Console, devices: parallel.Layout):
     """Decoded training images (None when streaming), their summary, the split's sides, class counts; seeds -> feed."""
     track = console.track(f"decoding {dataset.train.name}", "reads")
-    if resident(config.feed, dataset.train):
+    if resident(config, dataset.train):
         images, summary = source.decoded(dataset.train, track)
     else:
         images, summary = None, source.summary(dataset.train, track)
-    own, held_out = order.split(summary.labels, config.validation, config.split_seed)
-    counts = class_counts(config, summary.labels, dataset.num_classes)
+    clean, held_out = training_set(config, dataset, summary.labels)
     rows = devices.own(config.batch_size, AXIS)
+    counts = class_counts(config, parts.corrupt(clean, config.seed))
 
     def one(seed: int) -> feeds.Feed:
-        labels, used = _labels(config, summary.labels, dataset.num_classes, seed), own
-        if counts.sum() < len(own):
-            used = conditions.subset(summary.labels, own, counts, seed)
-        fixed = seed, config.batch_size, config.flip == "alternating"
+        used = parts.corrupt(clean, seed)
+        if len(used.positions) != counts.sum():
+            raise InputError(
+                f"{config.dataset} leaves {len(used.positions)} images under seed {seed} and {counts.sum()} under "
+                f"{config.seed}; their number must not depend on the seed"
+            )
+        fixed = used.targets, used.positions, seed, config.batch_size
         if images is None:
-            return feeds.streaming(dataset.train, labels, used, *fixed, config.workers, rows)
-        return feeds.resident(images, labels, used, *fixed, rows)
+            return feeds.streaming(dataset.train, *fixed, config.workers, rows)
+        return feeds.resident(images, *fixed, rows)
 
     def feed_of(seeds: Sequence[int] | None) -> feeds.Feed:
         if seeds is None:
             return one(config.seed)
         return feeds.together([one(seeds[i]) for i in devices.own(len(seeds), SEEDS)])
 
-    return images, summary, own, held_out, counts, feed_of
-
-
-def _labels(config: Config, labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
-    """The labels as they are taught."""
-    if not config.label_noise:
-        return labels
-    if config.noise == "symmetric":
-        return conditions.symmetric_noise(labels, config.label_noise, num_classes, seed)
-    other = conditions.taken_for(config.dataset, num_classes)
-    return conditions.asymmetric_noise(labels, config.label_noise, other, seed)
+    return images, summary, clean.positions, held_out, counts, feed_of

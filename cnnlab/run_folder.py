@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnlab import hosts, storage
-from cnnlab.config import Config, conflicts
+from cnnlab.config import FREE_ON_RESUME, PARTS, Config
 from cnnlab.errors import InputError
 
 PACKAGES = ("cnnlab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy")
@@ -28,7 +30,10 @@ def default_path(config: Config) -> Path:
         path = storage.path(os.path.expanduser(config.workdir))
         return path if storage.is_remote(path) else path.absolute()
     name = f"{config.dataset}-{config.model}-{config.loss}-seed{config.seed}"
-    return Path("runs").absolute() / re.sub(r"[^\w.,=+-]", "_", name)
+    name = re.sub(r"[^\w.,=+-]", "_", name)
+    if len(name) > 150:  # file systems allow 255
+        name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Path("runs").absolute() / name
 
 
 def versions() -> dict[str, Any]:
@@ -55,8 +60,13 @@ def read(path: Path) -> tuple[Config, dict[str, Any]]:
     return Config.from_json(config), facts
 
 
-def check(path: Path, config: Config) -> dict | None:
+def check(path: Path, config: Config, quick: bool = False) -> dict | None:
     """Refuse a folder that holds another run, before anything is made; return its summary if it is finished.
+
+    Args:
+      path: of the folder.
+      config: of the command.
+      quick: as for `conflicts`.
 
     Raises:
       InputError: the stored configuration differs in a field that a resumed run may not change.
@@ -76,8 +86,9 @@ def check(path: Path, config: Config) -> dict | None:
         return None
     if not _has_results(path):  # it failed before it had learned anything: start afresh
         return None
-    if differing := conflicts(stored, config):
-        grown = " (epochs may grow, under --schedule constant)" if stored.get("epochs") != config.epochs else ""
+    if differing := conflicts(stored, config, quick):
+        grown = " (epochs may grow where nothing depends on their number, as under --schedule constant)"
+        grown = grown if stored.get("epochs") != config.epochs else ""
         raise InputError(
             f"{path} holds a run with another configuration: {'; '.join(differing)}{grown}. "
             "Choose another --workdir, or delete that folder"
@@ -89,9 +100,71 @@ def check(path: Path, config: Config) -> dict | None:
     return None
 
 
+SHORT = ("label_noise", "noise", "long_tail", "fraction")  # forms that stand for a corruption of the data set
+
+
+def conflicts(stored: dict[str, Any], wanted: Config, quick: bool = False) -> list[str]:
+    """The fields in which a run folder's configuration forbids resuming with `wanted`, as 'name: stored -> wanted'.
+
+    Parts are compared by what they resolve to: an alias, or a hyperparameter written at its default, is no conflict; a
+    default that is another one in this version is. More epochs are no conflict where no part depends on their number:
+    every step already taken stays as it was.
+
+    Args:
+      stored: as `stored_form` made it.
+      wanted: of the command.
+      quick: take parts that are written alike for the same; then nothing is imported where all is as it was.
+    """
+    new, written, known = wanted.to_json(), stored.get("written", {}), Config().to_json()
+    differing = {}
+    for name, value in new.items():
+        before = written.get(name, stored.get(name, known[name]))
+        if before != value and name not in FREE_ON_RESUME:
+            differing[name] = (before, value)
+    strange = {name: (value, None) for name, value in stored.items() if name not in new and name != "written"}
+    if not strange and (not quick or differing.keys() & {*PARTS, *SHORT, "epochs"}):
+        _settle_parts(stored, wanted, differing)
+    return [f"{name}: {old} -> {value}" for name, (old, value) in (differing | strange).items()]
+
+
+def _settle_parts(stored: dict[str, Any], wanted: Config, differing: dict[str, tuple[Any, Any]]) -> None:
+    """Compare parts by what they resolve to, and take back more epochs where they may grow."""
+    from cnnlab.parts import resolve
+    from cnnlab.spec import Part, parse_pipeline
+
+    ours, theirs = resolve(wanted), resolve(Config.from_json(stored))
+    before, now = theirs.specs(Part.resolved), ours.specs(Part.resolved)
+    told_before, told_now = theirs.specs(Part.canonical), ours.specs(Part.canonical)
+    for name in PARTS:
+        old, new = ([text] if isinstance(text, str) else text for text in (before[name], now[name]))
+        if [*map(parse_pipeline, old)] == [*map(parse_pipeline, new)]:  # as values: 8 is 8.0
+            differing.pop(name, None)
+        else:
+            alike = told_before[name] == told_now[name]
+            differing[name] = (before[name], now[name]) if alike else (told_before[name], told_now[name])
+    for name in SHORT:  # told as part of the data set
+        differing.pop(name, None)
+    if ours.extendable and wanted.epochs >= stored.get("epochs", math.inf):
+        differing.pop("epochs", None)
+
+
 def _has_results(path: Path) -> bool:
     """Whether a run folder holds something to lose: a checkpoint or a summary."""
     return (path / "summary.json").exists() or bool(storage.steps(path / "checkpoints"))
+
+
+def stored_form(config: Config) -> dict[str, Any]:
+    """A configuration as a run stores it: each part with all of its hyperparameters, and as it was written.
+
+    A later version's other defaults do not change it, and new hyperparameters with a default do not make it unreadable.
+    """
+    from cnnlab.parts import resolve
+    from cnnlab.spec import Part
+
+    fields = config.to_json()
+    known = Config().to_json()
+    written = {name: fields[name] for name in (*PARTS, *SHORT)}
+    return fields | {name: known[name] for name in SHORT} | resolve(config).specs(Part.resolved) | {"written": written}
 
 
 class RunFolder:
@@ -141,7 +214,7 @@ class RunFolder:
             with contextlib.suppress(InputError):  # damaged versions are written again
                 old = _read_json(path / "versions.json") or environment
             warnings = [f"{k}: {old.get(k)} -> {v}" for k, v in environment.items() if old.get(k) != v]
-            stored = config.to_json()
+            stored = stored_form(config)
             if config.data_dir:  # so that it is found from any directory
                 stored["data_dir"] = os.path.abspath(os.path.expanduser(config.data_dir))
             for name, value in (("config", stored), ("versions", environment), ("data", data)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from cnnlab import metrics, parallel
 from cnnlab.softmax import predict
 
 NEVER = 2**31 - 1  # `bad_step` while every step was finite
+RUN = 2**32 - 1  # folded into a run's key where a step is otherwise: for draws that are the same at every step
 EARLY = 64  # steps of an epoch whose gradients are measured
 
 
@@ -52,6 +54,58 @@ def zero_totals(dtype: Any = jnp.float32, seeds: tuple[int, ...] = ()) -> dict[s
     }
 
 
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a run, and what it is passed besides logits and labels.
+
+    Attributes:
+      loss: (logits float32[B, K], labels, those of `asks`) -> float32[B].
+      asks: which of teacher_logits, view_logits, progress, epoch and features it takes.
+      total_steps, steps_per_epoch: of the run.
+      teacher: images float or uint8[B, H, W, C] in 0..255 -> float32[B, K].
+    """
+
+    loss: Callable[..., jax.Array]
+    asks: frozenset[str] = frozenset()
+    total_steps: int = 1
+    steps_per_epoch: int = 1
+    teacher: Callable[[jax.Array], jax.Array] | None = None
+
+    def __call__(
+        self,
+        logits: jax.Array,
+        labels: jax.Array,
+        *,
+        pixels: Callable[[], jax.Array],
+        features: jax.Array | None,
+        view_logits: jax.Array | None = None,
+        step: jax.Array | None = None,
+    ) -> jax.Array:
+        """The loss of each example.
+
+        Args:
+          logits: float32[B, K].
+          labels: int32[B] or float32[B, K].
+          pixels: the images in 0..255, for the teacher.
+          features: float[B, ...], the input of the model's last layer.
+          view_logits: float32[V, B, K], of the views of each image; None: the image itself is its only view.
+          step: int32[]; None in evaluation, where the loss is that of the end of the run.
+        """
+        inputs: dict[str, Any] = {}
+        if "teacher_logits" in self.asks:
+            assert self.teacher
+            inputs["teacher_logits"] = self.teacher(pixels())
+        if "view_logits" in self.asks:
+            inputs["view_logits"] = logits[None] if view_logits is None else view_logits
+        if "features" in self.asks:
+            inputs["features"] = features
+        if "progress" in self.asks:
+            inputs["progress"] = jnp.float32(1) if step is None else jnp.float32(step) / self.total_steps
+        if "epoch" in self.asks:
+            inputs["epoch"] = jnp.int32(self.total_steps - 1 if step is None else step) // self.steps_per_epoch
+        return self.loss(logits, labels, **inputs)
+
+
 def train_step(
     state: TrainState,
     totals: dict[str, jax.Array],
@@ -59,10 +113,10 @@ def train_step(
     key: jax.Array,
     *,
     apply_fn: Callable,
-    loss_fn: Callable,
+    objective: Objective,
     tx: optax.GradientTransformation,
     prepare: Callable,
-    given: Callable = lambda images: {},
+    pixels: Callable[[jax.Array], jax.Array] = lambda images: images,
     loss_scale: float = 1.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -71,13 +125,14 @@ def train_step(
     Args:
       state: before.
       totals: running sums of the epoch (`zero_totals`).
-      batch: {"image": uint8[B, H, W, C], "label": int32[B]}; under pmap this device's part.
+      batch: {"image": uint8[B, H, W, C], "label": int32[B], "index": int32[B]}; under pmap this device's part.
       key: the run's key; the step is folded in, so a resumed run draws the same.
-      apply_fn: (params, batch_stats, images, key, axis_name) -> logits float32[B, K], new batch_stats.
-      loss_fn: (logits, labels, **given) -> float32[B].
+      apply_fn: (params, batch_stats, images, key) -> logits float32[B, K], new batch_stats, features.
+      objective: the loss.
       tx: the optimizer.
-      prepare: (key, batch, axis_name) -> images float[B, H, W, C], labels as the loss takes them.
-      given: images -> what the loss takes beside logits and labels, by name: a teacher's logits.
+      prepare: (batch with its epoch, key of the step, key of the run, axis_name) -> batch as the loss takes it, its
+        images float[B, H, W, C], perhaps with views float[V, B, H, W, C].
+      pixels: normalised images -> the same in 0..255.
       loss_scale: by which gradients are larger on their way back, so that float16 holds them; a power of two.
       axis_name: the device axis under pmap.
 
@@ -85,17 +140,29 @@ def train_step(
       The state and the totals after, the same on every device.
     """
     prepare_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
-    images, labels = prepare(prepare_key, batch, axis_name)
+    run_key = jax.random.fold_in(key, RUN)
+    epoch = state.step // objective.steps_per_epoch
+    prepared = prepare(batch | {"epoch": epoch}, prepare_key, run_key, axis_name)
+    images, labels, views = prepared["image"], prepared["label"], prepared.get("views")
 
-    def objective(params):
-        logits, batch_stats = apply_fn(params, state.batch_stats, images, model_key, axis_name)
-        return loss_scale * jnp.mean(loss_fn(logits, labels, **given(images))), (logits, batch_stats)
+    def objective_fn(params: Any) -> tuple[jax.Array, Any]:
+        seen = images if views is None else _together(images, views)
+        logits, batch_stats, features = apply_fn(params, state.batch_stats, seen, model_key)
+        view_logits = None
+        if views is not None:
+            logits, view_logits = _apart(logits, len(views))
+            features = None if features is None else _apart(features, len(views))[0]
+        losses = objective(
+            logits, labels, pixels=lambda: pixels(images), features=features, view_logits=view_logits, step=state.step
+        )
+        return loss_scale * jnp.mean(losses), (logits, batch_stats)
 
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(objective_fn, has_aux=True)(state.params)
     loss, grads = jax.tree.map(lambda x: x / loss_scale, (loss, grads))
     hits = jnp.sum(predict(logits) == batch["label"], dtype=loss.dtype)  # a float: one collective a step, for them all
     loss, grads, batch_stats, hits = parallel.mean((loss, grads, batch_stats, hits), axis_name)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    update = optax.with_extra_args_support(tx).update
+    updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
 
     devices = parallel.size(axis_name)
@@ -113,14 +180,25 @@ def train_step(
     return TrainState(state.step + 1, params, batch_stats, opt_state), totals
 
 
+def _together(images: jax.Array, views: jax.Array) -> jax.Array:
+    """[B, ...], [V, B, ...] -> [B (1 + V), ...]: each image before its views, whichever device holds them."""
+    return jnp.concatenate([images[None], views]).swapaxes(0, 1).reshape(-1, *images.shape[1:])
+
+
+def _apart(values: jax.Array, views: int) -> tuple[jax.Array, jax.Array]:
+    """What the model made of `_together`: float[B, ...] of the images, float[V, B, ...] of their views."""
+    each = values.reshape(-1, 1 + views, *values.shape[1:]).swapaxes(0, 1)
+    return each[0], each[1:]
+
+
 def eval_step(
     params: Any,
     batch_stats: Any,
     batch: dict[str, jax.Array],
     *,
     apply_fn: Callable,
-    loss_fn: Callable,
-    given: Callable = lambda images: {},
+    objective: Objective,
+    own: Sequence[metrics.Metric] = (),
     axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
     """Metric sums of a batch, padding masked out.
@@ -128,14 +206,14 @@ def eval_step(
     Args:
       params, batch_stats: of the model.
       batch: {"image": uint8[B, H, W, C], "label": int32[B], "mask": bool[B]}.
-      apply_fn: (params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K].
-      loss_fn: (logits, labels, **given) -> float32[B].
-      given: images uint8[B, H, W, C] -> what the loss takes beside logits and labels.
+      apply_fn: (params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K], features.
+      objective: the loss.
+      own: metrics besides those that are always measured.
       axis_name: the device axis under pmap.
 
     Returns:
       `metrics.sums`, over all devices.
     """
-    logits = apply_fn(params, batch_stats, batch["image"])
-    loss = loss_fn(logits, batch["label"], **given(batch["image"]))
-    return parallel.total(metrics.sums(logits, batch["label"], loss, batch["mask"]), axis_name)
+    logits, features = apply_fn(params, batch_stats, batch["image"])
+    loss = objective(logits, batch["label"], pixels=lambda: batch["image"], features=features)
+    return parallel.total(metrics.sums(logits, batch["label"], loss, batch["mask"], own), axis_name)

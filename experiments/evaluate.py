@@ -36,26 +36,29 @@ def main(arguments: Arguments) -> None:
 
     from cnnlab import loop, metrics, network, train
     from cnnlab.console import Console
-    from cnnlab.data import feed, source
-    from cnnlab.losses.spec import loss_from_config, needs_teacher
+    from cnnlab.data import feed
 
     trained = network.load(storage.path(arguments.run), arguments.weights)
     config = trained.config
     data_dir = arguments.data_dir or config.data_dir
-    dataset = source.open_dataset(config.dataset, data_dir, config.image_size)
-    test, facts = dataset.test, trained.facts
+    parts, facts = trained.parts, trained.facts
+    dataset = parts.open_dataset(data_dir, config.image_size)
+    test = dataset.test
     if [*dataset.class_names] != facts["class_names"] or [*test.image_shape] != facts["image_shape"]:
         raise InputError(f"{config.dataset} in {data_dir} is not what {arguments.run} was trained on")
+    loss = parts.build_loss(test.num_classes, np.array(facts["class_counts"]))
+    steps = facts["counts"]["train"] // config.batch_size
+    teacher = network.teacher_fn(config, dataset)[0] if parts.needs_teacher else None
+    own = parts.build_metrics()
     step = functools.partial(
         train.eval_step,
         apply_fn=trained.apply_fn,
-        loss_fn=loss_from_config(config, test.num_classes, np.array(facts["class_counts"])),
+        objective=train.Objective(loss, parts.loss_asks, steps * config.epochs, steps, teacher),
+        own=own,
     )
-    if needs_teacher(config):
-        step = functools.partial(step, given=network.teacher_fn(config, dataset)[0])
     step = jax.jit(step)
     batches = feed.in_order(test.read, range(len(test)), config.batch_size)
-    result = loop.evaluate(step, trained.state, batches, Console("off" if arguments.json else "auto"))
+    result = loop.evaluate(step, trained.state, batches, Console("off" if arguments.json else "auto"), own=own)
     if arguments.json:
         print(json.dumps({"run": arguments.run, "step": trained.step, "weights": arguments.weights, **result}))
         return

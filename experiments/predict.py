@@ -43,7 +43,7 @@ def main(arguments: Arguments) -> None:
     trained = network.load(storage.path(arguments.run), arguments.weights)
     shape, names = tuple(trained.facts["image_shape"]), trained.facts["class_names"]
     images = np.stack([image.read(path, shape) for path in arguments.images])
-    probabilities = jax.jit(lambda x: softmax(trained.apply_fn(trained.state.params, trained.state.batch_stats, x)))
+    probabilities = jax.jit(lambda x: softmax(trained.apply_fn(trained.state.params, trained.state.batch_stats, x)[0]))
     for path, p in zip(arguments.images, np.asarray(probabilities(images)), strict=True):
         best = np.argsort(-p, kind="stable")[: arguments.top]
         print(f"{path}: " + ", ".join(f"{names[k]} {p[k]:.3f}" for k in best))

@@ -8,7 +8,6 @@ Exit status 1: a property that is claimed (--claims, or a line `Claims: ...` in 
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
@@ -46,8 +45,10 @@ def main(arguments: Arguments) -> None:
     from rich.console import Console
 
     from cnnlab import losses, plots, report_card
+    from cnnlab import spec as specs
     from cnnlab.console import Console as Progress
-    from cnnlab.losses.spec import loss_from_spec
+    from cnnlab.contracts import check_loss
+    from cnnlab.parts import KINDS
     from cnnlab.report_card import claims, page, table
     from cnnlab.report_card.finding import REFUTED
 
@@ -65,14 +66,17 @@ def main(arguments: Arguments) -> None:
     # Each is tried on a batch of two before the first is examined.
     given = report_card.given(classes)
     given["view_logits"] = [[view] * 2 for view in given["view_logits"]]
-    chosen = {spec: loss_from_spec(spec, classes, given=given) for spec in dict.fromkeys([*arguments.losses, *builtin])}
+    chosen = {text: specs.find(KINDS["loss"], text) for text in dict.fromkeys([*arguments.losses, *builtin])}
+    for part in chosen.values():
+        if part.requires("features"):
+            raise InputError(f"loss {part} needs a model's features: a card is of losses of logits and labels")
+        check_loss(part, part.bind(**given), classes)
 
     cards, curves = [], {}
     quiet = arguments.json == "-"
     with Progress("off" if quiet else "auto").progress("report card", len(chosen), "losses") as advance:
-        for spec, loss in chosen.items():
-            assert isinstance(loss, functools.partial)  # the card sets what depends on K anew for every K
-            function, (_, hyperparameters) = loss.func, cli.parse_spec(spec)
+        for spec, part in chosen.items():
+            function, hyperparameters = part.function, dict(part.keywords)
             card = report_card.card(function, name=spec, hyperparameters=hyperparameters, num_classes=classes,
                                     claims=claimed if spec in arguments.losses else ())  # fmt: skip
             cards.append(card)

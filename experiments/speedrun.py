@@ -28,6 +28,7 @@ from cnnlab import cli, run_folder
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.errors import InputError
+from cnnlab.spec import Spec
 
 WORKER = Path(__file__).parent / "benchmarks" / "airbench_torch.py"
 # What acts on a run folder, on the steps of a dispatch or on images that are read as it goes: there is none here.
@@ -56,28 +57,22 @@ class SpeedRun(Config):
     dataset: str = "cifar10"
     validation: float = 0.0
     model: str = "airnet"
-    optimizer: str = "muon"
+    optimizer: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride] (never None once made)
+    """None: muon with airbench's rates, those of a mean loss: 1.022e-5 of the batch for the head (0.67 / 256^2), 0.053
+    of it for the biases, and a weight decay of 2e-6 of it."""
     learning_rate: float = 0.24
-    head_rate: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride] (never None once made)
-    """Peak rate of the head's kernel. None: 1.022e-5 of the batch; airbench's 0.67 / 256^2, of a summed loss."""
-    bias_rate: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Peak rate of biases. None: 0.053 of the batch, as airbench."""
-    weight_decay: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Share of head and biases that a step at the peak rate takes away. None: 2e-6 of the batch, as airbench."""
     schedule: str = "linear"
-    momentum: float = 0.85
-    label_smoothing: float = 0.2
-    flip: str = "alternating"
-    crop: int = 2
-    crop_padding: str = "reflect"
+    loss: str = "cross_entropy+label_smoothing,alpha=0.2"
+    augment: str = "alternating_flip+crop,padding=2,mode=reflect"
     test_views: str = "mirror_shift"
     epochs: int = 8
     batch_size: int = 2_000
 
     def __post_init__(self) -> None:
-        for field, rate in (("head_rate", 0.67 / 256**2), ("bias_rate", 0.053), ("weight_decay", 2e-6)):
-            if getattr(self, field) is None:
-                object.__setattr__(self, field, rate * self.batch_size)
+        if self.optimizer is None:
+            rates = {"head_rate": 0.67 / 256**2, "bias_rate": 0.053, "weight_decay": 2e-6}
+            keywords = {name: rate * self.batch_size for name, rate in rates.items()} | {"momentum": 0.85}
+            object.__setattr__(self, "optimizer", str(Spec("muon", keywords)))
         super().__post_init__()
         if self.together < 1 or self.runs < 1 or self.runs % self.together:
             raise InputError(f"--runs {self.runs} must be a multiple of --together {self.together}, both at least 1")
@@ -166,11 +161,12 @@ def rival(
 
     from cnnlab import hosts
     from cnnlab.data import order, source
+    from cnnlab.parts import resolve
 
     if not Path(config.beside or "").is_file():
         raise InputError(f"--beside {config.beside} is no file; give a copy of airbench94_muon.py")
     on_cpu = ["cpu"] if hosts.start()[0].platform == "cpu" else []
-    dataset = source.open_dataset(config.dataset, config.data_dir, config.image_size)
+    dataset = resolve(config).open_dataset(config.data_dir, config.image_size)
     images, summary = source.decoded(dataset.train, console.track(f"decoding {dataset.train.name}", "reads"))
     own, _ = order.split(summary.labels, config.validation, config.split_seed)
     test = dataset.test.read(np.arange(len(dataset.test)))

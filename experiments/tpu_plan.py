@@ -99,15 +99,15 @@ def build(plan: Plan, where: slices.Slice) -> Any:
 
     from cnnlab import program, recipe
     from cnnlab.data import feed
-    from cnnlab.losses.spec import needs_teacher
+    from cnnlab.parts import resolve
 
     shape, classes, images = KNOWN.get(plan.dataset, (None, None, None))
     shape, classes, images = plan.image_shape or shape, plan.classes or classes, plan.images or images
     if shape is None or classes is None or images is None:
         raise InputError(f"--dataset {plan.dataset}: say --image-shape H W C, --classes K and --images N")
     config = Config(**{f.name: getattr(plan, f.name) for f in dataclasses.fields(Training)}, loss=plan.loss)
-    recipe.check_sizes(config, shape)
-    if needs_teacher(config):
+    parts = resolve(config)
+    if parts.needs_teacher:
         raise InputError(f"--loss {plan.loss} has a teacher's network in its step, which is not planned for")
     kept = images - round(images * plan.validation)
     if kept < plan.batch_size:
@@ -116,7 +116,8 @@ def build(plan: Plan, where: slices.Slice) -> Any:
     counts = np.diff(np.arange(classes + 1) * kept // classes)
     middle = np.full(shape[-1], 127.5)
     facts = program.Facts(tuple(shape), middle, middle / 2, counts, images if resident else None)
-    made = program.build(config, recipe.layout(config, plan.seeds, where.devices), facts, plan.seeds)
+    layout = recipe.layout(config, parts, plan.seeds, where.devices)
+    made = program.build(config, parts, layout, facts, plan.seeds)
     made.arguments()  # refuses a model that the images are too small for
     return made
 

@@ -2,10 +2,10 @@
 
     python experiments/train.py                                        shapes10, drawn on the spot: about 94 %
     python experiments/train.py --dataset cifar10 --data-dir DIR       CIFAR-10 (downloaded by TFDS without --data-dir)
-    python experiments/train.py --loss my_module.my_loss,alpha=0.3     an own loss
-    python experiments/train.py --list-losses                          every loss, its formula and hyperparameters
+    python experiments/train.py --loss my_module.my_loss,alpha=0.3     your own loss
+    python experiments/train.py --list                                 every part by name; --list loss: all about it
 
-The same command goes on where a run stopped; on a finished run it prints the summary.
+The same command resumes a run that was stopped; on a finished run it prints the summary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cnnlab.config import Config
 
 def main(config: Config) -> None:
     path = run_folder.default_path(config)
-    if summary := hosts.on_first(lambda: run_folder.check(path, config)):
+    if summary := hosts.on_first(lambda: run_folder.check(path, config, quick=True)):
         print(report(summary, path))
         return
 
@@ -29,11 +29,11 @@ def main(config: Config) -> None:
     from cnnlab import loop, models, recipe
     from cnnlab.checkpoint import Checkpoints
     from cnnlab.console import Console
-    from cnnlab.losses.spec import source_digest
 
     console, compiling = Console(config.progress), compile_seconds()
     experiment = hosts.together(lambda: recipe.build(config, console))
     hosts.agree("the data set", experiment.facts)
+    hosts.agree("a file of yours", experiment.parts.sources())
     layout, counts = experiment.layout, experiment.facts["counts"]
     devices = f"{layout.device_count} x {jax.devices()[0].device_kind} ({layout.mode})"
     if hosts.count() > 1:
@@ -46,7 +46,7 @@ def main(config: Config) -> None:
         f"{config.loss}; {path}"
     )
     environment = run_folder.versions() | {"devices": devices, "feed": experiment.feed}
-    environment["loss source"] = source_digest(config.loss)
+    environment |= {f"source of {module}": digest for module, digest in experiment.parts.sources().items()}
     with (
         run_folder.RunFolder(path, config, environment, experiment.facts) as folder,
         Checkpoints(path / "checkpoints", keep=config.keep) as checkpoints,
@@ -88,7 +88,7 @@ def main(config: Config) -> None:
             for line in rejected:
                 console.say(f"checkpoint rejected, the next best is tested: {line}")
             tested = best or progress
-        result = loop.evaluate(experiment.eval_step, tested.state, experiment.test(), console)
+        result = loop.evaluate(experiment.eval_step, tested.state, experiment.test(), console, own=experiment.metrics)
         summary = {
             "epochs": config.epochs,
             "test_on": config.test_on,
@@ -150,10 +150,10 @@ def draw(config: Config, history: list[dict], result: dict, class_names: list[st
         plots.confusion(result["confusion"], class_names, file, title)
 
 
-def list_losses() -> None:
-    from cnnlab.losses import catalogue
+def list_parts(kinds: list[str]) -> None:
+    from cnnlab import parts
 
-    print(catalogue.listing())
+    print(parts.listing(kinds))
 
 
 def report(summary: dict, path: Path) -> str:
@@ -164,4 +164,4 @@ def report(summary: dict, path: Path) -> str:
 
 
 if __name__ == "__main__":
-    cli.main(main, Config, alone={"--list-losses": list_losses}, several=True)
+    cli.main(main, Config, alone={"--list": list_parts}, several=True)

@@ -17,7 +17,7 @@ def main(join: list, fields: dict, seeds: list | None, out: str) -> None:
 
     from cnnlab.config import Config
 
-    config = Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    config = Config(**fields)
     for steps, dtype in ((5, "float32"), (20, "float64")):
         np.savez(f"{out}-{dtype}.npz", **taken(config, seeds, steps, dtype))
 

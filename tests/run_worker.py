@@ -67,11 +67,13 @@ def lenient(tx):
     import jax
     import optax
 
-    def update(grads, state, params=None):
-        with jax.numpy_dtype_promotion("standard"):
-            return tx.update(grads, state, params)
+    update_fn = optax.with_extra_args_support(tx).update
 
-    return optax.GradientTransformation(tx.init, update)
+    def update(grads, state, params=None, **extra):
+        with jax.numpy_dtype_promotion("standard"):
+            return update_fn(grads, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def _serve() -> None:

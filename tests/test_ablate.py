@@ -11,7 +11,7 @@ import pytest
 from test_experiments import ROOT, one_line_error, script
 
 SMALL = [
-    "--dataset", "tiny", "--model", "mlp", "--hidden", "8", "--batch-size", "32", "--epochs", "3", "--seeds", "2",
+    "--dataset", "tiny", "--model", "mlp,hidden=[8]", "--batch-size", "32", "--epochs", "3", "--seeds", "2",
     "--losses", "cross_entropy", "mse", "--label-noise", "0", "0.3",
 ]  # fmt: skip
 

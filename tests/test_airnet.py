@@ -11,7 +11,6 @@ import pytest
 from test_parallel import quick_compile
 
 from cnnlab import augment, models, optim
-from cnnlab.data import order
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "airbench.json").read_text())
 BATCH, TOTAL, EARLY = 16, 8, 3
@@ -36,7 +35,12 @@ def drawn():
     return jnp.array((pixels / 255 - mean) / std), labels, [*filters, rng.standard_normal((256, 10))]
 
 
-def test_five_steps_are_the_original_scripts():
+def linear(peak, total_steps):
+    """optax.linear_schedule, which is float32 under 64 bits too, in float64."""
+    return lambda count: peak * jnp.maximum(0.0, 1 - count.astype(float) / total_steps)
+
+
+def test_five_steps_are_the_original_scripts(monkeypatch):
     images, labels, kernels = drawn()
     net = models.AirNet(dtype=jnp.float64)
     made = net.init(jax.random.key(0), images)
@@ -48,14 +52,17 @@ def test_five_steps_are_the_original_scripts():
         params[f"Conv_{i}"]["kernel"] = jnp.array(kernel)
     params["Dense_0"]["kernel"] = jnp.array(kernels[-1]) / 256
     # A summed loss as there: Muon's 1e-7 beside the gradient's norm is not free of scale.
-    peaks = {"filters": (0.24, TOTAL), "head": (0.67 / 256**2, TOTAL), "biases": (0.053, TOTAL)}
-    peaks["whitening_bias"] = (0.053, EARLY)
-    # optax.linear_schedule is float32 under 64 bits too
-    rates = {
-        name: (peak, lambda count, peak=peak, n=n: peak * jnp.maximum(0.0, 1 - count.astype(float) / n))
-        for name, (peak, n) in peaks.items()
-    }
-    tx = optim.muon(rates, weight_decay=2e-6 * BATCH, dtype=jnp.float64)
+    monkeypatch.setattr(optim, "linear", linear)
+    tx = optim.muon(
+        linear(0.24, TOTAL),
+        lambda peak: linear(peak, TOTAL),
+        dtype=jnp.float64,
+        head_rate=0.67 / 256**2,
+        bias_rate=0.053,
+        whitening_epochs=EARLY,
+        momentum=0.85,
+        weight_decay=2e-6 * BATCH,
+    )
     targets = optax.smooth_labels(jax.nn.one_hot(labels, 10), 0.2)
 
     def loss(params, stats):
@@ -85,7 +92,7 @@ def test_five_steps_are_the_original_scripts():
     np.testing.assert_allclose(losses, GOLDEN["losses"], rtol=1e-7)
     apply = lambda images: net.apply({"params": params, "batch_stats": stats}, images)
     np.testing.assert_allclose(apply(images), GOLDEN["logits"], atol=1e-6)
-    seen, weights = augment.views(images, "mirror_shift")
+    seen, weights = augment.averaged_views(images, "mirror_shift")
     together = sum(weight * apply(view) for weight, view in zip(weights, seen, strict=True))
     np.testing.assert_allclose(together, GOLDEN["tta_logits"], atol=1e-6)
 
@@ -108,11 +115,18 @@ def test_whitened_patches_are_uncorrelated():
 
 
 def test_an_image_turns_each_epoch():
-    positions = np.arange(1_000)
-    turns = np.array([order.mirrored(3, epoch, positions, 1_000) for epoch in range(4)])
+    image = jnp.broadcast_to(jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1), (1_000, 1, 2, 1))
+
+    def turned(seed, epoch, places):
+        batch = {"image": image[: len(places)], "label": places, "index": places, "epoch": jnp.int32(epoch)}
+        return np.asarray(augment.alternating_flip(None, batch, jax.random.key(seed))["image"][:, 0, 0, 0] == 1)
+
+    places = jnp.arange(1_000, dtype=jnp.int32)
+    turns = np.array([turned(3, epoch, places) for epoch in range(4)])
     assert (turns[0] != turns[1]).all() and (turns[0] == turns[2]).all() and (turns[1] == turns[3]).all()
     assert abs(turns[0].mean() - 0.5) < 5 * 0.5 / np.sqrt(1_000)
-    assert (turns[0] != order.mirrored(4, 0, positions, 1_000)).any()
+    assert (turns[0] != turned(4, 0, places)).any()
+    np.testing.assert_array_equal(turned(3, 1, places[100:110]), turns[1][100:110])  # by the image, not by its place
 
 
 def test_initial_filters_pass_their_channels_on():
@@ -126,14 +140,14 @@ def test_initial_filters_pass_their_channels_on():
 
 def test_reflected_pixels_move_in():
     image = jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1)
-    seen, weights = augment.views(image, "mirror_shift")
+    seen, weights = augment.averaged_views(image, "mirror_shift")
     assert seen.shape == (6, 1, 3, 3, 1) and float(weights.sum()) == 1
     np.testing.assert_array_equal(seen[2, 0, ..., 0], [[5, 4, 5], [2, 1, 2], [5, 4, 5]])
     np.testing.assert_array_equal(seen[1, 0, ..., 0], [[3, 2, 1], [6, 5, 4], [9, 8, 7]])
 
 
 def test_linear_schedule_and_triangle():
-    rate = optim.schedule("linear", 0.5, 10)
+    rate = optim.linear(0.5, 10)
     np.testing.assert_allclose([rate(i) for i in (0, 5, 9, 10)], [0.5, 0.25, 0.05, 0], atol=EPS)
-    rate = optim.schedule("linear", 0.5, 10, warmup_steps=5)
+    rate = optim.linear(0.5, 10, warmup=5)
     np.testing.assert_allclose([rate(i) for i in (0, 4, 5, 10)], [0, 0.4, 0.5, 0], atol=EPS)

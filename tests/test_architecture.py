@@ -16,7 +16,6 @@ PACKAGE, EXPERIMENTS = ROOT / "cnnlab", ROOT / "experiments"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 SCRIPTS = sorted(EXPERIMENTS.rglob("*.py"))
 ORDER = re.findall(r"^    (\w+)(?:\.py|/) ", cnnlab.__doc__, re.MULTILINE)
-LONGEST = 350  # lines: what can be read in one sitting
 
 
 def dotted(path):
@@ -89,11 +88,6 @@ def test_an_experiment_imports_no_other(path):
     assert not [m for m in imports(path) if m.split(".")[0] in siblings | {"experiments"}]
 
 
-@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=dotted)
-def test_files_stay_small(path):
-    assert len(path.read_text().splitlines()) <= LONGEST
-
-
 def test_no_drawer_for_odds_and_ends():
     assert not [p for p in [*MODULES, *SCRIPTS] if p.stem in ("utils", "util", "helpers", "misc", "common")]
 
@@ -103,7 +97,6 @@ def test_every_public_function_of_losses_and_softmax_shows_an_example():
     functions = [
         (path.stem, node.name, ast.get_docstring(node) or "")
         for path in shown
-        if path.stem not in ("spec", "catalogue")
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
     ]

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnlab import augment
+from cnnlab import augment, spec
+from cnnlab.config import Config
+from cnnlab.errors import InputError
 from cnnlab.parallel import example_keys
+from cnnlab.parts import KINDS, resolve
 
 EPS = 2.0**-23  # one ulp of float32, relative
 
@@ -20,10 +23,29 @@ def numbered(count, height=4, width=5, channels=2):
     return jnp.arange(1.0, 1 + count * height * width * channels).reshape(count, height, width, channels)
 
 
+def batch(images, labels=None):
+    """A batch of the first epoch, its images those of the split from the first on."""
+    places = jnp.arange(len(images), dtype=jnp.int32)
+    return {"image": images, "label": places if labels is None else labels, "index": places, "epoch": jnp.int32(0)}
+
+
+def on_images(operation, **hyperparameters):
+    """An operation as (keys, images) -> images; the rest of the batch must stay as it is."""
+
+    def change(keys, images):
+        before = batch(images)
+        after = operation(keys, before, **hyperparameters)
+        assert set(after) == set(before) and all(after[name] is before[name] for name in before if name != "image")
+        return after["image"]
+
+    return change
+
+
 PER_EXAMPLE = {
-    "flip": augment.flip,
-    "crop": lambda k, x: augment.crop(k, x, 2),
-    "cutout": lambda k, x: augment.cutout(k, x, 2),
+    "flip": on_images(augment.flip),
+    "crop": on_images(augment.crop, padding=2),
+    "crop_reflect": on_images(augment.crop, padding=2, mode="reflect"),
+    "cutout": on_images(augment.cutout, size=2),
 }
 per_example = pytest.mark.parametrize("change", PER_EXAMPLE.values(), ids=PER_EXAMPLE)
 
@@ -63,18 +85,19 @@ def test_the_type_stays(change, dtype):
 def test_flip_mirrors_left_and_right_half_of_the_time():
     image = np.array([[[1], [2], [3]], [[4], [5], [6]]], np.float32)
     mirror = np.array([[[3], [2], [1]], [[6], [5], [4]]], np.float32)
-    flipped = np.asarray(augment.flip(keys(2000), jnp.broadcast_to(image, (2000, 2, 3, 1))))
+    flipped = np.asarray(on_images(augment.flip)(keys(2000), jnp.broadcast_to(image, (2000, 2, 3, 1))))
     as_it_was, mirrored = (np.all(flipped == x, (1, 2, 3)) for x in (image, mirror))
     assert np.all(as_it_was ^ mirrored)
     assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / 2000**0.5
 
 
-def test_crop_shifts_and_fills_with_zeros():
-    image, padding = np.asarray(numbered(1)[0]), 2
-    padded = np.zeros((8, 9, 2), np.float32)
-    padded[2:6, 2:7] = image
+@pytest.mark.parametrize(("mode", "padding_of_numpy"), [("zeros", "constant"), ("reflect", "reflect")])
+def test_crop_shifts_and_fills(mode, padding_of_numpy):
+    image = np.asarray(numbered(1)[0])
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), padding_of_numpy)
     windows = np.stack([padded[i : i + 4, j : j + 5] for i in range(5) for j in range(5)])
-    cropped = np.asarray(augment.crop(keys(2500), jnp.broadcast_to(image, (2500, *image.shape)), padding))
+    crop = on_images(augment.crop, padding=2, mode=mode)
+    cropped = np.asarray(crop(keys(2500), jnp.broadcast_to(image, (2500, *image.shape))))
     which = np.all(cropped[:, None] == windows[None], (2, 3, 4))
     assert np.all(which.sum(1) == 1)
     # each of the 25 shifts: mean 100, standard deviation below 10
@@ -82,14 +105,26 @@ def test_crop_shifts_and_fills_with_zeros():
 
 
 def test_crop_without_padding_is_the_identity():
-    np.testing.assert_array_equal(augment.crop(keys(4), numbered(4), 0), numbered(4))
+    np.testing.assert_array_equal(on_images(augment.crop, padding=0)(keys(4), numbered(4)), numbered(4))
+    with pytest.raises(InputError, match=r"padding must lie in \[1, inf\), got 0"):  # `none` says it better
+        spec.find(KINDS["augmentation"], "crop,padding=0")
+
+
+def test_sizes_and_modes_that_cannot_be():
+    for call, words in (
+        (on_images(augment.crop, padding=4), "padding must be smaller than the image, 4 pixels, got 4"),
+        (on_images(augment.cutout, size=4), "size must be smaller than the image, 4 pixels, got 4"),
+        (on_images(augment.crop, mode="zero", padding=1), "unknown mode 'zero': did you mean 'zeros'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call(keys(2), numbered(2))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_cutout_removes_a_square_with_its_centre_anywhere(size):
     height, width, draws = 4, 5, 4000
     image = jnp.broadcast_to(numbered(1)[0], (draws, height, width, 2))
-    cut = np.asarray(augment.cutout(keys(draws), image, size))
+    cut = np.asarray(on_images(augment.cutout, size=size)(keys(draws), image))
     gone = cut == 0
     assert np.all(cut[~gone] == np.asarray(image)[~gone])
     assert np.all(gone[..., 0] == gone[..., 1])  # all channels alike
@@ -110,16 +145,23 @@ def test_cutout_removes_a_square_with_its_centre_anywhere(size):
 def test_crop_and_cutout_draw_both_directions_apart():
     """Rows and columns move on their own, not by the same number."""
     image = np.asarray(numbered(1, 5, 5)[0])
-    holes = np.asarray(augment.cutout(keys(200), jnp.broadcast_to(image, (200, 5, 5, 2)), 1))[..., 0] == 0
+    cutout = on_images(augment.cutout, size=1)
+    holes = np.asarray(cutout(keys(200), jnp.broadcast_to(image, (200, 5, 5, 2))))[..., 0] == 0
     rows, columns = np.nonzero(holes)[1:]
     assert len(set(zip(rows.tolist(), columns.tolist(), strict=True))) > 20
+
+
+def mixup(key, images, labels, alpha, classes=3, axis_name=None):
+    """The images and labels that mixup gives."""
+    changed = augment.mixup(None, batch(images, labels), key, classes, alpha, axis_name)
+    return changed["image"], changed["label"]
 
 
 def mixed(alpha, seed=0, count=8, classes=3):
     rng = np.random.default_rng(5)
     images = jnp.asarray(rng.standard_normal((count, 2, 2, 1)), jnp.float32)
     targets = jnp.asarray(rng.dirichlet(np.ones(classes), count), jnp.float32)
-    return images, targets, *jax.jit(augment.mixup, static_argnums=3)(jax.random.key(seed), images, targets, alpha)
+    return images, targets, *jax.jit(mixup, static_argnums=3)(jax.random.key(seed), images, targets, alpha)
 
 
 def test_mixup_is_the_same_convex_combination_of_images_and_targets():
@@ -150,7 +192,10 @@ def test_mixup_is_the_same_convex_combination_of_images_and_targets():
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
 def test_mixup_weights_are_beta(alpha):
     images, targets = jnp.zeros((2, 1, 1, 1)).at[0].set(1.0), jnp.eye(2)
-    draw = lambda key: augment.mixup(key, images, targets, alpha)[1]
+
+    def draw(key):
+        return mixup(key, images, targets, alpha, classes=2)[1]
+
     drawn = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 4000)), np.float64)
     swapped = drawn[:, 0, 0] != 1  # with the identity for a permutation nothing mixes
     assert abs(swapped.mean() - 0.5) < 5 * 0.5 / 4000**0.5
@@ -163,7 +208,119 @@ def test_mixup_weights_are_beta(alpha):
 
 def test_mixup_does_not_see_how_devices_share_the_batch():
     images, targets, new_images, new_targets = mixed(0.5, seed=3)
-    shared = lambda images, targets: augment.mixup(jax.random.key(3), images, targets, 0.5, axis_name="data")
+
+    def shared(images, targets):
+        return mixup(jax.random.key(3), images, targets, 0.5, axis_name="data")
+
     parts = jax.jit(jax.vmap(shared, axis_name="data"))(images.reshape(4, 2, 2, 2, 1), targets.reshape(4, 2, 3))
     np.testing.assert_allclose(parts[0].reshape(images.shape), new_images, atol=2 * EPS)
     np.testing.assert_allclose(parts[1].reshape(targets.shape), new_targets, atol=2 * EPS)
+
+
+def test_mixup_makes_class_ids_distributions():
+    images, labels = jnp.ones((8, 2, 2, 1)), jnp.arange(8, dtype=jnp.int32) % 3
+    for of_ids, of_distributions in zip(
+        mixup(jax.random.key(1), images, labels, 0.5),
+        mixup(jax.random.key(1), images, jax.nn.one_hot(labels, 3), 0.5),
+        strict=True,
+    ):
+        assert of_ids.dtype == jnp.float32
+        np.testing.assert_array_equal(of_ids, of_distributions)
+
+
+def applied(text, images, step=0, run=9, epoch=0, axis_name=None, index=None):
+    """The batch after a pipeline, as a step of a run applies it."""
+    operations = resolve(Config(augment=text)).pipeline(3, axis_name, True)
+    before = batch(images, jnp.arange(len(images), dtype=jnp.int32) % 3) | {"epoch": jnp.int32(epoch)}
+    before |= {} if index is None else {"index": index}
+    return augment.apply(operations, before, jax.random.key(step), jax.random.key(run), axis_name)
+
+
+def same(one, two):
+    return np.array_equal(one, two)
+
+
+def test_without_one_operation_the_others_draw_as_before():
+    """Whatever stands before or between them: an operation changes by draws of its own what it is given."""
+    images = numbered(64, 6, 6)
+    flipped, cropped = (applied(text, images)["image"] for text in ("flip", "crop,padding=2"))
+    both = applied("flip+crop,padding=2", images)["image"]
+    assert same(both, applied("crop,padding=2", flipped)["image"]) and not same(both, cropped)
+    assert same(applied("crop,padding=2+flip", images)["image"], applied("flip", cropped)["image"])
+    with_a_hole = applied("flip+cutout,size=2+crop,padding=2", images)["image"]
+    assert same(with_a_hole, applied("crop,padding=2", applied("cutout,size=2", flipped)["image"])["image"])
+    mixed = applied("flip+mixup,alpha=0.4", images)
+    assert same(mixed["label"], applied("mixup,alpha=0.4", images)["label"])
+    assert same(mixed["image"], applied("mixup,alpha=0.4", flipped)["image"])
+
+
+def test_an_operation_may_come_twice_and_draws_anew():
+    images = numbered(64, 6, 6)
+    assert not same(applied("flip+flip", images)["image"], images)  # as the same draws would make it
+    names = [operation.name for operation in resolve(Config(augment="flip+crop+flip")).pipeline(3, None, True)]
+    assert names == ["flip", "crop", "flip 2"]
+
+
+def test_draws_come_from_the_step_and_those_of_the_run_do_not():
+    images = numbered(64)
+    for text in ("flip", "crop,padding=2", "cutout,size=2"):
+        first, again, next_step, other_run = (
+            applied(text, images, step=step, run=run)["image"] for step, run in ((0, 9), (0, 9), (1, 9), (0, 8))
+        )
+        assert same(first, again) and same(first, other_run) and not same(first, next_step)
+    first, next_step, other_run = (
+        applied("alternating_flip", images, step=step, run=run)["image"] for step, run in ((0, 9), (1, 9), (0, 8))
+    )
+    assert same(first, next_step) and not same(first, other_run)
+
+
+def test_an_alternating_flip_is_of_the_image_wherever_it_comes():
+    images = numbered(64)
+    index = jnp.asarray(np.random.default_rng(0).permutation(1000)[:64], jnp.int32)
+    first, second, third = (applied("alternating_flip", images, epoch=e, index=index)["image"] for e in range(3))
+    assert same(second, first[:, :, ::-1]) and same(third, first)
+    turned = np.array([not same(one, two) for one, two in zip(first, images, strict=True)])
+    assert abs(turned.mean() - 0.5) < 5 * 0.5 / 64**0.5
+    elsewhere = applied("alternating_flip", images[::-1], index=index[::-1])["image"]
+    assert same(elsewhere[::-1], first)
+
+
+@pytest.mark.parametrize("text", ["flip+crop,padding=2+cutout,size=2", "mixup,alpha=0.4", "views+flip+crop,padding=2"])
+def test_a_pipeline_does_not_see_how_devices_share_the_batch(text):
+    images = numbered(8)
+    whole = applied(text, images)
+
+    def part(images):
+        changed = applied(text, images, axis_name="data")
+        return changed["image"], changed.get("views", changed["image"][None])
+
+    shared = jax.jit(jax.vmap(part, axis_name="data", out_axes=(0, 1)))
+    seen, views = shared(images.reshape(4, 2, *images.shape[1:]))
+    np.testing.assert_allclose(seen.reshape(images.shape), whole["image"], rtol=2 * EPS)
+    if "views" in whole:
+        np.testing.assert_array_equal(views.reshape(whole["views"].shape), whole["views"])
+
+
+def test_views_are_each_changed_by_draws_of_their_own():
+    images = numbered(64, 6, 6)
+    plain = applied("views", images)
+    assert plain["views"].shape == (2, *images.shape)
+    assert same(plain["image"], images) and all(same(view, images) for view in plain["views"])
+    text = "flip+crop,padding=2"
+    changed = applied(f"views,count=3+{text}", images)
+    assert changed["views"].shape == (3, *images.shape)
+    assert same(changed["image"], applied(text, images)["image"])  # as without views
+    seen = [changed["image"], *changed["views"]]
+    assert not any(same(seen[i], seen[j]) for i in range(4) for j in range(i))
+    fewer = applied(f"views,count=1+{text}", images)  # each view whatever the others
+    assert same(fewer["views"], changed["views"][:1])
+    # what comes before is the same in all
+    before = applied(f"{text}+views", images)
+    assert same(before["image"], changed["image"]) and all(same(view, changed["image"]) for view in before["views"])
+    assert same(changed["label"], plain["label"]) and set(changed) == {"image", "label", "index", "epoch", "views"}
+
+
+def test_views_alternate_each_for_itself():
+    images = numbered(64)
+    first, second = (applied("views+alternating_flip", images, epoch=epoch)["views"] for epoch in (0, 1))
+    assert same(second, first[:, :, :, ::-1]) and not same(first[0], first[1])

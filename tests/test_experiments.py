@@ -43,7 +43,7 @@ def one_line_error(done, status=2):
 def run(tfds_root, tmp_path_factory):
     """A finished run on the tiny data set."""
     path = tmp_path_factory.mktemp("run") / "tiny"
-    small = ["--widths", 4, "--hidden", 8, "--epochs", 3, "--batch-size", 20, "--learning-rate", 0.01]
+    small = ["--model", "cnn,widths=[4],hidden=[8]", "--epochs", 3, "--batch-size", 20, "--learning-rate", 0.01]
     done = script("train", "--dataset", "tiny", *small, "--workdir", path)
     assert done.returncode == 0, done.stderr
     return path, [*map(str, small)], done.stdout
@@ -82,10 +82,17 @@ def test_a_finished_run_prints_its_summary_and_trains_nothing(run):
 
 def test_another_configuration_is_refused_by_name(run):
     path, small, _ = run
-    line = one_line_error(
-        script("train", "--dataset", "tiny", *small, "--seed", 5, "--dropout", 0.1, "--workdir", path)
-    )
-    assert "seed: 0 -> 5" in line and "dropout: 0.0 -> 0.1" in line
+    other = ["--seed", 5, "--model", "cnn,widths=[4],hidden=[8],dropout=0.1"]
+    line = one_line_error(script("train", "--dataset", "tiny", *small, *other, "--workdir", path))
+    assert "seed: 0 -> 5" in line
+    assert "model: cnn,hidden=[8],widths=[4] -> cnn,dropout=0.1,hidden=[8],widths=[4]" in line
+
+
+def test_another_spelling_is_the_same_run(run):
+    path, small, output = run
+    spelled = ["--model", "cnn,hidden=[8],widths=[4],dropout=0", "--loss", "ce", "--schedule", "cosine,warmup=0"]
+    again = script("train", "--dataset", "tiny", *small, *spelled, "--workdir", path)
+    assert again.stdout.splitlines() == output.splitlines()[-2:], again.stderr
 
 
 def test_evaluate_repeats_the_summary(run):
@@ -100,8 +107,8 @@ def test_evaluate_repeats_the_summary(run):
 def test_a_run_teaches_another(run, tmp_path):
     teacher, small, _ = run
     path = tmp_path / "student"
-    flags = ["--dataset", "tiny", "--model", "mlp", *small, "--epochs", 1, "--loss", "distillation,alpha=1"]
-    done = script("train", *flags, "--teacher", teacher, "--mixup", 0.2, "--workdir", path)
+    flags = ["--dataset", "tiny", *small, "--model", "mlp,hidden=[8]", "--epochs", 1, "--loss", "distillation,alpha=1"]
+    done = script("train", *flags, "--teacher", teacher, "--augment", "flip+mixup,alpha=0.2", "--workdir", path)
     assert done.returncode == 0, done.stderr
     summary = json.loads((path / "summary.json").read_text())["test"]
     found = json.loads(script("evaluate", path, "--json").stdout)
@@ -116,11 +123,13 @@ def test_teachers_that_cannot_be(run, shapes10_root, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_losses_are_listed():
-    from cnnlab.losses import catalogue
+def test_the_parts_are_listed():
+    from cnnlab import parts
 
-    done = script("train", "--list-losses")
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout == catalogue.listing() + "\n"
+    for words in ([], ["loss"], ["model", "optimizer"]):
+        done = script("train", "--list", *words)
+        assert (done.returncode, done.stderr) == (0, "") and done.stdout == parts.listing(words) + "\n"
+    assert "did you mean 'loss'" in one_line_error(script("train", "--list", "losses"))
 
 
 def test_predict_takes_images_of_any_size_and_mode(run, tmp_path):
@@ -153,7 +162,11 @@ def test_predict_takes_images_of_any_size_and_mode(run, tmp_path):
         (["--dataset", "tiny", "--loss", "cross_entrpy"], "did you mean 'cross_entropy'?"),
         (["--dataset", "tiny", "--batch-size", "181"], "181 is larger than the 180 training images"),
         (["--dataset", "tiny", "--batch-size", "20", "--devices", "999"], "there are"),
-        (["--dataset", "tiny", "--widths", "4", "4", "4", "4"], "does not fit"),
+        (["--dataset", "tiny", "--model", "cnn,widths=[4,4,4,4]"], "does not fit"),
+        (["--dataset", "tiny", "--model", "mlp,dropout=1"], "model mlp: dropout must lie in [0, 1), got 1"),
+        (["--dataset", "tiny", "--optimizer", "adm"], "did you mean 'adam'?"),
+        (["--dataset", "tiny", "--augment", "flip+crop,padding=8"], "padding must be smaller than the image, 8 pixels"),
+        (["--dataset", "tiny", "--mixup", "0.2"], "--mixup is written --augment flip+mixup,alpha=0.2 now"),
         (["--data-dir", "nowhere"], "--data-dir nowhere"),
         (["--dataset", "tiny", "--workdir", __file__], "is a file"),
     ],
@@ -183,8 +196,9 @@ def test_bad_files_are_one_line(run, tmp_path):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--optimizer", "adm"], ["--epochs", "0"], ["--epochs", "-3"], ["--batch-size", "0"], ["--learning-rate", "nan"],
-     ["--learning-rate", "-1"], ["--dropout", "1"], ["--no-such-flag"], ["--epochs", "many"]],
+    [["--optimizer", "sgd,0.9"], ["--epochs", "0"], ["--epochs", "-3"], ["--batch-size", "0"],
+     ["--learning-rate", "nan"], ["--learning-rate", "-1"], ["--dropout", "0.5"], ["--no-such-flag"],
+     ["--epochs", "many"]],
 )  # fmt: skip
 def test_bad_flags_raise_before_anything_runs(flags):
     with pytest.raises(InputError) as error:
@@ -259,7 +273,7 @@ def test_shapes10_needs_a_cnn(shapes10_root, tmp_path):
 
     cnn = accuracy("--model", "cnn")
     assert cnn > 0.9
-    assert accuracy("--model", "mlp", "--hidden", "512", "512") <= cnn - 0.1
+    assert accuracy("--model", "mlp,hidden=[512,512]") <= cnn - 0.1
     assert accuracy("--model", "softmax_regression") < 0.5
 
 
@@ -271,9 +285,7 @@ def readme_commands(name="train"):
 @pytest.mark.parametrize("command", readme_commands())
 def test_readme_commands_parse(command):
     args = shlex.split(command)[2:]
-    if not {"--help", "--list-losses"} & set(args) and not any(
-        a.isupper() for a in args
-    ):  # DIR and S stand for something
+    if not {"--help", "--list"} & set(args) and not any(a.isupper() for a in args):  # DIR and S stand for something
         cli.parse(Config, args)
 
 

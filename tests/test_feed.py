@@ -24,19 +24,19 @@ def own(train):
     return order.split(source.summary(train).labels, 0.1, 0)[0]
 
 
-def batches(train, own, kind, first, last, workers=0, alternating=False):
+def batches(train, own, kind, first, last, workers=0):
     images, summary = source.decoded(train)
     if kind == "resident":
-        feeding = feed.resident(images, summary.labels, own, SEED, BATCH, alternating)
+        feeding = feed.resident(images, summary.labels, own, SEED, BATCH)
     else:
-        feeding = feed.streaming(train, summary.labels, own, SEED, BATCH, alternating, workers)
+        feeding = feed.streaming(train, summary.labels, own, SEED, BATCH, workers)
     return [feeding.fetch(feeding.data, item) for item in feeding.items(first, last)]
 
 
 def assert_same(found, wanted):
     assert len(found) == len(wanted)
     for one, two in zip(found, wanted, strict=True):
-        for name, dtype in (("image", np.uint8), ("label", np.int32)):
+        for name, dtype in (("image", np.uint8), ("label", np.int32), ("index", np.int32)):
             assert one[name].dtype == two[name].dtype == dtype
             np.testing.assert_array_equal(one[name], two[name])
 
@@ -49,20 +49,18 @@ def test_streaming_is_resident(train, own, workers):
     assert_same(batches(train, own, "streaming", 0, steps, workers), wanted)
 
 
-def test_batches_say_which_images_alternate(train, own):
-    """By the image, not by its place: each that two epochs share is mirrored in one of them."""
+@pytest.mark.parametrize("kind", ["resident", "streaming"])
+def test_batches_say_which_images_of_the_split_they_hold(train, own, kind):
     per_epoch = len(own) // BATCH
-    wanted = batches(train, own, "resident", 0, 2 * per_epoch, alternating=True)
-    for one, two in zip(wanted, batches(train, own, "streaming", 0, 2 * per_epoch, alternating=True), strict=True):
-        np.testing.assert_array_equal(one["mirrored"], two["mirrored"])
-    sides = [
-        {part["image"][i].tobytes(): part["mirrored"][i] for part in parts for i in range(BATCH)}
-        for parts in (wanted[:per_epoch], wanted[per_epoch:])
-    ]
-    both = sides[0].keys() & sides[1].keys()
-    assert len(both) > 100 and all(sides[0][image] != sides[1][image] for image in both)
-    assert {bool(side) for side in sides[0].values()} == {True, False}
-    assert_same(batches(train, own, "resident", 3, 5, alternating=True), wanted[3:5])
+    images, summary = source.decoded(train)
+    found = batches(train, own, kind, 0, 2 * per_epoch)
+    for part in found:
+        np.testing.assert_array_equal(part["image"], images[part["index"]])
+        np.testing.assert_array_equal(part["label"], summary.labels[part["index"]])
+    first, second = (
+        {int(index) for part in parts for index in part["index"]} for parts in (found[:per_epoch], found[per_epoch:])
+    )
+    assert len(first & second) > 100 and first | second <= set(own.tolist())
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("resident", 0), ("streaming", 0), ("streaming", 2)])

@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 240  # for what takes ten when nothing else runs
 # Everything that draws or reduces over the batch.
 FIELDS = {
-    "dataset": "shapes10", "model": "mlp", "hidden": (6,), "batch_norm": True, "dropout": 0.3,
-    "flip": "on", "crop": 1, "mixup": 0.4, "batch_size": 32, "fraction": 0.05, "epochs": 5,
+    "dataset": "shapes10", "model": "mlp,hidden=[6],batch_norm=true,dropout=0.3",
+    "augment": "flip+crop,padding=1+mixup,alpha=0.4", "batch_size": 32, "fraction": 0.05, "epochs": 5,
 }  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_several_processes_take_the_steps_of_one(processes, devices, seeds, more
 def runs(processes: int, workdir: Path, *more: str, devices: int = 1, own: dict[int, list[str]] | None = None):
     """experiments/train.py in several processes; `own` are flags of one of them."""
     port = free_port()
-    flags = ["experiments/train.py", "--dataset", "tiny", "--model", "mlp", "--hidden", "4", "--batch-size", "16"]
+    flags = ["experiments/train.py", "--dataset", "tiny", "--model", "mlp,hidden=[4]", "--batch-size", "16"]
     flags += ["--progress", "off", "--workdir", str(workdir), *more]
     joined = lambda i: ["--coordinator", f"localhost:{port}", "--processes", str(processes), "--process", str(i)]
     each = [[*flags, *(joined(i) if processes > 1 else []), *(own or {}).get(i, [])] for i in range(processes)]

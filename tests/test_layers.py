@@ -58,7 +58,7 @@ def test_blocked_equals_native(case, dtype):
                     kernel,
                     padding=padding,
                     use_bias=False,
-                    conv_general_dilated=layers.convolution(formulation, side),
+                    conv_general_dilated=layers.Convolution(formulation, side),
                 ).apply({"params": {"kernel": w}}, x),
                 *arguments,
                 weights=weights,
@@ -80,7 +80,7 @@ def test_half_precision_gradients_are_summed_in_single():
     x, kernel = (jnp.asarray(np.abs(drawn(shape)), jnp.bfloat16) for shape in ((512, 4, 4, 9), (3, 3, 9, 4)))
 
     def by_kernel(formulation, x, kernel):
-        convolve = layers.convolution(formulation)
+        convolve = layers.Convolution(formulation)
         return jax.grad(
             lambda w: convolve(x, w, (1, 1), "SAME", dimension_numbers=layers.NHWC).astype(jnp.float32).sum()
         )(kernel)
@@ -106,7 +106,7 @@ def test_whatever_blocked_does_not_cover_is_lax_itself(options):
     x = drawn((9, 8, 8, 4), "float32")
 
     def program(formulation, pool=1):
-        convolve = layers.convolution(formulation, pool) if formulation else None
+        convolve = layers.Convolution(formulation, pool) if formulation else None
         layer = nn.Conv(6, (3, 3), padding=1, conv_general_dilated=convolve, **options)
         variables = nn.Conv(6, (3, 3), padding=1, **options).init(jax.random.key(0), x)
         return str(jax.make_jaxpr(lambda x: layer.apply(variables, x))(x)), jax.jit(layer.apply)(variables, x)
@@ -123,7 +123,7 @@ def test_one_dimension_and_many_batch_dimensions():
     for shape, kernel in (((2, 3, 6, 6, 3), (3, 3)), ((5, 9, 3), (3,))):
         x = drawn(shape, "float32")
         variables = nn.Conv(4, kernel).init(jax.random.key(0), x)
-        found = nn.Conv(4, kernel, conv_general_dilated=layers.convolution("blocked")).apply(variables, x)
+        found = nn.Conv(4, kernel, conv_general_dilated=layers.Convolution("blocked")).apply(variables, x)
         np.testing.assert_allclose(found, nn.Conv(4, kernel).apply(variables, x), atol=64 * EPS["float32"])
 
 
@@ -158,7 +158,7 @@ def test_average_pooling_is_flax_s():
 
 def test_unknown_formulation():
     for function in (
-        lambda: layers.convolution("fast"),
+        lambda: layers.Convolution("fast"),
         lambda: layers.max_pooling(jnp.zeros((1, 2, 2, 1)), 2, "fast"),
     ):
         with pytest.raises(ValueError, match=r"native.*blocked.*fast"):
@@ -186,7 +186,7 @@ def test_a_network_is_the_same_in_both_formulations(options):
         double = dtype == "float64"
         with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), quick_compile(double):
             native, blocked = (
-                models.CNN(**({"widths": (8, 16), "hidden": (16,)} | options), formulation=f)
+                models.CNN(**({"widths": (8, 16), "hidden": (16,)} | options), conv=layers.Convolution(f))
                 for f in layers.FORMULATIONS
             )
             both_gradients(native, blocked, dtype, tolerance)
@@ -229,7 +229,7 @@ def test_reverse_over_reverse_and_vmap():
     kernel, x = jnp.asarray(kernel), jnp.asarray(x)
 
     def loss(w, x, formulation):
-        z = layers.convolution(formulation, 2)(x, w, (1, 1), "SAME", dimension_numbers=layers.NHWC)
+        z = layers.Convolution(formulation, 2)(x, w, (1, 1), "SAME", dimension_numbers=layers.NHWC)
         return jnp.sum(jnp.tanh(z))
 
     def product(w, x, formulation):

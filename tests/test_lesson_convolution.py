@@ -13,7 +13,7 @@ from cnnlab.lesson import Claim
 from cnnlab.models import CNN
 
 module = lesson("convolution")
-NATIVE, BLOCKED = map(layers.convolution, layers.FORMULATIONS)
+NATIVE, BLOCKED = map(layers.Convolution, layers.FORMULATIONS)
 CASES = [(7, 3, 1, 1), (8, 3, 0, 2), (6, 2, 2, 3), (4, 1, 1, 2)]
 
 

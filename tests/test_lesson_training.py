@@ -42,9 +42,9 @@ def test_another_update_is_found_out(script):
 
 def test_another_loss_is_found_out(script, monkeypatch):
     """The library descends on the loss that it is given, the steps by hand on one that is smoothed a little."""
-    given = script.cross_entropy
-    monkeypatch.setattr(script, "partial", lambda step, **parts: partial(step, **parts | {"loss_fn": given}))
-    monkeypatch.setattr(script, "cross_entropy", label_smoothing(given, 1e-4))
+    given = script.train.Objective(script.cross_entropy)
+    monkeypatch.setattr(script, "partial", lambda step, **parts: partial(step, **parts | {"objective": given}))
+    monkeypatch.setattr(script, "cross_entropy", label_smoothing(script.cross_entropy, 1e-4))
     with jax.enable_x64(True):
         assert not script.compare(script.sgd).holds
 

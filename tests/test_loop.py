@@ -29,7 +29,7 @@ from cnnlab.errors import InputError
 ROOT = pathlib.Path(__file__).parents[1]
 # 160 images to train on, 4 steps an epoch, 12 steps in all; everything that has a state or draws.
 CONFIG = Config(
-    dataset="tiny", validation=0.2, model="mlp", hidden=(8,), batch_norm=True, dropout=0.2, crop=1, flip="on",
+    dataset="tiny", validation=0.2, model="mlp,hidden=[8],batch_norm=true,dropout=0.2", augment="flip+crop,padding=1",
     batch_size=40, epochs=3, checkpoint_steps=0, tensorboard=False, progress="off",
 )  # fmt: skip
 LAST = 12
@@ -281,8 +281,8 @@ def test_evaluation_is_the_mean_over_all_images(build, never_stopped):
 # Real processes -------------------------------------------------------------------------------------------------------
 
 ARGUMENTS = [
-    "--dataset", "tiny", "--validation", "0.2", "--model", "mlp", "--hidden", "8", "--batch-norm", "--dropout", "0.2",
-    "--crop", "1", "--flip", "on", "--batch-size", "16", "--epochs", "4", "--checkpoint-steps", "1",
+    "--dataset", "tiny", "--validation", "0.2", "--model", "mlp,hidden=[8],batch_norm=true,dropout=0.2",
+    "--augment", "flip+crop,padding=1", "--batch-size", "16", "--epochs", "4", "--checkpoint-steps", "1",
     "--no-tensorboard", "--progress", "lines",
 ]  # fmt: skip
 
@@ -400,9 +400,9 @@ def test_kills_and_signals_at_any_moment(worker, tmp_path):
 def test_the_airbench_recipe_survives_a_kill(worker, tmp_path):
     """A fitted first layer among the batch statistics, Muon's momenta, images that turn each epoch."""
     args = [
-        "--dataset", "tiny", "--validation", "0", "--model", "airnet", "--widths", "4", "--optimizer", "muon",
-        "--schedule", "linear", "--flip", "alternating", "--crop", "1", "--crop-padding", "reflect", "--batch-size",
-        "40", "--epochs", "4", "--checkpoint-steps", "1", "--no-tensorboard", "--progress", "lines",
+        "--dataset", "tiny", "--validation", "0", "--model", "airnet,widths=[4]", "--optimizer", "muon",
+        "--schedule", "linear", "--augment", "alternating_flip+crop,padding=1,mode=reflect", "--batch-size", "40",
+        "--epochs", "4", "--checkpoint-steps", "1", "--no-tensorboard", "--progress", "lines",
     ]  # fmt: skip
     pid = worker.start(*args, "--workdir", "killed")
     wait_for(lambda: newest(tmp_path / "killed") >= 7, pid)  # in the second epoch

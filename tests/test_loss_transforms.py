@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnlab import losses
+from cnnlab import losses, spec
 from cnnlab.errors import InputError
 from cnnlab.losses import (
+    class_balanced,
     class_weights,
     cross_entropy,
     effective_number,
@@ -23,6 +24,7 @@ from cnnlab.losses import (
     weighted_sum,
     with_z_loss,
 )
+from cnnlab.parts import KINDS
 
 EPS = 2.0**-23  # one ulp of float32, relative
 LOG = np.log(np.array([0.7, 0.2, 0.1], np.float32))
@@ -39,6 +41,7 @@ MADE = {
     "off_target": label_smoothing(mean_squared_error, 0.3, "off_target"),
     "softened": temperature(cross_entropy, 2.0),
     "weighted": class_weights(cross_entropy, [1.0, 2.0, 3.0]),
+    "balanced": class_balanced(mean_squared_error, [100, 10, 1], beta=0.99),
     "pulled": with_z_loss(cross_entropy, 0.5),
     "summed": weighted_sum({cross_entropy: 1.0, multiclass_hinge: -0.5}),
     "all": with_z_loss(class_weights(label_smoothing(temperature(focal, 2.0), 0.1), [1.0, 2.0, 3.0]), 1e-2),
@@ -102,6 +105,32 @@ def test_effective_number():
     np.testing.assert_allclose(rare, np.array([0.002, 0.2]) / 0.101, rtol=1e-8)
 
 
+def test_class_balanced():
+    # The weights of [1, 2, 3] images at beta = 1/2 are 63/47, 42/47 and 36/47 (test_effective_number).
+    balanced = class_balanced(cross_entropy, [1, 2, 3], beta=0.5)
+    np.testing.assert_allclose(balanced(LOG, 2), 36 / 47 * math.log(10), rtol=4 * EPS)
+    q = np.array([0.5, 0.25, 0.25], np.float32)
+    wanted = -np.dot([0.5 * 63 / 47, 0.25 * 42 / 47, 0.25 * 36 / 47], np.log([0.7, 0.2, 0.1]))
+    np.testing.assert_allclose(balanced(LOG, q), wanted, rtol=8 * EPS)
+    z, soft = example()
+    counts = np.array([5000, 50, 5])
+    for labels in (IDS, soft):  # of whichever loss, with the paper's beta by default
+        by_hand = class_weights(focal, effective_number(counts, 0.9999))(z, labels, gamma=0.5)
+        np.testing.assert_array_equal(class_balanced(focal, counts)(z, labels, gamma=0.5), by_hand)
+        equal = class_balanced(cross_entropy, [7, 7, 7])(z, labels)
+        np.testing.assert_allclose(equal, cross_entropy(z, labels), rtol=8 * EPS)
+
+
+def test_class_balanced_sees_the_counts_of_the_run():
+    part = spec.find(KINDS["transform"], "class_balanced,beta=0.5")
+    assert part.asks("class_counts") and part.requires("class_counts")
+    made = part.call(cross_entropy, class_counts=np.array([1, 2, 3]))
+    np.testing.assert_array_equal(made(LOG, 2), class_balanced(cross_entropy, [1, 2, 3], 0.5)(LOG, 2))
+    written = spec.find(KINDS["transform"], "class_balanced,beta=0.5,class_counts=[3,2,1]")
+    made = written.call(cross_entropy, class_counts=np.array([1, 2, 3]))
+    np.testing.assert_array_equal(made(LOG, 2), class_balanced(cross_entropy, [3, 2, 1], 0.5)(LOG, 2))
+
+
 def test_with_z_loss():
     pulled = with_z_loss(cross_entropy, 0.25)
     z = LOG + 2  # log sum exp z = 2
@@ -129,6 +158,7 @@ def test_compositions_are_what_they_say():
 def test_hyperparameters_pass_through():
     z, _ = example()
     wraps = [lambda f: label_smoothing(f, 0.0), lambda f: temperature(f, 1.0), lambda f: class_weights(f, np.ones(3))]
+    wraps += [lambda f: class_balanced(f, [2, 2, 2])]
     for wrap in (*wraps, lambda f: with_z_loss(f, 0.0)):
         np.testing.assert_allclose(wrap(focal)(z, IDS, gamma=0.5), focal(z, IDS, gamma=0.5), rtol=8 * EPS)
         with pytest.raises(TypeError, match="gama"):
@@ -168,7 +198,7 @@ def test_they_name_logits_and_labels_first():
     """So that the command line's specifications, which look at signatures, take them for losses."""
     for name, made in MADE.items():
         assert [*inspect.signature(made).parameters][:2] == ["logits", "labels"], name
-    assert not {"label_smoothing", "class_weights"} & set(losses.LOSSES)
+    assert not set(losses.TRANSFORMS) & set(losses.LOSSES)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +219,12 @@ def test_they_name_logits_and_labels_first():
         (lambda: effective_number([1, 0]), r"class_counts must all be positive and finite, got \[1, 0\]"),
         (lambda: effective_number([[1, 2]]), "class_counts must all be positive and finite"),
         (lambda: effective_number([1, 2], 1.0), r"beta must lie in \[0, 1\), got 1.0"),
+        (lambda: class_balanced(cross_entropy, [1, 0]), r"class_counts must all be positive and finite, got \[1, 0\]"),
+        (lambda: class_balanced(cross_entropy, [1, 2], 1.0), r"beta must lie in \[0, 1\), got 1.0"),
+        (
+            lambda: class_balanced(cross_entropy, [1, 2])(LOG, 0),
+            "weights must be one number for each of the 3 classes",
+        ),
     ],
 )
 def test_what_cannot_be(call, message):

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnlab import losses
-from cnnlab.losses import catalogue
+from cnnlab import docstrings, losses
 from cnnlab.softmax import as_float
 
 EPS = 2.0**-23  # one ulp of float32, relative
@@ -36,6 +35,8 @@ ON_DISTRIBUTIONS = {
     "mean_squared_error", "mean_absolute_error", "binary_cross_entropy", "asymmetric", "bi_tempered"
 }  # fmt: skip
 
+# Losses made for logits that are cosines.
+ON_COSINES = {"cosine_softmax", "cosface", "arcface", "ldam"}
 # Losses with flat pieces: NaN in the value always, in the slope only where there is one.
 FLAT = {"asymmetric", "multiclass_hinge"}
 
@@ -59,7 +60,7 @@ def example(name, shape, seed=0):
     rng = np.random.default_rng([seed, *shape])
     z = 2 * rng.standard_normal(shape)
     soft = rng.dirichlet(np.ones(shape[-1]), shape[:-1])
-    return (np.tanh(z) if name in losses.ON_COSINES else z).astype(np.float32), soft.astype(np.float32)
+    return (np.tanh(z) if name in ON_COSINES else z).astype(np.float32), soft.astype(np.float32)
 
 
 @partial(jit, static_argnums=0)
@@ -478,7 +479,9 @@ SHORT = {
     "sce": "symmetric_cross_entropy", "nce": "normalized_cross_entropy", "nfl": "normalized_focal",
     "apl": "active_passive", "hinge": "multiclass_hinge", "kd": "distillation",
 }  # fmt: skip
-CHANGES = {"class_weights", "effective_number", "label_smoothing", "temperature", "weighted_sum", "with_z_loss"}
+TRANSFORMS = {"label_smoothing", "temperature", "class_weights", "class_balanced", "with_z_loss"}
+CHANGES = TRANSFORMS | {"effective_number", "made_for_cosines", "weighted_sum"}
+TABLES = {"LOSSES", "ALIASES", "TRANSFORMS", "SHORT_TRANSFORMS"}
 
 
 def test_names_and_defaults():
@@ -490,14 +493,26 @@ def test_names_and_defaults():
         assert hyper[: len(wanted)] == [*wanted.items()], name
         assert all(default is None for _, default in hyper[len(wanted) :]), name
     assert {short: loss.__name__ for short, loss in losses.ALIASES.items()} == SHORT
-    assert set(losses.__all__) == set(PUBLIC) | set(SHORT) | CHANGES | {"LOSSES", "ALIASES", "ON_COSINES"}
+    assert set(losses.__all__) == set(PUBLIC) | set(SHORT) | CHANGES | TABLES
     assert all(getattr(losses, name) is (losses.LOSSES | losses.ALIASES)[name] for name in {*PUBLIC, *SHORT})
+    assert set(losses.TRANSFORMS) == TRANSFORMS
+    assert list(losses.SHORT_TRANSFORMS.items()) == [("z_loss", losses.with_z_loss)]
+
+
+def test_losses_made_for_cosines_say_so():
+    """And a user's own can: the attribute is what counts."""
+    assert {name for name, loss in losses.LOSSES.items() if getattr(loss, "head", "linear") == "cosine"} == ON_COSINES
+
+    def own(logits, labels):
+        return losses.cosface(logits, labels)
+
+    assert losses.made_for_cosines(own) is own and own.head == "cosine"
 
 
 def ranges():
     """(loss, hyperparameter, interval) as the docstrings have them."""
     for name, loss in losses.LOSSES.items():
-        for hyper, (_, text) in catalogue.entry(loss).hyperparameters.items():
+        for hyper, text in docstrings.entry(loss).arguments.items():
             if text.startswith("in "):
                 found = re.findall(r"[\[(]-?[\w./]+, [\w./]+[\])]", text)
                 yield pytest.param(name, hyper, found[-1], id=f"{name}-{hyper}")  # arcface: written [0, 1.5707963]
@@ -611,7 +626,7 @@ def test_training_lowers_it(name):
     unit = lambda v, axis: v / jnp.linalg.norm(v, axis=axis, keepdims=True)
 
     def objective(w):
-        z = unit(x, 1) @ unit(w, 0) if name in losses.ON_COSINES else x @ w
+        z = unit(x, 1) @ unit(w, 0) if name in ON_COSINES else x @ w
         return jnp.mean(loss(z, labels))
 
     def step(w, _):

@@ -145,9 +145,33 @@ def test_sums_keep_their_types():
     logits, labels, losses = example(8, 4)
     arguments = logits, labels.astype(np.int32), losses, np.ones(8, bool)
     got = jax.eval_shape(metrics.sums, *arguments)
-    wanted = {"count": "int32", "top5": "int32", "confusion": "int32"}
+    wanted = {"count": "int32", "accuracy": "int32", "top5": "int32", "confusion": "int32"}
     assert {name: str(value.dtype) for name, value in got.items()} == {k: wanted.get(k, "float32") for k in got}
-    assert got["confusion"].shape == (4, 4) and got["calibration"].shape == (3, 15)
+    assert got["confusion"].shape == (4, 4) and got["ece"].shape == (3, 15)
+
+
+def count_of_class_0(logits, labels, mask):
+    return jnp.sum((labels == 0) & mask, dtype=jnp.int32)
+
+
+def test_own_metrics_are_summed_and_finished_with_the_others():
+    own = (
+        metrics.Metric("zeros", count_of_class_0),
+        metrics.Metric("odds", count_of_class_0, lambda total, count: float(total / (count - total))),
+    )
+    labels, mask = jnp.asarray([0, 0, 1, 0], jnp.int32), np.array([True, True, True, False])
+    part = metrics.sums(jnp.zeros((4, 2)), labels, jnp.zeros(4), mask, own)
+    result = metrics.summarise([part, part], own)
+    assert (result["zeros"], result["odds"], result["count"]) == (pytest.approx(2 / 3), 2.0, 6)
+    assert list(metrics.numbers(result)) == ["loss", *metrics.METRICS, "zeros", "odds"]
+    assert metrics.describe(result).endswith("zeros 0.6667  odds 2.0000  (6 images)")
+
+
+def test_the_calibration_is_what_the_ece_is_of():
+    result = summary(np.log([[0.75, 0.25]] * 4), [0, 0, 0, 1])
+    assert np.shape(result["calibration"]) == (3, 15)
+    count, confidence, hits = np.array(result["calibration"])
+    assert (count[11], hits[11], count.sum()) == (4, 3, 4) and confidence[11] == pytest.approx(3, rel=8 * EPS)
 
 
 def test_describe():

@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 
 from cnnlab import models
+from cnnlab.errors import InputError
 from cnnlab.layers import Dropout, conv_output_size
 
 EPS = 2.0**-23  # one ulp of float32, relative
@@ -208,9 +209,16 @@ def test_batch_norm_normalises_and_remembers():
 
 
 def test_unknown_options_are_errors():
-    for model in (models.CNN(pool="median"), models.CNN(activation="softplus")):
-        with pytest.raises(KeyError):
+    for model, words in (
+        (models.CNN(pool="median"), "unknown pool 'median'"),
+        (models.CNN(activation="softplus"), "unknown activation 'softplus'"),
+        (models.MLP(activation="softplus"), "unknown activation 'softplus'"),
+        (models.CNN(head="cubic"), "unknown head 'cubic'"),
+    ):
+        with pytest.raises(InputError, match=words):
             variables(model)
+    with pytest.raises(ValueError, match="widths must name at least one convolution"):
+        variables(models.CNN(widths=()))
 
 
 def dropped(rate, x, seed=0, **options):
@@ -242,9 +250,10 @@ def test_a_dropout_mask_comes_from_the_place_in_the_global_batch():
     assert len({row.tobytes() for row in whole}) == 8
     np.testing.assert_array_equal(dropped(0.5, x[:3]), whole[:3])
     assert not np.array_equal(dropped(0.5, x, seed=1), whole)
-    on_a_device = lambda part: Dropout(0.5).apply(
-        {}, part, train=True, axis_name="data", rngs={"dropout": jax.random.key(0)}
-    )
+
+    def on_a_device(part):
+        return Dropout(0.5, "data").apply({}, part, train=True, rngs={"dropout": jax.random.key(0)})
+
     parts = jax.jit(jax.vmap(on_a_device, axis_name="data"))(x.reshape(4, 2, 64))
     np.testing.assert_array_equal(parts.reshape(8, 64), whole)
 

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnlab import optim
+from cnnlab import network, optim, spec
+from cnnlab.config import Config
+from cnnlab.parts import resolve
 
 EPS = 2.0**-23  # one ulp of float32, relative
 
@@ -19,25 +21,46 @@ def optax_promotes():
         yield
 
 
+def cosine_down(share):
+    """Half a cosine from 0.5 to zero, after a share of it."""
+    return 0.25 * (1 + math.cos(math.pi * share))
+
+
 @pytest.mark.parametrize(
-    ("name", "warmup", "points"),
+    ("text", "points"),
     [
-        ("constant", 0, {0: 0.5, 1: 0.5, 99: 0.5, 100: 0.5}),
-        ("constant", 10, {0: 0.0, 1: 0.05, 5: 0.25, 9: 0.45, 10: 0.5, 100: 0.5}),
-        (
-            "cosine",
-            0,
-            {0: 0.5, 50: 0.25, 25: 0.25 * (1 + math.sqrt(0.5)), 99: 0.25 * (1 - math.cos(math.pi / 100)), 100: 0},
-        ),
-        ("cosine", 20, {0: 0, 10: 0.25, 19: 0.475, 20: 0.5, 60: 0.25, 80: 0.25 * (1 - math.sqrt(0.5)), 100: 0, 120: 0}),
-        ("cosine", 100, {0: 0.0, 50: 0.25, 99: 0.495}),
+        ("constant", {0: 0.5, 1: 0.5, 99: 0.5, 100: 0.5}),
+        ("constant,warmup=1", {0: 0.0, 1: 0.05, 5: 0.25, 9: 0.45, 10: 0.5, 100: 0.5}),
+        ("cosine", {0: 0.5, 50: 0.25, 25: cosine_down(1 / 4), 99: 0.25 * (1 - math.cos(math.pi / 100)), 100: 0}),
+        ("cosine,warmup=2", {0: 0, 10: 0.25, 19: 0.475, 20: 0.5, 60: 0.25, 80: cosine_down(3 / 4), 100: 0, 120: 0}),
+        ("cosine,warmup=10", {0: 0.0, 50: 0.25, 99: 0.495}),
+        ("cosine,warmup=0.5", {0: 0.0, 4: 0.4, 5: 0.5, 100: 0}),
+        ("linear", {0: 0.5, 50: 0.25, 99: 0.005, 100: 0, 120: 0}),
+        ("linear,warmup=5", {0: 0, 25: 0.25, 50: 0.5, 75: 0.25, 100: 0}),
+        ("steps,at=[2,4]", {0: 0.5, 19: 0.5, 20: 0.05, 39: 0.05, 40: 0.005, 120: 0.005}),
+        ("steps,at=[1.5],factor=0.5", {14: 0.5, 15: 0.25, 100: 0.25}),
+        ("steps,at=[3,3.01],factor=0.5", {29: 0.5, 30: 0.125}),  # both in one step
+        ("steps,at=[2,4],factor=0.5,warmup=1", {0: 0, 5: 0.25, 10: 0.5, 19: 0.5, 20: 0.25, 39: 0.25, 40: 0.125}),
+        ("one_cycle", {0: 0.02, 15: 0.26, 30: 0.5, 65: 0.250001, 100: 2e-6, 120: 2e-6}),
+        ("one_cycle,rise=0.5,start_divisor=1,end_divisor=2", {0: 0.5, 25: 0.5, 50: 0.5, 75: 0.375, 100: 0.25}),
+        ("restarts,period=2", {0: 0.5, 10: 0.25, 19: cosine_down(19 / 20), 20: 0.5, 30: 0.25, 100: 0.5, 110: 0.25}),
+        ("restarts,period=1,growth=2", {0: 0.5, 5: 0.25, 10: 0.5, 20: 0.25, 29: cosine_down(19 / 20), 30: 0.5}),
+        ("restarts,period=1,growth=2", {50: 0.25, 69: cosine_down(39 / 40), 70: 0.5, 110: 0.25, 150: 0.5}),
+        ("restarts,period=0.1,growth=1.2", {0: 0.5, 1: 0.5, 2: 0.5, 3: 0.5, 4: 0.25, 5: 0.5}),  # 1, 1, 1, 2 steps
     ],
 )
-def test_schedule(name, warmup, points):
-    rate = optim.schedule(name, 0.5, total_steps=100, warmup_steps=warmup)
+def test_schedule(text, points):
+    """Ten steps an epoch, ten epochs."""
+    rate = resolve(Config(schedule=text)).build_schedule(0.5, total_steps=100, steps_per_epoch=10)
     for step, wanted in points.items():
         # optax computes cosines in float32 from a rounded angle: a few ulp of the peak
         assert float(rate(jnp.int32(step))) == pytest.approx(wanted, abs=4 * EPS), step
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_a_warmup_longer_than_the_run_is_refused(name):
+    with pytest.raises(ValueError, match="warmup must be at most the run, 10 epochs, got 11"):
+        optim.SCHEDULES[name](0.5, 100, steps_per_epoch=10, warmup=11)
 
 
 PARAMS = {"kernel": [[1.0, -2.0], [3.0, 0.5]], "bias": [0.25, -1.0]}
@@ -75,6 +98,12 @@ def reference(name, rate, momentum=0.9, nesterov=True, weight_decay=0.0, clip_no
     return params
 
 
+def built(optimizer, rate, clip_norm=None):
+    """The optimizer of a run, whose rate is constant."""
+    config = Config(optimizer=optimizer, learning_rate=rate, schedule="constant", clip_norm=clip_norm)
+    return network.build_optimizer(config, resolve(config), steps_per_epoch=10)
+
+
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize(
@@ -82,17 +111,18 @@ def reference(name, rate, momentum=0.9, nesterov=True, weight_decay=0.0, clip_no
     [
         ("adam", {}),
         ("adamw", {}),
+        ("sgd", {}),
         ("sgd", {"momentum": 0.0}),
-        ("sgd", {"momentum": 0.0, "nesterov": False}),
         ("sgd", {"momentum": 0.9, "nesterov": False}),
         ("sgd", {"momentum": 0.9, "nesterov": True}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(f"{k}={v}" for k, v in value.items()) or "plain",
 )
 def test_three_steps(name, options, weight_decay, clip_norm):
-    options = options | {"weight_decay": weight_decay, "clip_norm": clip_norm}
-    wanted = reference(name, 0.1, **options)
-    tx, params = optim.optimizer(name, 0.1, **options), jax.tree.map(jnp.asarray, as_arrays(PARAMS, np.float32))
+    options = options | {"weight_decay": weight_decay}
+    wanted = reference(name, 0.1, clip_norm=clip_norm, **options)
+    tx = built(str(spec.Spec(name, options)), 0.1, clip_norm)
+    params = jax.tree.map(jnp.asarray, as_arrays(PARAMS, np.float32))
     state, update = tx.init(params), jax.jit(tx.update)
     for gradient in GRADIENTS:
         updates, state = update(as_arrays(gradient, np.float32), state, params)
@@ -105,7 +135,7 @@ def test_three_steps(name, options, weight_decay, clip_norm):
 
 
 def test_a_schedule_as_rate_starts_at_step_zero():
-    tx = optim.optimizer("sgd", optim.schedule("constant", 1.0, 10, warmup_steps=2), momentum=0.0)
+    tx = optim.sgd(optim.constant(1.0, warmup=2), momentum=0.0)
     params = {"bias": jnp.zeros(1)}
     state, moved = tx.init(params), []
     for _ in range(4):
@@ -115,8 +145,14 @@ def test_a_schedule_as_rate_starts_at_step_zero():
 
 
 def test_clipping_leaves_short_gradients_alone():
-    tx = optim.optimizer("sgd", 1.0, momentum=0.0, clip_norm=5.0)
+    tx = built("sgd,momentum=0", 1.0, clip_norm=5.0)
     params = {"bias": jnp.zeros(2)}
     for gradient, wanted in (([3.0, 4.0], [-3.0, -4.0]), ([30.0, 40.0], [-3.0, -4.0]), ([0.0, 0.0], [0.0, 0.0])):
         updates, _ = tx.update({"bias": jnp.array(gradient)}, tx.init(params), params)
         np.testing.assert_allclose(updates["bias"], wanted, rtol=2 * EPS)
+
+
+def test_nesterov_is_a_form_of_momentum():
+    for nesterov in (True, False):
+        with pytest.raises(ValueError, match="nesterov is a form of momentum, which is 0"):
+            optim.sgd(0.1, momentum=0.0, nesterov=nesterov)

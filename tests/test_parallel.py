@@ -15,18 +15,14 @@ from run_worker import drawn, lenient
 from cnnlab import losses, metrics, network, optim, parallel, program, train
 from cnnlab.config import Config
 from cnnlab.errors import InputError
+from cnnlab.layers import Convolution
+from cnnlab.parts import resolve
 
 BATCH, CLASSES = 64, 10
-# Everything that draws or that reduces over the batch: batch norm, dropout and all four augmentations.
+# Everything that draws or that reduces over the batch: batch norm, dropout and five augmentations.
 FULL = Config(
-    widths=(4, 8),
-    hidden=(16,),
-    batch_norm=True,
-    dropout=0.3,
-    flip="on",
-    crop=2,
-    cutout=4,
-    mixup=0.4,
+    model="cnn,widths=[4,8],hidden=[16],batch_norm=true,dropout=0.3",
+    augment="flip+alternating_flip+crop,padding=2+cutout,size=4+mixup,alpha=0.4",
     batch_size=BATCH,
 )
 IMAGES, LABELS = drawn(20 * BATCH, CLASSES, (12, 12, 3), seed=0)
@@ -34,18 +30,21 @@ MEAN, STD = IMAGES.mean((0, 1, 2)), IMAGES.std((0, 1, 2))
 
 
 def batch(step):
-    return {"image": IMAGES[step * BATCH :][:BATCH], "label": LABELS[step * BATCH :][:BATCH]}
+    part = slice(step * BATCH, (step + 1) * BATCH)
+    return {"image": IMAGES[part], "label": LABELS[part], "index": np.arange(len(LABELS), dtype=np.int32)[part]}
 
 
 def compiled_step(layout, config=FULL, formulation=None):
-    model = network.build_model(config, CLASSES, formulation or layout.formulation)
-    tx = lenient(optim.optimizer(config.optimizer, config.learning_rate))
+    parts = resolve(config)
+    convolution = Convolution(formulation or layout.formulation)
+    model = parts.build_model(CLASSES, config.compute_dtype, convolution, layout.axis_name)
+    tx = lenient(optim.adam(config.learning_rate))
     pure = functools.partial(
         train.train_step,
         apply_fn=network.apply_for_training(model),
-        loss_fn=losses.cross_entropy,
+        objective=train.Objective(losses.cross_entropy),
         tx=tx,
-        prepare=program.prepare_fn(config, MEAN, STD, CLASSES),
+        prepare=program.prepare_fn(parts.pipeline(CLASSES, layout.axis_name, True), MEAN, STD),
     )
     step = lambda state, totals, part, key, *, axis_name: pure(state, totals, part, key, axis_name=axis_name)
     return (
@@ -114,13 +113,13 @@ def test_eight_devices_agree_with_one(mode, steps, dtype, tolerance):
 
 # What follows uses a cheaper step: a linear model under plain gradient descent.
 
-LINEAR = Config(model="softmax_regression", flip="off", batch_size=BATCH)
+LINEAR = Config(model="softmax_regression", augment="none", batch_size=BATCH)
 
 
 def linear_step(layout):
     step, model, _ = compiled_step(layout, LINEAR)
     variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 12, 12, 3), jnp.float32))
-    state = train.create_state(variables, lenient(optim.optimizer("adam", 1e-3)))
+    state = train.create_state(variables, lenient(optim.adam(1e-3)))
     return step, (layout.place(state), layout.place(train.zero_totals()), batch(0), layout.place(jax.random.key(2)))
 
 
@@ -228,17 +227,17 @@ def test_choices_that_cannot_be(mode, devices, size, words):
 def test_the_step_lowered_for_each_platform(name):
     """The formulation follows the mesh's devices, not this host: accelerators get lax's own convolution throughout."""
     formulation = parallel.formulation({"cuda": "gpu"}.get(name, name))  # a device's name for itself
-    config = Config(batch_size=BATCH, flip="off", widths=(8, 16))
+    config = Config(batch_size=BATCH, augment="none", model="cnn,widths=[8,16]")
     layout = parallel.layout("jit", 1, BATCH)
     step, model, tx = compiled_step(layout, config, formulation)
     state, totals, key = start(layout, model, tx, "float32")
     text = step.trace(state, totals, batch(0), key).lower(lowering_platforms=(name,)).as_text()
     convolutions = text.count("stablehlo.convolution")
     if name == "cpu":
-        assert "stablehlo.while" in text and model.formulation == "blocked"
+        assert "stablehlo.while" in text and model.conv.formulation == "blocked"
     else:
         # forward and by the kernel for both layers, by the input for the second
-        assert (convolutions, text.count("stablehlo.while"), model.formulation) == (5, 0, "native")
+        assert (convolutions, text.count("stablehlo.while"), model.conv.formulation) == (5, 0, "native")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")

@@ -7,18 +7,20 @@ import pytest
 from cnnlab import parallel, program, recipe
 from cnnlab.config import Config
 from cnnlab.console import Console
+from cnnlab.parts import resolve
 
-SMALL = {"dataset": "tiny", "model": "mlp", "hidden": (4,), "batch_size": 16, "validation": 0.0}
+SMALL = {"dataset": "tiny", "model": "mlp,hidden=[4]", "batch_size": 16, "validation": 0.0}
 
 
 @pytest.mark.parametrize(
     ("config", "seeds"),
     [
         (Config(**SMALL), None),
-        (Config(**SMALL, flip="alternating", devices=4), [3, 4]),
+        (Config(**SMALL, augment="alternating_flip", devices=4), [3, 4]),
         (Config(**SMALL, feed="streaming", devices=2), None),
+        (Config(**SMALL, augment="views+flip+crop,padding=1", loss="jensen_shannon", devices=2), None),
     ],
-    ids=["one", "seeds", "streaming"],
+    ids=["one", "seeds", "streaming", "views"],
 )
 def test_the_described_arguments_are_those_of_the_run(config, seeds, tfds_root, monkeypatch):
     """A step called with real arguments is compiled for the shapes, types and shardings that `arguments` tells."""
@@ -43,8 +45,9 @@ def test_the_described_arguments_are_those_of_the_run(config, seeds, tfds_root, 
 def test_a_mesh_of_seeds_and_parts_of_the_batch():
     facts = program.Facts((8, 8, 3), np.full(3, 128.0), np.full(3, 64.0), np.full(3, 50), 200)
     config = Config(**SMALL, mesh="4x2")
+    parts = resolve(config)
     with jax.numpy_dtype_promotion("standard"):
-        made = program.build(config, recipe.layout(config, 4), facts, 4)
+        made = program.build(config, parts, recipe.layout(config, parts, 4), facts, 4)
         state, *_, keys, rates = made.arguments()
     assert made.layout.mesh.shape == {parallel.SEEDS: 4, parallel.AXIS: 2}
     assert {leaf.sharding.spec[0] for leaf in jax.tree.leaves((state, keys, rates))} == {parallel.SEEDS}

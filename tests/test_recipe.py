@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from run_worker import drawn
 
-from cnnlab import models, network, parallel, program, recipe
+from cnnlab import models, parallel, parts, program, recipe
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.data import order, source
 from cnnlab.errors import InputError
 
 TINY = Config(
-    dataset="tiny", model="mlp", hidden=(4,), optimizer="sgd", schedule="constant", batch_size=16, devices=1
+    dataset="tiny", model="mlp,hidden=[4]", optimizer="sgd", schedule="constant", batch_size=16, devices=1
 )  # fmt: skip
 
 
@@ -29,50 +29,93 @@ def failure(call, *args) -> str:
 
 
 @pytest.mark.parametrize(
-    ("flip", "dataset", "channels", "mirrored"),
+    ("name", "channels", "mirror"),
     [
-        ("auto", "cifar10", 3, True),
-        ("auto", "shapes10", 3, True),
-        ("auto", "mnist", 1, False),
-        ("auto", "svhn_cropped", 3, False),
-        ("auto", "flowers", 1, False),
-        ("on", "mnist", 1, True),
-        ("off", "cifar10", 3, False),
+        ("cifar10", 3, True),
+        ("shapes10", 3, True),
+        ("mnist", 1, False),
+        ("svhn_cropped", 3, False),
+        ("flowers", 1, False),
+        ("flowers", 3, True),
     ],
 )
-def test_flips(flip, dataset, channels, mirrored):
-    assert program.flips(Config(flip=flip, dataset=dataset), channels) is mirrored
+def test_which_data_sets_are_mirrored(name, channels, mirror, monkeypatch, tmp_path):
+    """Colour images that are not digits or letters, unless the data set says otherwise."""
+    facts = {
+        "version": np.array("1.0.0"), "image_shape": np.array([8, 8, channels]), "class_names": np.array(["a", "b"]),
+        "train": np.array(10), "test": np.array(5),
+    }  # fmt: skip
+    monkeypatch.setattr(source, "data_root", lambda data_dir: tmp_path)
+    monkeypatch.setattr(source, "_prepared", lambda name, root: tmp_path)
+    monkeypatch.setattr(source, "_identity", lambda folder: f"{name} {channels} {tmp_path}")
+    monkeypatch.setattr(source, "_facts", lambda name, folder: facts)
+    monkeypatch.setattr(source.builders, "prepare", lambda name, root: tmp_path)
+    assert source.open_dataset(name).mirror is mirror
+    assert source.open_dataset(name, mirror=not mirror).mirror is not mirror
+
+
+@pytest.mark.parametrize(
+    ("augment", "mirror", "names"),
+    [
+        ("auto", True, ["flip"]),
+        ("auto", False, []),
+        ("none", True, []),
+        ("flip", False, ["flip"]),
+        ("crop+crop", True, ["crop", "crop 2"]),
+    ],
+)
+def test_auto_flips_where_a_mirrored_image_is_of_the_same_class(augment, mirror, names):
+    pipeline = parts.resolve(Config(augment=augment)).pipeline(3, None, mirror)
+    assert [operation.name for operation in pipeline] == names
+
+
+def prepared(augment, images, labels, mean, std, **batch):
+    """A batch of three classes, normalised and augmented."""
+    operations = parts.resolve(Config(augment=augment)).pipeline(3, None, mirror=False)
+    start = {"image": images, "label": labels, "index": np.arange(len(labels), dtype=np.int32), "epoch": np.int32(0)}
+    key = jax.random.key(0)
+    return program.prepare_fn(operations, mean, std)(start | batch, key, jax.random.fold_in(key, 7), None)
 
 
 def test_prepare_normalises_and_mixes_labels():
     images, labels = drawn(8, 3, (4, 4, 3), seed=0)
     mean, std = np.array([10.0, 20.0, 30.0]), np.array([2.0, 4.0, 8.0])
-    part = {"image": images, "label": labels}
-    plain = program.prepare_fn(Config(flip="off"), mean, std, 3)
-    found, same = plain(jax.random.key(0), part, None)
+    plain = prepared("none", images, labels, mean, std)
+    found = plain["image"]
     np.testing.assert_allclose(found, (images - mean) / std, rtol=1e-5)
-    assert found.dtype == jnp.float32 and same is labels
-    mixed, targets = program.prepare_fn(Config(flip="off", mixup=1.0), mean, std, 3)(jax.random.key(0), part, None)
+    assert found.dtype == jnp.float32 and plain["label"] is labels
+    mixed = prepared("mixup,alpha=1", images, labels, mean, std)
+    targets = mixed["label"]
     assert targets.shape == (8, 3) and targets.dtype == jnp.float32
     np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
-    np.testing.assert_allclose(mixed.mean(0), found.mean(0), rtol=1e-3, atol=1e-3)  # a permutation keeps the mean
-    for change in ({"flip": "on"}, {"crop": 2}, {"cutout": 2}):
-        changed, _ = program.prepare_fn(Config(**{"flip": "off"} | change), mean, std, 3)(jax.random.key(0), part, None)
-        assert changed.shape == found.shape and (changed != found).any(), change
+    # a permutation keeps the mean
+    np.testing.assert_allclose(mixed["image"].mean(0), found.mean(0), rtol=1e-3, atol=1e-3)
+    for operation in ("flip", "crop,padding=2", "cutout,size=2"):
+        changed = prepared(operation, images, labels, mean, std)
+        assert changed["image"].shape == found.shape and (changed["image"] != found).any(), operation
+        assert changed["label"] is labels
 
 
-def test_prepare_mirrors_as_the_batch_says_and_reflects():
+def test_prepare_mirrors_by_turns_and_reflects():
     images, labels = drawn(8, 3, (4, 4, 3), seed=0)
     mean, std = np.zeros(3), np.ones(3)
-    chosen = np.arange(8) % 3 == 0
-    part = {"image": images, "label": labels, "mirrored": chosen}
-    alternating = Config(flip="alternating", crop_padding="reflect")
-    found, _ = program.prepare_fn(alternating, mean, std, 3)(jax.random.key(0), part, None)
-    np.testing.assert_array_equal(found, np.where(chosen[:, None, None, None], images[:, :, ::-1], images))
-    shifted, _ = program.prepare_fn(dataclasses.replace(alternating, crop=2), mean, std, 3)(
-        jax.random.key(0), part, None
-    )
-    padded = np.pad(np.asarray(found), ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    epochs = [
+        np.asarray(prepared("alternating_flip", images, labels, mean, std, epoch=np.int32(epoch))["image"])
+        for epoch in (0, 1, 2)
+    ]
+    chosen = (epochs[0] != images).any((1, 2, 3))
+    assert 0 < chosen.sum() < 8
+    for epoch, found in enumerate(epochs):
+        mirrored = chosen ^ (epoch % 2 == 1)
+        np.testing.assert_array_equal(found, np.where(mirrored[:, None, None, None], images[:, :, ::-1], images))
+    # an image's coin goes with its index, wherever it is in the batch
+    shuffled = np.random.default_rng(0).permutation(8)
+    index = shuffled.astype(np.int32)
+    moved = prepared("alternating_flip", images[shuffled], labels[shuffled], mean, std, index=index)
+    np.testing.assert_array_equal(moved["image"], epochs[0][shuffled])
+
+    shifted = prepared("alternating_flip+crop,padding=2,mode=reflect", images, labels, mean, std)["image"]
+    padded = np.pad(epochs[0], ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
     places = [
         [(i, j) for i in range(5) for j in range(5) if (image == around[i : i + 4, j : j + 4]).all()]
         for image, around in zip(np.asarray(shifted), padded, strict=True)
@@ -83,8 +126,8 @@ def test_prepare_mirrors_as_the_batch_says_and_reflects():
 @pytest.mark.parametrize("name", ["cnn", "mlp", "softmax_regression"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_models_keep_float32_parameters_and_logits(name, dtype):
-    config = Config(model=name, widths=(2,), hidden=(3,), batch_norm=name != "softmax_regression", compute_dtype=dtype)
-    model = network.build_model(config, 5)
+    written = {"cnn": "cnn,widths=[2],hidden=[3],batch_norm=true", "mlp": "mlp,hidden=[3],batch_norm=true"}
+    model = parts.resolve(Config(model=written.get(name, name))).build_model(5, dtype)
     x = jnp.zeros((2, 4, 4, 3), jnp.float32)
     with jax.numpy_dtype_promotion("standard"):  # flax's batch norm subtracts a float32 mean from bfloat16
         shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x))
@@ -122,18 +165,23 @@ def test_facts_and_parts(tfds_root):
         ("auto", "cross_entropy", "linear"),
         ("auto", "cosface,margin=0.2", "cosine"),
         ("auto", "ldam", "cosine"),
-        ("auto", "my.own_loss", "linear"),
+        ("auto", "own_loss_here.loss", "linear"),
+        ("auto", "own_loss_here.on_cosines", "cosine"),
         ("linear", "arcface", "linear"),
         ("cosine", "mse", "cosine"),
     ],
 )
-def test_the_head_fits_the_loss(name, head, loss, built):
-    model = network.build_model(Config(model=name, head=head, loss=loss), 5)
+def test_the_head_fits_the_loss(name, head, loss, built, tmp_path, monkeypatch):
+    own = "def loss(logits, labels): return logits[:, 0]\ndef on_cosines(logits, labels): return logits[:, 0]\n"
+    (tmp_path / "own_loss_here.py").write_text(own + "on_cosines.head = 'cosine'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = name if head == "auto" else f"{name},head={head}"
+    model: Any = parts.resolve(Config(model=text, loss=loss)).build_model(5)
     assert (model.head, model.num_classes) == (built, 5)
 
 
 def test_the_loss_is_told_how_many_images_each_class_has(tfds_root):
-    config = dataclasses.replace(TINY, data_dir=str(tfds_root), loss="ldam", class_weights="effective_number")
+    config = dataclasses.replace(TINY, data_dir=str(tfds_root), loss="ldam+class_balanced")
     facts = recipe.build(config, Console("off")).facts
     _, summary = source.decoded(source.open_dataset("tiny", str(tfds_root)).train)
     own, _ = order.split(summary.labels, config.validation, config.split_seed)
@@ -145,8 +193,17 @@ def test_what_cannot_be_built(tfds_root):
     build = lambda **fields: failure(recipe.build, change(**fields), Console("off"))
     assert "--batch-size 190 is larger than the 180 training images" in build(batch_size=190)
     assert "did you mean 'tiny'" in build(dataset="tinyy")
-    assert "does not fit images of (8, 8, 3)" in build(model="cnn", widths=(2, 2, 2, 2))
+    assert "does not fit images of (8, 8, 3)" in build(model="cnn,widths=[2,2,2,2]")
+    assert "widths must name at least one convolution" in build(model="cnn,widths=[]")
+    assert "unknown pool 'min'" in build(model="cnn,pool=min")
     assert "does not divide" in build(devices=3)
+    assert "padding must be smaller than the image, 8 pixels, got 8" in build(augment="crop,padding=8")
+    assert "unknown mode 'wrap'" in build(augment="crop,mode=wrap")
+    assert "warmup must be at most the run, 10 epochs, got 10.5" in build(schedule="cosine,warmup=10.5")
+    assert "nesterov is a form of momentum" in build(optimizer="sgd,momentum=0,nesterov=true")
+    assert "muon is for convolution kernels" in build(optimizer="muon")
+    assert "compares views of an image" in build(loss="jensen_shannon")
+    assert "takes no view_logits" in build(augment="views+flip")
     assert "unknown loss" in build(loss="nothing")
     assert "scale must lie in (0, inf)" in build(loss="ldam,scale=-1")
     assert "--teacher RUN names the run folder of one" in build(loss="distillation")
@@ -160,12 +217,17 @@ def test_the_network_convolves_as_the_mesh_s_devices_like(platform, formulation,
     mesh: Any = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
     assert parallel.Layout("jit", mesh).formulation == formulation
 
-    built, build_model = [], network.build_model
-    monkeypatch.setattr(network, "build_model", lambda *arguments: built.append(build_model(*arguments)) or built[-1])
+    built, build_model = [], parts.Parts.build_model
+
+    def noted(*arguments):
+        built.append(build_model(*arguments))
+        return built[-1]
+
+    monkeypatch.setattr(program.Parts, "build_model", noted)
     monkeypatch.setattr(parallel.Layout, "platform", platform)
     with jax.numpy_dtype_promotion("standard"):
-        recipe.build(Config(dataset="tiny", widths=(2,), hidden=(3,), batch_size=20), Console("off"))
-    assert [model.formulation for model in built] == [formulation]
+        recipe.build(Config(dataset="tiny", model="cnn,widths=[2],hidden=[3]", batch_size=20), Console("off"))
+    assert built[-1].conv.formulation == formulation
 
 
 def test_trained_in_memory_is_the_experiment_fitted(tfds_root, capsys):

@@ -105,7 +105,7 @@ def test_replicate_trains_judges_and_stores(tfds_root, tmp_path, capsys, script)
     import jax
 
     study = Replication(
-        dataset="tiny", fraction=(1.0,), losses=("cross_entropy", "squared_logits"), model="mlp", hidden=(8,),
+        dataset="tiny", fraction=(1.0,), losses=("cross_entropy", "squared_logits"), model="mlp,hidden=[8]",
         batch_size=32, validation=0.2, epochs=2, seeds=6, devices=1, progress="off", workdir=str(tmp_path),
     )  # fmt: skip
     with jax.numpy_dtype_promotion("standard"):

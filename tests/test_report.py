@@ -15,13 +15,14 @@ import study_example
 
 from cnnlab import report, stats
 from cnnlab.errors import InputError
+from cnnlab.metrics import Metric
 from cnnlab.page import style, svg
 from cnnlab.plots import SERIES
 from cnnlab.report import claims, document, figures, markdown, numbers, series, tables
 from cnnlab.study import plan
 from cnnlab.study.results import values, verdicts
 
-NASTY = "my.loss,a<b&c|d=1"
+NASTY = "my.loss,a=<b&c|d"
 CLASSES = ["猫 <é>", "dog & $x$", "third|class"]
 
 
@@ -162,10 +163,10 @@ def test_verdicts_come_first_and_nothing_is_loaded(folder):
 
 def test_names_are_escaped(folder):
     text = (folder / "report.html").read_text("utf-8")
-    assert "a<b" not in text and "<é>" not in text
+    assert "=<b" not in text and "<é>" not in text
     assert html.escape(NASTY) in text.replace("<wbr>", "")
     assert "dog &amp; $x$" in text and "猫 &lt;é&gt;" in text
-    assert r"my.loss,a\<b\&c\|d=1" in (folder / "report.md").read_text("utf-8")
+    assert r"my.loss,a=\<b\&c\|d" in (folder / "report.md").read_text("utf-8")
     HTMLParser().feed(text)
     assert markdown.escape("[a](javascript:b) *c* `d` e_f _g_") == r"[a]\(javascript:b) \*c\* \`d\` e_f \_g\_"
 
@@ -245,8 +246,8 @@ def test_other_metrics_carry_the_verdicts_where_asked(metric, tmp_path):
     _, text = written(found, tmp_path)
     assert "smaller is better" in text and "below 0.5 favours the loss" in text
     head = markdown_tables(text)[1][0]
-    assert "accuracy (pp)" in head and not any(numbers.SCALES[metric].name in name for name in head)
-    assert len(head) == 7
+    assert "accuracy (pp)" in head and not any(numbers.scales(found.study)[metric].name in name for name in head)
+    assert len(head) == 1 + 2 * 4
 
 
 def test_too_few_seeds_and_one(tmp_path):
@@ -412,5 +413,30 @@ def test_in_a_browser_nothing_sticks_out_and_text_can_be_read(width, dark, folde
     assert seen["label"] == seen["ink"]
 
 
-def test_plan_and_report_name_the_same_metrics():
-    assert list(numbers.SCALES) == list(plan.METRICS)
+def test_plan_and_report_name_the_same_metrics(studied):
+    known = plan.metrics(studied.study)
+    assert list(numbers.scales(studied.study)) == list(known) == ["accuracy", "nll", "brier", "ece", "top5"]
+    assert plan.metric(studied.study) is known["accuracy"]
+
+
+def half(logits, labels, mask):
+    return 0.5 * mask.sum()
+
+
+HALF = Metric("half", half, larger_is_better=True, margin=0.2, label="one half", unit="cups", digits=3)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "half"])
+def test_a_metric_of_your_own_is_reported_like_the_others(metric, tmp_path):
+    found = study_example.results(metrics=("test_report.HALF",), metric=metric, seeds=7, epochs=2)
+    for cell in found.cells[0]:
+        for run in cell["runs"]:
+            run["test"]["half"] = 0.5 + run["seed"] / 100 + 0.3 * (cell["loss"] == "mean_squared_error")
+    assert plan.margin(found.study) == {"accuracy": 0.01, "half": 0.2}[metric]
+    _, text = written(found, tmp_path)
+    verdict, other = markdown_tables(text)[:2]
+    assert "one half (cups)" in other[0] or metric == "half"
+    if metric == "half":
+        assert "one half (larger is better)" in text
+        assert verdict[1][:5] == ["mean_squared_error", "▲ better", "0.530", "0.830", "+0.300"]
+    assert [float(row["half"]) for row in rows(tmp_path / "results.csv")[:2]] == [0.5, 0.51]

@@ -16,9 +16,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cnnlab import losses, plots, report_card
+from cnnlab import docstrings, losses, plots, report_card
 from cnnlab.errors import InputError
-from cnnlab.losses import catalogue
 from cnnlab.report_card import citations, claims, page, table
 from cnnlab.report_card.finding import NOT_APPLICABLE, NOT_REFUTED, PROVED, REFUTED
 
@@ -250,7 +249,7 @@ def test_claims_are_read_from_the_docstring():
     assert claimed == ("strictly proper", "same as focal gamma=1", "bounded")
     resolved = claims.resolve(claimed, report_card.PROPERTIES)
     assert resolved == {"strictly_proper": "", "same_as": "focal,gamma=1", "bounded": ""}
-    about = catalogue.entry(boasting)
+    about = docstrings.entry(boasting)
     assert (about.summary, about.formula, about.source) == ("A loss.", "L(z, y) = 0", "nowhere.")
     assert not any(claims.claimed(loss) for loss in losses.LOSSES.values())
 
@@ -340,6 +339,32 @@ def test_the_page_needs_no_other():
     assert "L(z, y) = -log p_y" in read.text and "Good, 1952" in read.text
 
 
+def progressive(logits, labels, progress):
+    """A loss of the training's progress, which is 1 at its end.
+
+    Claims: same as cross_entropy
+    """
+    return progress * losses.cross_entropy(logits, labels)
+
+
+def test_a_loss_of_the_progress_is_examined_at_the_end_of_a_run():
+    card = report_card.card(progressive, properties=["rewards_truth", "finite", "transform_safe"])
+    assert {f.verdict for f in card.findings.values()} == {NOT_REFUTED} and not card.broken_claims
+
+
+def of_features(logits, labels, features):
+    return losses.cross_entropy(logits, labels)
+
+
+def test_a_loss_of_your_own_that_is_made_for_cosines_is_examined_on_them():
+    @losses.made_for_cosines
+    def own(logits, labels):
+        return losses.cosine_softmax(logits, labels)
+
+    assert report_card.card(own, properties=[]).cosines
+    assert not report_card.card(own, properties=[], cosines=False).cosines
+
+
 def test_curves():
     curve = report_card.curve(losses.cross_entropy)
     p = curve.x
@@ -395,6 +420,7 @@ def test_the_script_examines_an_own_loss_and_exits_with_its_claims(tmp_path):
     [
         (["cross_entrpy"], "did you mean 'cross_entropy'?"),
         (["broken_losses.wrong_sing"], "did you mean 'wrong_sign'?"),
+        (["test_report_card.of_features"], "needs a model's features"),
         (["cross_entropy", "--claims", "strictly_propr"], "did you mean 'strictly_proper'?"),
         (["cross_entropy", "--json", "nowhere/card.json"], "nowhere/card.json cannot be written"),
     ],
@@ -408,7 +434,7 @@ def test_the_readme_table_is_the_catalogue():
     """Names, defaults and formulas of all losses, and the properties that are known."""
     rows = (ROOT / "README.md").read_text().splitlines()
     for name, loss in losses.LOSSES.items():
-        start = table.markdown_start(catalogue.entry(loss))
+        start = table.markdown_start(loss)
         (row,) = [row for row in rows if row.startswith(start)]
         words = row.split(" | ")[-2].split(", ")
         for property, word in table.WORDS.items():

@@ -1,5 +1,6 @@
-"""A run's folder: who may open it, what it refuses, what is in it afterwards."""
+"""A run's folder: who may open it, what it refuses, what is in it afterwards; what a resumed run may change."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cnnlab import run_folder
-from cnnlab.config import Config
+from cnnlab.config import FREE_ON_RESUME, PARTS, Config
 from cnnlab.errors import InputError
-from cnnlab.run_folder import RunFolder
+from cnnlab.run_folder import RunFolder, conflicts, stored_form
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = {"python": "3.11", "jax": "0.10"}
@@ -42,12 +43,20 @@ def row(epoch):
         ({}, "shapes10-cnn-cross_entropy-seed0"),
         ({"loss": "focal,gamma=2.5", "seed": 3}, "shapes10-cnn-focal,gamma=2.5-seed3"),
         ({"loss": "my.loss,w=[1, 2]"}, "shapes10-cnn-my.loss,w=_1,_2_-seed0"),
+        ({"loss": "focal+z_loss", "model": "mlp,hidden=[8]"}, "shapes10-mlp,hidden=_8_-focal+z_loss-seed0"),
         ({"dataset": "../../etc/pass wd:1.0"}, ".._.._etc_pass_wd_1.0-cnn-cross_entropy-seed0"),
     ],
 )
 def test_default_path(changes, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_folder.default_path(Config(**changes)) == tmp_path / "runs" / name
+
+
+def test_a_long_name_is_cut_and_stays_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    long = "focal" + "+label_smoothing,alpha=0.1" * 8
+    names = {run_folder.default_path(Config(loss=long, seed=seed)).name for seed in (0, 1)}
+    assert len(names) == 2 and all(len(name) < 150 and name.startswith("shapes10-cnn-focal+label") for name in names)
 
 
 def test_workdir_is_the_path(tmp_path, monkeypatch):
@@ -58,11 +67,21 @@ def test_workdir_is_the_path(tmp_path, monkeypatch):
 
 
 def test_what_a_new_folder_holds(tmp_path):
-    config = Config(seed=5, widths=(8,))
+    config = Config(seed=5, model="cnn,widths=[8]", label_noise=0.2)
     with opened(tmp_path / "a" / "run", config) as folder:
         assert folder.warnings == []
         assert {p.name for p in folder.path.iterdir()} == {"lock", "config.json", "versions.json", "data.json"}
-    assert run_folder.read(folder.path) == (config, DATA)
+    stored, facts = run_folder.read(folder.path)
+    assert facts == DATA and stored == Config(
+        seed=5,
+        dataset="shapes10+label_noise,kind=symmetric,rate=0.2",
+        model="cnn,activation=relu,batch_norm=false,dropout=0.0,hidden=[128],pool=max,widths=[8]",
+        optimizer="adam,b1=0.9,b2=0.999,eps=1e-08,weight_decay=0.0",
+        schedule="cosine,warmup=0.0",
+    )
+    written = json.loads((folder.path / "config.json").read_text())["written"]
+    assert written.keys() > set(PARTS) and written["model"] == config.model and written["label_noise"] == 0.2
+    assert stored_form(stored) | {"written": written} == stored_form(config)
     (folder.path / "data.json").write_text("{}")
     with pytest.raises(InputError, match=r"data\.json is damaged: it lacks \['class_counts', 'class_names'"):
         run_folder.read(folder.path)
@@ -91,11 +110,160 @@ def test_another_configuration_is_refused_and_nothing_changes(tmp_path):
     for refuse in (run_folder.check, opened):
         with pytest.raises(InputError, match=wanted):
             refuse(path, Config(seed=1, learning_rate=0.1))
-    with pytest.raises(InputError, match=r"epochs: 10 -> 20 \(epochs may grow, under --schedule constant\)"):
+    with pytest.raises(InputError, match=r"epochs: 10 -> 20 \(epochs may grow where nothing depends on"):
         run_folder.check(path, Config(epochs=20))
     assert {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()} == before
     with opened(path, Config(workers=2, progress="off")) as folder:  # free to change
         assert run_folder.read(folder.path)[0].workers == 2
+
+
+CHANGED = Config(
+    model="cnn,hidden=[],widths=[8,16]", clip_norm=1.0, dataset="mnist", loss="focal,gamma=2+z_loss", seed=7,
+    optimizer="sgd,nesterov=false", augment="none", fraction=0.5,
+)  # fmt: skip
+
+
+def stored(config):
+    """What config.json says of a configuration."""
+    return json.loads(json.dumps(stored_form(config)))
+
+
+def test_no_conflict_with_itself():
+    for config in (Config(), CHANGED):
+        assert conflicts(stored(config), config) == []
+        # nor with what is read from the folder
+        assert conflicts(stored(config), Config.from_json(stored(config))) == []
+
+
+def test_conflicts_are_named():
+    found = conflicts(stored(Config(seed=1, learning_rate=0.1)), Config(seed=2, model="cnn,widths=[8]"))
+    assert sorted(found) == ["learning_rate: 0.1 -> 0.001", "model: cnn -> cnn,widths=[8]", "seed: 1 -> 2"]
+    found = conflicts(stored(Config(label_noise=0.4)), Config(fraction=0.5, loss="ce"))
+    assert found == ["dataset: shapes10+label_noise,rate=0.4 -> shapes10+fraction,share=0.5"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"model": "cnn"}, {"model": "cnn,widths=[32,64],dropout=0"}),
+        ({"model": "cnn,pool=average,widths=[8]"}, {"model": "cnn,widths=[8],pool=average"}),
+        ({"loss": "ce"}, {"loss": "cross_entropy"}),
+        ({"loss": "cnnlab.losses.focal+z_loss"}, {"loss": "focal,gamma=2.0+with_z_loss,coefficient=0.0001"}),
+        ({"loss": "kd", "teacher": "/t"}, {"loss": "distillation", "teacher": "/t"}),
+        ({"optimizer": "sgd,momentum=0.9"}, {"optimizer": "sgd"}),
+        ({"schedule": "cosine,warmup=0"}, {"schedule": "cosine"}),
+        ({"augment": "flip+crop"}, {"augment": "flip+crop,padding=4,mode=zeros"}),
+        ({"label_noise": 0.4}, {"label_noise": 0.4, "noise": "symmetric"}),
+        ({"label_noise": 0.4}, {"dataset": "shapes10+label_noise,rate=0.4"}),
+        ({"dataset": "shapes10+fraction,share=0.5+long_tail,factor=8.0"}, {"fraction": 0.5, "long_tail": 8.0}),
+    ],
+)
+def test_another_spelling_is_no_conflict(before, after):
+    assert conflicts(stored(Config(**before)), Config(**after)) == []
+    assert conflicts(stored(Config(**after)), Config(**before)) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [
+        ({"augment": "flip+crop"}, {"augment": "crop+flip"}, "augment: flip+crop -> crop+flip"),
+        ({"augment": "auto"}, {"augment": "flip"}, "augment: auto -> flip"),
+        ({"loss": "focal+z_loss"}, {"loss": "focal"}, "loss: focal+with_z_loss -> focal"),
+        (
+            {"label_noise": 0.4}, {"dataset": "shapes10+label_noise,rate=0.2"},
+            "dataset: shapes10+label_noise,rate=0.4 -> shapes10+label_noise,rate=0.2",
+        ),
+        (
+            {"label_noise": 0.4}, {"label_noise": 0.4, "noise": "asymmetric"},
+            "dataset: shapes10+label_noise,rate=0.4 -> shapes10+label_noise,kind=asymmetric,rate=0.4",
+        ),
+        ({"optimizer": "adam"}, {"optimizer": "optax.adam"}, "optimizer: adam -> optax.adam"),
+    ],
+)  # fmt: skip
+def test_another_part_is_a_conflict(before, after, found):
+    assert conflicts(stored(Config(**before)), Config(**after)) == [found]
+
+
+@pytest.mark.parametrize(
+    ("fields", "before", "after", "allowed"),
+    [
+        ({"schedule": "constant"}, 5, 10, True),
+        ({"schedule": "constant,warmup=1"}, 5, 10, True),
+        ({"schedule": "steps,at=[8]"}, 5, 10, True),
+        ({"schedule": "restarts,period=2"}, 5, 10, True),
+        ({"schedule": "constant", "optimizer": "muon"}, 5, 10, True),
+        ({"schedule": "constant"}, 10, 5, False),
+        ({"schedule": "cosine"}, 5, 10, False),
+        ({"schedule": "cosine"}, 10, 5, False),
+        ({"schedule": "one_cycle"}, 5, 10, False),
+        ({"schedule": "constant", "loss": "own_loss_here.fading"}, 5, 10, False),
+        ({"schedule": "constant", "loss": "own_loss_here.fading,progress=1"}, 5, 10, False),
+        ({"schedule": "cosine"}, 5, 5, True),
+    ],
+)
+def test_more_epochs(fields, before, after, allowed, tmp_path, monkeypatch):
+    """They are the same run where nothing depends on their number."""
+    (tmp_path / "own_loss_here.py").write_text("def fading(logits, labels, progress): return progress * logits[:, 0]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if "progress=1" in fields.get("loss", ""):  # it comes from the run
+        with pytest.raises(InputError, match="progress comes from the run"):
+            stored(Config(**fields))
+        return
+    found = conflicts(stored(Config(**fields, epochs=before)), Config(**fields, epochs=after))
+    assert found == ([] if allowed else [f"epochs: {before} -> {after}"])
+
+
+OTHER = {
+    "workdir": "elsewhere", "data_dir": "elsewhere", "workers": 3, "keep": 9, "checkpoint_steps": 5, "progress": "off",
+    "tensorboard": False, "test_on": "best", "parallel": "pmap", "devices": 2, "feed": "streaming",
+    "dispatch_steps": 4, "mesh": "1x2", "coordinator": "localhost:1", "processes": 2, "process": 1,
+}  # fmt: skip
+BOUND = {
+    "dataset": "mnist", "model": "mlp", "loss": "focal", "optimizer": "sgd", "schedule": "linear", "augment": "none",
+    "metrics": ("accuracy",), "label_noise": 0.1, "noise": "asymmetric", "long_tail": 2.0,
+    "fraction": 0.5, "image_size": 8, "validation": 0.2, "split_seed": 1, "compute_dtype": "bfloat16", "teacher": "/t",
+    "learning_rate": 0.1, "clip_norm": 1.0, "epochs": 11, "batch_size": 64, "test_views": "mirror", "seed": 1,
+}  # fmt: skip
+
+
+def test_free_fields_and_no_others():
+    assert set(OTHER) == FREE_ON_RESUME
+    assert conflicts(stored(Config()), Config(**OTHER)) == []
+    assert set(BOUND) == {field.name for field in dataclasses.fields(Config)} - FREE_ON_RESUME
+
+
+@pytest.mark.parametrize("field", BOUND)
+def test_any_other_field_is_a_conflict(field):
+    beside = {"noise": {"label_noise": 0.3}, "teacher": {"loss": "kd", "teacher": "/other"}}.get(field, {})
+    before, after = Config(**beside), Config(**{**beside, field: BOUND[field]})
+    told = "dataset" if field in ("label_noise", "noise", "long_tail", "fraction") else field
+    for one, other in ((before, after), (after, before)):
+        assert [line.split(":")[0] for line in conflicts(stored(one), other)] == [told]
+
+
+def test_fields_that_one_of_them_does_not_know():
+    """A field that is newer than the file is at its default; one that is gone is a conflict."""
+    older = stored(Config())
+    del older["test_views"], older["written"]["augment"]
+    assert conflicts(older, Config()) == []
+    assert conflicts(older, Config(test_views="mirror")) == ["test_views: one -> mirror"]
+    assert conflicts(stored(Config()) | {"cutmix": 1.0}, Config()) == ["cutmix: 1.0 -> None"]
+
+
+def test_a_default_that_has_changed_is_a_conflict_although_it_is_written_alike():
+    before = stored(Config(model="mlp"))
+    assert "activation=relu" in before["model"] and before["written"]["model"] == "mlp"
+    other = before | {"model": before["model"].replace("activation=relu", "activation=tanh")}
+    (found,) = conflicts(other, Config(model="mlp"))
+    assert found == "model: mlp,activation=tanh -> mlp"
+    assert conflicts(other, Config(model="mlp"), quick=True) == []
+    assert conflicts(other, Config(model="mlp,activation=tanh")) == []
+
+
+def test_whole_numbers_and_floats_are_the_same():
+    before = stored(Config(dataset="shapes10+long_tail,factor=8"))
+    assert conflicts(before, Config(long_tail=8.0)) == []
+    assert conflicts(before, Config(long_tail=9.0)) != []
 
 
 def test_a_folder_with_nothing_to_lose_takes_another_configuration(tmp_path):

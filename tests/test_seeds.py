@@ -10,7 +10,7 @@ import pytest
 from run_worker import lenient
 from test_parallel import quick_compile
 
-from cnnlab import network, optim, parallel, recipe
+from cnnlab import network, parallel, recipe
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.errors import InputError
@@ -19,13 +19,8 @@ SEEDS = (3, 0, 7, 11)
 # Everything that draws or reduces over the batch; 32 images a step, four steps an epoch.
 CONFIG = Config(
     dataset="tiny",
-    widths=(4,),
-    hidden=(6,),
-    batch_norm=True,
-    dropout=0.3,
-    flip="on",
-    crop=1,
-    mixup=0.4,
+    model="cnn,widths=[4],hidden=[6],batch_norm=true,dropout=0.3",
+    augment="flip+crop,padding=1+mixup,alpha=0.4",
     batch_size=32,
     validation=0.2,
     epochs=5,
@@ -36,9 +31,12 @@ CONFIG = Config(
 
 @pytest.fixture(autouse=True)
 def strict_but_for_optax(tfds_root, monkeypatch):
-    monkeypatch.setattr(
-        network.optim, "optimizer", lambda *a, optimizer=optim.optimizer, **k: lenient(optimizer(*a, **k))
-    )
+    build = network.build_optimizer
+
+    def build_leniently(*arguments):
+        return lenient(build(*arguments))
+
+    monkeypatch.setattr(network, "build_optimizer", build_leniently)
 
 
 def stepped(config, seeds, steps, dtype):
@@ -111,7 +109,7 @@ def test_seeds_are_trained_together_where_that_is_faster(monkeypatch):
 
 def test_no_copy_of_the_images_for_a_seed():
     """However many seeds: one array of images among all that live on the devices."""
-    config = dataclasses.replace(CONFIG, devices=1, model="softmax_regression", batch_norm=False, dropout=0.0)
+    config = dataclasses.replace(CONFIG, devices=1, model="softmax_regression")
     experiment = recipe.build(config, Console("off"), SEEDS)
     experiment.step(experiment.state, experiment.totals, list(experiment.items(0, 1)))
     gc.collect()

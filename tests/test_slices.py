@@ -1,5 +1,6 @@
 """What a slice that is not here needs: reading the compiler's words, the model of communication, real compilations."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -16,16 +17,18 @@ import pytest
 from cnnlab import models, parallel, program, recipe, slices
 from cnnlab.config import Config
 from cnnlab.errors import InputError
+from cnnlab.parts import resolve
 
 ROOT = Path(__file__).parents[1]
 FACTS = program.Facts((12, 12, 3), np.full(3, 128.0), np.full(3, 64.0), np.full(10, 100), 1000)
-CONFIG = Config(widths=(4,), hidden=(8,), batch_size=64, dispatch_steps=2)
+CONFIG = Config(model="cnn,widths=[4],hidden=[8]", batch_size=64, dispatch_steps=2)
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="pip install -e '.[tpu]'")
 
 
 def build(config, devices, seeds=None, facts=FACTS):
+    parts = resolve(config)
     with jax.numpy_dtype_promotion("standard"):
-        return program.build(config, recipe.layout(config, seeds, devices), facts, seeds)
+        return program.build(config, parts, recipe.layout(config, parts, seeds, devices), facts, seeds)
 
 
 def state_bytes(made):
@@ -36,12 +39,11 @@ def state_bytes(made):
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
-@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("batch_norm", ["false", "true"])
 def test_a_step_communicates_once_and_as_much_as_its_weights(devices, batch_norm):
     """Compiled for virtual devices: no other collective may appear, at any number of them."""
-    import dataclasses
-
-    made = build(dataclasses.replace(CONFIG, batch_norm=batch_norm, devices=devices), jax.devices())
+    model = f"{CONFIG.model},batch_norm={batch_norm}"
+    made = build(dataclasses.replace(CONFIG, model=model, devices=devices), jax.devices())
     with jax.numpy_dtype_promotion("standard"):
         found = slices.cost(made).collectives
     assert {each.kind for each in found} <= {"all-reduce"}
@@ -50,14 +52,14 @@ def test_a_step_communicates_once_and_as_much_as_its_weights(devices, batch_norm
         assert found == ()
         return
     # batch norm's mean and mean square of each layer's channels (4 and 8), forward, and their gradients
-    norms = [] if not batch_norm else [2 * 4 * 4, 2 * 4 * 8] * 2
+    norms = [] if batch_norm == "false" else [2 * 4 * 4, 2 * 4 * 8] * 2
     assert sum(each.bytes for each in found) == state_bytes(made) + sum(norms)
     assert len(found) == 1 + len(norms)
 
 
 def test_seeds_on_devices_of_their_own_do_not_communicate():
     apart = build(CONFIG, jax.devices(), seeds=8)
-    shared = build(Config(**CONFIG.to_json() | {"widths": (4,), "hidden": (8,), "mesh": "4x2"}), jax.devices(), seeds=8)
+    shared = build(dataclasses.replace(CONFIG, mesh="4x2"), jax.devices(), seeds=8)
     with jax.numpy_dtype_promotion("standard"):
         assert slices.cost(apart).collectives == ()
         found = slices.cost(shared).collectives
@@ -144,7 +146,7 @@ def plan(*flags, path=None):
     ("flags", "collectives", "mesh"),
     [
         (["--topology", "v5e:2x4", "--batch-size", "1024"], [("all-reduce", 8)], [1, 8]),
-        (["--topology", "v5p:2x2x1", "--batch-size", "256", "--seeds", "4", "--widths", "16"], [], [4, 1]),
+        (["--topology", "v5p:2x2x1", "--batch-size", "256", "--seeds", "4", "--model", "cnn,widths=[16]"], [], [4, 1]),
     ],
     ids=["v5e", "v5p"],
 )
@@ -195,7 +197,7 @@ def test_what_does_not_fit_says_what_would(tmp_path):
         (["--loss", "distillation"], "teacher"),
         (["--parallel", "pmap"], "pmap is not planned"),
         (["--classes", "0"], "--classes must be at least 2"),
-        (["--crop", "40"], "smaller than the image"),
+        (["--augment", "crop,padding=40"], "smaller than the image"),
         (
             ["--dataset", "foo", "--image-shape", "2", "2", "3", "--classes", "4", "--images", "5000"],
             "does not fit images",

@@ -14,6 +14,7 @@ from PIL import Image
 from run_worker import drawn, write_dataset
 
 from cnnlab.data import builders, order, source
+from cnnlab.data.image import fit
 from cnnlab.errors import InputError
 
 OFFICIAL = pathlib.Path(__file__).parents[2] / "shared" / "tfds"
@@ -253,19 +254,19 @@ def test_images_of_many_sizes(tmp_path, cache):
 def test_fit():
     wide = np.zeros((2, 6, 1), np.uint8)
     wide[:, 2:4] = 200
-    np.testing.assert_array_equal(source.fit(wide, (2, 2, 1)), np.full((2, 2, 1), 200))  # the centre
-    np.testing.assert_array_equal(source.fit(wide, (2, 2, 3)), np.full((2, 2, 3), 200))  # grey to colour
-    assert source.fit(wide, (2, 6, 1)) is wide
+    np.testing.assert_array_equal(fit(wide, (2, 2, 1)), np.full((2, 2, 1), 200))  # the centre
+    np.testing.assert_array_equal(fit(wide, (2, 2, 3)), np.full((2, 2, 3), 200))  # grey to colour
+    assert fit(wide, (2, 6, 1)) is wide
     steps = np.repeat(np.repeat(np.array([[0, 100], [200, 40]], np.uint8), 2, 0), 2, 1)[..., None]
-    small = source.fit(steps, (2, 2, 1))
+    small = fit(steps, (2, 2, 1))
     wanted = np.asarray(Image.fromarray(steps[..., 0]).resize((2, 2), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(small[..., 0], wanted)
     assert abs(int(small.mean()) - 85) <= 1  # antialiased: nothing is dropped
     colour = np.zeros((3, 3, 3), np.uint8)
     colour[..., 0] = 255
-    assert (source.fit(colour, (3, 3, 1)) == 76).all()  # ITU-R 601: 0.299 red
+    assert (fit(colour, (3, 3, 1)) == 76).all()  # ITU-R 601: 0.299 red
     for shape in ((5, 9), (9, 5), (31, 17), (1, 50)):
-        assert source.fit(np.zeros((*shape, 3), np.uint8), (7, 7, 3)).shape == (7, 7, 3)
+        assert fit(np.zeros((*shape, 3), np.uint8), (7, 7, 3)).shape == (7, 7, 3)
 
 
 def test_no_tensorflow(tfds_root, cache):

@@ -17,12 +17,19 @@ from cnnlab import cli, network, parallel, recipe
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.errors import InputError
+from cnnlab.parts import resolve
 
 sys.path.insert(0, str(ROOT / "experiments"))
 import speedrun
 
-FLAGS = ["--dataset", "tiny", "--widths", "4", "8", "--batch-size", "20", "--epochs", "2", "--crop", "1"]
-TINY = dict(dataset="tiny", widths=(4, 8), batch_size=20, epochs=2, crop=1)
+TINY = dict(
+    dataset="tiny",
+    model="airnet,widths=[4,8]",
+    augment="alternating_flip+crop,padding=1,mode=reflect",
+    batch_size=20,
+    epochs=2,
+)
+FLAGS = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 STAND_IN = """#!/bin/sh
 # As benchmarks/airbench_torch.py is started and answers; the i-th seed has accuracy 0.i and takes i seconds.
 cp "$3" "{folder}/data.npz"; shift 3; echo "$@" > "{folder}/options"
@@ -106,7 +113,8 @@ def test_the_whole_training_is_lowered(name, ordinary, monkeypatch):
     convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
     # Whitening only forward; four layers forward, by their kernel and by their input. All of both seeds at once.
     assert len(convolutions) == 13 and all("bf16" in line and "f32" not in line for line in convolutions)
-    model, tx = network.build_model(config, 3, "native"), network.build_optimizer(config, 10)
+    parts = resolve(config)
+    model, tx = parts.build_model(3, config.compute_dtype), network.build_optimizer(config, parts, 10)
     keys = network.run_keys(config, (3, 4))
     first = network._initial.trace(model, tx, keys, jnp.zeros((9, 8, 8, 3))).lower(lowering_platforms=(name,))
     assert ("syevd" if name == "cuda" else "Eigh") in first.as_text()
@@ -126,7 +134,7 @@ def test_runs_with_a_target(tfds_root, tmp_path):
         assert summary["mean"] == pytest.approx(np.mean(values)) and summary["low"] <= summary["mean"]
         assert summary["sd"] == pytest.approx(np.std(values, ddof=1))
         assert f"mean {summary['mean']:.4f} ± {summary['sd']:.4f}" in done.stdout
-    config = {**found["config"], "widths": tuple(found["config"]["widths"])}
+    config = {**found["config"], "metrics": tuple(found["config"]["metrics"])}
     assert speedrun.SpeedRun(**config).together == 2  # the run's own configuration, whole
     assert found["versions"]["jax"] == jax.__version__
 
@@ -186,19 +194,25 @@ def test_flags_without_a_meaning_are_refused(flags, said):
 
 def test_the_recipe_is_airbench_s():
     """Its rates are of a loss summed over the batch; ours is a mean, so they grow with it. What is asked for stays."""
-    default, small = speedrun.SpeedRun(), speedrun.SpeedRun(batch_size=500, bias_rate=1.0)
-    assert (default.head_rate, default.bias_rate) == (pytest.approx(0.67 / 256**2 * 2_000), pytest.approx(106))
-    assert default.weight_decay == pytest.approx(4e-3)
-    assert (small.head_rate, small.bias_rate) == (pytest.approx(default.head_rate / 4), 1.0)
-    assert isinstance(default, Config)
+    default, small = (resolve(speedrun.SpeedRun(batch_size=size)).optimizer for size in (2_000, 500))
+    assert default.name == small.name == "muon"
+    assert default.keywords == pytest.approx(
+        {"head_rate": 0.67 / 256**2 * 2_000, "bias_rate": 106, "weight_decay": 4e-3, "momentum": 0.85}
+    )
+    scaled = ("head_rate", "bias_rate", "weight_decay")
+    assert small.keywords == pytest.approx({k: v / 4 if k in scaled else v for k, v in default.keywords.items()})
+    assert speedrun.SpeedRun(batch_size=500, optimizer="muon,bias_rate=1").optimizer == "muon,bias_rate=1"
+    assert isinstance(speedrun.SpeedRun(), Config)
 
 
 def test_the_readme_s_flags_are_the_recipe():
-    (command,) = [command for command in readme_commands() if "airnet" in command and "=" not in command]
+    (command,) = [command for command in readme_commands() if "airnet" in command]
     flags, default = cli.parse(Config, shlex.split(command)[2:]), speedrun.SpeedRun()
     for field in dataclasses.fields(Config):
-        wanted = getattr(default, field.name)
-        assert getattr(flags, field.name) == (pytest.approx(wanted, rel=1e-5) if type(wanted) is float else wanted)
+        if field.name != "optimizer":
+            assert getattr(flags, field.name) == getattr(default, field.name)
+    ours, wanted = (resolve(config).optimizer for config in (flags, default))
+    assert (ours.name, ours.keywords) == (wanted.name, pytest.approx(wanted.keywords, rel=1e-5))
     for command in readme_commands("speedrun"):
         cli.parse(speedrun.SpeedRun, shlex.split(command)[2:])
     assert len(readme_commands("speedrun")) >= 2

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from cnnlab import loop, recipe
+from cnnlab import loop, recipe, spec
 from cnnlab.console import Console
 from cnnlab.errors import InputError
 from cnnlab.study import cells, folder, plan, results
@@ -18,7 +19,7 @@ from cnnlab.study.board import Board
 from cnnlab.study.plan import Study
 
 SMALL = Study(
-    dataset="tiny", losses=("cross_entropy", "mse"), label_noise=(0.0, 0.3), seeds=2, model="mlp", hidden=(8,),
+    dataset="tiny", losses=("cross_entropy", "mse"), label_noise=(0.0, 0.3), seeds=2, model="mlp,hidden=[8]",
     batch_size=32, validation=0.2, epochs=3, learning_rate=0.01, devices=1, progress="off",
 )  # fmt: skip
 
@@ -54,7 +55,7 @@ def pretend(monkeypatch, whole, trained):
 
     def train(study, cell, *_):
         trained.append(cell)
-        return whole.cells[0][0] | {"loss": cell.loss}
+        return whole.cells[0][0] | {"loss": cell.loss, "config": cell.config}
 
     monkeypatch.setattr(cells, "_train", train)
 
@@ -242,6 +243,29 @@ def of_two(logits, labels):
     return logits[:, 0]
 
 
+def filters_only(learning_rate):
+    """An optimizer of convolution kernels: a user's, for which another's seeds must not look like a fourth axis."""
+    import optax
+
+    def init(params):
+        if not any(leaf.ndim == 4 for leaf in jax.tree.leaves(params)):
+            raise ValueError("no kernel to train")
+        return optax.EmptyState()
+
+    return optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
+
+
+def test_an_optimizer_sees_the_parameters_of_one_seed(tmp_path):
+    with pytest.raises(
+        InputError, match=r"optimizer 'test_study.filters_only' fails on .*: ValueError: no kernel"
+    ) as e:
+        run(study(tmp_path, optimizer="test_study.filters_only"))
+    assert len(str(e.value).splitlines()) == 1
+    config = plan.config(study(tmp_path, optimizer="test_study.filters_only", model="cnn,widths=[2]"), "mse", {})
+    recipe.build(config, Console("off"), [0, 1])
+    recipe.build(dataclasses.replace(config, optimizer="muon"), Console("off"), [0, 1])
+
+
 @pytest.mark.parametrize("content", ['{"a": 1}', "[1]", "{", '{"loss": "mse", "runs": [], "digest": ""}'])
 def test_a_damaged_cell_is_named(tmp_path, content, whole):
     asked = study(tmp_path)
@@ -266,6 +290,48 @@ def test_cells_of_other_data_or_another_teacher_are_refused(tmp_path, whole):
             run(asked)
     path.write_text(json.dumps(held))
     assert numbers(run(asked)) == numbers(whole)
+
+
+def test_a_cell_of_a_version_without_some_hyperparameter_is_accepted(tmp_path, monkeypatch, whole):
+    asked, trained = study(tmp_path), []
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    pretend(monkeypatch, whole, trained)
+    for path in Path(asked.workdir, "cells").iterdir():
+        held = json.loads(path.read_text())
+        model, optimizer = (spec.parse(held["config"][name]) for name in ("model", "optimizer"))
+        assert (model.keywords["dropout"], optimizer.keywords["b1"]) == (0.0, 0.9)  # defaults are stored too
+        for name, part, gone in (("model", model, "dropout"), ("optimizer", optimizer, "b1")):
+            kept = {key: value for key, value in part.keywords.items() if key != gone}
+            held["config"][name] = str(spec.Spec(part.name, kept))
+        path.write_text(json.dumps(held))
+    found = run(asked)
+    assert not trained
+    assert [[cell["runs"] for cell in row] for row in found.cells] == [
+        [cell["runs"] for cell in row] for row in whole.cells
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "stored", "said"),
+    [
+        ("model", "mlp", "dropout=0.5", "model: mlp,dropout=0.5,hidden=[8] -> mlp,hidden=[8]"),
+        ("optimizer", "adam", "b1=0.8", "optimizer: adam,b1=0.8 -> adam"),
+    ],
+)
+def test_a_cell_of_a_version_with_another_default_is_refused(tmp_path, whole, name, part, stored, said):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    (path,) = Path(asked.workdir, "cells").glob(f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json")
+    held = json.loads(path.read_text())
+    key, _, value = stored.partition("=")
+    then = spec.parse(held["config"][name])
+    assert then.name == part and then.keywords[key] != float(value)
+    held["config"][name] = str(spec.Spec(part, {**then.keywords, key: float(value)}))
+    path.write_text(json.dumps(held))
+    wanted = f"{path.name} was trained by a version of cnnlab with other defaults ({said}); delete it"
+    with pytest.raises(InputError, match=re.escape(wanted)) as error:
+        run(asked)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_finished_study_in_a_folder_that_cannot_be_written_is_read(tmp_path, monkeypatch, whole):
@@ -298,7 +364,11 @@ def test_a_loss_that_no_rate_trains_is_reported_as_diverged(tmp_path):
         ({"batch_size": 200}, "--batch-size 200 is larger than the 160 training images"),
         ({"dataset": "tinny"}, "unknown data set 'tinny'"),
         ({"losses": ("cross_entropy", "test_study.of_two")}, "test_study.of_two fails on a batch of 32"),
-        ({"vary": ("crop=1,8",)}, "must be smaller than the image, 8 pixels"),
+        ({"vary": ("augment=crop,padding=1,crop,padding=8",)}, "must be smaller than the image, 8 pixels"),
+        ({"vary": ("optimizer=adam,adamm",)}, "did you mean 'adam'"),
+        ({"vary": ("model=mlp,hiden=[8]",)}, "model mlp has no hyperparameter 'hiden'"),
+        ({"metric": "acuracy"}, "unknown metric 'acuracy': did you mean 'accuracy'"),
+        ({"losses": ("cross_entropy", "focal+smoothing"), "label_noise": (0.0,)}, "unknown loss transform 'smoothing'"),
         ({"devices": 9}, "--devices 9 wanted, but there are 8"),
         ({"long_tail": (1.0, 10_000.0), "batch_size": 100}, "--batch-size 100 is larger"),
     ],

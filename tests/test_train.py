@@ -10,26 +10,30 @@ import optax
 import pytest
 from run_worker import drawn, lenient
 
-from cnnlab import losses, network, optim, program, train
+from cnnlab import augment, losses, network, optim, parts, program, train
 from cnnlab.config import Config
 
 CLASSES, BATCH, RATE = 4, 6, 0.1
 IMAGES, LABELS = drawn(BATCH, CLASSES, (3, 3, 2), seed=0)
 MEAN, STD = np.array([100.0, 90.0]), np.array([50.0, 60.0])
-PART = {"image": IMAGES, "label": LABELS}
-CONFIG = Config(model="softmax_regression", flip="off")
+PART = {"image": IMAGES, "label": LABELS, "index": np.arange(BATCH, dtype=np.int32)}
+CONFIG = Config(model="softmax_regression", augment="none")
 
 
-def build(config=CONFIG, loss_fn=losses.cross_entropy, tx=None):
+def build(config=CONFIG, loss_fn=losses.cross_entropy, tx=None, **objective):
     """The compiled step and a state with known parameters."""
-    model = network.build_model(config, CLASSES)
-    tx = tx or optim.optimizer("sgd", RATE, momentum=0.0)
+    resolved = parts.resolve(config)
+    model = resolved.build_model(CLASSES, config.compute_dtype)
+    tx = tx or optim.sgd(RATE, momentum=0.0)
+    operations = resolved.pipeline(CLASSES, None, mirror=True)
+    made = train.Objective(loss_fn, **objective)
     step = functools.partial(
         train.train_step,
-        apply_fn=network.apply_for_training(model),
-        loss_fn=loss_fn,
+        apply_fn=network.apply_for_training(model, "features" in made.asks),
+        objective=made,
         tx=tx,
-        prepare=program.prepare_fn(config, MEAN, STD, CLASSES),
+        prepare=program.prepare_fn(operations, MEAN, STD),
+        pixels=lambda images: augment.pixels(images, *network.statistics(MEAN, STD)),
     )
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 3, 3, 2), jnp.float32))
     return jax.jit(step), train.create_state(variables, tx)
@@ -80,7 +84,10 @@ def test_scaling_a_loss_by_a_power_of_two_changes_no_bit():
 
 def test_what_float16_would_lose_is_kept_by_a_scaled_loss():
     """A gradient of 2^-25 is 0 in float16; 1024 times that is not."""
-    tiny = lambda logits, labels: jnp.sum(logits, -1) * jnp.float32(2**-25)
+
+    def tiny(logits, labels):
+        return jnp.sum(logits, -1) * jnp.float32(2**-25)
+
     moves = []
     for scale in (1.0, 1024.0):
         step, state = build(dataclasses.replace(CONFIG, compute_dtype="float16"), loss_fn=tiny)
@@ -101,8 +108,8 @@ def test_only_early_gradients_are_kept():
 
 
 def test_state_keeps_its_shapes_and_may_be_donated():
-    config = Config(widths=(2,), hidden=(3,), batch_norm=True, dropout=0.5)
-    step, state = build(config, tx=lenient(optim.optimizer("adam", 1e-3)))
+    config = Config(model="cnn,widths=[2],hidden=[3],batch_norm=true,dropout=0.5")
+    step, state = build(config, tx=lenient(optim.adam(1e-3)))
     describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     kept = jax.tree.map(np.array, state)
     wanted, _ = step(state, train.zero_totals(), PART, jax.random.key(0))
@@ -138,7 +145,7 @@ def test_parameters_that_overflow_under_a_finite_loss_are_seen():
 
 
 def test_the_step_is_folded_into_the_key():
-    config = Config(model="mlp", hidden=(32,), dropout=0.5, flip="off")
+    config = Config(model="mlp,hidden=[32],dropout=0.5", augment="none")
     step, state = build(config)
     first = lambda state, key: np.asarray(step(state, train.zero_totals(), PART, key)[1]["loss"])
     at = lambda number: state.replace(step=jnp.int32(number))
@@ -148,35 +155,77 @@ def test_the_step_is_folded_into_the_key():
 
 
 def test_augmentation_and_dropout_draw_from_different_keys():
-    config = Config(model="mlp", hidden=(4,), flip="off")
+    resolved = parts.resolve(Config(model="mlp,hidden=[4]", augment="none"))
     seen = []
 
-    def prepare(key, part, axis_name):
+    def prepare(batch, key, run_key, axis_name):
+        seen.extend([key, run_key])
+        return program.prepare_fn((), MEAN, STD)(batch, key, run_key, axis_name)
+
+    inner = network.apply_for_training(resolved.build_model(CLASSES))
+
+    def apply_fn(params, batch_stats, images, key):
         seen.append(key)
-        return program.prepare_fn(config, MEAN, STD, CLASSES)(key, part, axis_name)
+        return inner(params, batch_stats, images, key)
 
-    model = network.build_model(config, CLASSES)
-    inner = network.apply_for_training(model)
+    tx = optim.sgd(RATE)
+    _, state = build(Config(model="mlp,hidden=[4]", augment="none"), tx=tx)
+    for step in (0, 1):
+        train.train_step(
+            state.replace(step=jnp.int32(step)), train.zero_totals(), PART, jax.random.key(0),
+            apply_fn=apply_fn, objective=train.Objective(losses.cross_entropy), tx=tx, prepare=prepare,
+        )  # fmt: skip
+    words = [tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in seen]
+    assert len(words) == 6 and words[1] == words[4]  # the run's key is the same at every step
+    assert len(set(words)) == 5
 
-    def apply_fn(params, batch_stats, images, key, axis_name):
-        seen.append(key)
-        return inner(params, batch_stats, images, key, axis_name)
 
-    tx = optim.optimizer("sgd", RATE)
-    _, state = build(config, tx=tx)
-    train.train_step(
-        state, train.zero_totals(), PART, jax.random.key(0),
-        apply_fn=apply_fn, loss_fn=losses.cross_entropy, tx=tx, prepare=prepare,
-    )  # fmt: skip
-    words = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in seen}
-    assert len(seen) == len(words) == 2
+def test_a_loss_is_given_what_it_asks_for():
+    """Progress and epoch by the step, the teacher's logits of the very pixels, the input of the last layer."""
+    seen = []
+
+    def asking(logits, labels, teacher_logits, view_logits, progress, epoch, features):
+        seen.append(jax.tree.map(jnp.shape, (teacher_logits, view_logits, progress, epoch, features)))
+        jax.debug.callback(
+            lambda *values: seen.append([np.array(value) for value in values]), progress, epoch, teacher_logits
+        )
+        return losses.cross_entropy(logits, labels) + 0 * jnp.sum(features, -1)
+
+    asks = frozenset({"teacher_logits", "view_logits", "progress", "epoch", "features"})
+    config = Config(model="mlp,hidden=[5]", augment="views,count=2+flip")
+
+    def teacher(pixels):
+        return pixels.reshape(len(pixels), -1)[:, :CLASSES]
+
+    step, state = build(config, asking, asks=asks, total_steps=20, steps_per_epoch=5, teacher=teacher)
+    step(state.replace(step=jnp.int32(7)), train.zero_totals(), PART, jax.random.key(0))[1]["loss"].block_until_ready()
+    jax.effects_barrier()
+    shapes, (progress, epoch, taught) = seen
+    assert shapes == ((BATCH, CLASSES), (2, BATCH, CLASSES), (), (), (BATCH, 5))
+    assert (progress, epoch) == (np.float32(7 / 20), 1)
+    either = [images.reshape(BATCH, -1)[:, :CLASSES] for images in (IMAGES, IMAGES[:, :, ::-1])]
+    for image, plain, mirrored in zip(taught, *either, strict=True):
+        assert np.allclose(image, plain, rtol=1e-4) or np.allclose(image, mirrored, rtol=1e-4)
+
+
+def test_in_evaluation_the_run_is_over_and_an_image_is_its_only_view():
+    def asking(logits, labels, view_logits, progress, epoch):
+        return jnp.stack(
+            [progress, epoch.astype(progress.dtype), jnp.sum(view_logits == logits[None], dtype=progress.dtype)]
+        )
+
+    objective = train.Objective(asking, frozenset({"view_logits", "progress", "epoch"}), 20, 5)
+    logits = jnp.ones((BATCH, CLASSES), jnp.float32)
+    found = objective(logits, LABELS, pixels=lambda: IMAGES, features=None)
+    np.testing.assert_array_equal(found, [1, 3, BATCH * CLASSES])
 
 
 @pytest.mark.parametrize("filler", [0, 255])
 def test_padding_does_not_count_in_evaluation(filler):
     _, state = build()
-    apply_fn = network.apply_for_evaluation(network.build_model(CONFIG, CLASSES), MEAN, STD)
-    step = jax.jit(functools.partial(train.eval_step, apply_fn=apply_fn, loss_fn=losses.cross_entropy))
+    apply_fn = network.apply_for_evaluation(parts.resolve(CONFIG).build_model(CLASSES), MEAN, STD)
+    objective = train.Objective(losses.cross_entropy)
+    step = jax.jit(functools.partial(train.eval_step, apply_fn=apply_fn, objective=objective))
     images, labels = IMAGES.copy(), LABELS.copy()
     images[4:], labels[4:] = filler, 1
     padded = {"image": images, "label": labels, "mask": np.arange(BATCH) < 4}

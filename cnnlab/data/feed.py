@@ -1,7 +1,7 @@
 """Two ways to feed a step the same batches: resident on the device, or streamed.
 
 A feed gives an `item` per step, and `fetch(data, item)`, a pure function inside the compiled step, makes it a batch
-{"image": uint8[B, H, W, C], "label": int32[B]}; under the alternating flip "mirrored": bool[B] says which images are.
+{"image": uint8[B, H, W, C], "label": int32[B], "index": int32[B]}; the index is the image's place in the split.
 Resident: `data` are all images, on the device, and the item has their positions in place of the images. They are flat,
 uint8[N, H * W * C]: an array that ends in three channels is spread out to 128 there by TPUs (CIFAR-10, v5e: 617 MB and
 five times the traffic of a step). Streaming: `data` is empty and the item is the batch.
@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from cnnlab.data.order import batch_positions, mirrored
-from cnnlab.data.source import Split
+from cnnlab.data.dataset import Split
+from cnnlab.data.order import batch_positions
 
 RESIDENT_LIMIT = 2 << 30  # bytes of images that `auto` keeps on each device
 ALL = slice(None)
@@ -33,7 +33,7 @@ READ_AHEAD = 64 << 20  # bytes of batches that wait for the training, at most; b
 def gathered(image_shape: tuple[int, ...], data: Any, item: Any) -> dict[str, Any]:
     """`fetch` of the resident feed."""
     images = data[item["image"]]
-    return item | {"image": images.reshape(*images.shape[:-1], *image_shape)}
+    return item | {"image": images.reshape(*images.shape[:-1], *image_shape), "index": item["image"]}
 
 
 def as_read(data: Any, item: Any) -> dict[str, Any]:
@@ -57,7 +57,6 @@ def resident(
     positions: np.ndarray,
     seed: int,
     batch_size: int,
-    alternating: bool = False,
     rows: Rows = ALL,
 ) -> Feed:
     """Feed from memory.
@@ -68,15 +67,14 @@ def resident(
       positions: int[n], which of them are trained on.
       seed: of the order.
       batch_size: images per step.
-      alternating: whether batches say which images are mirrored (`order.mirrored`).
       rows: those of each batch that this process feeds.
     """
     own = positions.astype(np.int32)
 
     def items(first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
         for step in range(first, last):
-            chosen, beside = _choice(labels, own, seed, batch_size, alternating, rows, step)
-            yield {"image": chosen} | beside
+            chosen = _choice(own, seed, batch_size, rows, step)
+            yield {"image": chosen, "label": labels[chosen]}
 
     return Feed(images.reshape(len(images), -1), functools.partial(gathered, images.shape[1:]), items)
 
@@ -87,7 +85,6 @@ def streaming(
     positions: np.ndarray,
     seed: int,
     batch_size: int,
-    alternating: bool = False,
     workers: int = 0,
     rows: Rows = ALL,
 ) -> Feed:
@@ -98,7 +95,7 @@ def streaming(
 
     def items(first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
         # Positions in MapDataset.range are steps: Grain may read ahead and out of order, the order stays ours.
-        read = functools.partial(_read_step, split, labels, positions, seed, batch_size, alternating, rows)
+        read = functools.partial(_read_step, split, labels, positions, seed, batch_size, rows)
         ahead = READ_AHEAD // (batch_size * math.prod(split.image_shape))
         yield from _grain(range(first, last), read, workers, min(16, max(2, ahead)))
 
@@ -116,15 +113,9 @@ def together(feeds: Sequence[Feed]) -> Feed:
     return Feed(feeds[0].data, feeds[0].fetch, items)
 
 
-def _choice(
-    labels: np.ndarray, positions: np.ndarray, seed: int, batch_size: int, alternating: bool, rows: Rows, step: int
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Where the images of these rows of a step's batch are in the data set, and what comes beside them."""
-    chosen = positions[batch_positions(seed, step, len(positions), batch_size)[rows]]
-    beside = {"label": labels[chosen]}
-    if alternating:
-        beside["mirrored"] = mirrored(seed, step // (len(positions) // batch_size), chosen, len(labels))
-    return chosen, beside
+def _choice(positions: np.ndarray, seed: int, batch_size: int, rows: Rows, step: int) -> np.ndarray:
+    """Where the images of these rows of a step's batch are in the data set."""
+    return positions[batch_positions(seed, step, len(positions), batch_size)[rows]]
 
 
 def _read_step(
@@ -133,7 +124,6 @@ def _read_step(
     positions: np.ndarray,
     seed: int,
     batch_size: int,
-    alternating: bool,
     rows: Rows,
     step: int,
 ) -> dict[str, np.ndarray]:
@@ -141,8 +131,8 @@ def _read_step(
         # Readers take what the training leaves. As its equals they hold up one CPU device while the others wait for
         # that one to agree on the gradient: 0.66 of the images a second of the step alone, in place of 0.74.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-    chosen, beside = _choice(labels, positions, seed, batch_size, alternating, rows, step)
-    return split.read(chosen) | beside
+    chosen = _choice(positions, seed, batch_size, rows, step)
+    return split.read(chosen) | {"label": labels[chosen], "index": chosen.astype(np.int32)}
 
 
 def _grain(steps: range, read: Callable[[int], Any], workers: int, ahead: int) -> Iterator[Any]:

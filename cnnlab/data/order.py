@@ -36,31 +36,6 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, 0x0DE2]).permutation(count)
 
 
-@functools.lru_cache(maxsize=4)
-def _coins(seed: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, 0xF11B]).random(count) < 0.5
-
-
-def mirrored(seed: int, epoch: int, positions: np.ndarray, count: int) -> np.ndarray:
-    """Which images are mirrored in an epoch under the alternating flip.
-
-    A coin for each image decides for the first epoch; after it every image turns each epoch, so that no two epochs
-    in a row show the same half of what there is to see.
-
-    Args:
-      seed: of the coins.
-      epoch: from 0.
-      positions: int[B], in the data set.
-      count: images of the data set.
-
-    Returns:
-      bool[B].
-
-    Source: Jordan, 2024, arXiv 2404.00498.
-    """
-    return _coins(seed, count)[positions] ^ (epoch % 2 == 1)
-
-
 def batch_positions(seed: int, step: int, count: int, batch_size: int) -> np.ndarray:
     """Positions, among `count` training images, of the batch of a step.
 

@@ -6,12 +6,11 @@ a split once and keep what they found in a cache.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,21 @@ import numpy as np
 
 from cnnlab import cache
 from cnnlab.data import builders
-from cnnlab.data.image import fit
+from cnnlab.data.dataset import Arrays, Dataset, Split, readable
 from cnnlab.errors import InputError, unknown
 
 # TFDS recommends OpenCV in a warning at the first image; Pillow decodes the same pixels and is there already.
 logging.getLogger("absl").addFilter(lambda record: "OpenCV is not installed" not in record.getMessage())
 
 READ_AT_ONCE = 512  # images per read in a pass over a split: batched reads take 0.4 of the time of single ones
+
+# What TFDS does not say of its sets. Colour images whose mirror image is another class, or none (starts of names):
+NOT_TO_MIRROR = ("svhn", "colored_mnist", "omniglot", "cmaterdb")
+# Classes that are taken for others: those of CIFAR-10 and MNIST of Patrini et al., 2017, arXiv 1609.03683.
+TAKEN_FOR = {
+    "cifar10": {9: 1, 2: 0, 4: 7, 3: 5, 5: 3},  # truck car, bird plane, deer horse, cat dog, dog cat
+    "mnist": {7: 1, 2: 7, 5: 6, 6: 5, 3: 8},
+}
 
 
 @dataclass(frozen=True)
@@ -71,67 +78,6 @@ class Records:
 
 
 @dataclass(frozen=True)
-class Split:
-    """One split of a prepared data set.
-
-    Attributes:
-      records: lists of records by `__getitems__`; picklable, so that reader processes can have them.
-      fingerprint: SHA-256 of what identifies the files, for the cache.
-      image_shape: (H, W, C) of every image once read.
-      num_classes: K; labels are checked to lie in [0, K).
-      name: data set, version and split, for messages.
-    """
-
-    records: Any
-    fingerprint: str
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def read(self, positions: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """Read and decode images.
-
-        Args:
-          positions: int[B], each in [0, len).
-
-        Returns:
-          {"image": uint8[B, H, W, C], "label": int32[B]}.
-
-        Raises:
-          InputError: a record that cannot be read, or a label outside [0, K).
-        """
-        with _readable(self.name):
-            examples = self.records.__getitems__([int(p) for p in positions])
-        label = np.array([example["label"] for example in examples], np.int32)
-        if len(label) and not (label.min() >= 0 and label.max() < self.num_classes):
-            raise InputError(
-                f"{self.name}: labels must lie in [0, {self.num_classes}), got {label.min()}..{label.max()}"
-            )
-        images = np.empty((len(examples), *self.image_shape), np.uint8)
-        for i, example in enumerate(examples):
-            images[i] = fit(example["image"], self.image_shape)
-        return {"image": images, "label": label}
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A prepared data set: its splits and what its classes are called."""
-
-    name: str
-    version: str
-    train: Split
-    test: Split
-    class_names: tuple[str, ...]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-
-@dataclass(frozen=True)
 class Summary:
     """What is known of every image of a split without holding them.
 
@@ -173,13 +119,21 @@ def data_root(data_dir: str | None) -> Path:
     return root
 
 
-def open_dataset(name: str, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
-    """Open a data set, preparing it first if it is one of ours.
+def prepared(name: str) -> Callable[..., Dataset]:
+    """The data set of a name as a part: (data_dir, image_size, mirror) -> Dataset."""
+    return functools.partial(open_dataset, name)
+
+
+def open_dataset(
+    name: str, data_dir: str | None = None, image_size: int | None = None, mirror: bool | None = None
+) -> Dataset:
+    """A data set of TFDS, prepared first if it is one of ours.
 
     Args:
       name: shapes10, cifar10, mnist, or the name of any image-classification set prepared as array_record.
       data_dir: TFDS data directory; None for the default.
       image_size: side of the images in pixels; None keeps the features' own, which must then be fixed.
+      mirror: whether a mirrored image is of the same class; none: for colour images that are not digits or letters.
 
     Returns:
       The data set; nothing is read but its description.
@@ -189,7 +143,7 @@ def open_dataset(name: str, data_dir: str | None = None, image_size: int | None 
     """
     root = data_root(data_dir)
     folder = builders.prepare(name, root) if name in builders.OWN else _prepared(name, root)
-    with _readable(name):
+    with readable(name):
         identity = _identity(folder)
     key = hashlib.sha256(identity.encode()).hexdigest()
     facts = cache.arrays(f"{key[:24]}-facts1", lambda: _facts(name, folder))
@@ -206,7 +160,35 @@ def open_dataset(name: str, data_dir: str | None = None, image_size: int | None 
         records = Records(folder.absolute(), which, int(facts[which]))
         return Split(records, fingerprint, shape, len(classes), f"{name} {version} {which}")
 
-    return Dataset(name, version, split("train"), split("test"), classes)
+    if mirror is None:
+        mirror = shape[2] == 3 and not name.startswith(NOT_TO_MIRROR)
+    return Dataset(
+        name, version, split("train"), split("test"), classes, mirror=mirror, taken_for=TAKEN_FOR.get(name, {})
+    )
+
+
+def shapes10(data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+    """Ten drawn shapes in any place, size and colour: 10,000 and 2,000 images of 32x32x3, made on the spot."""
+    return open_dataset("shapes10", data_dir, image_size)
+
+
+def cifar10(data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+    """Ten kinds of animals and vehicles: 50,000 and 10,000 images of 32x32x3, downloaded through TFDS.
+
+    Source: Krizhevsky, 2009, "Learning multiple layers of features from tiny images".
+    """
+    return open_dataset("cifar10", data_dir, image_size)
+
+
+def mnist(data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+    """Handwritten digits: 60,000 and 10,000 images of 28x28x1, downloaded through TFDS.
+
+    Source: LeCun, Cortes & Burges, 1998, "The MNIST database of handwritten digits".
+    """
+    return open_dataset("mnist", data_dir, image_size)
+
+
+DATASETS: dict[str, Callable[..., Dataset]] = {f.__name__: f for f in (shapes10, cifar10, mnist)}
 
 
 def _facts(name: str, folder: Path) -> dict[str, np.ndarray]:
@@ -218,7 +200,7 @@ def _facts(name: str, folder: Path) -> dict[str, np.ndarray]:
     import tensorflow_datasets as tfds
 
     info: Any
-    with _readable(name):
+    with readable(name):
         info = tfds.builder_from_directory(folder).info
     features = info.features or {}
     label = features["label"] if {"image", "label"} <= set(features) else None
@@ -234,7 +216,7 @@ def _facts(name: str, folder: Path) -> dict[str, np.ndarray]:
     for which in ("train", "test"):
         counts[which] = count = info.splits[which].num_examples
         if count:  # TFDS opens nothing before it reads; the test is read last, and must not fail then
-            with _readable(f"{name} {which}"):
+            with readable(f"{name} {which}"):
                 Records(folder, which, count).__getitems__([0, count - 1])
     shape = [-1 if side is None else side for side in features["image"].shape]
     return {
@@ -280,20 +262,6 @@ def _identity(folder: Path) -> str:
     return f"{stats} {(folder / 'dataset_info.json').read_text()}"
 
 
-@contextlib.contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Reading errors of array_record, PIL and TFDS in one line: the libraries raise anything from KeyError on."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(
-            f"{name}: the prepared files cannot be read ({reason}); delete that folder, prepare again"
-        ) from error
-
-
 def summary(split: Split, progress: Any = iter) -> Summary:
     """Labels and pixel sums of every image: one pass over the split, then from the cache.
 
@@ -305,7 +273,9 @@ def summary(split: Split, progress: Any = iter) -> Summary:
     def compute() -> dict[str, np.ndarray]:
         return _concatenate(_sums(part) for part in _passes(split, progress))
 
-    found = cache.arrays(f"{split.fingerprint[:24]}-summary", compute)
+    found = (
+        compute() if isinstance(split.records, Arrays) else cache.arrays(f"{split.fingerprint[:24]}-summary", compute)
+    )
     return Summary(found["labels"], found["sums"], found["squares"], split.image_shape[0] * split.image_shape[1])
 
 
@@ -315,6 +285,8 @@ def decoded(split: Split, progress: Any = iter) -> tuple[np.ndarray, Summary]:
     def compute() -> dict[str, np.ndarray]:
         return _concatenate({"images": part["image"], **_sums(part)} for part in _passes(split, progress))
 
+    if isinstance(split.records, Arrays) and split.records.fit(split.image_shape):
+        return split.records.images, summary(split, progress)
     found = cache.arrays(f"{split.fingerprint[:24]}-images", compute)
     pixels = split.image_shape[0] * split.image_shape[1]
     return found["images"], Summary(found["labels"], found["sums"], found["squares"], pixels)

@@ -4,13 +4,13 @@
 distributions, told apart by their type. A label outside [0, K) never gets another class's loss: ValueError where its
 value can be seen, NaN under jit. jit, vmap, grad, jacfwd and hessian all work. In the formulas p = softmax(z).
 
-LOSSES are all of them by name, ALIASES their short names; label_smoothing, temperature, class_weights, with_z_loss and
-weighted_sum make losses of losses.
+LOSSES are all of them by name, ALIASES their short names; TRANSFORMS make losses of losses, as weighted_sum does. A
+loss with the attribute `head = "cosine"` is made for logits that are cosines (`made_for_cosines` sets it).
 """
 
 from cnnlab.losses.entropy import asymmetric, binary_cross_entropy, cross_entropy, focal, poly
 from cnnlab.losses.imbalance import balanced_softmax, effective_number, ldam, logit_adjusted
-from cnnlab.losses.margin import arcface, cosface, cosine_softmax, logit_norm, multiclass_hinge
+from cnnlab.losses.margin import arcface, cosface, cosine_softmax, logit_norm, made_for_cosines, multiclass_hinge
 from cnnlab.losses.robust import (
     active_passive,
     bi_tempered,
@@ -24,10 +24,14 @@ from cnnlab.losses.robust import (
 from cnnlab.losses.sparse import entmax_loss, sparsemax_loss
 from cnnlab.losses.squared import logit_penalty, mean_squared_error, squared_logits, squentropy
 from cnnlab.losses.teacher import distillation, jensen_shannon
-from cnnlab.losses.transforms import class_weights, label_smoothing, temperature, weighted_sum, with_z_loss
-
-# On logits that are cosines: a model with a cosine head goes with these.
-ON_COSINES = frozenset({"cosine_softmax", "cosface", "arcface", "ldam"})
+from cnnlab.losses.transforms import (
+    class_balanced,
+    class_weights,
+    label_smoothing,
+    temperature,
+    weighted_sum,
+    with_z_loss,
+)
 
 ce = cross_entropy
 bce = binary_cross_entropy
@@ -46,10 +50,15 @@ kd = distillation
 LOSSES = {f.__name__: f for f in [*vars().values()] if [*getattr(f, "__annotations__", ())][:2] == ["logits", "labels"]}
 ALIASES = {name: f for name, f in [*vars().items()] if f in LOSSES.values() and name != f.__name__}
 
+# What takes a loss first, for pipelines such as focal+label_smoothing,alpha=0.1.
+TRANSFORMS = {f.__name__: f for f in (label_smoothing, temperature, class_weights, class_balanced, with_z_loss)}
+SHORT_TRANSFORMS = {"z_loss": with_z_loss}
+
 __all__ = [
     "ALIASES",
     "LOSSES",
-    "ON_COSINES",
+    "SHORT_TRANSFORMS",
+    "TRANSFORMS",
     "active_passive",
     "apl",
     "arcface",
@@ -60,6 +69,7 @@ __all__ = [
     "binary_cross_entropy",
     "brier",
     "ce",
+    "class_balanced",
     "class_weights",
     "cosface",
     "cosine_softmax",
@@ -78,6 +88,7 @@ __all__ = [
     "logit_adjusted",
     "logit_norm",
     "logit_penalty",
+    "made_for_cosines",
     "mae",
     "mean_absolute_error",
     "mean_squared_error",

@@ -10,8 +10,10 @@ from jax.typing import ArrayLike
 from cnnlab.losses import _labels
 from cnnlab.losses._likelihood import log_probability
 from cnnlab.losses.entropy import cross_entropy
+from cnnlab.losses.margin import made_for_cosines
 
 
+@made_for_cosines
 def ldam(
     logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, max_margin: float = 0.5, scale: float = 30.0
 ) -> jax.Array:
@@ -20,7 +22,7 @@ def ldam(
         L(z, y) = -log softmax(scale (z - m_y e_y))_y,  m_k = max_margin (min_j n_j / n_k)^(1/4)
 
     Args:
-      logits: float[..., K]; cosines in the paper, as `--head cosine` gives them.
+      logits: float[..., K]; cosines in the paper, and so by default in cnnlab's models.
       labels: int[...] class ids, or float[..., K] target distributions: sum_k q_k L(z, k).
       class_counts: K positive numbers n_k of training examples.
       max_margin: in [0, inf), of the rarest class, in units of the logits.

@@ -1,12 +1,14 @@
 """Losses that ask the true class for a lead, and those on logits that are cosines.
 
 Cosine logits are w_k . h / (|w_k| |h|), with h the features and w_k a class's weights in the last layer: the losses see
-only the result; `--head cosine` (models.CosineHead) makes it, and is the place where the weights are needed.
+only the result; models.CosineHead makes it, and is the place where the weights are needed.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,24 @@ from cnnlab.errors import unknown
 from cnnlab.losses import _labels
 from cnnlab.losses._likelihood import log_probability
 from cnnlab.losses.entropy import cross_entropy
+
+L = TypeVar("L", bound=Callable)
+
+
+def made_for_cosines(loss: L) -> L:
+    """Mark a loss, your own too, as made for logits that are cosines: models then get a cosine head.
+
+    Args:
+      loss: gets the attribute `head = "cosine"`.
+
+    Returns:
+      The same loss.
+
+    >>> made_for_cosines(lambda logits, labels: 0).head
+    'cosine'
+    """
+    vars(loss)["head"] = "cosine"
+    return loss
 
 
 def multiclass_hinge(
@@ -60,13 +80,14 @@ def multiclass_hinge(
     return _labels.by_class(of_id, logits, labels)
 
 
+@made_for_cosines
 def cosine_softmax(logits: ArrayLike, labels: ArrayLike, scale: float = 20.0) -> jax.Array:
     """Cross-entropy of cosines, stretched to a useful range: a softmax at temperature 1 / scale.
 
         L(z, y) = -log softmax(scale z)_y,  z cosines
 
     Args:
-      logits: float[..., K] cosines, as `--head cosine` gives them.
+      logits: float[..., K] cosines, as models.CosineHead makes them.
       labels: int[...] class ids, or float[..., K] target distributions: sum_k q_k L(z, k).
       scale: in (0, inf), the inverse temperature (the paper's tau is 1 / scale = 0.05).
 
@@ -87,13 +108,14 @@ def cosine_softmax(logits: ArrayLike, labels: ArrayLike, scale: float = 20.0) ->
     return cross_entropy(scale * logits, labels)
 
 
+@made_for_cosines
 def cosface(logits: ArrayLike, labels: ArrayLike, margin: float = 0.35, scale: float = 64.0) -> jax.Array:
     """Cross-entropy of cosines in which the true class must lead by a margin of cosine.
 
         L(z, y) = -log softmax(scale (z - margin e_y))_y,  z cosines
 
     Args:
-      logits: float[..., K] cosines, as `--head cosine` gives them.
+      logits: float[..., K] cosines, as models.CosineHead makes them.
       labels: int[...] class ids, or float[..., K] target distributions: sum_k q_k L(z, k).
       margin: in [0, 2).
       scale: in (0, inf), the inverse temperature.
@@ -118,6 +140,7 @@ def cosface(logits: ArrayLike, labels: ArrayLike, margin: float = 0.35, scale: f
     return _labels.by_class(of_id, logits, labels)
 
 
+@made_for_cosines
 def arcface(logits: ArrayLike, labels: ArrayLike, margin: float = 0.5, scale: float = 64.0) -> jax.Array:
     """Cross-entropy of cosines in which the true class must lead by an angle.
 
@@ -128,7 +151,7 @@ def arcface(logits: ArrayLike, labels: ArrayLike, margin: float = 0.5, scale: fl
     infinite, that of arccos is left out.
 
     Args:
-      logits: float[..., K] cosines, as `--head cosine` gives them.
+      logits: float[..., K] cosines, as models.CosineHead makes them.
       labels: int[...] class ids, or float[..., K] target distributions: sum_k q_k L(z, k).
       margin: in [0, pi/2), in radians; written [0, 1.5707963].
       scale: in (0, inf), the inverse temperature.

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from cnnlab.errors import unknown
 from cnnlab.losses import _labels
+from cnnlab.losses.imbalance import effective_number
 from cnnlab.softmax import as_float
 
 Loss = Callable[..., jax.Array]
@@ -115,6 +116,32 @@ def class_weights(loss: Loss, weights: ArrayLike) -> Loss:
         return _labels.by_class(lambda z, y: loss(z, y, **hyper), logits, labels, factors)
 
     return weighted
+
+
+def class_balanced(loss: Loss, class_counts: ArrayLike, beta: float = 0.9999) -> Loss:
+    """A loss in which each class counts as much as the effective number of its images says: rare ones more.
+
+        w_y loss(z, y),  w_k = (1 - beta) / (1 - beta^n_k), scaled to a mean of 1
+
+    Args:
+      loss: (logits, labels, **hyperparameters) -> float32[...].
+      class_counts: K positive numbers n_k of training examples.
+      beta: in [0, 1).
+
+    Returns:
+      A loss, as `class_weights` makes it of `effective_number`.
+
+    Raises:
+      ValueError: beta outside its range, or counts that are not positive.
+
+    Source: Cui et al., 2019, "Class-balanced loss based on effective number of samples",
+    https://arxiv.org/abs/1901.05555
+
+    >>> from cnnlab.losses import cross_entropy
+    >>> print(f"{class_balanced(cross_entropy, [1.0, 3.0], beta=0.0)([0.0, 0.0], 1):.4f}")  # log 2
+    0.6931
+    """
+    return class_weights(loss, effective_number(class_counts, beta))
 
 
 def with_z_loss(loss: Loss, coefficient: float = 1e-4) -> Loss:

@@ -16,7 +16,7 @@ from cnnlab import run_folder
 from cnnlab.errors import InputError
 from cnnlab.page import html
 from cnnlab.report import claims, document, markdown, tables
-from cnnlab.report.numbers import SCALES
+from cnnlab.report.numbers import scales
 from cnnlab.study import plan
 from cnnlab.study.results import Results, verdicts
 
@@ -56,7 +56,7 @@ def write(results: Results, folder: Path) -> list[Path]:
 
 def brief(results: Results) -> list[str]:
     """The verdicts for a terminal, a line each."""
-    found, scale = verdicts(results), SCALES[results.study.metric]
+    found, scale = verdicts(results), scales(results.study)[results.study.metric]
     lines = [claims.summary(results, found)]
     for verdict in found:
         c, word = verdict.comparison, tables.MARKS[tables.verdict_word(verdict)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from cnnlab import stats
 from cnnlab.report import series
-from cnnlab.report.numbers import SCALES, number_of, short
+from cnnlab.report.numbers import number_of, scales, short
 from cnnlab.report.tables import DIVERGED, verdict_word
 from cnnlab.study import plan
 from cnnlab.study.results import Results, Verdict
@@ -47,8 +47,8 @@ def compared(results: Results) -> str:
 
 
 def _metric(study: plan.Study) -> str:
-    direction = "larger" if study.metric in plan.LARGER_IS_BETTER else "smaller"
-    return f"{SCALES[study.metric].name} ({direction} is better)"
+    direction = "larger" if plan.metric(study).larger_is_better else "smaller"
+    return f"{scales(study)[study.metric].name} ({direction} is better)"
 
 
 def summary(results: Results, found: Sequence[Verdict]) -> str:
@@ -165,7 +165,7 @@ def meanings(results: Results) -> list[tuple[str, str]]:
     """What each verdict means: (word, explanation)."""
     study = results.study
     m = number_of((len(study.losses) - 1) * len(results.conditions), "comparison")
-    margin = SCALES[study.metric].with_unit(plan.margin(study))
+    margin = scales(study)[study.metric].with_unit(plan.margin(study))
     return [
         (f"{stats.BETTER}, {stats.WORSE}",
          f"the mean difference is not zero: sign-flip test over the seeds, p ≤ 0.05 after Holm’s correction over {m}. "
@@ -183,8 +183,8 @@ def meanings(results: Results) -> list[tuple[str, str]]:
 
 def columns(results: Results) -> str:
     """How to read the table of verdicts."""
-    name = SCALES[results.study.metric].name
-    tail = "" if results.study.metric in plan.LARGER_IS_BETTER else "; as smaller is better, below 0.5 favours the loss"
+    name = scales(results.study)[results.study.metric].name
+    tail = "" if plan.metric(results.study).larger_is_better else "; as smaller is better, below 0.5 favours the loss"
     return (
         "Differences are loss minus baseline, of the same seed. d_z: mean over sd of the differences. P(A > B): share "
         f"of seeds where the loss’s {name} (A) is above the baseline’s (B), ties half{tail}. Detectable: the smallest "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from cnnlab.page.blocks import Block, Code, Legend, Panel, Panels, Section, Table, Tabled, Terms, Text
 from cnnlab.report import claims, figures, series, tables
+from cnnlab.report.numbers import scales
 from cnnlab.study import plan
 from cnnlab.study.results import Results, Verdict
 
@@ -183,7 +184,7 @@ def _along(results: Results, name: str) -> Section:
     groups, words = series.along(results, name), name.replace("_", " ")
     if not groups:
         return Section(words, [])
-    metric = figures.SCALES[results.study.metric].name
+    metric = scales(results.study)[results.study.metric].name
     return Section(
         f"{metric[0].upper()}{metric[1:]} against {words}",
         [

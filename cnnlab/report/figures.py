@@ -12,9 +12,8 @@ from cnnlab.page.blocks import Panel
 from cnnlab.page.svg import INK, draw, look, plain_log
 from cnnlab.plots import SERIES
 from cnnlab.report import series, tables
-from cnnlab.report.numbers import SCALES, number_of, short
+from cnnlab.report.numbers import ECE, number_of, scales, short
 from cnnlab.study import plan
-from cnnlab.study.plan import LARGER_IS_BETTER
 from cnnlab.study.results import Results, curve, differences, values
 
 ROW, STRIP = (
@@ -26,12 +25,12 @@ LABELLED = 12  # classes up to which a confusion matrix has names and numbers
 
 def seeds(results: Results, place: int) -> list[Panel]:
     """A metric of each seed, and the difference from the baseline of the same seed, under the place-th condition."""
-    study, scale = results.study, SCALES[results.study.metric]
+    study, scale = results.study, scales(results.study)[results.study.metric]
     cells, where = results.cells[place], _under(results.conditions[place])
     found = [scale.factor * values(cell, study.metric) for cell in cells]
     gaps = [scale.factor * differences(results, study.metric).get((place, j), np.array([])) for j in range(len(cells))]
     margin = scale.factor * plan.margin(study)
-    direction = "larger" if study.metric in LARGER_IS_BETTER else "smaller"
+    direction = "larger" if plan.metric(study).larger_is_better else "smaller"
 
     def left(axis: Any) -> None:
         _strips(axis, study.losses, found)
@@ -139,7 +138,7 @@ def gradient_norms(results: Results, place: int) -> Panel:
 
 def reliability(results: Results, place: int, j: int) -> Panel:
     """Accuracy against confidence, pooled over seeds; below, how many images have that confidence."""
-    cell, style, ece = results.cells[place][j], look(j), SCALES["ece"]
+    cell, style, ece = results.cells[place][j], look(j), ECE
     count, confidence, accuracy = series.calibration(cell)
 
     def paint(axis: Any) -> None:
@@ -208,7 +207,7 @@ def _width(name: str) -> float:
 
 def along(results: Results, name: str, others: plan.Condition, places: Sequence[int]) -> Panel:
     """The study's metric against a field of the conditions, the others as they are."""
-    scale, x = SCALES[results.study.metric], [float(results.conditions[i][name]) for i in places]
+    scale, x = scales(results.study)[results.study.metric], [float(results.conditions[i][name]) for i in places]
 
     def paint(axis: Any) -> None:
         for j in range(len(results.study.losses)):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from cnnlab.metrics import METRICS, Metric
+from cnnlab.study import plan
+from cnnlab.study.plan import Study
+
 NONE = "–"  # what is not there: nothing to say, or not finite
 MINUS = "\N{MINUS SIGN}"
 
@@ -49,12 +53,18 @@ class Scale:
         return f"{self.value(value)} {self.difference_unit}".strip()
 
 
-SCALES = {
-    "accuracy": Scale("accuracy", "%", "pp", 100, 2),
-    "nll": Scale("NLL", "nats", "nats", 1, 4),
-    "brier": Scale("Brier score", "0 to 2", "", 1, 4),
-    "ece": Scale("ECE", "%", "pp", 100, 2),
-}
+def scale(metric: Metric) -> Scale:
+    """How a metric is shown."""
+    difference_unit = metric.unit if metric.difference_unit is None else metric.difference_unit
+    return Scale(metric.label or metric.name, metric.unit, difference_unit, metric.factor, metric.digits)
+
+
+ACCURACY, ECE = scale(METRICS["accuracy"]), scale(METRICS["ece"])
+
+
+def scales(study: Study) -> dict[str, Scale]:
+    """How each metric of a study is shown, by name."""
+    return {name: scale(metric) for name, metric in plan.metrics(study).items()}
 
 
 def fixed(value: float, digits: int) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from cnnlab import stats
 from cnnlab.page.blocks import Table
 from cnnlab.report import series
-from cnnlab.report.numbers import NONE, SCALES, fixed, probability, short, signed
+from cnnlab.report.numbers import ACCURACY, ECE, NONE, fixed, probability, scales, short, signed
 from cnnlab.study import plan
 from cnnlab.study.results import Results, Verdict, differences, spread, values
 
@@ -25,7 +25,7 @@ MARKS = {
     DIVERGED: "✗ diverged",
 }
 NBSP = "\N{NO-BREAK SPACE}"
-RUN_FIELDS = ("loss", "seed", "learning_rate", "diverged", *SCALES, "top5", "epochs")
+BEFORE, AFTER = ("loss", "seed", "learning_rate", "diverged"), ("epochs",)  # the metrics, in results.csv
 
 
 def verdict_word(verdict: Verdict) -> str:
@@ -47,7 +47,7 @@ def verdicts(results: Results, found: Sequence[Verdict]) -> Table:
       results: of the study.
       found: its verdicts.
     """
-    scale = SCALES[results.study.metric]
+    scale = scales(results.study)[results.study.metric]
     method = next((f" ({v.comparison.method})" for v in found if v.comparison), "")
     unit = f" ({scale.difference_unit})" if scale.difference_unit else ""
     head = (
@@ -79,18 +79,19 @@ def verdicts(results: Results, found: Sequence[Verdict]) -> Table:
 
 def others(results: Results) -> Table:
     """The metrics that the verdicts are not about: differences with their intervals."""
-    metrics = [name for name in SCALES if name != results.study.metric]
+    shown = scales(results.study)
+    metrics = [name for name in shown if name != results.study.metric]
     found = {name: differences(results, name) for name in metrics}
     head = ["condition", "loss"]
     for name in metrics:
-        unit = SCALES[name].difference_unit
-        head += [SCALES[name].name + (f" ({unit})" if unit else ""), "95 % interval"]
+        unit = shown[name].difference_unit
+        head += [shown[name].name + (f" ({unit})" if unit else ""), "95 % interval"]
     rows = []
     for i, j in found[metrics[0]]:
         row = [plan.label(results.conditions[i]), results.study.losses[j]]
         for name in metrics:
             gap = found[name][i, j]
-            row += [SCALES[name].difference(series.mean(gap)), SCALES[name].interval(*series.interval(gap), signs=True)]
+            row += [shown[name].difference(series.mean(gap)), shown[name].interval(*series.interval(gap), signs=True)]
         rows.append(tuple(row))
     return Table(tuple(head), rows)
 
@@ -108,7 +109,7 @@ def _per_cell(results: Results, head: Sequence[str], row: Any) -> Table:
 def seeds(results: Results) -> Table:
     """The study's metric over seeds."""
     metric = results.study.metric
-    scale = SCALES[metric]
+    scale = scales(results.study)[metric]
 
     def row(cell: series.Cell) -> tuple[str, ...]:
         found = values(cell, metric)
@@ -136,7 +137,7 @@ def last_epoch(results: Results, columns: Sequence[str]) -> Table:
             [run["history"][-1].get(name) if there else None for run, there in zip(cell["runs"], whole, strict=True)]
             for name in columns
         ]
-        return tuple(spread_of(SCALES["accuracy"], np.array(found, np.float64)) for found in last)
+        return tuple(spread_of(ACCURACY, np.array(found, np.float64)) for found in last)
 
     head = tuple(f"{name.replace('_', ' ')} (%)" for name in columns)
     return _per_cell(results, head, row)
@@ -150,7 +151,7 @@ def spread_of(scale: Any, found: np.ndarray) -> str:
 
 def calibration(results: Results) -> Table:
     """ECE over seeds."""
-    row = lambda cell: (spread_of(SCALES["ece"], values(cell, "ece")),)
+    row = lambda cell: (spread_of(ECE, values(cell, "ece")),)
     return _per_cell(results, ("ECE (%), mean ± sd",), row)
 
 
@@ -161,7 +162,7 @@ def tuning(results: Results) -> Table:
         trials = cell["tuning"] or []
         best = next((t["accuracy"] for t in trials if t["learning_rate"] == cell["learning_rate"]), None)
         failed = sum(trial["accuracy"] is None for trial in trials)
-        reached = SCALES["accuracy"].value(np.nan if best is None else best)
+        reached = ACCURACY.value(np.nan if best is None else best)
         where = "at the edge" if series.at_edge(cell) else "inside"
         return short(cell["learning_rate"]), reached, str(len(trials)), str(failed), where
 
@@ -189,16 +190,18 @@ def compute(results: Results) -> Table:
 
 def csv_runs(results: Results) -> tuple[list[str], list[list[Any]]]:
     """Head and rows of results.csv: a row for each condition, loss and seed."""
+    measured = list(plan.metrics(results.study))
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
     rows = [
         [*_fields(names, condition), cell["loss"], run["seed"], cell["learning_rate"], run["diverged"]]
-        + [_metric(run, metric) for metric in (*SCALES, "top5")]
+        + [_metric(run, metric) for metric in measured]
         + [len(run["history"])]
         for condition, cells in zip(results.conditions, results.cells, strict=True)
         for cell in cells
         for run in cell["runs"]
     ]
-    return [*_columns(names, RUN_FIELDS), *RUN_FIELDS], rows
+    fields = [*BEFORE, *measured, *AFTER]
+    return [*_columns(names, fields), *fields], rows
 
 
 def _metric(run: series.Cell, name: str) -> float | None:

@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cnnlab import losses
-from cnnlab.cli import parse_spec
+from cnnlab.docstrings import Entry, entry
 from cnnlab.errors import InputError, unknown
-from cnnlab.losses.catalogue import Entry, entry
 from cnnlab.report_card import claims as claims_
 from cnnlab.report_card import risk, shape, soundness
 from cnnlab.report_card.citations import citation
 from cnnlab.report_card.finding import NOT_APPLICABLE, NOT_REFUTED, PROVED, REFUTED, Finding, plain
 from cnnlab.report_card.subject import Subject, given
+from cnnlab.spec import parse
 
 __all__ = ["MATHEMATICAL", "PROPERTIES", "Card", "Curve", "Finding", "Property", "card", "curve", "given"]
 
@@ -129,6 +129,7 @@ class Card:
       name: as it was asked for.
       findings: by property.
       about: what its docstring says.
+      loss: the function.
       hyperparameters: those that were set.
       num_classes, cosines, seconds: how it was examined.
     """
@@ -136,6 +137,7 @@ class Card:
     name: str
     findings: dict[str, Finding]
     about: Entry
+    loss: Callable
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     num_classes: int = 3
     cosines: bool = False
@@ -152,7 +154,8 @@ class Card:
     def to_json(self) -> dict[str, Any]:
         """Strict JSON."""
         findings = {name: finding.to_json() for name, finding in self.findings.items()}
-        return plain(vars(self) | {"about": vars(self.about)}) | {"findings": findings}
+        fields = {name: value for name, value in vars(self).items() if name != "loss"}
+        return plain(fields | {"about": vars(self.about)}) | {"findings": findings}
 
 
 def card(
@@ -199,7 +202,7 @@ def card(
             raise unknown("property", asked, PROPERTIES)
     built_in = losses.LOSSES.get(own) is loss
     if cosines is None:
-        cosines = built_in and own in losses.ON_COSINES
+        cosines = bool(getattr(loss, "head", "linear") == "cosine")
     subject = Subject(loss, own, num_classes, cosines, hyperparameters)
     findings = {}
     for each in [p for p in PROPERTIES if p in wanted or p in claimed]:
@@ -213,7 +216,7 @@ def card(
         finding = _examine(lambda subject: soundness.same_as(subject, other), subject, "same_as")
         findings["same_as"] = replace(finding, property="same_as", claimed=True)
     seconds = round(time.perf_counter() - start, 2)
-    return Card(name or own, findings, entry(loss), hyperparameters, num_classes, cosines, seconds)
+    return Card(name or own, findings, entry(loss), loss, hyperparameters, num_classes, cosines, seconds)
 
 
 def _examine(check: Callable[[Subject], Finding], subject: Subject, name: str) -> Finding:
@@ -231,11 +234,14 @@ def _examine(check: Callable[[Subject], Finding], subject: Subject, name: str) -
 
 def _named(spec: str, num_classes: int) -> Subject:
     """The built-in loss that a claim `same as ...` names."""
-    name, hyperparameters = parse_spec(spec)
+    written = parse(spec)
     known = losses.LOSSES | losses.ALIASES
-    if name not in known:
-        raise unknown("loss in the claim 'same as'", name, known)
-    return Subject(known[name], name, num_classes, name in losses.ON_COSINES, hyperparameters)
+    if written.name not in known:
+        raise unknown("loss in the claim 'same as'", written.name, known)
+    loss = known[written.name]
+    return Subject(
+        loss, written.name, num_classes, bool(getattr(loss, "head", "linear") == "cosine"), dict(written.keywords)
+    )
 
 
 class Curve(NamedTuple):

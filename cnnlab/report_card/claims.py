@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
+from cnnlab.docstrings import section
 from cnnlab.errors import InputError, unknown
-from cnnlab.losses.catalogue import section
 
 
 def claimed(function: Callable) -> tuple[str, ...]:

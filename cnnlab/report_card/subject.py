@@ -29,7 +29,8 @@ def given(num_classes: int) -> dict[str, Any]:
       num_classes: K.
 
     Returns:
-      class_counts, K from 1000 down to 10; teacher_logits, K from 1 down to -1; view_logits, two views of one example.
+      class_counts, K from 1000 down to 10; teacher_logits, K from 1 down to -1; view_logits, two views of one example;
+      progress and epoch, those of the end of a run of one epoch.
     """
     slope = np.linspace(1, -1, num_classes)
     # Lists: they become float32 or float64 arrays as the examination goes on in one or the other.
@@ -37,6 +38,8 @@ def given(num_classes: int) -> dict[str, Any]:
         "class_counts": np.geomspace(1000, 10, num_classes).tolist(),
         "teacher_logits": slope.tolist(),
         "view_logits": np.stack([0.5 * slope, -0.25 * slope]).tolist(),
+        "progress": 1.0,
+        "epoch": 0,
     }
 
 

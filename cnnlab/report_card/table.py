@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from inspect import Parameter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from cnnlab.losses.catalogue import Entry
+from cnnlab import losses
+from cnnlab.docstrings import entry
 from cnnlab.report_card import MATHEMATICAL, PROPERTIES, Card, Property
 from cnnlab.report_card.finding import NOT_APPLICABLE, NOT_REFUTED, PROVED, REFUTED
 
@@ -81,15 +82,16 @@ def markdown(cards: Sequence[Card]) -> list[str]:
     lines = ["| loss | value | properties | source |", "|---|---|---|---|"]
     for card in cards:
         held = [word for name, word in WORDS.items() if name in card.findings and card[name].verdict in HOLDS]
-        lines.append(f"{markdown_start(card.about)} {', '.join(held)} | {_reference(card.about.source)} |")
+        lines.append(f"{markdown_start(card.loss)} {', '.join(held)} | {_reference(card.about.source)} |")
     return lines
 
 
-def markdown_start(about: Entry) -> str:
+def markdown_start(loss: Callable) -> str:
     """A row of that table up to the properties, which need an examination."""
-    given = [n if d is Parameter.empty else f"{n}={d}" for n, (d, _) in about.hyperparameters.items()]
+    about, parameters = entry(loss), list(inspect.signature(loss).parameters.values())[2:]
+    given = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters]
     value = about.formula.partition(";")[0].removeprefix("L(z, y) = ").replace("\n", " ").replace("|", "\\|")
-    names = " ".join(f"`{alias}`" for alias in about.aliases)
+    names = " ".join(f"`{alias}`" for alias, other in losses.ALIASES.items() if other is loss)
     return f"| `{about.name}({', '.join(given)})` {names} | {value.rstrip(',')} |".replace("  ", " ")
 
 

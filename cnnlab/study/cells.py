@@ -21,13 +21,15 @@ from cnnlab.config import Config
 from cnnlab.data import source
 from cnnlab.errors import Diverged, InputError
 from cnnlab.losses import cross_entropy
-from cnnlab.losses.spec import loss_from_config, needs_teacher, where
+from cnnlab.parts import Parts, resolve
 from cnnlab.softmax import predict
+from cnnlab.spec import where
 from cnnlab.study import folder as folders
 from cnnlab.study import on_ray, plan
 from cnnlab.study.board import Board
 from cnnlab.study.plan import Study
 from cnnlab.study.results import Results
+from cnnlab.train import Objective
 
 SAVE_SECONDS = 60.0  # a killed cell loses so much and an epoch at most
 
@@ -59,6 +61,8 @@ def run(study: Study, board: Board, command: str) -> Results | None:
     """
     folder = Path(study.workdir).expanduser().absolute()
     cells = [folders.cell(study, loss, condition) for loss, condition in plan.grid(study)]
+    plan.metric(study)  # refuse it before any training
+    measured = list(plan.metrics(study))
     which, of = plan.shard(study.shard)
     shard = slice(which, None, of)
     remote = on_ray.joined(study, command) if study.executor == "ray" else contextlib.nullcontext()
@@ -68,7 +72,9 @@ def run(study: Study, board: Board, command: str) -> Results | None:
         here = lambda: hosts.together(lambda: check(study, board))
         facts = cluster.call(check, study, Board("off")) if cluster else here()
         hosts.agree("the data set or the teacher", facts)
-        read = lambda cell: hosts.on_first(lambda: folders.read(folder, cell, plan.seeds(study), facts[cell.loss]))
+        read = lambda cell: hosts.on_first(
+            lambda: folders.read(folder, cell, plan.seeds(study), facts[cell.loss], measured)
+        )
         with board.showing([cell.key for cell in cells], shard):
             for cell in cells:
                 if result := read(cell):
@@ -110,7 +116,9 @@ def train(
       Stopped: a signal came; the cell is saved.
     """
     cache.keep_compilations()
-    read = lambda: hosts.on_first(lambda: folders.read(folder, cell, plan.seeds(study), facts[cell.loss]))
+    read = lambda: hosts.on_first(
+        lambda: folders.read(folder, cell, plan.seeds(study), facts[cell.loss], plan.metrics(study))
+    )
     if result := read():
         return result
     with contextlib.ExitStack() as held:
@@ -138,34 +146,49 @@ def check(study: Study, board: Board) -> Facts:
     """
     cache.keep_compilations()  # JAX looks whether there is a cache when it first compiles, and never again
     facts: Facts = {}
-    dataset = source.open_dataset(study.dataset, study.data_dir, study.image_size)
-    track = board.track(f"decoding {dataset.train.name}", "reads")
-    keep = recipe.resident(study.feed, dataset.train)
-    summary = source.decoded(dataset.train, track)[1] if keep else source.summary(dataset.train, track)
+    opened: dict[str, Any] = {}
     for loss, condition in plan.grid(study):
         config = folders.config(study, loss, condition)
+        parts = resolve(config)
+        name = str(parts.dataset)
+        if name not in opened:
+            dataset = parts.open_dataset(config.data_dir, config.image_size)
+            track = board.track(f"decoding {dataset.train.name}", "reads")
+            keep = recipe.resident(config, dataset.train)
+            summary = source.decoded(dataset.train, track)[1] if keep else source.summary(dataset.train, track)
+            opened[name] = dataset, summary
+        dataset, summary = opened[name]
         for together in (study.seeds, study.budget) if study.tune else (study.seeds,):
-            recipe.layout(config, together)
-        recipe.check_sizes(config, dataset.train.image_shape)
-        _finite(config, dataset.num_classes, recipe.class_counts(config, summary.labels, dataset.num_classes))
+            recipe.layout(config, parts, together)
+        recipe.check_parts(config, parts, dataset)
+        clean, _ = recipe.training_set(config, dataset, summary.labels)
+        counts = recipe.class_counts(config, parts.corrupt(clean, plan.seeds(study)[0]))
+        _finite(config, parts, dataset.num_classes, counts)
         if loss not in facts:
-            teacher = network.teacher_fn(config, dataset)[1] if needs_teacher(config) else None
+            teacher = network.teacher_fn(config, dataset)[1] if parts.needs_teacher else None
             facts[loss] = {"digest": summary.digest(), "teacher_digest": teacher}
     return facts
 
 
-def _finite(config: Config, num_classes: int, counts: np.ndarray) -> None:
+def _finite(config: Config, parts: Parts, num_classes: int, counts: np.ndarray) -> None:
     """Call the loss once on a batch of ordinary logits.
 
     Raises:
       InputError: its values or gradients are not finite, or it cannot be called.
     """
-    loss, batch = loss_from_config(config, num_classes, counts), config.batch_size
+    if "features" in parts.loss_asks:
+        return  # what they are is the model's affair
+    loss, batch = parts.build_loss(num_classes, counts), config.batch_size
+    teacher = (lambda images: jnp.zeros_like(logits)) if parts.needs_teacher else None
+    objective = Objective(loss, parts.loss_asks, teacher=teacher)
     logits = jnp.tanh(jax.random.normal(jax.random.key(0), (batch, num_classes)))
-    beside = {"teacher_logits": jnp.zeros_like(logits)} if needs_teacher(config) else {}
     labels = jnp.arange(batch) % num_classes
+
+    def total(z: jax.Array) -> jax.Array:
+        return jnp.sum(objective(z, labels, pixels=lambda: z, features=None, step=jnp.int32(0)))
+
     try:
-        found = jax.value_and_grad(lambda z: jnp.sum(loss(z, labels, **beside)))(logits)
+        found = jax.value_and_grad(total)(logits)
     except Exception as error:
         raise InputError(f"loss {config.loss} fails on a batch of {batch}: {where(error)}") from error
     for what, values in zip(("values", "gradients"), found, strict=True):
@@ -208,6 +231,7 @@ def _train(study: Study, cell: folders.Cell, folder: Path, board: Board, command
     return {
         "loss": cell.loss,
         "condition": cell.condition,
+        "config": cell.config,
         "learning_rate": rate,
         "runs": runs,
         "example_variance": variance,
@@ -303,7 +327,8 @@ def _own_rows(history: Sequence[dict[str, Any]], place: int) -> list[dict[str, A
 
 def _test(experiment: recipe.Experiment, state: Any, seeds: int) -> tuple[list[dict[str, Any]], np.ndarray]:
     """The metrics of each seed on the test set, and which images it was right about: bool[seeds, N]."""
-    measure, parts, right = jax.jit(jax.vmap(_measured, (0, None))), [], []
+    measure = jax.jit(jax.vmap(partial(_measured, own=experiment.metrics), (0, None)))
+    parts, right = [], []
     for batch in experiment.test():
         logits = experiment.logits(state.params, state.batch_stats, batch)
         known = experiment.layout.whole({name: batch[name] for name in ("label", "mask")}, parallel.BATCH)
@@ -311,13 +336,15 @@ def _test(experiment: recipe.Experiment, state: Any, seeds: int) -> tuple[list[d
         sums, hits = jax.device_get(measure(logits, known))
         parts.append(sums)
         right.append(hits[:, known["mask"]])
-    own = [metrics.summarise([jax.tree.map(lambda leaf, i=i: leaf[i], part) for part in parts]) for i in range(seeds)]
-    return own, np.concatenate(right, 1)
+    of_seed = lambda i: [jax.tree.map(lambda leaf: leaf[i], part) for part in parts]
+    return [metrics.summarise(of_seed(i), experiment.metrics) for i in range(seeds)], np.concatenate(right, 1)
 
 
-def _measured(logits: jax.Array, batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array]:
+def _measured(
+    logits: jax.Array, batch: dict[str, jax.Array], own: Sequence[metrics.Metric]
+) -> tuple[dict[str, jax.Array], jax.Array]:
     label = batch["label"]
-    return metrics.sums(logits, label, cross_entropy(logits, label), batch["mask"]), predict(logits) == label
+    return metrics.sums(logits, label, cross_entropy(logits, label), batch["mask"], own), predict(logits) == label
 
 
 def announcement(study: Study) -> list[str]:

@@ -1,8 +1,7 @@
 """A study's folder: `cells/` (results, each in one rename), `locks/` (who trains which now), checkpoints meanwhile.
 
 The name of a result holds a digest of all that its numbers depend on; those of the data and of a teacher's weights
-stand in it. (Not noticed: another cnnlab, or another file that an own loss imports.) So a changed study keeps the cells
-it has in common with the old one.
+stand in it. (Not noticed: another cnnlab.) So a changed study keeps the cells it has in common with the old one.
 """
 
 from __future__ import annotations
@@ -14,26 +13,30 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cnnlab import spec
 from cnnlab.config import FREE_ON_RESUME, Config
 from cnnlab.errors import InputError
-from cnnlab.losses.spec import left_open, source_digest
+from cnnlab.parts import KINDS, resolve
+from cnnlab.run_folder import SHORT, conflicts, stored_form
+from cnnlab.spec import Part
 from cnnlab.study import plan
 from cnnlab.study.plan import Condition, Study
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A loss under a condition, and what names its files: words for people, a digest for us."""
+    """A loss under a condition, what names its files (words for people, a digest for us), and its configuration."""
 
     loss: str
     condition: Condition
     words: str
     digest: str
+    config: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -44,15 +47,25 @@ class Cell:
 def config(study: Study, loss: str, condition: Condition) -> Config:
     """A cell's configuration; the teacher is for the losses that take one."""
     whole = plan.config(study, loss, condition)
-    return whole if "teacher_logits" in left_open(loss) else dataclasses.replace(whole, teacher=None)
+    first = spec.parse_pipeline(loss)[0]
+    taught = spec.find(KINDS["loss"], first).asks("teacher_logits")
+    return whole if taught else dataclasses.replace(whole, teacher=None)
 
 
 def cell(study: Study, loss: str, condition: Condition) -> Cell:
-    """A study's cell, with the digest of its configuration, seeds, rates and own loss's file."""
-    values = {k: v for k, v in config(study, loss, condition).to_json().items() if k not in FREE_ON_RESUME}
-    identity = [values, plan.seeds(study), plan.rates(study), source_digest(loss)]
+    """A study's cell. Its digest is of what its configuration changes, its seeds, its rates and the user's files.
+
+    What is at its default is left out of the digest, so that a later version's new hyperparameter makes no finished
+    cell invalid; the file says what the defaults were, and `read` compares that.
+    """
+    configured = config(study, loss, condition)
+    parts, default = resolve(configured), Config().to_json()
+    fields = configured.to_json() | {"dataset": configured.corrupted_dataset()} | parts.specs(Part.canonical)
+    changed = {k: v for k, v in fields.items() if v != default[k] and k not in FREE_ON_RESUME | {*SHORT}}
+    identity = [changed, plan.seeds(study), plan.rates(study), parts.sources()]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    return Cell(loss, condition, re.sub(r"[^\w.=+-]+", "-", f"{loss}--{plan.label(condition)}")[:80], digest)
+    words = re.sub(r"[^\w.=+-]+", "-", f"{loss}--{plan.label(condition)}")[:80]
+    return Cell(loss, condition, words, digest, stored_form(configured))
 
 
 def checkpoints(folder: Path, cell: Cell) -> Path:
@@ -85,7 +98,9 @@ def claimed(folder: Path, digest: str) -> Iterator[bool]:
         yield True
 
 
-def read(folder: Path, cell: Cell, seeds: list[int], facts: dict[str, str | None]) -> dict[str, Any] | None:
+def read(
+    folder: Path, cell: Cell, seeds: list[int], facts: dict[str, str | None], metrics: Iterable[str]
+) -> dict[str, Any] | None:
     """A cell's result, whatever the words in its file's name; None where there is none.
 
     Args:
@@ -93,6 +108,7 @@ def read(folder: Path, cell: Cell, seeds: list[int], facts: dict[str, str | None
       cell: of it.
       seeds: which it must hold.
       facts: digests of data and teacher that it must have been trained with.
+      metrics: names of what it must have measured.
 
     Raises:
       InputError: damaged, another cell's, or of other data.
@@ -104,8 +120,11 @@ def read(folder: Path, cell: Cell, seeds: list[int], facts: dict[str, str | None
         result = json.loads(path.read_text())
         sound = result["loss"] == cell.loss and [run["seed"] for run in result["runs"]] == seeds
         tests = [run["test"] for run in result["runs"] if run["diverged"] is None]
-        sound = sound and all(isinstance(test[name], float) for test in tests for name in plan.METRICS)
+        sound = sound and all(isinstance(test[name], float) for test in tests for name in metrics)
         same = all(result.get(name) == value for name, value in facts.items())
+        differing = conflicts(result["config"], Config.from_json(cell.config))
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error!r}); delete it to train that cell again") from error
     if not sound:
@@ -114,5 +133,10 @@ def read(folder: Path, cell: Cell, seeds: list[int], facts: dict[str, str | None
         raise InputError(
             f"{path} was trained on other data, or by another teacher, of the same name; delete it, or "
             "choose another --workdir"
+        )
+    if differing:
+        raise InputError(
+            f"{path} was trained by a version of cnnlab with other defaults ({'; '.join(differing)}); delete it to "
+            "train that cell again"
         )
     return result | {"condition": cell.condition}

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import itertools
 import math
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cnnlab.cli import split_commas
-from cnnlab.config import FREE_ON_RESUME, Config, Training
+from cnnlab import spec
+from cnnlab.config import FORMER, FREE_ON_RESUME, PARTS, Config, Training
 from cnnlab.errors import InputError, unknown
 
-# The metrics a verdict can be about, and the difference that is taken for none unless --margin says another.
-METRICS = {"accuracy": 0.01, "nll": 0.05, "brier": 0.02, "ece": 0.01}
-LARGER_IS_BETTER = {"accuracy"}
+if TYPE_CHECKING:
+    from cnnlab.metrics import Metric
+
 EXECUTORS = ("local", "ray")
 MOST_SEEDS = 10_000  # they are trained in one program
 TUNING_SEED = 2**32 - 1  # no study's own: the rates are chosen on other weights, orders and draws than are compared
@@ -44,11 +45,11 @@ class Study(Training):
     fraction: tuple[float, ...] = (1.0,)
     """Conditions: shares of the training images that are used, each in (0, 1]."""
     vary: tuple[str, ...] = ()
-    """Conditions by any other flag: optimizer=adam,sgd weight_decay=0,5e-4 and so on; every combination is trained."""
+    """Conditions by any other flag: optimizer=adam,sgd,momentum=0 epochs=5,10; every combination is trained."""
     metric: str = "accuracy"
-    """What the verdicts are about, on the test set: accuracy, nll, brier or ece."""
+    """What the verdicts are about, on the test set: accuracy, nll, brier, ece, top5, or one of --metrics by name."""
     margin: float | None = None
-    """Differences within it count as equivalent. None: 0.01 for accuracy and ece, 0.05 for nll, 0.02 for brier."""
+    """Differences within it count as equivalent. None: the metric's own, 0.01 for accuracy (--list metric)."""
     tune: str | None = None
     """lr=1e-4..1e-1: before the comparison, choose each cell's learning rate on the validation split."""
     budget: int = 8
@@ -79,8 +80,6 @@ class Study(Training):
             raise InputError(
                 f"--first-seed must be at least 0, and the last seed below 2**32 - 1; got {self.first_seed}"
             )
-        if self.metric not in METRICS:
-            raise unknown("metric", self.metric, METRICS)
         if self.margin is not None and not 0 < self.margin < math.inf:
             raise InputError(f"--margin must be positive and finite, got {self.margin}")
         if self.budget < 2:
@@ -93,6 +92,8 @@ class Study(Training):
             raise InputError("--executor ray shares the cells out itself: leave --shard away")
         if self.processes not in (None, 1) and self.executor == "ray":
             raise InputError("--executor ray starts its own processes: leave --processes away")
+        if self.noise and not any(self.label_noise):
+            raise InputError(f"--noise {self.noise} has no effect without --label-noise")
         rates(self)
         for condition in conditions(self):  # every value lies where Config wants it
             if self.tune and "learning_rate" in condition:
@@ -124,18 +125,37 @@ def _axis(text: str) -> tuple[str, tuple]:
     name, equals, listed = text.partition("=")
     name = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
     kinds = {
-        k: v for k, v in typing.get_type_hints(Training).items() if k not in FREE_ON_RESUME | {"dataset", "teacher"}
+        k: v
+        for k, v in typing.get_type_hints(Training).items()
+        if k not in FREE_ON_RESUME | {"dataset", "teacher", "noise", "metrics"}
     }
+    if (former := name.replace("_", "-")) in FORMER:
+        raise InputError(f"--vary {text}: {former} is a hyperparameter of its part now, as in {FORMER[former]}")
     if name not in kinds:  # those that are free on resume change no number but in its rounding
         raise unknown("flag to vary", name, sorted(kinds))
-    values = tuple(_typed(text, part.strip(), kinds[name]) for part in split_commas(listed))
+    values = tuple(_typed(text, part, kinds[name]) for part in _values(name, listed))
     if not equals or len(set(values)) < len(values):
         raise InputError(f"--vary takes flag=value,value,... with each value once; got '{text}'")
     return name, values
 
 
+def _values(name: str, listed: str) -> list[str]:
+    """The values between commas; for a part, key=value goes on with the one before: adam,sgd,momentum=0 are two.
+
+    >>> _values("optimizer", "adam,b1=0.8,b2=0.9,sgd"), _values("batch_size", "64,128")
+    (['adam,b1=0.8,b2=0.9', 'sgd'], ['64', '128'])
+    """
+    values: list[str] = []
+    for piece in map(str.strip, spec.split(listed, ",")):
+        if name in PARTS and values and piece.partition("=")[0].isidentifier() and "=" in piece.partition("+")[0]:
+            values[-1] += f",{piece}"
+        else:
+            values.append(piece)
+    return values
+
+
 def _typed(text: str, value: str, kind: Any) -> Any:
-    """A value of a flag, of the flag's type; tuples are written [32,64]."""
+    """A value of a flag, of the flag's type."""
     if kind is str:
         return value
     try:
@@ -147,9 +167,6 @@ def _typed(text: str, value: str, kind: Any) -> Any:
         return read
     if float in kinds and type(read) is int:
         return float(read)
-    tuples = any(typing.get_origin(kind) is tuple for kind in kinds)
-    if tuples and isinstance(read, list | tuple) and all(type(n) is int for n in read):
-        return tuple(read)
     wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
     raise InputError(f"--vary {text}: '{value}' is no {wanted}")
 
@@ -157,7 +174,10 @@ def _typed(text: str, value: str, kind: Any) -> Any:
 def config(study: Study, loss: str, condition: Condition, seed: int = 0) -> Config:
     """The configuration under which train.py would train one network of the study."""
     shared = {f.name: getattr(study, f.name) for f in dataclasses.fields(Training)}
-    return Config(**shared | {"loss": loss, "seed": seed, "test_on": "last", "tensorboard": False} | condition)
+    fields = shared | {"loss": loss, "seed": seed, "test_on": "last", "tensorboard": False} | condition
+    if not fields.get("label_noise"):
+        fields["noise"] = None  # it says how labels err, and here none does
+    return Config(**fields)
 
 
 def seeds(study: Study) -> list[int]:
@@ -206,9 +226,38 @@ def baseline(study: Study) -> str:
     return study.baseline or study.losses[0]
 
 
+def metrics(study: Study) -> dict[str, Metric]:
+    """Every metric that the study measures, by name: those of cnnlab, and the user's own.
+
+    Raises:
+      InputError: one that is none.
+    """
+    return _metrics(study.metrics)
+
+
+@functools.cache
+def _metrics(own: tuple[str, ...]) -> dict[str, Metric]:
+    from cnnlab.metrics import METRICS
+    from cnnlab.parts import resolve
+
+    return METRICS | {metric.name: metric for metric in resolve(Config(metrics=own)).build_metrics()}
+
+
+def metric(study: Study) -> Metric:
+    """The metric that the verdicts are about.
+
+    Raises:
+      InputError: it is not measured.
+    """
+    known = metrics(study)
+    if study.metric not in known:
+        raise unknown("metric", study.metric, known)
+    return known[study.metric]
+
+
 def margin(study: Study) -> float:
     """The difference of the study's metric within which two losses count as equivalent."""
-    return METRICS[study.metric] if study.margin is None else study.margin
+    return metric(study).margin if study.margin is None else study.margin
 
 
 def label(condition: Condition) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cnnlab import stats
 from cnnlab.study import plan
-from cnnlab.study.plan import LARGER_IS_BETTER, METRICS, Condition, Study
+from cnnlab.study.plan import Condition, Study
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,12 @@ def verdicts(results: Results, metric: str | None = None) -> list[Verdict]:
       metric: None for the study's own, which was named before it was trained; others are to look at.
     """
     metric = metric or results.study.metric
-    margin = plan.margin(results.study) if metric == results.study.metric else METRICS[metric]
+    record = plan.metrics(results.study)[metric]
+    margin = plan.margin(results.study) if metric == results.study.metric else record.margin
     found = differences(results, metric)
     whole = {key: row for key, row in found.items() if np.all(np.isfinite(row))}
     # What diverged counts in the correction: what was looked at does not depend on how it ended.
-    others, larger = len(found) - len(whole), metric in LARGER_IS_BETTER
+    others, larger = len(found) - len(whole), record.larger_is_better
     compared = stats.compare(np.array(list(whole.values())), margin, larger, others=others) if whole else []
     by_key = dict(zip(whole, compared, strict=True))
     return [

@@ -82,14 +82,12 @@ def main(arguments: Arguments) -> None:
 
 def contestants(names: tuple[str, ...], batch: int, classes: int) -> dict:
     """(whose, name) -> loss of logits and ids; cross-entropy always among them."""
-    import functools
-
     import jax
     import numpy as np
     import optax
 
-    from cnnlab import losses
-    from cnnlab.losses.spec import left_open
+    from cnnlab import spec
+    from cnnlab.parts import KINDS
 
     given = {
         "class_counts": np.geomspace(1000, 10, classes),
@@ -98,8 +96,7 @@ def contestants(names: tuple[str, ...], batch: int, classes: int) -> dict:
     }
     ours = {}
     for name in ("cross_entropy", *names):
-        takes = {k: v for k, v in given.items() if k in left_open(name)}
-        ours["ours", name] = functools.partial(losses.LOSSES[name], **takes)
+        ours["ours", name] = spec.find(KINDS["loss"], name).bind(**given)
     one_hot = lambda ids: jax.nn.one_hot(ids, classes)
     theirs = {
         "cross_entropy": optax.softmax_cross_entropy_with_integer_labels,

@@ -221,19 +221,19 @@ def bare_step(formulation: str):
     import jax
     import jax.numpy as jnp
 
-    from cnnlab import losses, network, parallel, train
-    from cnnlab.config import Config
+    from cnnlab import losses, models, network, optim, parallel, train
+    from cnnlab.layers import Convolution
 
-    config = Config(schedule="constant")
     layout = parallel.layout("auto", None, BATCH)
-    model = network.build_model(config, 10, layout.formulation if formulation == "-" else formulation)
-    tx = network.build_optimizer(config, 1)
+    conv = Convolution(layout.formulation if formulation == "-" else formulation)
+    model = models.CNN(conv=conv, axis_name=layout.axis_name)
+    tx = optim.adam(1e-3)
     one = functools.partial(
         train.train_step,
         apply_fn=network.apply_for_training(model),
-        loss_fn=losses.cross_entropy,
+        objective=train.Objective(losses.cross_entropy),
         tx=tx,
-        prepare=lambda key, batch, axis_name: (batch["image"], batch["label"]),
+        prepare=lambda batch, key, run_key, axis_name: batch,
     )
     specs = (parallel.SHARED, parallel.SHARED, parallel.BATCH, parallel.SHARED)
     compiled = layout.compile(one, specs, donate=(0,))

@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from cnnlab import losses, models, network, optim, parallel, train
+from cnnlab import layers, losses, models, network, optim, parallel, train
 from cnnlab.console import Console
 from cnnlab.data import order, source
 from cnnlab.lesson import Claim, Lesson, lines, run
@@ -46,10 +46,11 @@ def shuffled(images):
 
 def trained(model, images, labels, steps=500):
     """The model after its training, as a function: images -> the classes that it sees."""
-    tx, key = optim.optimizer("adam", optim.schedule("cosine", 1e-3, steps)), jax.random.key(0)
+    tx, key = optim.adam(optim.cosine(1e-3, steps)), jax.random.key(0)
     apply_fn, normal = network.apply_for_training(model), lambda images: images.astype(np.float32) / 127.5 - 1
-    prepare = lambda key, batch, axis_name: (normal(batch["image"]), batch["label"])
-    step = jax.jit(partial(train.train_step, apply_fn=apply_fn, loss_fn=losses.cross_entropy, tx=tx, prepare=prepare))
+    prepare = lambda batch, *keys: batch | {"image": normal(batch["image"])}
+    objective = train.Objective(losses.cross_entropy)
+    step = jax.jit(partial(train.train_step, apply_fn=apply_fn, objective=objective, tx=tx, prepare=prepare))
     state, totals = network.initial_state(model, tx, key, (32, 32, 3)), train.zero_totals()
     for i in Console().track(f"training the {type(model).__name__}", "steps")(range(steps)):
         at = order.batch_positions(0, i, len(images), 128)
@@ -65,9 +66,9 @@ def after_shifts(classify, images, labels):
 
 
 def teach(flags: Flags):
-    pair = models.CNN(formulation=parallel.formulation(jax.default_backend())), models.MLP(hidden=(177,))
-    layers = nn.Sequential([jax.numpy.ravel, nn.Dense(32 * 32 * 32)]), nn.ConvLocal(32, (3, 3)), nn.Conv(32, (3, 3))
-    dense, local, conv, *sizes = (parameters(module) for module in layers + pair)
+    pair = models.CNN(conv=layers.Convolution(parallel.formulation(jax.default_backend()))), models.MLP(hidden=(177,))
+    outputs = nn.Sequential([jax.numpy.ravel, nn.Dense(32 * 32 * 32)]), nn.ConvLocal(32, (3, 3)), nn.Conv(32, (3, 3))
+    dense, local, conv, *sizes = (parameters(module) for module in outputs + pair)
     found = f"32x32x32 outputs: dense {dense:,}, from 3x3 pixels each {local:,}, shared {conv:,}; networks: {sizes}"
     yield Claim("Shared, 896 parameters in place of 100,696,064", (conv, dense) == (896, 100_696_064), found)
 

@@ -68,7 +68,7 @@ def compare(width, side, padding, stride, how):
 
 
 def teach(flags: Flags):
-    grid = list(product(range(4, 9), (1, 2, 3), (0, 1, 2), (1, 2, 3), map(layers.convolution, layers.FORMULATIONS)))
+    grid = list(product(range(4, 9), (1, 2, 3), (0, 1, 2), (1, 2, 3), map(layers.Convolution, layers.FORMULATIONS)))
     sized, within, errors = zip(*(compare(*case) for case in grid), strict=True)
     found = f"{len(grid)} cases, {sum((w - k + 2 * p) % s > 0 for w, k, p, s, _ in grid)} of them with a remainder"
     yield Claim("The layer's output has floor((W - K + 2 P) / S) + 1 pixels a side", all(sized), found)

@@ -54,7 +54,7 @@ def counterexample(a, b):
 
 def teach(flags: Flags):
     config = Config(flags.dataset, flags.data_dir, model="softmax_regression", epochs=flags.epochs, seed=flags.seed,
-                    optimizer="adamw", weight_decay=0.3)  # fmt: skip  # fades the noise of the first weights
+                    optimizer="adamw,weight_decay=0.3")  # fmt: skip  # fades the noise of the first weights
     experiment, progress = recipe.trained(config, Console())
     accuracy = loop.evaluate(experiment.eval_step, progress.state, experiment.test())["accuracy"]
     yield Claim("784 inputs and ten vectors reach 92 %", accuracy >= 0.92, f"{accuracy:.2%} of the test images")

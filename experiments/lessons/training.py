@@ -63,9 +63,9 @@ def compare(update):
     rng, model, name = np.random.default_rng(0), models.CNN(widths=(8, 16), hidden=(32,)), update.__name__
     batches = [(rng.normal(size=(16, 32, 32, 3)), rng.integers(0, 10, 16)) for _ in range(10)]
     params = jax.tree.map(np.float64, model.init(jax.random.key(0), batches[0][0])["params"])
-    tx, apply_fn = optim.optimizer(name, RATES[name]), network.apply_for_training(model)
-    prepare = lambda key, batch, axis_name: (batch["image"], batch["label"])
-    step = jax.jit(partial(train.train_step, apply_fn=apply_fn, loss_fn=cross_entropy, tx=tx, prepare=prepare))
+    tx, apply_fn = optim.OPTIMIZERS[name](RATES[name]), network.apply_for_training(model)
+    objective, prepare = train.Objective(cross_entropy), lambda batch, *keys: batch
+    step = jax.jit(partial(train.train_step, apply_fn=apply_fn, objective=objective, tx=tx, prepare=prepare))
     off = by_hand(update, model, train.create_state({"params": params}, tx), step, batches)
     return Claim(f"The four steps of {name} by hand are train_step", off < 1e-6, f"10 steps: within {off:.0e}")
 

@@ -1,28 +1,79 @@
 """What is done to a training set on purpose: wrong labels, a long tail, fewer images. Pure functions of a seed.
 
-The draws of a seed are nested: whatever is wrong at a rate of 0.2 is wrong in the same way at 0.4, and a half of the
-images holds the quarter.
+A corruption is `(dataset, seed, **hyperparameters) -> dataset`: it returns the data set with other `targets` or
+`positions` (`dataset.Dataset`), by `dataclasses.replace`. How many images are left must not depend on the seed. The
+draws of a seed are nested: whatever is wrong at a rate of 0.2 is wrong in the same way at 0.4, and a half of the images
+holds the quarter.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
-# Classes that are taken for others: those of CIFAR-10 and MNIST of Patrini et al., 2017, arXiv 1609.03683.
-TAKEN_FOR = {
-    "cifar10": {9: 1, 2: 0, 4: 7, 3: 5, 5: 3},  # truck car, bird plane, deer horse, cat dog, dog cat
-    "mnist": {7: 1, 2: 7, 5: 6, 6: 5, 3: 8},
-}
+from cnnlab.data.dataset import Dataset
+from cnnlab.errors import unknown
+
+KINDS = ("symmetric", "asymmetric")
 
 
-def taken_for(dataset: str, num_classes: int) -> np.ndarray:
+def label_noise(dataset: Dataset, seed: int, rate: float, kind: str = "symmetric") -> Dataset:
+    """Make a share of the training labels wrong; those of validation and test stay right.
+
+    Args:
+      rate: in (0, 1), share of the labels of classes that err.
+      kind: symmetric (any other class is as likely) or asymmetric (a class like it, a cat for a dog).
+
+    Raises:
+      InputError: another kind.
+
+    Source: Patrini et al., 2017, "Making deep neural networks robust to label noise", https://arxiv.org/abs/1609.03683
+    """
+    if kind not in KINDS:
+        raise unknown("kind of label noise", str(kind), KINDS)
+    if kind == "symmetric":
+        targets = symmetric_noise(dataset.targets, rate, dataset.num_classes, seed)
+    else:
+        targets = asymmetric_noise(dataset.targets, rate, taken_for(dataset.taken_for, dataset.num_classes), seed)
+    return dataclasses.replace(dataset, targets=targets)
+
+
+def long_tail(dataset: Dataset, seed: int, factor: float) -> Dataset:
+    """Keep fewer and fewer images of each class, exponentially from the first class to the last.
+
+    Args:
+      factor: in (1, inf), how many times more images the first class keeps than the last.
+
+    Source: Cui et al., 2019, https://arxiv.org/abs/1901.05555
+    """
+    return _thinned(dataset, seed, class_counts(dataset.class_counts(), 1.0, factor))
+
+
+def fraction(dataset: Dataset, seed: int, share: float) -> Dataset:
+    """Keep a share of the training images of each class.
+
+    Args:
+      share: in (0, 1).
+    """
+    return _thinned(dataset, seed, class_counts(dataset.class_counts(), share, 1.0))
+
+
+def _thinned(dataset: Dataset, seed: int, counts: np.ndarray) -> Dataset:
+    return dataclasses.replace(dataset, positions=subset(dataset.labels, dataset.positions, counts, seed))
+
+
+CORRUPTIONS: dict[str, Callable[..., Dataset]] = {f.__name__: f for f in (label_noise, long_tail, fraction)}
+
+
+def taken_for(pairs: Mapping[int, int], num_classes: int) -> np.ndarray:
     """The class that each is taken for, int32[K]; itself where it is always told apart.
 
-    Other data sets than CIFAR-10 and MNIST have no such pairs: there each class is taken for the next, the last for
-    the first (pair flipping; Han et al., 2018, arXiv 1804.06872).
+    Without pairs each class is taken for the next, the last for the first (pair flipping; Han et al., 2018, arXiv
+    1804.06872).
     """
-    pairs = TAKEN_FOR.get(dataset)
-    if pairs is None:
+    if not pairs:
         return (np.arange(num_classes, dtype=np.int32) + 1) % num_classes
     return np.array([pairs.get(k, k) for k in range(num_classes)], np.int32)
 

@@ -1,0 +1,156 @@
+"""What each kind of part promises, tried on shapes before anything is read or trained. Each failure is one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cnnlab import augment, spec
+from cnnlab.errors import InputError
+from cnnlab.spec import Part
+
+# What a loss may ask for that comes with each call, besides logits and labels.
+LOSS_INPUTS = ("teacher_logits", "view_logits", "progress", "epoch", "features")
+
+
+def check_loss(part: Part, loss: Callable, num_classes: int, label_dtypes: Sequence[str] = ("int32",)) -> None:
+    """Call a loss once for each type of labels, on shapes only.
+
+    Args:
+      part: whose errors are reported.
+      loss: the part bound, perhaps within transforms.
+      num_classes: K.
+      label_dtypes: int32 for class ids, float32 for distributions.
+
+    Raises:
+      InputError: it does not keep the contract.
+    """
+    logits = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
+    shapes = {"teacher_logits": (2, num_classes), "view_logits": (1, 2, num_classes), "features": (2, 16)}
+    inputs = {
+        name: jax.ShapeDtypeStruct(shapes.get(name, ()), jnp.int32 if name == "epoch" else jnp.float32)
+        for name in LOSS_INPUTS
+        if part.asks(name)
+    }
+    for dtype in label_dtypes:
+        shape = (2,) if dtype == "int32" else (2, num_classes)
+        try:
+            result = jax.eval_shape(loss, logits, jax.ShapeDtypeStruct(shape, dtype), **inputs)
+        except Exception as error:
+            if isinstance(error, ValueError) and not part.path:  # ours say what is wrong themselves
+                raise InputError(f"loss {part.name}: {error}; {part.accepted()}") from error
+            labels = f"labels {dtype}{list(shape)}{' (mixup)' * (dtype != 'int32')}"
+            raise InputError(
+                f"loss '{part}' fails on logits float32[2, {num_classes}] and {labels}: {spec.where(error)}"
+            ) from error
+        if getattr(result, "shape", None) != (2,) or not jnp.issubdtype(result.dtype, jnp.floating):
+            raise InputError(f"loss '{part}' must return one value per example, float32[2] for two; got {result}")
+
+
+def check_model(part: Part, model: nn.Module, image_shape: Sequence[int], num_classes: int) -> None:
+    """Call a user's model once in evaluation and once in training; cnnlab's own are tested.
+
+    Args:
+      part: whose errors are reported.
+      model: made of it, without an axis_name.
+      image_shape: (H, W, C).
+      num_classes: K.
+
+    Raises:
+      InputError: it does not give float[B, K] for images float32[B, H, W, C].
+    """
+    if not part.path:
+        return
+
+    def run(key: jax.Array, images: jax.Array) -> tuple[jax.Array, Any]:
+        variables = model.init(key, images, train=False)
+        model.apply(variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+        logits: Any = model.apply(variables, images, train=False)
+        return logits, variables
+
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    try:
+        logits, variables = jax.eval_shape(run, _key(), images)
+    except Exception as error:
+        raise InputError(f"model '{part}' fails on images float32{list(images.shape)}: {spec.where(error)}") from error
+    if logits.shape != (2, num_classes) or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise InputError(
+            f"model '{part}' must return logits float32[2, {num_classes}] for two images, "
+            f"got {logits.dtype}{list(logits.shape)}"
+        )
+    if strange := set(variables) - {"params", "batch_stats"}:
+        raise InputError(f"model '{part}' has variables in {sorted(strange)}; only params and batch_stats are kept")
+
+
+def _key() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def check_optimizer(part: Part, tx: optax.GradientTransformationExtraArgs, params: Any) -> None:
+    """Take one step of an optimizer on a model's parameters.
+
+    Args:
+      part: whose errors are reported.
+      tx: made of it.
+      params: of one model, as shapes.
+
+    Raises:
+      InputError: it fails on them.
+    """
+    try:
+        jax.eval_shape(lambda params: tx.update(params, tx.init(params), params, value=jnp.float32(0)), params)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"optimizer '{part}' fails on the model's parameters: {spec.where(error)}") from error
+
+
+def batch_shapes(batch_size: int, image_shape: Sequence[int]) -> dict[str, Any]:
+    """A batch as the first augmentation finds it."""
+    shapes = {"image": (batch_size, *image_shape), "label": (batch_size,), "index": (batch_size,), "epoch": ()}
+    return {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "image" else jnp.int32)
+        for name, shape in shapes.items()
+    }
+
+
+def check_augmentation(operation: augment.Operation, batch: dict[str, Any], num_classes: int) -> dict[str, Any]:
+    """Apply an operation once.
+
+    Args:
+      operation: of a pipeline.
+      batch: as shapes, as the operation before it left it.
+      num_classes: K.
+
+    Returns:
+      The batch after it, as shapes.
+
+    Raises:
+      InputError: it fails, or changes what it must not.
+    """
+    name, images = operation.name, batch["image"]
+    try:
+        changed = jax.eval_shape(lambda batch, key: augment.apply([operation], batch, key, key), batch, _key())
+    except Exception as error:
+        said = str(error) if isinstance(error, ValueError) and "." not in name else spec.where(error)
+        raise InputError(f"augmentation {name} fails on images float32{list(images.shape)}: {said}") from error
+    labels = {(images.shape[:1], "int32"), ((images.shape[0], num_classes), "float32")}
+    if not isinstance(changed, Mapping) or not set(batch) <= set(changed) <= {*batch, "views"}:
+        raise InputError(f"augmentation {name} must return the batch, with image, label, index and epoch")
+    for field in ("image", "index", "epoch"):
+        before, after = (f"{b[field].dtype}{list(b[field].shape)}" for b in (batch, changed))
+        if before != after:
+            raise InputError(f"augmentation {name} must keep {field} {before}, got {after}")
+    label = changed["label"]
+    if (label.shape, str(label.dtype)) not in labels:
+        raise InputError(
+            f"augmentation {name} must return labels int32[B] or float32[B, K], got {label.dtype}{list(label.shape)}"
+        )
+    if "views" in batch and label.dtype != batch["label"].dtype:
+        raise InputError(f"augmentation {name} mixes labels and cannot follow views; put it before")
+    return dict(changed)

@@ -1,0 +1,192 @@
+"""A data set: its splits, what its classes are called, and what is known of them; from TFDS or from arrays.
+
+A data set is a part: `(**hyperparameters) -> Dataset`, or a function that returns arrays, {"train": (images uint8[N, H,
+W, C], labels int[N]), "test": (images, labels), "class_names": [...]}. It may ask for `data_dir` and `image_size`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cnnlab.data.image import fit
+from cnnlab.errors import InputError
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a prepared data set.
+
+    Attributes:
+      records: lists of records by `__getitems__`; picklable, so that reader processes can have them.
+      fingerprint: SHA-256 of what identifies the files, for the cache.
+      image_shape: (H, W, C) of every image once read.
+      num_classes: K; labels are checked to lie in [0, K).
+      name: data set, version and split, for messages.
+    """
+
+    records: Any
+    fingerprint: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, positions: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """Read and decode images.
+
+        Args:
+          positions: int[B], each in [0, len).
+
+        Returns:
+          {"image": uint8[B, H, W, C], "label": int32[B]}.
+
+        Raises:
+          InputError: a record that cannot be read, or a label outside [0, K).
+        """
+        with readable(self.name):
+            examples = self.records.__getitems__([int(p) for p in positions])
+        label = np.array([example["label"] for example in examples], np.int32)
+        if len(label) and not (label.min() >= 0 and label.max() < self.num_classes):
+            raise InputError(
+                f"{self.name}: labels must lie in [0, {self.num_classes}), got {label.min()}..{label.max()}"
+            )
+        images = np.empty((len(examples), *self.image_shape), np.uint8)
+        for i, example in enumerate(examples):
+            images[i] = fit(example["image"], self.image_shape)
+        return {"image": images, "label": label}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: its splits, and what is known of its classes.
+
+    Attributes:
+      name, version: of the set.
+      train, test: its splits.
+      class_names: of its K classes.
+      mirror: whether a mirrored image is of the same class.
+      taken_for: class -> the class that it is taken for where labels err; for no class: the next one.
+      labels: int32[N], the right ones of the training split. These three are filled in before corruptions change them.
+      targets: int32[N], the labels as they are taught.
+      positions: int64[n], ascending: which images of the training split are trained on.
+    """
+
+    name: str
+    version: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mirror: bool = True
+    taken_for: Mapping[int, int] = field(default_factory=dict)
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    targets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    positions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def class_counts(self) -> np.ndarray:
+        """int64[K], how many images of each class are trained on, by their right labels."""
+        return np.bincount(self.labels[self.positions], minlength=self.num_classes)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images and labels in memory, read like the records of a file.
+
+    Attributes:
+      images: uint8[N, H, W, C].
+      labels: int32[N].
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        return [{"image": self.images[p], "label": self.labels[p]} for p in positions]
+
+    def fit(self, image_shape: tuple[int, ...]) -> bool:
+        """Whether the images have this shape as they are."""
+        return self.images.shape[1:] == tuple(image_shape)
+
+
+def from_arrays(name: str, arrays: Mapping[str, Any], image_size: int | None = None) -> Dataset:
+    """A data set of arrays.
+
+    Args:
+      name: for messages and folders.
+      arrays: train and test, each (images uint8[N, H, W] or [N, H, W, C] with 1 or 3 channels, labels int[N]);
+        class_names, else the numbers of the classes; mirror and taken_for as in `Dataset`.
+      image_size: side to which the images are scaled; None keeps theirs.
+
+    Raises:
+      InputError: whatever in them does not fit.
+    """
+    if missing := {"train", "test"} - set(arrays):
+        raise InputError(f"data set {name} has no {' and no '.join(sorted(missing))}; it has {sorted(arrays)}")
+    splits = {which: _checked(f"{name} {which}", arrays[which]) for which in ("train", "test")}
+    highest = max(int(split.labels.max(initial=0)) for split in splits.values())
+    names = tuple(map(str, arrays.get("class_names") or range(highest + 1)))
+    shapes = {split.images.shape[1:] for split in splits.values()}
+    if len(shapes) > 1:
+        raise InputError(f"data set {name}: images to train on and to test have different shapes, {sorted(shapes)}")
+    height, width, channels = shapes.pop()
+    shape = (image_size or height, image_size or width, channels)
+
+    def split(which: str) -> Split:
+        records = splits[which]
+        parts = [np.ascontiguousarray(a).view(np.uint8).data for a in (records.images, records.labels)]
+        digest = hashlib.sha256(f"{shape} {records.images.shape}".encode())
+        for part in parts:
+            digest.update(part)
+        return Split(records, digest.hexdigest(), shape, len(names), f"{name} {which}")
+
+    mirror = arrays.get("mirror", channels == 3)
+    return Dataset(
+        name, "", split("train"), split("test"), names, mirror=bool(mirror), taken_for=arrays.get("taken_for", {})
+    )
+
+
+def _checked(name: str, pair: Any) -> Arrays:
+    try:
+        images, labels = (np.asarray(array) for array in pair)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"data set {name} must be (images, labels), got {type(pair).__name__}") from error
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise InputError(
+            f"data set {name}: images must be uint8[N, H, W, C] of 1 or 3 channels, got "
+            f"{images.dtype}{list(images.shape)}"
+        )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(
+            f"data set {name}: labels must be int[{len(images)}], one for each image, got "
+            f"{labels.dtype}{list(labels.shape)}"
+        )
+    return Arrays(images, labels.astype(np.int32))
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Reading errors of array_record, PIL and TFDS in one line: the libraries raise anything from KeyError on."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"{name}: the prepared files cannot be read ({reason}); delete that folder, prepare again"
+        ) from error

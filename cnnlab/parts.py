@@ -1,0 +1,380 @@
+"""The kinds of parts, and what a run is made of: strings of a configuration -> parts -> functions.
+
+`KINDS` says for each kind how its functions are called, where cnnlab's own are, and what the run supplies. `resolve`
+finds the parts of a configuration; `Parts` makes the functions of them that a run needs, each held against its
+contract. From there on only functions travel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cnnlab import augment, contracts, spec
+from cnnlab.config import Config
+from cnnlab.contracts import LOSS_INPUTS
+from cnnlab.data import dataset as datasets
+from cnnlab.errors import InputError, unknown
+from cnnlab.layers import Convolution
+from cnnlab.metrics import METRICS, Metric
+from cnnlab.models import CPU_IMAGES, model_dtype
+from cnnlab.spec import Kind, Part
+
+KINDS = {
+    "model": Kind(
+        "model", "--model", "(num_classes, ...) -> nn.Module, called with (images, *, train)", "cnnlab.models:MODELS",
+        supplies=("num_classes", "dtype", "head", "conv", "axis_name"), overridable=("head",),
+        hidden=("parent", "name"),
+    ),
+    "loss": Kind(
+        "loss", "--loss", "loss(logits, labels, ...) -> float32[B]", "cnnlab.losses:LOSSES", "cnnlab.losses:ALIASES",
+        positional=2, supplies=("class_counts", *LOSS_INPUTS),
+        overridable=("class_counts", "teacher_logits", "view_logits"),
+    ),
+    "transform": Kind(
+        "loss transform", "--loss LOSS+", "(loss, ...) -> loss", "cnnlab.losses:TRANSFORMS",
+        "cnnlab.losses:SHORT_TRANSFORMS", positional=1, supplies=("class_counts",), overridable=("class_counts",),
+    ),
+    "optimizer": Kind(
+        "optimizer", "--optimizer", "(learning_rate, ...) -> optax.GradientTransformation", "cnnlab.optim:OPTIMIZERS",
+        positional=1, supplies=("schedule", "dtype", "steps_per_epoch", "total_steps"),
+        libraries=("optax", "optax.contrib"),
+    ),
+    "schedule": Kind(
+        "schedule", "--schedule", "(peak, total_steps, ...) -> optax.Schedule", "cnnlab.optim:SCHEDULES",
+        positional=1, supplies=("total_steps", "steps_per_epoch"), libraries=("optax",),
+    ),
+    "augmentation": Kind(
+        "augmentation", "--augment", "(keys[B], batch, ...) -> batch", "cnnlab.augment:AUGMENTATIONS",
+        positional=2, supplies=("key", "run_key", "num_classes", "axis_name"),
+    ),
+    "dataset": Kind(
+        "data set", "--dataset", "(...) -> Dataset, or a dict of arrays", "cnnlab.data.source:DATASETS",
+        supplies=("data_dir", "image_size"), fallback="cnnlab.data.source:prepared",
+    ),
+    "corruption": Kind(
+        "corruption", "--dataset SET+", "(dataset, seed, ...) -> dataset", "cnnlab.data.corruptions:CORRUPTIONS",
+        positional=2,
+    ),
+    "metric": Kind("metric", "--metrics", "Metric, or (...) -> Metric", "cnnlab.metrics:METRICS"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run, found; what depends on the data is bound later.
+
+    Attributes:
+      augmentations: None for `auto`, which depends on the data set.
+    """
+
+    dataset: Part
+    corruptions: tuple[Part, ...]
+    model: Part
+    loss: Part
+    transforms: tuple[Part, ...]
+    optimizer: Part
+    schedule: Part
+    augmentations: tuple[Part, ...] | None
+    metrics: tuple[Part, ...]
+
+    def __iter__(self) -> Iterator[Part]:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            yield from (value,) if isinstance(value, Part) else value or ()
+
+    def sources(self) -> dict[str, str]:
+        """SHA-256 of every user's file behind a part, by module name."""
+        return {module: digest for part in self for module, digest in part.sources().items()}
+
+    def specs(self, form: Callable[[Part], spec.Spec]) -> dict[str, Any]:
+        """The parts as fields of a configuration.
+
+        Args:
+          form: Part.resolved, for what is stored; Part.canonical, for what is compared and named.
+        """
+        joined = lambda parts: "+".join(str(form(part)) for part in parts)
+        augmentations = self.augmentations
+        return {
+            "dataset": joined([self.dataset, *self.corruptions]),
+            "model": joined([self.model]),
+            "loss": joined([self.loss, *self.transforms]),
+            "optimizer": joined([self.optimizer]),
+            "schedule": joined([self.schedule]),
+            "augment": "auto" if augmentations is None else joined(augmentations) or "none",
+            "metrics": [str(form(part)) for part in self.metrics],
+        }
+
+    @property
+    def extendable(self) -> bool:
+        """Whether more epochs leave the steps already taken as they were."""
+        return not any(part.asks(name) for part in self for name in ("total_steps", "progress"))
+
+    @property
+    def cpu_images(self) -> int:
+        """The fewest images of the model that are worth a CPU device."""
+        return self.model.mark("cpu_images", CPU_IMAGES)
+
+    @property
+    def init_images(self) -> int:
+        """How many training images the model's `init` sees; 0 for one of zeros."""
+        return self.model.mark("init_images", 0)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loss compares with a teacher's logits."""
+        return self.loss.asks("teacher_logits")
+
+    def open_dataset(self, data_dir: str | None, image_size: int | None) -> datasets.Dataset:
+        """The data set as it is, before it is corrupted.
+
+        Raises:
+          InputError: whatever is wrong with it.
+        """
+        found = self.dataset.call(data_dir=data_dir, image_size=image_size)
+        if isinstance(found, Mapping):
+            size = None if self.dataset.asks("image_size") else image_size
+            return datasets.from_arrays(self.dataset.name, found, size)
+        if not isinstance(found, datasets.Dataset):
+            raise InputError(
+                f"data set '{self.dataset}' must return a Dataset or a dict of arrays, got {type(found).__name__}"
+            )
+        return found
+
+    def corrupt(self, dataset: datasets.Dataset, seed: int) -> datasets.Dataset:
+        """The data set after all corruptions.
+
+        Args:
+          dataset: its labels, targets and positions filled in.
+          seed: of the draws.
+
+        Raises:
+          InputError: a corruption that fails, or does not return what can be trained on.
+        """
+        for part in self.corruptions:
+            before, dataset = dataset, part.call(dataset, seed)
+            if not isinstance(dataset, datasets.Dataset):
+                raise InputError(f"corruption '{part}' must return a Dataset, got {type(dataset).__name__}")
+            wrong = dataset.targets.shape != before.labels.shape or not np.all(
+                (dataset.targets >= 0) & (dataset.targets < dataset.num_classes)
+            )
+            if wrong or not np.all(np.isin(dataset.positions, before.positions)):
+                raise InputError(
+                    f"corruption '{part}' must keep a target in [0, {dataset.num_classes}) for each image, and choose "
+                    "among the positions that there are"
+                )
+        return dataset
+
+    def build_model(
+        self,
+        num_classes: int,
+        compute_dtype: str = "float32",
+        conv: Convolution = Convolution(),  # noqa: B008 (frozen)
+        axis_name: str | None = None,
+    ) -> nn.Module:
+        """The linen module.
+
+        Args:
+          num_classes: K.
+          compute_dtype: float32, bfloat16 or float16.
+          conv: how the devices at hand convolve.
+          axis_name: the mesh axis that shares the batch.
+
+        Raises:
+          InputError: what is made is no module, or does not take the type.
+        """
+        dtype = model_dtype(compute_dtype)
+        if dtype is not None and not self.model.asks("dtype"):
+            raise InputError(f"--compute-dtype {compute_dtype} has no effect: model {self.model} does not take a dtype")
+        head = self.loss.mark("head", "linear")
+        if head != "linear" and self.model.path and not self.model.asks("head"):
+            head = "linear"  # the user's own network ends as it does
+        first = () if "num_classes" in self.model.parameters else (num_classes,)
+        supply = {"num_classes": num_classes, "dtype": dtype, "head": head, "conv": conv, "axis_name": axis_name}
+        model = self.model.call(*first, **supply)
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model '{self.model}' must return a flax.linen.Module, got {type(model).__name__}")
+        return model
+
+    def build_loss(
+        self, num_classes: int, class_counts: np.ndarray, label_dtypes: Sequence[str] = ("int32",)
+    ) -> Callable:
+        """The loss within its transforms, held against the contract on shapes.
+
+        Args:
+          num_classes: K.
+          class_counts: int[K], training images of each class.
+          label_dtypes: int32 for class ids, float32 for distributions.
+
+        Returns:
+          (logits float32[B, K], labels int[B] or float32[B, K], those of LOSS_INPUTS that it asks for) -> float32[B].
+
+        Raises:
+          InputError: it does not keep the contract, or a class has no images where they are counted.
+        """
+        counted = any(part.asks("class_counts") for part in (self.loss, *self.transforms))
+        if counted and not np.all(class_counts):
+            raise InputError("a class without training images has no weight or margin: choose another --loss")
+        loss = self.loss.bind(class_counts=class_counts)
+        for part in self.transforms:
+            loss = part.call(loss, class_counts=class_counts)
+        contracts.check_loss(self.loss, loss, num_classes, label_dtypes)
+        return loss
+
+    @property
+    def loss_asks(self) -> frozenset[str]:
+        """What the loss wants with each call, of LOSS_INPUTS."""
+        return frozenset(name for name in LOSS_INPUTS if self.loss.asks(name))
+
+    def build_schedule(self, peak: Any, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
+        """The learning rate of each step; the peak may be traced."""
+        schedule: Any = self.schedule.call(peak, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+        if isinstance(schedule, Callable):
+            return schedule
+        raise InputError(f"schedule '{self.schedule}' must return step -> rate, got {type(schedule).__name__}")
+
+    def build_optimizer(
+        self, peak: Any, total_steps: int, steps_per_epoch: int, compute_dtype: str = "float32"
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer under its schedule.
+
+        Args:
+          peak: learning rate, which may be traced.
+          total_steps: of the run.
+          steps_per_epoch: of it.
+          compute_dtype: of products inside the optimizer, where it has any.
+
+        Raises:
+          InputError: what is made is no gradient transformation.
+        """
+
+        def schedule(peak: Any) -> optax.Schedule:
+            return self.build_schedule(peak, total_steps, steps_per_epoch)
+
+        supply = {"schedule": schedule, "dtype": model_dtype(compute_dtype) or jnp.float32}
+        supply |= {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+        tx = self.optimizer.call(schedule(peak), **supply)
+        if not isinstance(tx, optax.GradientTransformation):
+            raise InputError(
+                f"optimizer '{self.optimizer}' must return an optax.GradientTransformation, got {type(tx).__name__}"
+            )
+        return optax.with_extra_args_support(tx)
+
+    def pipeline(self, num_classes: int, axis_name: str | None, mirror: bool) -> tuple[augment.Operation, ...]:
+        """The augmentations, bound.
+
+        Args:
+          num_classes: K.
+          axis_name: the mesh axis that shares the batch.
+          mirror: whether `auto` flips.
+        """
+        parts = self.augmentations
+        if parts is None:
+            parts = (spec.find(KINDS["augmentation"], "flip"),) if mirror else ()
+        return augment.pipeline(
+            (
+                part.name,
+                part.bind(num_classes=num_classes, axis_name=axis_name),
+                [name for name in ("key", "run_key") if part.asks(name)],
+            )
+            for part in parts
+        )
+
+    def check_pipeline(
+        self, num_classes: int, image_shape: Sequence[int], batch_size: int, mirror: bool
+    ) -> tuple[bool, bool]:
+        """Hold the augmentations against their contract, on shapes only, and against what the loss takes.
+
+        Returns:
+          Whether they make labels distributions, and whether they make views.
+
+        Raises:
+          InputError: one of them fails, changes what it must not, or makes views that the loss does not take.
+        """
+        operations = self.pipeline(num_classes, None, mirror)
+        batch = contracts.batch_shapes(batch_size, image_shape)
+        for operation in operations:
+            batch = contracts.check_augmentation(operation, batch, num_classes)
+        views, mixed = "views" in batch, jnp.issubdtype(batch["label"].dtype, jnp.floating)
+        if views and not self.loss.asks("view_logits"):
+            raise InputError(f"--augment makes views, and loss {self.loss} takes no view_logits; jensen_shannon does")
+        if self.loss.requires("view_logits") and not views:
+            raise InputError(f"loss {self.loss} compares views of an image: --augment views+flip+crop makes some")
+        return mixed, views
+
+    def build_metrics(self) -> tuple[Metric, ...]:
+        """The user's own metrics.
+
+        Raises:
+          InputError: no Metric, or two of one name.
+        """
+        names, built = set(METRICS), []
+        for part in self.metrics:
+            metric = part.call()
+            if not isinstance(metric, Metric):
+                raise InputError(f"metric '{part}' must be a cnnlab.metrics.Metric, got {type(metric).__name__}")
+            if metric.name in names | {"count", "loss", "confusion", "calibration", "per_class_accuracy"}:
+                raise InputError(f"metric '{part}' is called {metric.name}, as another one is; give it its own name")
+            names.add(metric.name)
+            built.append(metric)
+        return tuple(built)
+
+
+def resolve(config: Config) -> Parts:
+    """Find the parts of a configuration.
+
+    Raises:
+      InputError: an unknown name or hyperparameter, or parts that do not go together.
+    """
+    find = lambda kind, one: spec.find(KINDS[kind], one)
+    dataset, *corruptions = spec.parse_pipeline(config.corrupted_dataset())
+    loss, *transforms = spec.parse_pipeline(config.loss)
+    operations = None
+    if config.augment != "auto":
+        operations = () if config.augment == "none" else spec.parse_pipeline(config.augment)
+    parts = Parts(
+        dataset=find("dataset", dataset),
+        corruptions=tuple(find("corruption", one) for one in corruptions),
+        model=find("model", config.model),
+        loss=find("loss", loss),
+        transforms=tuple(find("transform", one) for one in transforms),
+        optimizer=find("optimizer", config.optimizer),
+        schedule=find("schedule", config.schedule),
+        augmentations=None if operations is None else tuple(find("augmentation", one) for one in operations),
+        metrics=tuple(find("metric", one) for one in config.metrics),
+    )
+    if config.teacher and not parts.loss.asks("teacher_logits"):
+        raise InputError(
+            f"--teacher is for losses that take teacher_logits, such as distillation; {config.loss} does not"
+        )
+    if parts.loss.requires("teacher_logits") and not config.teacher:
+        raise InputError(f"{config.loss} compares with a teacher: --teacher RUN names the run folder of one")
+    if not config.teacher and parts.loss.asks("teacher_logits"):  # it can do without one
+        parts = dataclasses.replace(parts, loss=_without(parts.loss, "teacher_logits"))
+    return parts
+
+
+def _without(part: Part, name: str) -> Part:
+    return dataclasses.replace(part, keywords={**part.keywords, name: part.parameters[name].default})
+
+
+def listing(names: Sequence[str]) -> str:
+    """What --list prints: every kind with its parts, or all about those of some kinds.
+
+    Raises:
+      InputError: an unknown kind.
+    """
+    for name in names:
+        if name not in KINDS:
+            raise unknown("kind of part", name, KINDS)
+    if not names:
+        kinds = [f"{name:<13} {', '.join(kind.builtin())}   ({kind.flag})" for name, kind in KINDS.items()]
+        return "\n".join([*kinds, "", "--list model (loss, optimizer, ...) says all about them."])
+    return "\n\n".join(spec.listing(KINDS[name]) for name in names)

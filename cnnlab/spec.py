@@ -1,0 +1,420 @@
+"""One grammar for every part of an experiment: text on the command line -> a function with its hyperparameters.
+
+    part      name | dotted.path, then ,key=value ...   focal,gamma=2   my_nets.Net,depth=20   optax.lion,b1=0.95
+    pipeline  part+part+...                             flip+crop,padding=4+my_ops.jitter,strength=0.3
+
+Inside brackets and quotes nothing separates, and a "+" separates only before a letter. A dotted path is looked up from
+the current directory or in an installed package; whatever can be called is a part: a function, a class, a
+`functools.partial`, an object. A part asks for what it needs by parameter name: `Part.bind` passes what the run can
+supply (`num_classes`, `class_counts`, ...) where the function has a parameter of that name. Imports no jax.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import inspect
+import math
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cnnlab import docstrings, provenance
+from cnnlab.errors import InputError, unknown
+
+CONSTANTS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
+TYPES = {"bool": bool, "int": int, "float": (int, float), "str": str}
+TYPE_NAMES = {bool: "true or false", int: "a whole number", (int, float): "a number", str: "a word", tuple: "a list"}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A part as it is written: its name, or the dotted path to it, and keywords."""
+
+    name: str
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return ",".join([self.name, *[f"{key}={_text(value)}" for key, value in self.keywords.items()]])
+
+
+def parse(text: str) -> Spec:
+    """Split `name,key=value,...` into the name and the keywords; lists become tuples.
+
+    Raises:
+      InputError: an empty name or a piece that is not key=value.
+
+    >>> parse("focal,gamma=2")
+    Spec(name='focal', keywords={'gamma': 2})
+    >>> parse("my_nets.Net,widths=[32,64],norm=false,kind=soft").keywords
+    {'widths': (32, 64), 'norm': False, 'kind': 'soft'}
+    """
+    name, *pieces = [piece.strip() for piece in split(text, ",")]
+    if not name:
+        raise InputError(f"a part starts with a name, as in 'focal,gamma=2'; got '{text}'")
+    keywords: dict[str, Any] = {}
+    for piece in pieces:
+        key, equals, value = piece.partition("=")
+        if not (equals and key.isidentifier() and value) or key in keywords:
+            raise InputError(f"after the name come key=value pairs, each once, as in 'focal,gamma=2'; got '{piece}'")
+        keywords[key] = _value(value)
+    return Spec(name, keywords)
+
+
+def parse_pipeline(text: str) -> tuple[Spec, ...]:
+    """Split `part+part+...` into its parts.
+
+    Raises:
+      InputError: as `parse`.
+
+    >>> [str(part) for part in parse_pipeline("flip+crop,padding=4+my_ops.scale,by=1e+2")]
+    ['flip', 'crop,padding=4', 'my_ops.scale,by=100.0']
+    """
+    return tuple(parse(part) for part in split(text, "+"))
+
+
+def split(text: str, separator: str) -> list[str]:
+    """Split at a separator outside brackets and quotes; at a "+" only where a letter or "_" follows.
+
+    >>> split("ldam,class_counts=[10,20],kind='a,b'", ",")
+    ['ldam', 'class_counts=[10,20]', "kind='a,b'"]
+    """
+    pieces, depth, quote, escaped = [""], 0, "", False
+    for place, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote and not escaped else quote
+            escaped = char == "\\" and not escaped
+        elif char in "'\"":
+            quote = char
+        else:
+            depth += (char in "[({") - (char in "])}")
+        follows = text[place + 1 : place + 2]
+        if char == separator and not depth and not quote and (char != "+" or follows.isalpha() or follows == "_"):
+            pieces.append("")
+        else:
+            pieces[-1] += char
+    return pieces
+
+
+def _value(text: str) -> Any:
+    if text.lower() in CONSTANTS:
+        return CONSTANTS[text.lower()]
+    try:
+        return _frozen(ast.literal_eval(text))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples: the hyperparameters of a linen module must be hashable."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _text(value: Any) -> str:
+    """What `_value` reads as the same value."""
+    for word, constant in CONSTANTS.items():
+        if type(value) is type(constant) and value == constant:
+            return word
+    if isinstance(value, tuple):
+        return f"[{','.join(_text(item) if isinstance(item, tuple) else repr(item) for item in value)}]"
+    plain = isinstance(value, str) and value.isprintable() and not set(value) & set(",+'\"[](){} ")
+    if plain and value and _value(value) == value:
+        return value
+    return repr(value)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of part: what its functions are called with, and where those of cnnlab are.
+
+    Attributes:
+      name: for messages, such as "loss".
+      flag: of the command line that takes such parts.
+      contract: how one is called, for messages.
+      table: "module:NAME" of a dict from names to functions.
+      aliases: "module:NAME" of a dict from short names to functions.
+      positional: how many arguments come with the call; the others are hyperparameters.
+      supplies: what the run passes to the functions that have a parameter of that name.
+      overridable: what of that may be written in a spec too.
+      libraries: modules whose functions also keep the contract, by their dotted paths.
+      hidden: parameters that are not hyperparameters.
+      fallback: name -> function for names that are in no table.
+    """
+
+    name: str
+    flag: str
+    contract: str
+    table: str
+    aliases: str = ""
+    positional: int = 0
+    supplies: tuple[str, ...] = ()
+    overridable: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    fallback: str = ""
+
+    def builtin(self) -> dict[str, Callable]:
+        """The functions of cnnlab by name."""
+        return dict(_at(self.table))
+
+    def short(self) -> dict[str, Callable]:
+        """The same functions by their short names."""
+        return dict(_at(self.aliases)) if self.aliases else {}
+
+
+def _at(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that has been found: a function, and the hyperparameters that were written for it."""
+
+    kind: Kind
+    name: str
+    function: Callable
+    keywords: Mapping[str, Any]
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """Everything but what comes with the call, by name."""
+        every = list(_signature(self.kind, self.name, self.function).parameters.values())
+        named = [p for p in every[self.kind.positional :] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return {p.name: p for p in named if p.name not in self.kind.hidden}
+
+    @functools.cached_property
+    def open_ended(self) -> bool:
+        """Whether the function takes any keyword."""
+        parameters = _signature(self.kind, self.name, self.function).parameters.values()
+        return any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def asks(self, name: str) -> bool:
+        """Whether the function takes something of that name which the spec does not set."""
+        return name in self.parameters and name not in self.keywords
+
+    def requires(self, name: str) -> bool:
+        """Whether it asks for it and has no default."""
+        return self.asks(name) and self.parameters[name].default is inspect.Parameter.empty
+
+    def mark(self, name: str, default: Any = None) -> Any:
+        """An attribute that the function carries, also within a `functools.partial` or a wrapper."""
+        function = self.function
+        while not hasattr(function, name):
+            function = getattr(function, "func", None) or getattr(function, "__wrapped__", None)
+            if function is None:
+                return default
+        return getattr(function, name)
+
+    def bind(self, **supply: Any) -> Callable:
+        """The function with its hyperparameters, and with what it asks for of what is supplied.
+
+        Raises:
+          InputError: a hyperparameter without default is missing.
+        """
+        asked = {name: value for name, value in supply.items() if self.asks(name)}
+        return functools.partial(self.function, **self.keywords, **asked)
+
+    def call(self, *args: Any, **supply: Any) -> Any:
+        """What the bound function returns.
+
+        Raises:
+          InputError: whatever it raises, in a line.
+        """
+        try:
+            return self.bind(**supply)(*args)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            said = f"{error}; {self.accepted()}" if isinstance(error, ValueError) and not self.path else where(error)
+            raise InputError(f"{self.kind.name} {self}: {said}") from error
+
+    @property
+    def path(self) -> str:
+        """The dotted path, where the part is not one of cnnlab's."""
+        return self.name if "." in self.name else ""
+
+    def canonical(self) -> Spec:
+        """The shortest spec of the same part: no hyperparameter that is at its default."""
+        changed = {k: v for k, v in self.keywords.items() if k not in self.parameters or not self._is_default(k, v)}
+        return Spec(self.name, {name: self._as_default(name, value) for name, value in sorted(changed.items())})
+
+    def resolved(self) -> Spec:
+        """The spec with every hyperparameter, for storage: a later default does not change it."""
+        defaults = {
+            name: _frozen(p.default)
+            for name, p in self.parameters.items()
+            if name not in self.kind.supplies and _is_literal(p.default)
+        }
+        return Spec(self.name, dict(sorted((defaults | dict(self.keywords)).items())))
+
+    def _as_default(self, name: str, value: Any) -> Any:
+        """A whole number where the function speaks of floats: 2 is 2.0, in one spelling."""
+        parameter = self.parameters.get(name)
+        floats = parameter and (str(parameter.annotation) == "float" or type(parameter.default) is float)
+        return float(value) if floats and type(value) is int else value
+
+    def _is_default(self, name: str, value: Any) -> bool:
+        default = _frozen(self.parameters[name].default)
+        return _is_literal(default) and default == value and isinstance(default, bool) == isinstance(value, bool)
+
+    def sources(self) -> dict[str, str]:
+        """SHA-256 of each user's file that the part is written in, by module name."""
+        return provenance.sources(self.path.rpartition(".")[0], self.function) if self.path else {}
+
+    def accepted(self) -> str:
+        """Its hyperparameters in a line."""
+        return f"its hyperparameters: {docstrings.accepted(self.function, self.hyperparameters())}"
+
+    def hyperparameters(self) -> dict[str, inspect.Parameter]:
+        """What can be written for it."""
+        fixed = set(self.kind.supplies) - set(self.kind.overridable)
+        return {name: parameter for name, parameter in self.parameters.items() if name not in fixed}
+
+    def __str__(self) -> str:
+        return str(Spec(self.name, self.keywords))
+
+
+def find(kind: Kind, spec: Spec | str) -> Part:
+    """The part that a spec means, its keywords checked against the function's signature and ranges.
+
+    Raises:
+      InputError: an unknown name, a module that cannot be imported, an unknown keyword, a value of another type or
+        outside its range.
+    """
+    spec = parse(spec) if isinstance(spec, str) else spec
+    name, function = _look_up(kind, spec.name)
+    part = Part(kind, name, function, dict(spec.keywords))
+    for key, value in spec.keywords.items():
+        if key in part.hyperparameters():
+            _check_value(part, key, value)
+        elif key in part.parameters:
+            raise InputError(f"{kind.name} {spec.name}: {key} comes from the run; {part.accepted()}")
+        elif not part.open_ended:
+            raise InputError(f"{kind.name} {spec.name} has no hyperparameter '{key}'; {part.accepted()}")
+    for key in part.parameters:
+        if part.requires(key) and key not in kind.supplies:
+            raise InputError(f"{kind.name} {spec.name} needs {key}; {part.accepted()}")
+    return part
+
+
+def _look_up(kind: Kind, name: str) -> tuple[str, Callable]:
+    builtin = kind.builtin()
+    if "." in name and name.split(".")[0] != "cnnlab":
+        return name, _load(kind, name)
+    known = builtin | kind.short()
+    function = known.get(name) if "." not in name else _load(kind, name)
+    if function is None and kind.fallback:
+        return name, _at(kind.fallback)(name)
+    if function is None:
+        for library in kind.libraries:
+            if hasattr(importlib.import_module(library), name):
+                raise InputError(f"unknown {kind.name} '{name}': did you mean '{library}.{name}'?")
+        raise unknown(kind.name, name, known)
+    return next((own for own, f in builtin.items() if f is function), name), function
+
+
+def _load(kind: Kind, path: str) -> Callable:
+    """What a dotted path names: an attribute of a module, or of a class in one."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    names = path.split(".")
+    if not all(name.isidentifier() for name in names):
+        raise InputError(f"{kind.name} '{path}' is no dotted path to something in Python")
+    for length in range(len(names) - 1, 0, -1):
+        module_name = ".".join(names[:length])
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if length > 1 and error.name == module_name:  # a class in a module, perhaps
+                continue
+            raise InputError(f"{kind.name} '{path}': no module '{error.name}', here or installed") from error
+        except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
+            raise InputError(
+                f"{kind.name} '{path}': module '{module_name}' cannot be imported: {where(error)}"
+            ) from error
+        for name in names[length:]:
+            if not hasattr(found, name):
+                raise unknown(f"{kind.name} in {module_name}", name, _callables(found))
+            found = getattr(found, name)
+        if not callable(found) and not kind.positional == 0:
+            raise unknown(f"{kind.name} in {module_name}", names[-1], _callables(importlib.import_module(module_name)))
+        return found
+    raise InputError(f"{kind.name} '{path}': no module '{names[0]}', here or installed")
+
+
+def _callables(module: Any) -> list[str]:
+    return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+
+
+def _signature(kind: Kind, name: str, function: Callable) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{kind.name} '{name}' is no {kind.contract} written in Python") from error
+
+
+def _check_value(part: Part, key: str, value: Any) -> None:
+    """Hold a value against the type that the annotation or default says, and the range that the docstring states."""
+    parameter, said = part.parameters[key], f"{part.kind.name} {part.name}: {key} must"
+    annotation, default = parameter.annotation, parameter.default
+    if value is None and default is None:
+        return
+    written = (annotation.__name__ if isinstance(annotation, type) else str(annotation)).removesuffix(" | None")
+    kind: Any = TYPES.get(written) or TYPES.get(type(default).__name__)
+    if isinstance(default, tuple | list):
+        kind = tuple
+    if not _is_of(kind, value):
+        raise InputError(f"{said} be {TYPE_NAMES[kind]}, got {_text(value)}; {part.accepted()}")
+    if items := re.fullmatch(r"(?:Sequence|list|tuple)\[(\w+)(?:, \.\.\.)?\]", written):
+        kind = TYPES.get(items[1])
+        if not (isinstance(value, tuple) and all(_is_of(kind, item) for item in value)):
+            each = f", each {TYPE_NAMES[kind]}" if kind else ""
+            raise InputError(f"{said} be a list{each}, got {_text(value)}; {part.accepted()}")
+    limits = docstrings.limits(docstrings.entry(part.function).arguments.get(key, ""))
+    for number in value if isinstance(value, tuple) else (value,):
+        if limits and isinstance(number, int | float) and not isinstance(number, bool) and number not in limits:
+            raise InputError(f"{said} lie in {limits}, got {_text(value)}; {part.accepted()}")
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    return kind is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
+
+
+def _is_literal(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_literal, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def where(error: BaseException) -> str:
+    """What was raised and the place in the user's code, in a line."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    reason = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {reason}{place}"
+
+
+def listing(kind: Kind) -> str:
+    """Every built-in part of a kind with its formula, hyperparameters, defaults and source, for the terminal."""
+    short = kind.short()
+    blocks = []
+    for name, function in kind.builtin().items():
+        part, about = Part(kind, name, function, {}), docstrings.entry(function)
+        aliases = [alias for alias, other in short.items() if other is function]
+        lines = [", ".join((name, *aliases)) + f": {about.summary}"]
+        lines += [f"    {line}" for line in about.formula.split("\n") if about.formula]
+        for key, parameter in part.hyperparameters().items():
+            default = "required" if parameter.default is parameter.empty else f"default {_text(parameter.default)}"
+            if key in kind.supplies:
+                default = "supplied by the run"
+            lines.append(f"  {key} ({default}): {about.arguments.get(key, '')}".rstrip(": "))
+        blocks.append("\n".join([*lines, *([f"  {about.source}"] if about.source else [])]))
+    more = [f"Every function of {library} that is {kind.contract}, as {library}.NAME" for library in kind.libraries]
+    return "\n\n".join([*blocks, *more, f"{kind.flag} also takes your own, by its dotted path: {kind.contract}"])

@@ -1,0 +1,485 @@
+"""Every part by name: the contracts of the built-in ones, and the user's own in runs and in studies."""
+
+import dataclasses
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import user_parts
+from test_experiments import one_line_error, script
+
+from cnnlab import augment, docstrings, losses, models, network, optim, parallel, parts, recipe, spec, train
+from cnnlab.config import Config
+from cnnlab.console import Console
+from cnnlab.errors import InputError
+from cnnlab.parts import KINDS
+from cnnlab.spec import Part
+from cnnlab.study import cells
+from cnnlab.study.board import Board
+from cnnlab.study.plan import Study
+
+ROOT = Path(__file__).parents[1]
+EVERY = [(kind, name) for kind in KINDS for name in KINDS[kind].builtin()]
+TINY = Config(dataset="tiny", model="mlp,hidden=[8]", batch_size=20, epochs=2, learning_rate=0.01, devices=1)
+
+
+@pytest.fixture(autouse=True)
+def lenient_types():
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes types
+        yield
+
+
+def failure(call, *args) -> str:
+    with pytest.raises(InputError) as error:
+        call(*args)
+    assert len(str(error.value).splitlines()) == 1, error.value
+    return str(error.value)
+
+
+def trained(**changes):
+    """A run in memory on the tiny data set: the experiment, and its progress."""
+    return recipe.trained(dataclasses.replace(TINY, **changes))
+
+
+# The built-in parts
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY, ids=[f"{kind}-{name}" for kind, name in EVERY])
+def test_a_built_in_part_is_documented_listed_and_named_in_one_way(kind, name):
+    function = KINDS[kind].builtin()[name]
+    part, about = Part(KINDS[kind], name, function, {}), docstrings.entry(function)
+    assert about.summary.endswith("."), "a first line that is a sentence"
+    for hyperparameter in part.hyperparameters():
+        assert hyperparameter in about.arguments, f"Args: {hyperparameter}"
+    assert f"\n{name}" in f"\n\n{spec.listing(KINDS[kind])}"
+    required = {key for key in part.hyperparameters() if part.requires(key)} - set(KINDS[kind].supplies)
+    examples = {"at": (80, 120), "period": 10, "rate": 0.4, "factor": 100, "share": 0.5, "weights": (1, 2), "t": 2}
+    written = spec.Spec(name, {key: examples[key] for key in required})
+    found = spec.find(KINDS[kind], str(written))
+    again = spec.find(KINDS[kind], str(found.resolved()))
+    assert again.canonical() == found.canonical() == written
+    assert again.resolved() == found.resolved()
+    assert found.sources() == {}
+
+
+def test_short_names_and_paths_of_cnnlab_are_the_same_part():
+    for text in ("ce", "cross_entropy", "cnnlab.losses.cross_entropy", "cnnlab.losses.ce"):
+        assert str(spec.find(KINDS["loss"], text).canonical()) == "cross_entropy"
+    assert str(spec.find(KINDS["loss"], "focal,gamma=2.0").canonical()) == "focal"
+    assert str(spec.find(KINDS["model"], "cnnlab.models.CNN,widths=[8]").canonical()) == "cnn,widths=[8]"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unknown_name_is_an_error(kind):
+    if kind == "dataset":
+        message = failure(parts.resolve(dataclasses.replace(TINY, dataset="cifar11")).open_dataset, None, None)
+    else:
+        message = failure(spec.find, KINDS[kind], "surely_unknown")
+    assert "unknown" in message
+
+
+def test_optax_is_named_by_its_path():
+    assert "did you mean 'optax.lion'?" in failure(spec.find, KINDS["optimizer"], "lion")
+    assert "did you mean 'optax.contrib.prodigy'?" in failure(spec.find, KINDS["optimizer"], "prodigy")
+    assert "lion" in failure(spec.find, KINDS["optimizer"], "optax.lionn")
+
+
+@pytest.mark.parametrize("text", ["optax.lion,b1=0.95", "optax.contrib.prodigy", "optax.adamw,weight_decay=1e-2"])
+def test_optimizers_of_optax_take_their_own_step(text, tfds_root):
+    part = spec.find(KINDS["optimizer"], text)
+    rate = 1.0 if "prodigy" in text else 0.01
+    changes = {"optimizer": text, "learning_rate": rate, "schedule": "constant", "augment": "none", "epochs": 1}
+    _, progress = trained(**changes)
+    experiment = recipe.build(dataclasses.replace(TINY, **changes), Console("off"))
+    tx = part.function(rate, **part.keywords)
+    params, state = experiment.state.params, tx.init(experiment.state.params)
+
+    def loss(params, images, labels):
+        return losses.cross_entropy(models.MLP(3, hidden=(8,)).apply({"params": params}, images), labels).mean()
+
+    dataset = parts.resolve(TINY).open_dataset(None, None)
+    mean, std = (np.array(experiment.facts[name], np.float32) for name in ("mean", "std"))
+    for item in experiment.items(0, experiment.steps_per_epoch):
+        images = augment.normalise(jnp.asarray(dataset.train.read(item["image"])["image"]), mean, std)
+        updates, state = tx.update(jax.grad(loss)(params, images, item["label"]), state, params)
+        params = optax.apply_updates(params, updates)
+    for ours, theirs in zip(jax.tree.leaves(progress.state.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+# Settings without effect cannot be written
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "mlp,pool=average"}, "model mlp has no hyperparameter 'pool'"),
+        ({"optimizer": "adam,momentum=0.9"}, "optimizer adam has no hyperparameter 'momentum'"),
+        ({"optimizer": "adam,head_rate=0.02"}, "optimizer adam has no hyperparameter 'head_rate'"),
+        ({"optimizer": "sgd,momentum=0,nesterov=true"}, "nesterov is a form of momentum, which is 0"),
+        ({"model": "airnet,hidden=[8]"}, "model airnet has no hyperparameter 'hidden'"),
+        ({"model": "airnet,pool=max"}, "model airnet has no hyperparameter 'pool'"),
+        ({"model": "cnn,whiten=false"}, "model cnn has no hyperparameter 'whiten'"),
+        ({"augment": "flip,mode=reflect"}, "augmentation flip has no hyperparameter 'mode'"),
+        ({"loss": "cross_entropy,convention=off_target"}, "loss cross_entropy has no hyperparameter 'convention'"),
+        ({"model": "softmax_regression,activation=gelu"}, "model softmax_regression has no hyperparameter 'activ"),
+        ({"model": "softmax_regression,batch_norm=true"}, "has no hyperparameter 'batch_norm'"),
+        ({"workers": 2}, "--workers 2 has no effect on images that are kept in memory"),
+        ({"optimizer": "muon"}, "muon is for convolution kernels"),
+        ({"model": "user_parts.Net", "compute_dtype": "bfloat16"}, "does not take a dtype"),
+        ({"model": "mlp,num_classes=7"}, "num_classes comes from the run"),
+        ({"augment": "views+flip"}, "takes no view_logits"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(changes, words, tfds_root):
+    config = dataclasses.replace(TINY, **changes)
+    assert words in failure(recipe.build, config, Console("off"))
+
+
+def test_the_kind_of_noise_needs_noise():
+    assert "--noise asymmetric has no effect without --label-noise" in failure(lambda: Config(noise="asymmetric"))
+    study = {"losses": ("ce", "mse"), "noise": "asymmetric"}
+    assert "has no effect without --label-noise" in failure(lambda: Study(**study))
+    assert Study(**study, label_noise=(0.0, 0.4)).noise == "asymmetric"
+
+
+# The user's own parts: a file each in train.py (the README's), all of them in a study
+
+
+def section(title):
+    """A section of the README."""
+    return re.search(rf"^## {title}\n(.*?)(?=^## )", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+
+
+CHANGE = section("Change one thing")
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split(" | ")] for line in CHANGE.splitlines() if line.startswith("| ")
+]
+ROWS = {row[0]: row[1:] for row in ROWS if row[0] != "change"}
+FILES = dict(re.findall(r"^# (my_\w+\.py)\n(.*?)(?=^# my_|^```)", CHANGE, re.MULTILINE | re.DOTALL))
+
+
+def test_the_readme_changes_seven_things():
+    assert list(ROWS) == ["model", "loss", "optimizer", "schedule", "augmentation", "data set", "metric"]
+    assert len(FILES) == 7
+    for name, text in FILES.items():
+        lines = [line for line in text.splitlines() if line and not line.startswith(("import", "from"))]
+        assert len(lines) <= 8, name
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_the_readmes_own_part_trains(what, tfds_root, tmp_path):
+    """A real process in a folder that holds nothing but the file: no edit of cnnlab."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    flags = shlex.split(re.search(r"`(.*)`", ROWS[what][-1])[1])
+    data = [] if what == "data set" else ["--dataset", "tiny"]
+    small = ["--epochs", 1, "--batch-size", 20, "--workdir", tmp_path / "run"]
+    done = script("train", *flags, *data, *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "test, last weights" in done.stdout
+    if what == "metric":
+        assert "confidence" in done.stdout
+    if what in ("metric", "data set"):  # the others are the same to it
+        evaluated = script("evaluate", tmp_path / "run", cwd=tmp_path)
+        assert evaluated.returncode == 0, evaluated.stderr
+        assert done.stdout.splitlines()[-2].partition(": ")[2] in evaluated.stdout
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_the_readmes_built_in_parts_are_found(what):
+    flags = re.findall(r"`(--[^`]*)`", ROWS[what][0])
+    assert flags or what == "metric"
+    for text in flags:
+        name, value = shlex.split(text)
+        field = name.removeprefix("--").replace("-", "_")
+        parts.resolve(Config(**{field: (value,) if field == "metrics" else value}))
+
+
+OWN = {
+    "model": "user_parts.Net,features=4",
+    "optimizer": "user_parts.heavy_ball,beta=0.7",
+    "schedule": "user_parts.polynomial",
+    "augment": "user_parts.jitter,strength=0.05+flip",
+    "dataset": "user_parts.blocks,count=180+user_parts.without,label=1",
+    "metrics": ("user_parts.not_last", "user_parts.within,k=2"),
+}
+
+
+def test_own_parts_in_a_study(tmp_path):
+    """All seven kinds, and a corruption; the verdicts are about the user's own metric."""
+    study = Study(
+        **OWN, losses=("cross_entropy", "user_parts.penalised,alpha=0.5"), metric="top2_of_mine", seeds=2, epochs=2,
+        batch_size=20, learning_rate=0.05, validation=0.1, devices=1, progress="off", workdir=str(tmp_path),
+    )  # fmt: skip
+    found = cells.run(study, Board("off", 2), "COMMAND")
+    assert found is not None
+    (row,) = found.cells
+    assert [cell["loss"] for cell in row] == ["cross_entropy", "user_parts.penalised,alpha=0.5"]
+    for cell in row:
+        assert cell["counts"] == {"train": 54, "validation": 9, "test": 90}  # a third less in training
+        assert {"not_last", "top2_of_mine"} <= set(cell["runs"][0]["test"])
+        assert cell["config"]["model"] == "user_parts.Net,features=4"
+        assert "validation_not_last" in cell["runs"][0]["history"][0]
+    from cnnlab import report
+
+    paths = report.write(found, tmp_path)
+    assert "top2_of_mine" in (tmp_path / "report.md").read_text() and len(paths) == 4
+    assert "not_last" in (tmp_path / "results.csv").read_text().splitlines()[0]
+    # run again, nothing is trained
+    again = cells.run(study, Board("off", 2), "COMMAND")
+    assert again is not None and again.cells == found.cells
+
+
+def test_a_user_s_network_learns_with_everything_else_built_in(tfds_root):
+    _, progress = trained(model="user_parts.Net", epochs=6, learning_rate=0.05)
+    assert progress.history[-1]["validation_accuracy"] > 0.6
+
+
+def test_statistics_of_each_device_alone_are_announced_once(tfds_root, capsys):
+
+    def build(model, devices):
+        recipe.build(dataclasses.replace(TINY, model=model, devices=devices), Console("lines"))
+
+    build("user_parts.Net", 2)
+    said = capsys.readouterr().out
+    assert said.count("does not take axis_name") == 1
+    build("user_parts.Net", 1)
+    build("cnn,widths=[2],batch_norm=true", 2)
+    assert "axis_name" not in capsys.readouterr().out
+
+
+BROKEN = [
+    ("model", "user_parts.blocks", "must return a flax.linen.Module"),
+    ("loss", "user_parts.blocks", "fails on logits"),
+    ("optimizer", "user_parts.polynomial,total_steps=3", "total_steps comes from the run"),
+    ("optimizer", "user_parts.faded", "labels"),
+    ("schedule", "user_parts.jitter", "batch"),
+    ("augment", "user_parts.penalised", "fails on images"),
+    ("dataset", "user_parts.within", "must return a Dataset or a dict of arrays"),
+    ("dataset", "tiny+user_parts.jitter", "corruption user_parts.jitter"),
+    ("metrics", ("user_parts.blocks",), "must be a cnnlab.metrics.Metric"),
+    ("metrics", ("user_parts.within", "user_parts.within"), "is called top2_of_mine, as another one is"),
+]
+
+
+@pytest.mark.parametrize(("field", "text", "words"), BROKEN)
+def test_a_part_that_does_not_keep_its_contract(field, text, words, tfds_root):
+    assert words in failure(recipe.build, dataclasses.replace(TINY, **{field: text}), Console("off"))
+
+
+# What a loss may ask for
+
+
+def test_features_are_the_input_of_the_head():
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    for model in (models.CNN(3, widths=(4,), hidden=(6,)), models.MLP(3, hidden=(5,)), models.AirNet(3, (2, 2))):
+        variables = model.init(jax.random.key(1), images)
+        apply_fn = network.apply_for_training(model, features=True)
+        stats = variables.get("batch_stats", {})
+        logits, _, features = apply_fn(variables["params"], stats, images, jax.random.key(2))
+        head = variables["params"].get("MLP_0", variables["params"])
+        head = head[max(name for name in head if name.startswith("Dense"))]
+        bias = head.get("bias", np.zeros(3, np.float32))[None]
+        np.testing.assert_allclose(features @ head["kernel"] + bias, logits, rtol=1e-5, atol=1e-5)
+        evaluated = network.apply_for_evaluation(model, np.zeros(3), np.ones(3), "mirror", features=True)
+        logits, features = evaluated(variables["params"], stats, images)
+        np.testing.assert_allclose(features @ head["kernel"] + bias, logits, rtol=1e-5, atol=1e-5)
+
+
+def objective_of(loss, **fields):
+    """The objective of a run on three classes, 10 steps an epoch, 4 epochs; epochs and progress are those of a step."""
+    found = parts.resolve(Config(loss=loss, **fields))
+    return train.Objective(found.build_loss(3, np.array([100, 10, 1])), found.loss_asks, 40, 10)
+
+
+LOGITS, LABELS = jnp.array([[2.0, 0.5, -1.0], [0.0, 1.0, 3.0]]), jnp.array([0, 1])
+
+
+def at(objective, step, **inputs):
+    step = None if step is None else jnp.int32(step)
+    return objective(LOGITS, LABELS, pixels=lambda: None, features=inputs.get("features"), step=step)
+
+
+def test_a_focal_gamma_that_changes_with_the_epoch():
+    objective = objective_of("user_parts.focal_schedule,change=2")
+    before, after = losses.focal(LOGITS, LABELS, gamma=5.0), losses.focal(LOGITS, LABELS, gamma=3.0)
+    np.testing.assert_allclose(at(objective, 19), before, rtol=1e-6)
+    for step in (20, 39, None):
+        np.testing.assert_allclose(at(objective, step), after, rtol=1e-6)
+
+
+def test_deferred_reweighting():
+    objective, counts = objective_of("user_parts.deferred_ldam,start=3"), [100, 10, 1]
+    plain = losses.ldam(LOGITS, LABELS, counts)
+    np.testing.assert_allclose(at(objective, 29), plain, rtol=1e-6)
+    weights = losses.effective_number(counts)[np.array(LABELS)]
+    np.testing.assert_allclose(at(objective, 30), weights * plain, rtol=1e-5)
+    found = parts.resolve(Config(loss="user_parts.deferred_ldam", model="cnn,widths=[2]"))
+    assert found.build_model(3).head == "cosine"  # the mark is the user's
+
+
+def test_progress_runs_from_zero_to_one():
+    objective, plain = objective_of("user_parts.faded"), losses.cross_entropy(LOGITS, LABELS)
+    for step, factor in ((0, 1), (10, 1.5), (20, 2), (None, 3)):
+        np.testing.assert_allclose(at(objective, step), factor * plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss", ["user_parts.deferred_ldam,start=1", "user_parts.focal_schedule,change=1", "user_parts.faded",
+             "user_parts.compact,weight=0.001", "user_parts.faded+label_smoothing,alpha=0.1"],
+)  # fmt: skip
+def test_losses_that_ask_are_trained(loss, tfds_root):
+    _, progress = trained(loss=loss, model="cnn,widths=[4],hidden=[8]", epochs=3)
+    assert progress.history[-1]["validation_accuracy"] > 0.6
+
+
+def test_jensen_shannon_is_trained_on_views(tfds_root):
+    """Against the step by hand: views by the same keys, one pass of the network, the loss of all three."""
+    config = dataclasses.replace(TINY, loss="jensen_shannon,weight=2", augment="views,count=2+flip+crop,padding=2",
+                                 model="cnn,widths=[4],hidden=[8]", epochs=3)  # fmt: skip
+    _, progress = recipe.trained(config)
+    assert progress.history[-1]["validation_accuracy"] > 0.6
+    words = failure(recipe.build, dataclasses.replace(config, augment="flip"), Console("off"))
+    assert "--augment views+flip+crop makes some" in words
+    words = failure(recipe.build, dataclasses.replace(config, augment="views+mixup"), Console("off"))
+    assert "mixes labels and cannot follow views" in words
+
+
+def test_views_pass_the_network_together_and_come_apart():
+    images = jax.random.normal(jax.random.key(0), (5, 4, 4, 3))
+    views = jax.random.normal(jax.random.key(1), (2, 5, 4, 4, 3))
+    own, others = train._apart(train._together(images, views), 2)
+    np.testing.assert_array_equal(own, images)
+    np.testing.assert_array_equal(others, views)
+
+
+# Augmentations
+
+
+@pytest.mark.parametrize("mode", ["pmap", "sharded"])
+@pytest.mark.parametrize(
+    "text", [*sorted({*augment.AUGMENTATIONS} - {"cutout"}), "cutout,size=3", "views+flip+crop", "user_parts.jitter"]
+)
+def test_draws_depend_on_the_place_in_the_global_batch_and_not_on_the_devices(text, mode):
+    found = parts.resolve(Config(augment=text, loss="jensen_shannon"))
+    batch = {
+        "image": np.random.default_rng(0).standard_normal((16, 8, 8, 3)).astype(np.float32),
+        "label": np.arange(16, dtype=np.int32) % 3,
+        "index": np.arange(16, dtype=np.int32)[::-1].copy(),
+    }
+    key, run_key = jax.random.key(1), jax.random.key(2)
+    one, several = (_augmented(found, *how, batch, key, run_key) for how in (("jit", 1), (mode, 8)))
+    assert one.keys() == several.keys()
+    for name in one:
+        np.testing.assert_allclose(several[name], one[name], rtol=1e-6, atol=1e-6, err_msg=name)
+    assert any((one[name] != batch[name]).any() for name in ("image", "label")) or "views" in one
+
+
+def _augmented(found, mode, devices, batch, key, run_key):
+    layout = parallel.layout(mode, devices, 16)
+    operations = found.pipeline(3, layout.axis_name, True)
+
+    def step(batch, *, axis_name):
+        changed = augment.apply(operations, batch | {"epoch": jnp.int32(0)}, key, run_key, axis_name)
+        changed.pop("epoch")
+        views = changed.pop("views", None)
+        if views is not None:
+            changed["views"] = views.swapaxes(0, 1)
+        if axis_name is not None:
+            changed = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), changed)
+        return changed
+
+    return jax.device_get(layout.compile(step, (parallel.BATCH,))(batch))
+
+
+# Schedules and the length of a run
+
+
+@pytest.mark.parametrize(
+    ("changes", "extendable"),
+    [
+        ({"schedule": "constant"}, True),
+        ({"schedule": "steps,at=[2,4]"}, True),
+        ({"schedule": "restarts,period=2"}, True),
+        ({"schedule": "constant", "optimizer": "muon"}, True),
+        ({"schedule": "cosine"}, False),
+        ({"schedule": "linear"}, False),
+        ({"schedule": "one_cycle"}, False),
+        ({"schedule": "user_parts.polynomial"}, False),
+        ({"schedule": "optax.constant_schedule"}, True),
+        ({"schedule": "constant", "loss": "user_parts.faded"}, False),
+        ({"schedule": "constant", "loss": "user_parts.focal_schedule"}, True),
+    ],
+)
+def test_a_part_says_whether_it_depends_on_the_length_of_the_run(changes, extendable):
+    assert parts.resolve(Config(**changes)).extendable is extendable
+
+
+def test_muon_under_a_constant_rate_takes_the_same_steps_in_a_longer_run(tfds_root):
+    """Its schedule of the first bias, too, is of fixed length."""
+    muon = {"optimizer": "muon,whitening_epochs=3", "schedule": "constant", "learning_rate": 0.1}
+    found = []
+    for epochs in (1, 5):
+        config = dataclasses.replace(TINY, model="airnet,widths=[2,2]", epochs=epochs, **muon)
+        experiment = recipe.build(config, Console("off"))
+        state, totals = experiment.state, experiment.totals
+        for item in experiment.items(0, 9):
+            state, totals = experiment.step(state, totals, [item])
+        found.append(jax.device_get(state.params))
+    for short, long in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(short, long)
+
+
+# What is stored
+
+
+def test_a_stored_part_is_read_with_what_it_was_run_with(monkeypatch):
+    """A later default changes nothing that is stored, and a new hyperparameter makes nothing unreadable."""
+    stored = parts.resolve(Config(model="mlp")).specs(Part.resolved)["model"]
+    canonical = parts.resolve(Config(model="mlp")).specs(Part.canonical)["model"]
+
+    class Later(models.MLP):
+        __doc__ = (models.MLP.__doc__ or "") + "\n"
+        hidden: tuple = (64,)
+        residual: bool = False
+
+    monkeypatch.setitem(models.MODELS, "mlp", Later)
+    later = parts.resolve(Config(model=stored))
+    assert later.build_model(3).hidden == (128,) and later.build_model(3).residual is False
+    assert "residual=false" in later.specs(Part.resolved)["model"]
+    assert canonical == "mlp"
+
+
+def test_sources_of_user_files_are_told_by_module():
+    found = parts.resolve(Config(**OWN))
+    assert set(found.sources()) == {"user_parts"}
+    assert parts.resolve(Config()).sources() == {}
+
+
+def test_the_signature_of_each_kind_is_its_contract():
+    for kind in KINDS.values():
+        for function in kind.builtin().values():
+            first = list(inspect.signature(function).parameters)[: kind.positional]
+            assert len(first) == kind.positional, function
+
+
+def test_old_flags_in_a_real_process():
+    done = script("train", "--pool", "average")
+    assert "--pool is written --model cnn,pool=average now" in one_line_error(done)
+
+
+def test_a_schedule_by_its_path(tfds_root):
+    rate = parts.resolve(Config(schedule="user_parts.polynomial,power=1")).build_schedule(1.0, 100, 10)
+    assert float(rate(50)) == pytest.approx(0.5)
+    assert float(optim.cosine(1.0, 100)(50)) == pytest.approx(0.5)
+
+
+def test_the_users_own_module_is_what_the_tests_import():
+    assert user_parts.not_last() is user_parts.not_last
