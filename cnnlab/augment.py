@@ -68,6 +68,8 @@ def apply(
         own = {name: value for name, value in batch.items() if name != "views"}
         own_key, own_run_key = (jax.random.fold_in(k, zlib.crc32(operation.name.encode())) for k in (key, run_key))
         changed = _apply_one(operation, own, own_key, own_run_key, axis_name)
+        if views is not None and changed["label"] is not own["label"]:
+            raise ValueError("it changes labels and cannot follow views, which share one label; put it before")
         if views is not None:  # each view is changed by draws of its own
             changed["views"] = jnp.stack(
                 [

@@ -233,7 +233,7 @@ class Config(Training):
         Raises:
           InputError: a field that this version does not know, or of another type.
         """
-        values = {name: value for name, value in values.items() if name != "written"}
+        values = {name: value for name, value in values.items() if name not in ("written", "sources")}
         if strange := set(values) - {f.name for f in dataclasses.fields(cls)}:
             raise InputError(
                 f"the stored configuration is of another version of cnnlab, this one does not know {sorted(strange)}; "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,12 +19,21 @@ from cnnlab.spec import Part
 LOSS_INPUTS = ("teacher_logits", "view_logits", "progress", "epoch", "features")
 
 
-def check_loss(part: Part, loss: Callable, num_classes: int, label_dtypes: Sequence[str] = ("int32",)) -> None:
+def check_loss(
+    part: Part,
+    loss: Callable,
+    num_classes: int,
+    label_dtypes: Sequence[str] = ("int32",),
+    features: Sequence[int] = (2, 16),
+    written: str = "",
+) -> None:
     """Call a loss once for each type of labels, on shapes only.
 
     Args:
       part: whose errors are reported.
       loss: the part bound, perhaps within transforms.
+      features: shape of the input of the model's last layer for two images.
+      written: the loss with its transforms, for messages; empty: the part.
       num_classes: K.
       label_dtypes: int32 for class ids, float32 for distributions.
 
@@ -31,7 +41,7 @@ def check_loss(part: Part, loss: Callable, num_classes: int, label_dtypes: Seque
       InputError: it does not keep the contract.
     """
     logits = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
-    shapes = {"teacher_logits": (2, num_classes), "view_logits": (1, 2, num_classes), "features": (2, 16)}
+    shapes = {"teacher_logits": (2, num_classes), "view_logits": (1, 2, num_classes), "features": tuple(features)}
     inputs = {
         name: jax.ShapeDtypeStruct(shapes.get(name, ()), jnp.int32 if name == "epoch" else jnp.float32)
         for name in LOSS_INPUTS
@@ -43,10 +53,12 @@ def check_loss(part: Part, loss: Callable, num_classes: int, label_dtypes: Seque
             result = jax.eval_shape(loss, logits, jax.ShapeDtypeStruct(shape, dtype), **inputs)
         except Exception as error:
             if isinstance(error, ValueError) and not part.path:  # ours say what is wrong themselves
-                raise InputError(f"loss {part.name}: {error}; {part.accepted()}") from error
-            labels = f"labels {dtype}{list(shape)}{' (mixup)' * (dtype != 'int32')}"
+                accepted = f"; {part.accepted()}" if written in ("", str(part)) else ""
+                raise InputError(f"loss {written or part.name}: {error}{accepted}") from error
+            mixed = "" if dtype == "int32" else " (mixup)"
+            labels = f"labels {dtype}{list(shape)}{mixed}"
             raise InputError(
-                f"loss '{part}' fails on logits float32[2, {num_classes}] and {labels}: {spec.where(error)}"
+                f"loss '{written or part}' fails on logits float32[2, {num_classes}] and {labels}: {spec.where(error)}"
             ) from error
         if getattr(result, "shape", None) != (2,) or not jnp.issubdtype(result.dtype, jnp.floating):
             raise InputError(f"loss '{part}' must return one value per example, float32[2] for two; got {result}")
@@ -91,19 +103,89 @@ def _key() -> Any:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def check_optimizer(part: Part, tx: optax.GradientTransformationExtraArgs, params: Any) -> None:
-    """Take one step of an optimizer on a model's parameters.
+@contextlib.contextmanager
+def captured(wanted: bool) -> Iterator[dict[str, Any]]:
+    """Catch the input of the last layer that a model calls in the body: the features, under "input"."""
+    last: dict[str, Any] = {}
+    if not wanted:
+        yield last
+        return
+
+    def intercept(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        if context.method_name == "__call__" and context.module.path and args:  # not the model itself
+            last["input"] = args[0]
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        yield last
+
+
+def features_shape(part: Part, model: nn.Module, image_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of the input of a model's last layer, for two images.
+
+    Raises:
+      InputError: the model calls no layer.
+    """
+
+    def run(key: jax.Array, images: jax.Array) -> Any:
+        variables = model.init(key, images, train=False)
+        with captured(True) as last:
+            model.apply(variables, images, train=False)
+        return last.get("input")
+
+    found = jax.eval_shape(run, _key(), jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
+    if found is None:
+        raise InputError(f"model '{part}' calls no layer, and so has no features for a loss that asks for them")
+    return found.shape
+
+
+def check_schedule(part: Part, build: Callable[[Any], optax.Schedule]) -> None:
+    """Ask a schedule for one rate. In the step the peak and the number of the step are traced.
 
     Args:
       part: whose errors are reported.
-      tx: made of it.
-      params: of one model, as shapes.
+      build: peak -> schedule.
+
+    Raises:
+      InputError: it fails on traced numbers, or the rate is no number.
+    """
+    peak, step = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    try:
+        rate = jax.eval_shape(lambda peak, step: jnp.asarray(build(peak)(step)), peak, step)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"schedule '{part}' fails where JAX traces peak and step: {spec.where(error)}") from error
+    if rate.shape != ():
+        raise InputError(f"schedule '{part}' must give one rate for a step, got {rate.dtype}{list(rate.shape)}")
+
+
+def check_optimizer(
+    part: Part,
+    build: Callable[[Any], optax.GradientTransformationExtraArgs],
+    model: nn.Module,
+    image_shape: Sequence[int],
+) -> None:
+    """Take one step of an optimizer on a model's parameters. In the step the learning rate is traced.
+
+    Args:
+      part: whose errors are reported.
+      build: peak of the learning rate -> optimizer.
+      model: whose parameters.
+      image_shape: (H, W, C).
 
     Raises:
       InputError: it fails on them.
     """
+
+    def run(key: jax.Array, images: jax.Array, peak: jax.Array) -> Any:
+        params = model.init(key, images, train=False)["params"]
+        tx = build(peak)
+        return tx.update(params, tx.init(params), params, value=peak)
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     try:
-        jax.eval_shape(lambda params: tx.update(params, tx.init(params), params, value=jnp.float32(0)), params)
+        jax.eval_shape(run, _key(), images, jax.ShapeDtypeStruct((), jnp.float32))
     except InputError:
         raise
     except Exception as error:
@@ -151,6 +233,4 @@ def check_augmentation(operation: augment.Operation, batch: dict[str, Any], num_
         raise InputError(
             f"augmentation {name} must return labels int32[B] or float32[B, K], got {label.dtype}{list(label.shape)}"
         )
-    if "views" in batch and label.dtype != batch["label"].dtype:
-        raise InputError(f"augmentation {name} mixes labels and cannot follow views; put it before")
     return dict(changed)

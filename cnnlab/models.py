@@ -138,6 +138,8 @@ class MLP(nn.Module):
         """x: float[B, ...] -> float32[B, K]."""
         x = x.reshape(x.shape[0], -1)
         activation = _named("activation", self.activation, ACTIVATIONS)
+        if not self.hidden and (self.activation != "relu" or self.dropout or self.batch_norm):
+            raise ValueError("hidden=[] leaves no layer for an activation, dropout or batch_norm")
         for units in self.hidden:
             # A bias in front of batch norm has no effect but rounding noise for a gradient.
             x = nn.Dense(units, use_bias=not self.batch_norm, dtype=self.dtype)(x)
@@ -191,10 +193,10 @@ class CNN(nn.Module):
             x = _Norm(self.batch_norm, self.dtype, self.axis_name)(x, train=train)
             x = activation(x)
             x = x if pool_first else pool(x, 2)
-        dense = MLP(
-            self.num_classes, self.hidden, self.batch_norm, self.dropout, self.activation, self.dtype, self.head,
-            self.axis_name,
-        )  # fmt: skip
+        hidden: Any = ((), False, self.dropout)  # without hidden layers the options are those of the convolutions alone
+        if self.hidden:
+            hidden = (self.hidden, self.batch_norm, self.dropout, self.activation)
+        dense = MLP(self.num_classes, *hidden, dtype=self.dtype, head=self.head, axis_name=self.axis_name)
         return dense(x, train=train)
 
 

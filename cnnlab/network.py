@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import optax
 
 from cnnlab import augment, cache, checkpoint, parallel, run_folder, storage, train
 from cnnlab.config import CHOICES, Config
+from cnnlab.contracts import captured
 from cnnlab.data.dataset import Dataset
 from cnnlab.errors import InputError, unknown
 from cnnlab.layers import Convolution
@@ -47,6 +47,11 @@ def run_keys(config: Config, seeds: Sequence[int] | None = None) -> jax.Array:
     if not (len(seeds) and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)):
         raise InputError(f"seeds must be whole numbers in [0, 2**32), at least one, got {list(seeds)}")
     return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def init_images(model: nn.Module) -> int:
+    """How many training images a model's `init` sees; 0 for one of zeros."""
+    return getattr(model, "init_images", 0)
 
 
 def initial_state(
@@ -119,23 +124,6 @@ def apply_for_evaluation(
     return apply_fn
 
 
-@contextlib.contextmanager
-def captured(wanted: bool) -> Iterator[dict[str, Any]]:
-    """Catch the input of the last layer that a model calls in the body: the features, under "input"."""
-    last: dict[str, Any] = {}
-    if not wanted:
-        yield last
-        return
-
-    def intercept(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        if context.method_name == "__call__" and context.module.path and args:  # not the model itself
-            last["input"] = args[0]
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(intercept):
-        yield last
-
-
 def statistics(mean: np.ndarray, std: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """A data set's mean and deviation as constants of a program: float[C] each, double where JAX has doubles."""
     dtype = jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32
@@ -153,6 +141,7 @@ class Trained:
       apply_fn: (params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K], features.
       state: the weights.
       step: after how many steps.
+      changed: the user's modules behind its parts that are no longer what they were.
     """
 
     config: Config
@@ -161,6 +150,7 @@ class Trained:
     apply_fn: Callable
     state: train.TrainState
     step: int
+    changed: tuple[str, ...] = ()
 
 
 def load(path: Path, weights: str = "last", conv: Convolution | None = None) -> Trained:
@@ -176,7 +166,7 @@ def load(path: Path, weights: str = "last", conv: Convolution | None = None) -> 
     """
     if weights not in CHOICES["test_on"]:
         raise unknown("weights", weights, CHOICES["test_on"])
-    config, facts = run_folder.read(path)
+    config, facts, stored = run_folder.read(path)
     cache.keep_compilations()
     parts, classes = resolve(config), len(facts["class_names"])
     conv = conv or Convolution(parallel.layout("jit", 1, 1).formulation)
@@ -193,7 +183,8 @@ def load(path: Path, weights: str = "last", conv: Convolution | None = None) -> 
         raise InputError(f"{path} holds no checkpoint with a validation accuracy, so none is best; use --weights last")
     mean, std = np.array(facts["mean"]), np.array(facts["std"])
     apply_fn = apply_for_evaluation(model, mean, std, config.test_views, "features" in parts.loss_asks)
-    return Trained(config, parts, facts, apply_fn, found.tree["state"], found.step)
+    changed = tuple(run_folder.changed_sources(stored, parts))
+    return Trained(config, parts, facts, apply_fn, found.tree["state"], found.step, changed)
 
 
 def teacher_fn(config: Config, dataset: Dataset, conv: Convolution | None = None) -> tuple[Callable, str]:

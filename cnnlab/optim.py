@@ -107,7 +107,7 @@ def muon(
     dtype: Any = jnp.float32,
     head_rate: float = 0.02,
     bias_rate: float = 0.02,
-    whitening_epochs: float = 3.0,
+    whitening_epochs: float | None = None,
     filter_momentum: float = 0.6,
     momentum: float = 0.9,
     nesterov: bool = True,
@@ -126,19 +126,20 @@ def muon(
       dtype: of Muon's products.
       head_rate: in (0, inf), peak rate of dense kernels.
       bias_rate: in (0, inf), peak rate of biases.
-      whitening_epochs: in [0, inf), epochs over which airnet's first bias is trained, at a rate that falls to zero.
+      whitening_epochs: in [0, inf), epochs over which airnet's first bias is trained, at a rate that falls to zero;
+        none: 3, where there is such a bias.
       filter_momentum: in [0, 1), of Muon, in Nesterov's form.
       momentum: in [0, 1), of SGD.
       nesterov: Nesterov's form of SGD's momentum.
       weight_decay: in [0, inf), the share of head and biases that a step at the peak rate takes away, before momentum.
 
     Raises:
-      InputError: (from `init`) parameters without a convolution kernel.
+      InputError: (from `init`) parameters without a convolution kernel, or whitening_epochs without a whitening bias.
 
     Source: Jordan et al., 2024, "Muon: an optimizer for hidden layers", https://kellerjordan.github.io/posts/muon; its
     use here with norms and SGD, https://github.com/KellerJordan/cifar10-airbench
     """
-    early = round(whitening_epochs * steps_per_epoch)
+    early = round((3.0 if whitening_epochs is None else whitening_epochs) * steps_per_epoch)
     falling = linear(bias_rate, early) if early else optax.constant_schedule(0.0)
     rest = {
         "head": (head_rate, schedule(head_rate)),
@@ -160,8 +161,11 @@ def muon(
     tx = optax.partition(groups, group)
 
     def init(params: Any) -> Any:
-        if "filters" not in jax.tree.leaves(group(params)):
+        there = set(jax.tree.leaves(group(params)))
+        if "filters" not in there:
             raise InputError("optimizer muon is for convolution kernels, and the model has none; choose another")
+        if whitening_epochs is not None and "whitening_bias" not in there:
+            raise InputError("optimizer muon: whitening_epochs has no effect on a model without a whitening layer")
         return tx.init(params)
 
     return optax.GradientTransformationExtraArgs(init, tx.update)
@@ -267,7 +271,12 @@ def steps(
       factor: in (0, inf), what the rate is multiplied by at each.
       steps_per_epoch: the unit of epochs.
       warmup: in [0, inf), epochs of linear warm-up from zero.
+
+    Raises:
+      ValueError: no epoch.
     """
+    if not len(at):
+        raise ValueError("at must name at least one epoch")
     early = round(warmup * steps_per_epoch)
     drops: dict[int, float] = {}
     for epoch in at:  # several may fall into one step

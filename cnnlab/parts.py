@@ -100,7 +100,10 @@ class Parts:
         Args:
           form: Part.resolved, for what is stored; Part.canonical, for what is compared and named.
         """
-        joined = lambda parts: "+".join(str(form(part)) for part in parts)
+
+        def joined(parts: Sequence[Part]) -> str:
+            return "+".join(str(form(part)) for part in parts)
+
         augmentations = self.augmentations
         return {
             "dataset": joined([self.dataset, *self.corruptions]),
@@ -121,11 +124,6 @@ class Parts:
     def cpu_images(self) -> int:
         """The fewest images of the model that are worth a CPU device."""
         return self.model.mark("cpu_images", CPU_IMAGES)
-
-    @property
-    def init_images(self) -> int:
-        """How many training images the model's `init` sees; 0 for one of zeros."""
-        return self.model.mark("init_images", 0)
 
     @property
     def needs_teacher(self) -> bool:
@@ -194,11 +192,8 @@ class Parts:
         if dtype is not None and not self.model.asks("dtype"):
             raise InputError(f"--compute-dtype {compute_dtype} has no effect: model {self.model} does not take a dtype")
         head = self.loss.mark("head", "linear")
-        if head != "linear" and self.model.path and not self.model.asks("head"):
-            head = "linear"  # the user's own network ends as it does
-        first = () if "num_classes" in self.model.parameters else (num_classes,)
         supply = {"num_classes": num_classes, "dtype": dtype, "head": head, "conv": conv, "axis_name": axis_name}
-        model = self.model.call(*first, **supply)
+        model = self.model.call(**supply)
         if not isinstance(model, nn.Module):
             raise InputError(f"model '{self.model}' must return a flax.linen.Module, got {type(model).__name__}")
         return model
@@ -225,8 +220,14 @@ class Parts:
         loss = self.loss.bind(class_counts=class_counts)
         for part in self.transforms:
             loss = part.call(loss, class_counts=class_counts)
-        contracts.check_loss(self.loss, loss, num_classes, label_dtypes)
+        if "features" not in self.loss_asks:  # their shape is the model's affair
+            contracts.check_loss(self.loss, loss, num_classes, label_dtypes, written=self.written_loss)
         return loss
+
+    @property
+    def written_loss(self) -> str:
+        """The loss with its transforms, as it was written."""
+        return "+".join(map(str, (self.loss, *self.transforms)))
 
     @property
     def loss_asks(self) -> frozenset[str]:
@@ -333,7 +334,10 @@ def resolve(config: Config) -> Parts:
     Raises:
       InputError: an unknown name or hyperparameter, or parts that do not go together.
     """
-    find = lambda kind, one: spec.find(KINDS[kind], one)
+
+    def find(kind: str, written: spec.Spec | str) -> Part:
+        return spec.find(KINDS[kind], written)
+
     dataset, *corruptions = spec.parse_pipeline(config.corrupted_dataset())
     loss, *transforms = spec.parse_pipeline(config.loss)
     operations = None

@@ -140,7 +140,8 @@ def build(
     def arguments() -> tuple[Any, ...]:
         leading = () if seeds is None else (seeds,)
         key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), leading) if leading else jax.random.key(0))
-        seen = min(parts.init_images, facts.resident or parts.init_images) or 1
+        wanted = network.init_images(model)
+        seen = min(wanted, facts.resident or wanted) or 1
         images = jax.ShapeDtypeStruct((seen, *facts.image_shape), jnp.float32)
         initial = lambda key, images: network.initial_state(model, tx, key, facts.image_shape, images)
         state = jax.eval_shape(initial, key, images)
@@ -172,9 +173,3 @@ def prepare_fn(operations: Sequence[augment.Operation], mean: np.ndarray, std: n
         return augment.apply(operations, batch | {"image": images}, key, run_key, axis_name)
 
     return prepare
-
-
-def needs_axis(parts: Parts, layout: parallel.Layout, state: train.TrainState) -> bool:
-    """Whether a model's batch statistics are those of each device alone, as it does not take the axis over them."""
-    shared = layout.mesh.shape[AXIS] > 1 and bool(jax.tree.leaves(state.batch_stats))
-    return shared and not parts.model.asks("axis_name")

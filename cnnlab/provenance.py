@@ -7,34 +7,29 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
-import inspect
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 FOREIGN = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
-def sources(module: str, function: Callable | None = None) -> dict[str, str]:
-    """SHA-256 of each user's file behind a part.
+def sources(*modules: str | None) -> dict[str, str]:
+    """SHA-256 of each user's file behind a part. Nothing is imported for it.
 
     Args:
-      module: by which the part was named; it has been imported.
-      function: the part, which may be written in another module.
+      modules: by which the part was named, and which it is written in; None is none.
 
     Returns:
       Module name -> digest; empty where no file is the user's.
     """
-    written_in: Any = inspect.unwrap(getattr(function, "func", function)) if function else None
-    waiting, digests = [module, getattr(written_in, "__module__", None)], {}
+    waiting, digests = list(modules), {}
     while waiting:
         name = waiting.pop()
         path = _file(name) if name and name not in digests else None
-        if path is None or not _is_users(path):
+        if name is None or path is None or not _is_users(path):
             continue
         text = path.read_bytes()
         digests[name] = hashlib.sha256(text).hexdigest()
@@ -43,16 +38,20 @@ def sources(module: str, function: Callable | None = None) -> dict[str, str]:
 
 
 def _file(name: str) -> Path | None:
+    """The file of a module, whether it has been imported or will be, within a function."""
     module = sys.modules.get(name)
-    origin = getattr(module, "__file__", None)
-    if module is None:  # imported within a function, later
-        try:
-            spec = importlib.util.find_spec(name)
-        except (ImportError, ValueError, AttributeError):
-            return None
-        origin = spec.origin if spec else None
-    path = Path(origin) if origin else None
-    return path.resolve() if path and path.suffix == ".py" and path.is_file() else None
+    if module is not None:
+        origin = getattr(module, "__file__", None)
+        path = Path(origin) if origin else None
+        return path.resolve() if path and path.suffix == ".py" and path.is_file() else None
+    parent, _, last = name.rpartition(".")
+    above = _file(parent) if parent else None
+    folders = [above.parent] if above and above.name == "__init__.py" else [] if parent else map(Path, sys.path)
+    for folder in folders:
+        for path in (folder / f"{last}.py", folder / last / "__init__.py"):
+            if path.is_file():
+                return path.resolve()
+    return None
 
 
 def _is_users(path: Path) -> bool:
@@ -65,7 +64,11 @@ def _imported(name: str, path: Path, text: bytes) -> Iterator[str]:
     """The modules that a file imports anywhere in it, and the packages that they are in."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
-    for node in ast.walk(ast.parse(text)):
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # it has not been imported, and cannot be
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import PartitionSpec
 
 from cnnlab import augment, cache, contracts, loop, metrics, network, parallel, program, run_folder, train
@@ -100,14 +99,13 @@ def build(
     images, summary, own, held_out, counts, feed_of = _data(config, parts, dataset, console, devices)
     mean, std = summary.mean_std(own)  # of all training images, whichever of them are used: the same under conditions
     read = dataset.train.read if images is None else lambda at: {"image": images[at], "label": summary.labels[at]}
-    first_images = None
-    if parts.init_images:  # what the model fits itself to, the same whatever the seed
-        first = read(own[: parts.init_images])["image"]
-        first_images = augment.normalise(jnp.asarray(first), *network.statistics(mean, std))
     resident = None if images is None else len(images)
     about = program.Facts(dataset.train.image_shape, mean, std, counts, resident, dataset.mirror)
     built = program.build(config, parts, devices, about, together, teacher, whole)
     model, each, at_once = built.model, built.each, built.dispatch_steps
+    first_images = None
+    if count := network.init_images(model):  # what the model fits itself to, the same whatever the seed
+        first_images = augment.normalise(jnp.asarray(read(own[:count])["image"]), *network.statistics(mean, std))
     data, own_metrics = devices.place(feed_of(seeds).data), parts.build_metrics()
     features = "features" in parts.loss_asks
 
@@ -172,16 +170,23 @@ def build(
             feed="streaming" if images is None else "resident",
         )
 
-    if parts.optimizer.path:  # cnnlab's own are tested
-        alone = lambda key: network.initial_state(model, optax.identity(), key, dataset.train.image_shape, first_images)
-        contracts.check_optimizer(parts.optimizer, built.tx, jax.eval_shape(alone, jax.random.key(0)).params)
     begun = begin(seeds, rates)
-    if program.needs_axis(parts, devices, begun.state):
-        console.say(
-            f"model {parts.model} has batch statistics and does not take axis_name: they are those of each device, "
-            f"{config.batch_size // devices.mesh.shape[AXIS]} images"
-        )
+    for line in notices(config, parts, devices, begun.state):
+        console.say(line)
     return begun
+
+
+def notices(config: Config, parts: Parts, devices: parallel.Layout, state: train.TrainState) -> list[str]:
+    """What to know of a user's model that does not take all that the run could pass it, a line each."""
+    lines, shared = [], devices.mesh.shape[AXIS]
+    if shared > 1 and jax.tree.leaves(state.batch_stats) and not parts.model.asks("axis_name"):
+        lines.append(
+            f"model {parts.model} does not take axis_name: its batch statistics are those of each device, "
+            f"{config.batch_size // shared} images"
+        )
+    if parts.loss.mark("head") and "head" not in parts.model.parameters:
+        lines.append(f"loss {parts.loss} is made for cosines; model {parts.model} takes no head and ends as it does")
+    return lines
 
 
 def trained(
@@ -234,11 +239,22 @@ def check_parts(config: Config, parts: Parts, dataset: datasets.Dataset) -> None
     """
     classes, shape = dataset.num_classes, dataset.train.image_shape
     mixed, _ = parts.check_pipeline(classes, shape, config.batch_size, dataset.mirror)
-    parts.build_loss(classes, np.ones(classes), ["float32", "int32"] if mixed else ["int32"])
-    contracts.check_model(parts.model, parts.build_model(classes, config.compute_dtype), shape, classes)
+    label_dtypes = ["float32", "int32"] if mixed else ["int32"]
+    loss = parts.build_loss(classes, np.ones(classes), label_dtypes)
+    model = parts.build_model(classes, config.compute_dtype)
+    contracts.check_model(parts.model, model, shape, classes)
+    if "features" in parts.loss_asks:
+        features = contracts.features_shape(parts.model, model, shape)
+        contracts.check_loss(parts.loss, loss, classes, label_dtypes, features, parts.written_loss)
     parts.build_metrics()
     steps = max(len(dataset.train) // config.batch_size, 1)
     network.build_optimizer(config, parts, steps)
+    if parts.schedule.path:  # cnnlab's own are tested
+        contracts.check_schedule(parts.schedule, lambda peak: parts.build_schedule(peak, steps * config.epochs, steps))
+    if parts.optimizer.path:
+        contracts.check_optimizer(
+            parts.optimizer, lambda peak: network.build_optimizer(config, parts, steps, peak), model, shape
+        )
 
 
 def resident(config: Config, split: datasets.Split) -> bool:

@@ -15,11 +15,14 @@ import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cnnlab import hosts, storage
 from cnnlab.config import FREE_ON_RESUME, PARTS, Config
 from cnnlab.errors import InputError
+
+if TYPE_CHECKING:
+    from cnnlab.parts import Parts
 
 PACKAGES = ("cnnlab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy")
 
@@ -46,8 +49,8 @@ def versions() -> dict[str, Any]:
     }
 
 
-def read(path: Path) -> tuple[Config, dict[str, Any]]:
-    """The configuration of a run folder and the facts about its data.
+def read(path: Path) -> tuple[Config, dict[str, Any], dict[str, Any]]:
+    """The configuration of a run folder, the facts about its data, and the configuration as it is stored.
 
     Raises:
       InputError: the folder holds no run.
@@ -57,7 +60,7 @@ def read(path: Path) -> tuple[Config, dict[str, Any]]:
         raise InputError(f"{path} is no run folder: it has no config.json and data.json")
     if missing := {"class_names", "image_shape", "mean", "std", "counts", "class_counts", "digest"} - set(facts):
         raise InputError(f"{path}/data.json is damaged: it lacks {sorted(missing)}")
-    return Config.from_json(config), facts
+    return Config.from_json(config), facts, config
 
 
 def check(path: Path, config: Config, quick: bool = False) -> dict | None:
@@ -121,14 +124,15 @@ def conflicts(stored: dict[str, Any], wanted: Config, quick: bool = False) -> li
         before = written.get(name, stored.get(name, known[name]))
         if before != value and name not in FREE_ON_RESUME:
             differing[name] = (before, value)
-    strange = {name: (value, None) for name, value in stored.items() if name not in new and name != "written"}
+    strange = {name: (value, None) for name, value in stored.items() if name not in {*new, "written", "sources"}}
+    quick = quick and not stored.get("sources")  # the user's files have to be looked at
     if not strange and (not quick or differing.keys() & {*PARTS, *SHORT, "epochs"}):
         _settle_parts(stored, wanted, differing)
     return [f"{name}: {old} -> {value}" for name, (old, value) in (differing | strange).items()]
 
 
 def _settle_parts(stored: dict[str, Any], wanted: Config, differing: dict[str, tuple[Any, Any]]) -> None:
-    """Compare parts by what they resolve to, and take back more epochs where they may grow."""
+    """Compare parts by what they resolve to and by the user's files; take back more epochs where they may grow."""
     from cnnlab.parts import resolve
     from cnnlab.spec import Part, parse_pipeline
 
@@ -144,8 +148,17 @@ def _settle_parts(stored: dict[str, Any], wanted: Config, differing: dict[str, t
             differing[name] = (before[name], now[name]) if alike else (told_before[name], told_now[name])
     for name in SHORT:  # told as part of the data set
         differing.pop(name, None)
+    told = lambda digests, module: digests.get(module, "no such file")[:12]
+    for module in changed_sources(stored, ours):
+        differing[f"your file {module}"] = tuple(told(d, module) for d in (stored.get("sources", {}), ours.sources()))
     if ours.extendable and wanted.epochs >= stored.get("epochs", math.inf):
         differing.pop("epochs", None)
+
+
+def changed_sources(stored: dict[str, Any], parts: Parts) -> list[str]:
+    """The modules of the user that are no longer what a run was started with, or that it did not have."""
+    before, now = stored.get("sources", {}), parts.sources()
+    return sorted(module for module in before.keys() | now.keys() if before.get(module) != now.get(module))
 
 
 def _has_results(path: Path) -> bool:
@@ -154,17 +167,17 @@ def _has_results(path: Path) -> bool:
 
 
 def stored_form(config: Config) -> dict[str, Any]:
-    """A configuration as a run stores it: each part with all of its hyperparameters, and as it was written.
+    """A configuration as a run stores it: parts with all hyperparameters, as they were written, and the user's files.
 
     A later version's other defaults do not change it, and new hyperparameters with a default do not make it unreadable.
     """
     from cnnlab.parts import resolve
     from cnnlab.spec import Part
 
-    fields = config.to_json()
-    known = Config().to_json()
+    fields, known, parts = config.to_json(), Config().to_json(), resolve(config)
     written = {name: fields[name] for name in (*PARTS, *SHORT)}
-    return fields | {name: known[name] for name in SHORT} | resolve(config).specs(Part.resolved) | {"written": written}
+    resolved = {name: known[name] for name in SHORT} | parts.specs(Part.resolved)
+    return fields | resolved | {"written": written, "sources": parts.sources()}
 
 
 class RunFolder:

@@ -30,6 +30,7 @@ from cnnlab.errors import InputError, unknown
 
 CONSTANTS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
 TYPES = {"bool": bool, "int": int, "float": (int, float), "str": str}
+DEFAULTS = {bool: bool, int: (int, float), float: (int, float), str: str, tuple: tuple, list: tuple}
 TYPE_NAMES = {bool: "true or false", int: "a whole number", (int, float): "a number", str: "a word", tuple: "a list"}
 
 
@@ -108,7 +109,8 @@ def _value(text: str) -> Any:
     try:
         return _frozen(ast.literal_eval(text))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
+        bracketed = text[:1] + text[-1:] in ("[]", "()")  # of words, which Python would want in quotes
+        return tuple(_value(item.strip()) for item in split(text[1:-1], ",")) if bracketed else text
 
 
 def _frozen(value: Any) -> Any:
@@ -175,25 +177,48 @@ def _at(place: str) -> Any:
 
 @dataclass(frozen=True)
 class Part:
-    """A part that has been found: a function, and the hyperparameters that were written for it."""
+    """A part that has been found.
+
+    Attributes:
+      kind: of it.
+      name: of a built-in one, or the dotted path.
+      function: what is called; of a class whose instances are called, the class.
+      keywords: the hyperparameters that were written for it.
+      module: the user's module that was imported for it.
+    """
 
     kind: Kind
     name: str
     function: Callable
     keywords: Mapping[str, Any]
+    module: str = ""
 
     @functools.cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """Everything but what comes with the call, by name."""
-        every = list(_signature(self.kind, self.name, self.function).parameters.values())
-        named = [p for p in every[self.kind.positional :] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        every = self._signature()
+        if self._is_constructed:
+            every = [*every, *self._signature(self.function.__call__)[1 + self.kind.positional :]]
+        else:
+            every = every[self.kind.positional :]
+        named = [p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         return {p.name: p for p in named if p.name not in self.kind.hidden}
+
+    @property
+    def _is_constructed(self) -> bool:
+        """Whether it is a class whose instances are called, as a loss may be: Loss(gamma=2)(logits, labels)."""
+        return self.kind.positional > 1 and inspect.isclass(self.function)
+
+    def _signature(self, function: Any = None) -> list[inspect.Parameter]:
+        try:
+            return list(inspect.signature(function or self.function).parameters.values())
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{self.kind.name} '{self.name}' is no {self.kind.contract} written in Python") from error
 
     @functools.cached_property
     def open_ended(self) -> bool:
         """Whether the function takes any keyword."""
-        parameters = _signature(self.kind, self.name, self.function).parameters.values()
-        return any(p.kind is p.VAR_KEYWORD for p in parameters)
+        return any(p.kind is p.VAR_KEYWORD for p in self._signature())
 
     def asks(self, name: str) -> bool:
         """Whether the function takes something of that name which the spec does not set."""
@@ -218,8 +243,12 @@ class Part:
         Raises:
           InputError: a hyperparameter without default is missing.
         """
-        asked = {name: value for name, value in supply.items() if self.asks(name)}
-        return functools.partial(self.function, **self.keywords, **asked)
+        keywords = {**self.keywords, **{name: value for name, value in supply.items() if self.asks(name)}}
+        if not self._is_constructed:
+            return functools.partial(self.function, **keywords)
+        own = {p.name for p in self._signature()}
+        made = self.function(**{name: value for name, value in keywords.items() if name in own})
+        return functools.partial(made, **{name: value for name, value in keywords.items() if name not in own})
 
     def call(self, *args: Any, **supply: Any) -> Any:
         """What the bound function returns.
@@ -257,7 +286,7 @@ class Part:
     def _as_default(self, name: str, value: Any) -> Any:
         """A whole number where the function speaks of floats: 2 is 2.0, in one spelling."""
         parameter = self.parameters.get(name)
-        floats = parameter and (str(parameter.annotation) == "float" or type(parameter.default) is float)
+        floats = parameter and (_annotated(parameter) == "float" or type(parameter.default) is float)
         return float(value) if floats and type(value) is int else value
 
     def _is_default(self, name: str, value: Any) -> bool:
@@ -266,7 +295,10 @@ class Part:
 
     def sources(self) -> dict[str, str]:
         """SHA-256 of each user's file that the part is written in, by module name."""
-        return provenance.sources(self.path.rpartition(".")[0], self.function) if self.path else {}
+        if not self.path:
+            return {}
+        written_in: Any = inspect.unwrap(getattr(self.function, "func", self.function))
+        return provenance.sources(self.module, getattr(written_in, "__module__", None))
 
     def accepted(self) -> str:
         """Its hyperparameters in a line."""
@@ -289,8 +321,8 @@ def find(kind: Kind, spec: Spec | str) -> Part:
         outside its range.
     """
     spec = parse(spec) if isinstance(spec, str) else spec
-    name, function = _look_up(kind, spec.name)
-    part = Part(kind, name, function, dict(spec.keywords))
+    name, function, module = _look_up(kind, spec.name)
+    part = Part(kind, name, function, dict(spec.keywords), module)
     for key, value in spec.keywords.items():
         if key in part.hyperparameters():
             _check_value(part, key, value)
@@ -304,24 +336,28 @@ def find(kind: Kind, spec: Spec | str) -> Part:
     return part
 
 
-def _look_up(kind: Kind, name: str) -> tuple[str, Callable]:
-    builtin = kind.builtin()
-    if "." in name and name.split(".")[0] != "cnnlab":
-        return name, _load(kind, name)
+def _look_up(kind: Kind, name: str) -> tuple[str, Callable, str]:
+    """The name of a part in its one spelling, its function, and the module that was imported for it."""
+    builtin, module = kind.builtin(), ""
     known = builtin | kind.short()
-    function = known.get(name) if "." not in name else _load(kind, name)
+    if "." in name:
+        function, module = _load(kind, name)
+        if name.split(".")[0] != "cnnlab":
+            return name, function, module
+    else:
+        function = known.get(name)
     if function is None and kind.fallback:
-        return name, _at(kind.fallback)(name)
+        return name, _at(kind.fallback)(name), ""
     if function is None:
         for library in kind.libraries:
             if hasattr(importlib.import_module(library), name):
                 raise InputError(f"unknown {kind.name} '{name}': did you mean '{library}.{name}'?")
         raise unknown(kind.name, name, known)
-    return next((own for own, f in builtin.items() if f is function), name), function
+    return next((own for own, f in builtin.items() if f is function), name), function, module
 
 
-def _load(kind: Kind, path: str) -> Callable:
-    """What a dotted path names: an attribute of a module, or of a class in one."""
+def _load(kind: Kind, path: str) -> tuple[Callable, str]:
+    """What a dotted path names, an attribute of a module or of a class in one, and the module."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     names = path.split(".")
@@ -332,8 +368,9 @@ def _load(kind: Kind, path: str) -> Callable:
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            if length > 1 and error.name == module_name:  # a class in a module, perhaps
-                continue
+            missing = str(error.name)
+            if length > 1 and missing != names[0] and f"{module_name}.".startswith(f"{missing}."):
+                continue  # a class in a module, perhaps
             raise InputError(f"{kind.name} '{path}': no module '{error.name}', here or installed") from error
         except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
             raise InputError(
@@ -345,7 +382,7 @@ def _load(kind: Kind, path: str) -> Callable:
             found = getattr(found, name)
         if not callable(found) and not kind.positional == 0:
             raise unknown(f"{kind.name} in {module_name}", names[-1], _callables(importlib.import_module(module_name)))
-        return found
+        return found, module_name
     raise InputError(f"{kind.name} '{path}': no module '{names[0]}', here or installed")
 
 
@@ -353,23 +390,13 @@ def _callables(module: Any) -> list[str]:
     return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
 
 
-def _signature(kind: Kind, name: str, function: Callable) -> inspect.Signature:
-    try:
-        return inspect.signature(function)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{kind.name} '{name}' is no {kind.contract} written in Python") from error
-
-
 def _check_value(part: Part, key: str, value: Any) -> None:
     """Hold a value against the type that the annotation or default says, and the range that the docstring states."""
     parameter, said = part.parameters[key], f"{part.kind.name} {part.name}: {key} must"
-    annotation, default = parameter.annotation, parameter.default
+    default, written = parameter.default, _annotated(parameter)
     if value is None and default is None:
         return
-    written = (annotation.__name__ if isinstance(annotation, type) else str(annotation)).removesuffix(" | None")
-    kind: Any = TYPES.get(written) or TYPES.get(type(default).__name__)
-    if isinstance(default, tuple | list):
-        kind = tuple
+    kind: Any = TYPES.get(written) or DEFAULTS.get(type(default))
     if not _is_of(kind, value):
         raise InputError(f"{said} be {TYPE_NAMES[kind]}, got {_text(value)}; {part.accepted()}")
     if items := re.fullmatch(r"(?:Sequence|list|tuple)\[(\w+)(?:, \.\.\.)?\]", written):
@@ -381,6 +408,12 @@ def _check_value(part: Part, key: str, value: Any) -> None:
     for number in value if isinstance(value, tuple) else (value,):
         if limits and isinstance(number, int | float) and not isinstance(number, bool) and number not in limits:
             raise InputError(f"{said} lie in {limits}, got {_text(value)}; {part.accepted()}")
+
+
+def _annotated(parameter: inspect.Parameter) -> str:
+    """The annotation of a parameter as it is written, but for None."""
+    annotation = parameter.annotation
+    return (annotation.__name__ if isinstance(annotation, type) else str(annotation)).removesuffix(" | None")
 
 
 def _is_of(kind: Any, value: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from dataclasses import dataclass
 
 import tyro
@@ -39,6 +40,8 @@ def main(arguments: Arguments) -> None:
     from cnnlab.data import feed
 
     trained = network.load(storage.path(arguments.run), arguments.weights)
+    for module in trained.changed:
+        print(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
     config = trained.config
     data_dir = arguments.data_dir or config.data_dir
     parts, facts = trained.parts, trained.facts

@@ -5,6 +5,7 @@ python experiments/predict.py runs/cifar10-cnn-cross_entropy-seed0 cat.jpg ship.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import tyro
@@ -41,6 +42,8 @@ def main(arguments: Arguments) -> None:
     from cnnlab.softmax import softmax
 
     trained = network.load(storage.path(arguments.run), arguments.weights)
+    for module in trained.changed:
+        print(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
     shape, names = tuple(trained.facts["image_shape"]), trained.facts["class_names"]
     images = np.stack([image.read(path, shape) for path in arguments.images])
     probabilities = jax.jit(lambda x: softmax(trained.apply_fn(trained.state.params, trained.state.batch_stats, x)[0]))

@@ -46,7 +46,6 @@ def main(config: Config) -> None:
         f"{config.loss}; {path}"
     )
     environment = run_folder.versions() | {"devices": devices, "feed": experiment.feed}
-    environment |= {f"source of {module}": digest for module, digest in experiment.parts.sources().items()}
     with (
         run_folder.RunFolder(path, config, environment, experiment.facts) as folder,
         Checkpoints(path / "checkpoints", keep=config.keep) as checkpoints,

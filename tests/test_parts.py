@@ -135,6 +135,11 @@ def test_optimizers_of_optax_take_their_own_step(text, tfds_root):
         ({"model": "user_parts.Net", "compute_dtype": "bfloat16"}, "does not take a dtype"),
         ({"model": "mlp,num_classes=7"}, "num_classes comes from the run"),
         ({"augment": "views+flip"}, "takes no view_logits"),
+        ({"model": "cnn,widths=[2]", "optimizer": "muon,whitening_epochs=5"}, "whitening_epochs has no effect"),
+        ({"model": "airnet,widths=[2,2],whiten=false", "optimizer": "muon,whitening_epochs=5"}, "has no effect"),
+        ({"model": "mlp,hidden=[],activation=gelu"}, "hidden=[] leaves no layer"),
+        ({"model": "cnn,widths=[2],hidden=[],dropout=0.5"}, "hidden=[] leaves no layer"),
+        ({"schedule": "steps,at=[]"}, "at must name at least one epoch"),
     ],
 )
 def test_a_setting_without_effect_is_refused(changes, words, tfds_root):
@@ -237,6 +242,61 @@ def test_own_parts_in_a_study(tmp_path):
     assert again is not None and again.cells == found.cells
 
 
+def test_arms_that_are_one_under_two_names_are_refused(tmp_path, tfds_root):
+    study = Study(dataset="tiny", model="mlp,hidden=[8]", losses=("ce", "mse"), seeds=2, epochs=1, batch_size=20,
+                  devices=1, progress="off", workdir=str(tmp_path))  # fmt: skip
+    for changes, names in (
+        ({"losses": ("ce", "mse", "cross_entropy")}, "'ce' and 'cross_entropy'"),
+        ({"losses": ("focal", "focal,gamma=2")}, "'focal' and 'focal,gamma=2'"),
+        ({"vary": ("optimizer=adam,adam,b1=0.9",)}, "'ce, optimizer adam' and 'ce, optimizer adam,b1=0.9'"),
+    ):
+        message = failure(cells.run, dataclasses.replace(study, **changes), Board("off", 1), "COMMAND")
+        assert f"{names} are the same under two names" in message
+    first = cells.run(study, Board("off", 1), "COMMAND")
+    again = cells.run(dataclasses.replace(study, losses=("cross_entropy", "mse")), Board("off", 1), "COMMAND")
+    assert first is not None and again is not None
+    assert again.cells[0][0]["runs"] == first.cells[0][0]["runs"]  # nothing is trained for another spelling
+    assert len(list((tmp_path / "cells").iterdir())) == 2
+
+
+def test_a_run_whose_user_file_has_changed_is_not_resumed(tmp_path, tfds_root):
+    """Also where it is finished: the summary would be another loss's."""
+    text = (
+        "from cnnlab import losses\ndef mine(logits, labels):\n    return {} * losses.cross_entropy(logits, labels)\n"
+    )
+    small = ["--dataset", "tiny", "--model", "mlp,hidden=[4]", "--loss", "changed_here.mine", "--batch-size", 20]
+    small += ["--schedule", "constant", "--workdir", tmp_path / "run"]
+    (tmp_path / "changed_here.py").write_text(text.format(1))
+    assert script("train", *small, "--epochs", 1, cwd=tmp_path).returncode == 0
+    (tmp_path / "changed_here.py").write_text(text.format(100))
+    for epochs in (1, 2):
+        message = one_line_error(script("train", *small, "--epochs", epochs, cwd=tmp_path))
+        assert "your file changed_here: " in message and "Choose another --workdir" in message
+    done = script("evaluate", tmp_path / "run", cwd=tmp_path)
+    assert done.stderr == "changed_here is no longer the file that the run was trained with\n"
+    (tmp_path / "changed_here.py").write_text(text.format(1))
+    assert script("train", *small, "--epochs", 2, cwd=tmp_path).returncode == 0
+
+
+def test_arrays_that_cannot_be_a_data_set():
+    good = user_parts.blocks()
+    from cnnlab.data.dataset import from_arrays
+
+    for changes, words in (
+        ({"validation": 1}, "['validation'] is not used"),
+        ({"test": (good["test"][0][:0], good["test"][1][:0])}, "has no images"),
+        ({"train": (good["train"][0] / 255, good["train"][1])}, "images must be uint8[N, H, W, C]"),
+        ({"train": (good["train"][0], good["train"][1][:3])}, "labels must be int[120], one for each image"),
+        ({"test": (good["test"][0][:, :4], good["test"][1])}, "have different shapes"),
+    ):
+        assert words in failure(from_arrays, "mine", good | changes)
+    assert "has no test" in failure(from_arrays, "mine", {"train": good["train"]})
+    assert from_arrays("mine", good | {"class_names": np.array(["a", "b", "c"])}).class_names == ("a", "b", "c")
+    assert from_arrays("mine", {k: good[k] for k in ("train", "test")}).class_names == ("0", "1", "2")
+    grey = {k: (good[k][0][..., 0], good[k][1]) for k in ("train", "test")}
+    assert from_arrays("mine", grey).train.image_shape == (8, 8, 1) and not from_arrays("mine", grey).mirror
+
+
 def test_a_user_s_network_learns_with_everything_else_built_in(tfds_root):
     _, progress = trained(model="user_parts.Net", epochs=6, learning_rate=0.05)
     assert progress.history[-1]["validation_accuracy"] > 0.6
@@ -264,6 +324,11 @@ BROKEN = [
     ("augment", "user_parts.penalised", "fails on images"),
     ("dataset", "user_parts.within", "must return a Dataset or a dict of arrays"),
     ("dataset", "tiny+user_parts.jitter", "corruption user_parts.jitter"),
+    ("schedule", "user_parts.python_schedule", "schedule 'user_parts.python_schedule' fails where JAX traces"),
+    ("schedule", "user_parts.vector_schedule", "must give one rate for a step, got float32[3]"),
+    ("schedule", "optax.cosine_onecycle_schedule,peak_value=0.1", "schedule optax.cosine_onecycle_schedule"),
+    ("optimizer", "user_parts.python_rate", "optimizer user_parts.python_rate: ConcretizationTypeError"),
+    ("augment", "mixup+views+mixup", "changes labels and cannot follow views"),
     ("metrics", ("user_parts.blocks",), "must be a cnnlab.metrics.Metric"),
     ("metrics", ("user_parts.within", "user_parts.within"), "is called top2_of_mine, as another one is"),
 ]
@@ -349,7 +414,7 @@ def test_jensen_shannon_is_trained_on_views(tfds_root):
     words = failure(recipe.build, dataclasses.replace(config, augment="flip"), Console("off"))
     assert "--augment views+flip+crop makes some" in words
     words = failure(recipe.build, dataclasses.replace(config, augment="views+mixup"), Console("off"))
-    assert "mixes labels and cannot follow views" in words
+    assert "changes labels and cannot follow views" in words
 
 
 def test_views_pass_the_network_together_and_come_apart():
@@ -358,6 +423,30 @@ def test_views_pass_the_network_together_and_come_apart():
     own, others = train._apart(train._together(images, views), 2)
     np.testing.assert_array_equal(own, images)
     np.testing.assert_array_equal(others, views)
+
+
+def test_features_have_the_shape_of_the_model_s_own(tfds_root):
+    """A loss that needs them in one form is held against the network at hand."""
+    ask = {"loss": "user_parts.compact"}
+    words = failure(recipe.build, dataclasses.replace(TINY, **ask, model="user_parts.WithoutLayers"), Console("off"))
+    assert "calls no layer, and so has no features" in words
+    recipe.build(dataclasses.replace(TINY, **ask), Console("off"))
+
+
+def test_other_forms_of_a_loss():
+    plain = losses.cross_entropy(LOGITS, LABELS)
+    np.testing.assert_allclose(at(objective_of("user_parts.Outer.Inner.deep,alpha=0.5"), 0), 0.5 * plain, rtol=1e-6)
+    np.testing.assert_allclose(at(objective_of("user_parts.Scaled,factor=3"), 20), 4.5 * plain, rtol=1e-6)
+    np.testing.assert_allclose(at(objective_of("user_parts.words,kinds=[x,y],flags=[false,true]"), 0), plain, rtol=1e-6)
+    found = spec.find(KINDS["loss"], "user_parts.Scaled,factor=3")
+    assert set(found.sources()) == {"user_parts"} and str(found.resolved()) == "user_parts.Scaled,factor=3"
+
+
+def test_a_model_that_takes_no_head_is_announced(tfds_root, capsys):
+    recipe.build(dataclasses.replace(TINY, model="user_parts.Net", loss="arcface"), Console("lines"))
+    assert "model user_parts.Net takes no head" in capsys.readouterr().out
+    recipe.build(dataclasses.replace(TINY, loss="arcface"), Console("lines"))
+    assert "takes no head" not in capsys.readouterr().out
 
 
 # Augmentations

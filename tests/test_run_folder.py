@@ -71,7 +71,7 @@ def test_what_a_new_folder_holds(tmp_path):
     with opened(tmp_path / "a" / "run", config) as folder:
         assert folder.warnings == []
         assert {p.name for p in folder.path.iterdir()} == {"lock", "config.json", "versions.json", "data.json"}
-    stored, facts = run_folder.read(folder.path)
+    stored, facts, _ = run_folder.read(folder.path)
     assert facts == DATA and stored == Config(
         seed=5,
         dataset="shapes10+label_noise,kind=symmetric,rate=0.2",

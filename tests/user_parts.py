@@ -98,3 +98,48 @@ def faded(logits, labels, progress):
 def compact(logits, labels, features, weight=0.01):
     """Cross-entropy and a pull of the features towards zero."""
     return cross_entropy(logits, labels) + weight * jnp.sum(features**2, -1)
+
+
+# Other forms of parts.
+
+
+class Outer:
+    class Inner:
+        @staticmethod
+        def deep(logits, labels, alpha=1):
+            return alpha * cross_entropy(logits, labels)
+
+
+class Scaled:
+    """A loss as a class: made of its hyperparameters, called with logits and labels."""
+
+    def __init__(self, factor=2):
+        self.factor = factor
+
+    def __call__(self, logits, labels, progress):
+        return self.factor * (1 + progress) * cross_entropy(logits, labels)
+
+
+def words(logits, labels, kinds=("a", "b"), flags=(True, False)):
+    assert kinds == ("x", "y") and flags == (False, True)
+    return cross_entropy(logits, labels)
+
+
+class WithoutLayers(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return self.param("bias", nn.initializers.zeros, (1, self.num_classes)) + images.mean((1, 2, 3))[:, None]
+
+
+def python_schedule(peak, total_steps):
+    return lambda step: peak if step < total_steps / 2 else peak / 10
+
+
+def vector_schedule(peak):
+    return lambda step: peak * jnp.ones(3)
+
+
+def python_rate(learning_rate):
+    return optax.sgd(float(learning_rate(0)))

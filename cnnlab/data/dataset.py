@@ -136,9 +136,14 @@ def from_arrays(name: str, arrays: Mapping[str, Any], image_size: int | None = N
     """
     if missing := {"train", "test"} - set(arrays):
         raise InputError(f"data set {name} has no {' and no '.join(sorted(missing))}; it has {sorted(arrays)}")
+    if strange := set(arrays) - {"train", "test", "class_names", "mirror", "taken_for"}:
+        raise InputError(
+            f"data set {name}: {sorted(strange)} is not used; it takes train, test, class_names, mirror and taken_for"
+        )
     splits = {which: _checked(f"{name} {which}", arrays[which]) for which in ("train", "test")}
     highest = max(int(split.labels.max(initial=0)) for split in splits.values())
-    names = tuple(map(str, arrays.get("class_names") or range(highest + 1)))
+    given = arrays.get("class_names")
+    names = tuple(map(str, range(highest + 1) if given is None else given))
     shapes = {split.images.shape[1:] for split in splits.values()}
     if len(shapes) > 1:
         raise InputError(f"data set {name}: images to train on and to test have different shapes, {sorted(shapes)}")
@@ -170,6 +175,8 @@ def _checked(name: str, pair: Any) -> Arrays:
             f"data set {name}: images must be uint8[N, H, W, C] of 1 or 3 channels, got "
             f"{images.dtype}{list(images.shape)}"
         )
+    if not len(images):
+        raise InputError(f"data set {name} has no images")
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
             f"data set {name}: labels must be int[{len(images)}], one for each image, got "

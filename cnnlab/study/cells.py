@@ -61,6 +61,7 @@ def run(study: Study, board: Board, command: str) -> Results | None:
     """
     folder = Path(study.workdir).expanduser().absolute()
     cells = [folders.cell(study, loss, condition) for loss, condition in plan.grid(study)]
+    _refuse_twins(cells)
     plan.metric(study)  # refuse it before any training
     measured = list(plan.metrics(study))
     which, of = plan.shard(study.shard)
@@ -132,6 +133,16 @@ def train(
     if result := read():
         hosts.on_first(lambda: shutil.rmtree(folders.checkpoints(folder, cell), ignore_errors=True))
     return result
+
+
+def _refuse_twins(cells: Sequence[folders.Cell]) -> None:
+    """Raises InputError where two cells are one under two names: a study would compare it with itself."""
+    seen: dict[str, str] = {}
+    for cell in cells:
+        name = f"{cell.loss}, {plan.label(cell.condition)}" if cell.condition else cell.loss
+        if cell.digest in seen:
+            raise InputError(f"'{seen[cell.digest]}' and '{name}' are the same under two names; leave one out")
+        seen[cell.digest] = name
 
 
 def check(study: Study, board: Board) -> Facts:
@@ -356,7 +367,7 @@ def announcement(study: Study) -> list[str]:
     lines = [
         f"{losses} losses x {count(conditions, 'condition')} x {count(study.seeds, 'seed')} of "
         f"{count(study.epochs, 'epoch')}, {count(comparisons, 'comparison')} with {plan.baseline(study)} "
-        f"in {study.metric}"
+        f"in {plan.metric(study).name}"
     ]
     if study.seeds < needed:
         lines.append(
