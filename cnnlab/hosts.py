@@ -113,11 +113,7 @@ def start() -> list[Any]:
     """
     import jax
 
-    asked = os.environ.get("JAX_NUM_CPU_DEVICES") or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not asked:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        with contextlib.suppress(RuntimeError):  # JAX has started already, with the devices it has
-            jax.config.update("jax_num_cpu_devices", cores)
+    configure_cpu_devices()
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:
@@ -126,6 +122,20 @@ def start() -> list[Any]:
     if devices[0].platform == "cpu":
         _keep_freed_memory()
     return devices
+
+
+def configure_cpu_devices() -> None:
+    """Let JAX have a CPU device for each core once it starts; without effect if it has, or if another number is asked.
+
+    It comes before the import of a user's module, which may compute.
+    """
+    import jax
+
+    asked = os.environ.get("JAX_NUM_CPU_DEVICES") or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not asked:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with contextlib.suppress(RuntimeError):  # JAX has started already, with the devices it has
+            jax.config.update("jax_num_cpu_devices", cores)
 
 
 def _keep_freed_memory() -> None:

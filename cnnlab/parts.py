@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cnnlab import augment, contracts, spec
+from cnnlab import augment, contracts, hosts, spec
 from cnnlab.config import Config
 from cnnlab.contracts import LOSS_INPUTS
 from cnnlab.data import dataset as datasets
@@ -278,7 +278,7 @@ class Parts:
         """
         parts = self.augmentations
         if parts is None:
-            parts = (spec.find(KINDS["augmentation"], "flip"),) if mirror else ()
+            parts = (find("augmentation", "flip"),) if mirror else ()
         return augment.pipeline(
             (
                 part.name,
@@ -328,16 +328,22 @@ class Parts:
         return tuple(built)
 
 
+def find(kind: str, written: spec.Spec | str) -> Part:
+    """A part of a kind.
+
+    Raises:
+      InputError: as `spec.find`.
+    """
+    hosts.configure_cpu_devices()
+    return spec.find(KINDS[kind], written)
+
+
 def resolve(config: Config) -> Parts:
     """Find the parts of a configuration.
 
     Raises:
       InputError: an unknown name or hyperparameter, or parts that do not go together.
     """
-
-    def find(kind: str, written: spec.Spec | str) -> Part:
-        return spec.find(KINDS[kind], written)
-
     dataset, *corruptions = spec.parse_pipeline(config.corrupted_dataset())
     loss, *transforms = spec.parse_pipeline(config.loss)
     operations = None

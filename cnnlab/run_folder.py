@@ -148,9 +148,10 @@ def _settle_parts(stored: dict[str, Any], wanted: Config, differing: dict[str, t
             differing[name] = (before[name], now[name]) if alike else (told_before[name], told_now[name])
     for name in SHORT:  # told as part of the data set
         differing.pop(name, None)
-    told = lambda digests, module: digests.get(module, "no such file")[:12]
+    files_before, files_now, gone = stored.get("sources", {}), ours.sources(), "no such file"
     for module in changed_sources(stored, ours):
-        differing[f"your file {module}"] = tuple(told(d, module) for d in (stored.get("sources", {}), ours.sources()))
+        old_file, new_file = files_before.get(module, gone), files_now.get(module, gone)
+        differing[f"your file {module}"] = (old_file[:12], new_file[:12])
     if ours.extendable and wanted.epochs >= stored.get("epochs", math.inf):
         differing.pop("epochs", None)
 

@@ -26,7 +26,7 @@ class Arguments:
     """Examine losses; without LOSS, all of cnnlab.losses."""
 
     losses: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Specifications: name,key=value,... or an own loss by its dotted path."""
+    """Specifications: name,key=value,... or your own loss by its dotted path."""
     all: bool = False
     """All of cnnlab.losses, beside those named."""
     claims: str = ""
@@ -45,10 +45,9 @@ def main(arguments: Arguments) -> None:
     from rich.console import Console
 
     from cnnlab import losses, plots, report_card
-    from cnnlab import spec as specs
     from cnnlab.console import Console as Progress
     from cnnlab.contracts import check_loss
-    from cnnlab.parts import KINDS
+    from cnnlab.parts import find
     from cnnlab.report_card import claims, page, table
     from cnnlab.report_card.finding import REFUTED
 
@@ -66,7 +65,7 @@ def main(arguments: Arguments) -> None:
     # Each is tried on a batch of two before the first is examined.
     given = report_card.given(classes)
     given["view_logits"] = [[view] * 2 for view in given["view_logits"]]
-    chosen = {text: specs.find(KINDS["loss"], text) for text in dict.fromkeys([*arguments.losses, *builtin])}
+    chosen = {text: find("loss", text) for text in dict.fromkeys([*arguments.losses, *builtin])}
     for part in chosen.values():
         if part.requires("features"):
             raise InputError(f"loss {part} needs a model's features: a card is of losses of logits and labels")

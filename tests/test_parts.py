@@ -278,6 +278,22 @@ def test_a_run_whose_user_file_has_changed_is_not_resumed(tmp_path, tfds_root):
     assert script("train", *small, "--epochs", 2, cwd=tmp_path).returncode == 0
 
 
+def test_a_user_s_module_that_computes_leaves_the_cpu_its_devices(tmp_path, tfds_root):
+    """JAX starts with whatever computes first: that must not be with one CPU device."""
+    (tmp_path / "computes_here.py").write_text(
+        "import jax.numpy as jnp\nfrom cnnlab.losses import cross_entropy\nONE = jnp.float32(1) + 0\n"
+        "def mine(logits, labels):\n    return ONE * cross_entropy(logits, labels)\n"
+    )
+    small = ["--dataset", "tiny", "--batch-size", 64, "--epochs", 1, "--model", "cnn,widths=[2],hidden=[2]"]
+    done = [
+        script("train", *small, "--loss", loss, "--workdir", tmp_path / loss, cwd=tmp_path)
+        for loss in ("cross_entropy", "computes_here.mine")
+    ]
+    assert [one.returncode for one in done] == [0, 0], done[1].stderr
+    plain, own = (one.stdout.splitlines()[0].partition(";")[0] for one in done)
+    assert plain == own and " x cpu" in own
+
+
 def test_arrays_that_cannot_be_a_data_set():
     good = user_parts.blocks()
     from cnnlab.data.dataset import from_arrays

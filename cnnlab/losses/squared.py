@@ -108,7 +108,7 @@ def logit_penalty(
 
         L(z, y) = -log p_y + beta sum_k z_k^2
 
-    It sees the logits only. (The same paper's L2 penalty on the last layer's weights is --weight-decay.)
+    It sees the logits only. (The same paper's L2 penalty on the last layer's weights is the optimizer's weight decay.)
 
     Args:
       logits: float[..., K].

@@ -347,8 +347,8 @@ def _test(experiment: recipe.Experiment, state: Any, seeds: int) -> tuple[list[d
         sums, hits = jax.device_get(measure(logits, known))
         parts.append(sums)
         right.append(hits[:, known["mask"]])
-    of_seed = lambda i: [jax.tree.map(lambda leaf: leaf[i], part) for part in parts]
-    return [metrics.summarise(of_seed(i), experiment.metrics) for i in range(seeds)], np.concatenate(right, 1)
+    by_seed = [[jax.tree.map(lambda leaf, i=i: leaf[i], part) for part in parts] for i in range(seeds)]
+    return [metrics.summarise(own, experiment.metrics) for own in by_seed], np.concatenate(right, 1)
 
 
 def _measured(

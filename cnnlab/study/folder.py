@@ -1,7 +1,7 @@
 """A study's folder: `cells/` (results, each in one rename), `locks/` (who trains which now), checkpoints meanwhile.
 
 The name of a result holds a digest of all that its numbers depend on; those of the data and of a teacher's weights
-stand in it. (Not noticed: another cnnlab.) So a changed study keeps the cells it has in common with the old one.
+are in it. (Not noticed: another cnnlab.) So a changed study keeps the cells it has in common with the old one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from cnnlab import spec
 from cnnlab.config import FREE_ON_RESUME, Config
 from cnnlab.errors import InputError
-from cnnlab.parts import KINDS, resolve
+from cnnlab.parts import find, resolve
 from cnnlab.run_folder import SHORT, conflicts, stored_form
 from cnnlab.spec import Part
 from cnnlab.study import plan
@@ -48,7 +48,7 @@ def config(study: Study, loss: str, condition: Condition) -> Config:
     """A cell's configuration; the teacher is for the losses that take one."""
     whole = plan.config(study, loss, condition)
     first = spec.parse_pipeline(loss)[0]
-    taught = spec.find(KINDS["loss"], first).asks("teacher_logits")
+    taught = find("loss", first).asks("teacher_logits")
     return whole if taught else dataclasses.replace(whole, teacher=None)
 
 

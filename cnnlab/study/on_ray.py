@@ -222,10 +222,10 @@ def _patiently(
     """Train a cell on a worker, after a while if its lock is held, as it is by a lost machine at first.
 
     Raises:
-      InputError: an own loss is another on this machine.
+      InputError: the user's files are others on this machine.
     """
     if folders.cell(study, cell.loss, cell.condition).digest != cell.digest:
-        raise InputError(f"{platform.node()} has another file of the loss {cell.loss} than this machine")
+        raise InputError(f"{platform.node()} has other files behind the parts of {cell.loss} than this machine")
     board = Telling(study.epochs, _under_way(folder, cell))
     for _ in range(LOCK_SECONDS):
         if result := one(cell, board):

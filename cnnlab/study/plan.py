@@ -140,7 +140,7 @@ def _axis(text: str) -> tuple[str, tuple]:
 
 
 def _values(name: str, listed: str) -> list[str]:
-    """The values between commas; for a part, key=value goes on with the one before: adam,sgd,momentum=0 are two.
+    """The values between commas; for a part, key=value belongs to the one before: adam,sgd,momentum=0 are two.
 
     >>> _values("optimizer", "adam,b1=0.8,b2=0.9,sgd"), _values("batch_size", "64,128")
     (['adam,b1=0.8,b2=0.9', 'sgd'], ['64', '128'])

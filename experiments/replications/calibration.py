@@ -25,7 +25,7 @@ class Calibration(Replication):
 
 
 def smoothed(logits, labels, alpha=0.1):
-    """Cross-entropy with smoothed labels, as an own loss."""
+    """Cross-entropy with smoothed labels, as your own loss would be."""
     from cnnlab.losses import cross_entropy, label_smoothing
 
     return label_smoothing(cross_entropy, alpha)(logits, labels)
