@@ -96,7 +96,9 @@ def test_claims_follow_the_networks(script, monkeypatch):
 
 
 def test_networks_of_unequal_size_are_no_comparison(script, monkeypatch):
-    smaller = lambda *args, hidden=None: MLP(hidden=(20,)) if hidden else MLP(*args)  # the CNN ends in one, too
+    smaller = lambda *args, hidden=None, **options: (
+        MLP(hidden=(20,)) if hidden else MLP(*args, **options)
+    )  # also the CNN's end
     monkeypatch.setattr(script.models, "MLP", smaller)
     usual = {"CNN": (8, 4, 6), "MLP": (5, 5, 3)}
     assert taught(script, monkeypatch, usual) == [True, False, True, True]

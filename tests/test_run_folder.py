@@ -196,14 +196,16 @@ def test_another_part_is_a_conflict(before, after, found):
         ({"schedule": "cosine"}, 5, 10, False),
         ({"schedule": "cosine"}, 10, 5, False),
         ({"schedule": "one_cycle"}, 5, 10, False),
-        ({"schedule": "constant", "loss": "own_loss_here.fading"}, 5, 10, False),
-        ({"schedule": "constant", "loss": "own_loss_here.fading,progress=1"}, 5, 10, False),
+        ({"schedule": "constant", "loss": "fading_loss_here.fading"}, 5, 10, False),
+        ({"schedule": "constant", "loss": "fading_loss_here.fading,progress=1"}, 5, 10, False),
         ({"schedule": "cosine"}, 5, 5, True),
     ],
 )
 def test_more_epochs(fields, before, after, allowed, tmp_path, monkeypatch):
     """They are the same run where nothing depends on their number."""
-    (tmp_path / "own_loss_here.py").write_text("def fading(logits, labels, progress): return progress * logits[:, 0]\n")
+    (tmp_path / "fading_loss_here.py").write_text(
+        "def fading(logits, labels, progress): return progress * logits[:, 0]\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     if "progress=1" in fields.get("loss", ""):  # it comes from the run
         with pytest.raises(InputError, match="progress comes from the run"):
