@@ -143,3 +143,22 @@ def vector_schedule(peak):
 
 def python_rate(learning_rate):
     return optax.sgd(float(learning_rate(0)))
+
+
+# Augmentations that do not keep their contract.
+
+
+def shrunk(keys, batch):
+    return batch | {"image": batch["image"][:, ::2, ::2]}
+
+
+def halved(keys, batch):
+    return batch | {"index": batch["index"][::2]}
+
+
+def forgetful(keys, batch):
+    return {"image": batch["image"], "label": batch["label"]}
+
+
+def odd_labels(keys, batch):
+    return batch | {"label": batch["label"].astype(jnp.float32)}
