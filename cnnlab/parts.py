@@ -288,13 +288,11 @@ class Parts:
             for part in parts
         )
 
-    def check_pipeline(
-        self, num_classes: int, image_shape: Sequence[int], batch_size: int, mirror: bool
-    ) -> tuple[bool, bool]:
+    def check_pipeline(self, num_classes: int, image_shape: Sequence[int], batch_size: int, mirror: bool) -> bool:
         """Hold the augmentations against their contract, on shapes only, and against what the loss takes.
 
         Returns:
-          Whether they make labels distributions, and whether they make views.
+          Whether they make labels distributions.
 
         Raises:
           InputError: one of them fails, changes what it must not, or makes views that the loss does not take.
@@ -308,7 +306,7 @@ class Parts:
             raise InputError(f"--augment makes views, and loss {self.loss} takes no view_logits; jensen_shannon does")
         if self.loss.requires("view_logits") and not views:
             raise InputError(f"loss {self.loss} compares views of an image: --augment views+flip+crop makes some")
-        return mixed, views
+        return mixed
 
     def build_metrics(self) -> tuple[Metric, ...]:
         """The user's own metrics.

@@ -95,7 +95,7 @@ def build(
     """
     num_classes = len(facts.class_counts)
     steps_per_epoch = int(facts.class_counts.sum()) // config.batch_size
-    mixed, _ = parts.check_pipeline(num_classes, facts.image_shape, config.batch_size, facts.mirror)
+    mixed = parts.check_pipeline(num_classes, facts.image_shape, config.batch_size, facts.mirror)
     label_dtypes = ["float32", "int32"] if mixed else ["int32"]  # validation brings ids
     loss = parts.build_loss(num_classes, facts.class_counts, label_dtypes)
     objective = train.Objective(loss, parts.loss_asks, steps_per_epoch * config.epochs, steps_per_epoch, teacher)

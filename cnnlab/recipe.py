@@ -238,7 +238,7 @@ def check_parts(config: Config, parts: Parts, dataset: datasets.Dataset) -> None
       InputError: a part that does not keep its contract.
     """
     classes, shape = dataset.num_classes, dataset.train.image_shape
-    mixed, _ = parts.check_pipeline(classes, shape, config.batch_size, dataset.mirror)
+    mixed = parts.check_pipeline(classes, shape, config.batch_size, dataset.mirror)
     label_dtypes = ["float32", "int32"] if mixed else ["int32"]
     loss = parts.build_loss(classes, np.ones(classes), label_dtypes)
     model = parts.build_model(classes, config.compute_dtype)

@@ -47,12 +47,12 @@ def test_the_edges_that_are_good(good):
 
 @pytest.mark.parametrize("field", CHOICES)
 def test_an_unknown_choice_names_the_known_ones(field):
-    beside = {"label_noise": 0.2} if field == "noise" else {}
+    needed = {"label_noise": 0.2} if field == "noise" else {}
     names = [name for name in CHOICES[field] if name]
     with pytest.raises(InputError, match=f"unknown {field} 'xyzzy': Known: {', '.join(names)}"):
-        Config(**{field: "xyzzy"}, **beside)
+        Config(**{field: "xyzzy"}, **needed)
     for known in CHOICES[field]:
-        assert getattr(Config(**{field: known}, **beside), field) == known
+        assert getattr(Config(**{field: known}, **needed), field) == known
 
 
 @pytest.mark.parametrize(

@@ -236,8 +236,8 @@ def test_free_fields_and_no_others():
 
 @pytest.mark.parametrize("field", BOUND)
 def test_any_other_field_is_a_conflict(field):
-    beside = {"noise": {"label_noise": 0.3}, "teacher": {"loss": "kd", "teacher": "/other"}}.get(field, {})
-    before, after = Config(**beside), Config(**{**beside, field: BOUND[field]})
+    needed = {"noise": {"label_noise": 0.3}, "teacher": {"loss": "kd", "teacher": "/other"}}.get(field, {})
+    before, after = Config(**needed), Config(**{**needed, field: BOUND[field]})
     told = "dataset" if field in ("label_noise", "noise", "long_tail", "fraction") else field
     for one, other in ((before, after), (after, before)):
         assert [line.split(":")[0] for line in conflicts(stored(one), other)] == [told]
