@@ -36,7 +36,7 @@ import jax
 import numpy as np
 
 from cnnlab import digest, hosts, storage
-from cnnlab.errors import CheckpointError, InputError, one_line
+from cnnlab.errors import CheckpointError, InputError, one_line, release
 
 _REJECTED = "rejected"
 _log = logging.getLogger(__name__)
@@ -292,6 +292,7 @@ class Checkpoints:
         if hosts.index() == 0:  # alone: the others may know of no failure
             _sweep(self.folder, pauses=(0.1, 0.2, 0.5))
         self._manager.reload()
+        release(error)
         return CheckpointError(f"checkpoint step {step} in {self.folder} was not saved: {one_line(error)}")
 
     def _before_rename(self) -> None:

@@ -120,7 +120,7 @@ def main(
             body(flags)
     except InputError as error:
         if hosts.lost(error):  # in mid-save
-            _exit(watch.LOST, watch.EXIT_LOST, wait=False)
+            watch.leave(EXIT_PREEMPTED, gone=True)
         _exit(f"error: {' '.join(str(error).split())}", EXIT_INPUT)
     except Stopped as stop:
         _exit(str(stop), stop.status)
@@ -131,7 +131,7 @@ def main(
         sys.exit(0)
     except Exception as error:
         if hosts.lost(error):
-            _exit(watch.LOST, watch.EXIT_LOST, wait=False)
+            watch.leave(EXIT_PREEMPTED, gone=True)
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             _exit(f"error: out of memory ({' '.join(str(error).split())[:160]}); ask for less", EXIT_INPUT)
         if "Could not determine home directory" in str(error):  # pathlib's word for ~nobody/folder
@@ -153,9 +153,9 @@ def _join(flags: Any, several: bool) -> None:
         raise InputError("--processes is for train.py and ablate.py: this command takes one")
 
 
-def _exit(message: str, status: int, wait: bool = True) -> None:
+def _exit(message: str, status: int) -> None:
     if hosts.count() > 1:
-        hosts.leave(message, status, wait)
+        hosts.leave(message, status)
     else:
         print(message, file=sys.stderr, flush=True)
     sys.exit(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,6 +30,17 @@ def one_line(error: BaseException) -> str:
     """What an error says, in one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def release(error: BaseException | None) -> None:
+    """Clear the variables of the frames that a caught error came from, and of those behind its causes.
+
+    A failed upload of gcsfs leaves a view of its buffer there; from Python 3.13 on, the garbage collector then says
+    on standard error that the buffer has one.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

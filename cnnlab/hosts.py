@@ -89,7 +89,7 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         raise InputError(f"the processes of the run did not find each other: {reason}") from error
     finally:
         waiting.cancel()
-    os.write(2, watch.JOINED)
+    watch.joined()
     start()
     _index, _count = jax.process_index(), jax.process_count()
     signal.signal(signal.SIGTERM, _note if _count > 1 else signal.SIG_DFL)  # it was XLA's, who would only note it
@@ -99,6 +99,7 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         if _index == 0:
             sys.stdout = os.fdopen(os.dup(1), "w", 1, sys.stdout.encoding)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where gloo greets every peer
+        sys.unraisablehook = _unraisable
         logging.getLogger("cnnlab").propagate = False  # the first one says it; a library here gives the root a handler
         multihost_utils.sync_global_devices("cnnlab.join")
 
@@ -260,36 +261,37 @@ def _note(number: int, frame: Any) -> None:
     _asked = True
 
 
+def _unraisable(unraisable: Any) -> None:
+    """Python's own hook, but for what TensorStore's writers say of a save that failed when another process was lost."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
+
+
 def lost(error: BaseException) -> bool:
     """Whether an error says that another process is gone."""
     return _count > 1 and any(word in str(error) for word in ("Gloo", "NCCL", "coordination service", "heartbeat"))
 
 
-def leave(message: str, status: int, wait: bool = True) -> NoReturn:
+def leave(message: str, status: int) -> NoReturn:
     """End this process of several for an error: with the others if it is everybody's, else alone, as they are stuck.
-
-    At once: an orderly end of Python would wait for threads and peers, of which some may be gone.
 
     Args:
       message: to print on standard error; once, where all end together.
       status: of the exit.
-      wait: for the others.
     """
     from jax._src import distributed  # as Orbax does: no public barrier works without devices, or gives up
 
-    together = wait
-    if wait:
-        client: Any = distributed.global_state.client
-        try:
-            client.wait_at_barrier("cnnlab.leave", PARTING_SECONDS * 1000)
-        except Exception:
-            together = False
+    together = True
+    client: Any = distributed.global_state.client
+    try:
+        client.wait_at_barrier("cnnlab.leave", PARTING_SECONDS * 1000)
+    except Exception:
+        together = False
     if not together or _index == 0:
         print(message if together else f"process {_index} of {_count}: {message}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
     if together and _index == 0:
         time.sleep(0.5)  # the others first: XLA aborts those whose first process is gone
-    os._exit(status)
+    watch.leave(status)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from cnnlab.errors import InputError, one_line
+from cnnlab.errors import InputError, one_line, release
 
 MARK = "commit_success.txt"  # the names that Orbax gives: to the mark of a complete step under gs://,
 TMP = ".orbax-checkpoint-tmp"  # to local steps being written,
@@ -201,6 +201,7 @@ def probe(folder: Path, what: str) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
         trial.write_bytes(b"1")
     except Exception as error:  # gcsfs and google.auth have errors of their own
+        release(error)
         raise InputError(f"{what} cannot be written to {folder}: {one_line(error)}; give another folder.") from None
     return trial
 
