@@ -185,12 +185,26 @@ def collectives(hlo: str, devices: int) -> tuple[Collective, ...]:
                 math.prod(map(int, filter(None, dims.split(",")))) * max(1, int(bits or 8) // 8)
                 for _, bits, dims in _ARRAY.findall(match[1])
             )
-            listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
-            iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
-            group = len(listed[1].split(",")) if listed else int(iota[1]) if iota else devices
+            group = _group_size(line) or devices
             if group > 1:  # one alone has nobody to talk to
                 found.append(Collective(match[2], size, group))
     return tuple(found)
+
+
+def _group_size(line: str) -> int | None:
+    """How many devices take part in a collective: in {{0,1},{2,3}} 2, in [2,4]<=[8] 4, in mesh['a'=2,'b'=4] {'b'} 4.
+
+    Of an axis only a part may take part: in mesh['a'=8] {'a':(2)4}, as from jax 0.12 on, 4.
+    """
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return listed[1].count(",") + 1
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(iota[1])
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    return None
 
 
 def all_reduce_seconds(collective: Collective, chip: Chip) -> float:

@@ -82,6 +82,9 @@ HLO = """
   %b = (bf16[8,4]{1,0}, pred[3]{0}) all-reduce-start(%x, %y), replica_groups=[4,2]<=[8], to_apply=%add
   %c = (bf16[8,4]{1,0}, pred[3]{0}) all-reduce-done(%b)
   %d = f32[2,4]{1,0} all-gather(%z), replica_groups={}, dimensions={0}
+  %m = f32[4]{0} all-reduce(%z), channel_id=2, replica_groups=mesh['seed'=4,'data'=2] {'data'}, to_apply=%add
+  %n = f32[4]{0} all-reduce(%z), channel_id=3, replica_groups=mesh['seed'=8,'data'=1] {'data'}, to_apply=%add
+  %o = f32[4]{0} all-gather(%z), replica_groups=mesh['a'=2,'b'=3,'c'=8] {'b','c':(2)4}, dimensions={0}
   %e = f32[] add(%p, %q), metadata={op_name="not an all-reduce(nor a call)"}
 """
 
@@ -92,6 +95,8 @@ def test_collectives_are_read_from_the_compilers_text():
         ("all-reduce", 512, 2),
         ("all-reduce", 67, 2),
         ("all-gather", 32, 8),
+        ("all-reduce", 16, 2),
+        ("all-gather", 16, 12),
     ]
 
 
