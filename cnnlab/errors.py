@@ -38,8 +38,10 @@ def release(error: BaseException | None) -> None:
     A failed upload of gcsfs leaves a view of its buffer there; from Python 3.13 on, the garbage collector then says
     on standard error that the buffer has one.
     """
-    while error is not None:
+    seen = []
+    while error is not None and error not in seen:
         traceback.clear_frames(error.__traceback__)
+        seen.append(error)
         error = error.__cause__ or error.__context__
 
 

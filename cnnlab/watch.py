@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
-import io
 import os
 import re
 import signal
@@ -19,17 +17,8 @@ ALONE = "error: the processes of the run did not find each other: start --proces
 RECORD = re.compile(rb"[IWEF]\d{4} \d\d:")  # opens a record of C++'s log, which may have more lines
 FATAL = b"JAX distributed service detected fatal errors"
 CHATTER = (b"coordination_service", b"preemption_", b"add_port.cc")  # C++ on what is said here in a line
-WORD = re.compile(rb"cnnlab: (joined|gone|exit) ?(\d*)\n")  # what a child tells its parent on descriptor 2
-
-
-@dataclasses.dataclass
-class Heard:
-    """What the parent has read of its child."""
-
-    joined: bool = False  # the processes have found each other
-    fatal: bool = False  # XLA aborts the child because another process is gone
-    gone: bool = False  # the child has noticed so itself
-    exit: int | None = None  # the status with which the child was about to exit
+READ_BYTES = 1 << 16  # a pipe holds no more
+_words = -1  # the descriptor on which a child tells its parent how it stands
 
 
 def watched() -> None:
@@ -38,49 +27,28 @@ def watched() -> None:
     Where the first process is gone, XLA aborts the others with pages of C++; here that becomes one line. The child's
     Python keeps the standard error; what else writes to descriptor 2, so C++, is read by the parent.
     """
-    read, write = os.pipe()
+    global _words
+    (errors, errors_end), (words, words_end) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)  # a terminal's Ctrl-C comes from the parent, once
         with contextlib.suppress(OSError, AttributeError):  # another libc
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: who kills the parent means the child
-        sys.stderr = io.TextIOWrapper(
-            io.FileIO(os.dup(2), "w"), sys.stderr.encoding, sys.stderr.errors, line_buffering=True, write_through=True
-        )
-        os.dup2(write, 2)
-        os.close(read)
-        os.close(write)
+        if sys.stderr is not None:  # it is closed
+            sys.stderr = os.fdopen(os.dup(2), "w", 1, sys.stderr.encoding, sys.stderr.errors)
+        os.dup2(errors_end, 2)
+        for descriptor in (errors, errors_end, words):
+            os.close(descriptor)
+        _words = words_end
         return
-    os.close(write)
-    handed_on = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    signal.pthread_sigmask(signal.SIG_BLOCK, handed_on)  # in the thread: taken there, they would not end our wait
-    relayed = threading.Thread(target=_relay, args=(read, heard := Heard()), daemon=True)
-    relayed.start()
-    for number in handed_on:
-        signal.signal(number, lambda number, _: os.kill(child, number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, handed_on)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    with contextlib.suppress(OSError):  # none is left
-        os.killpg(child, signal.SIGKILL)  # Grain's reader processes, which a dead child cannot end
-    relayed.join(timeout=1)
-    ends = {-signal.SIGTERM: ("stopped by SIGTERM", EXIT_LOST), -signal.SIGINT: ("interrupted", 128 + signal.SIGINT)}
-    if not heard.joined:
-        ends[-signal.SIGABRT] = ALONE, 2
-    elif heard.fatal:
-        ends[-signal.SIGABRT] = LOST, EXIT_LOST
-    if heard.gone:
-        ends[EXIT_LOST] = LOST, EXIT_LOST
-    if heard.exit is not None:  # XLA may have been quicker with its abort
-        status = heard.exit
-    if status in ends:
-        said, status = ends[status]
-        os.write(2, f"{said}\n".encode())
-    os._exit(status if status >= 0 else 128 - status)
+    os.close(errors_end)
+    os.close(words_end)
+    os._exit(_supervise(child, errors, words))
 
 
 def joined() -> None:
     """Tell the parent that the processes of the run have found each other."""
-    os.write(2, b"cnnlab: joined\n")
+    _tell("joined")
 
 
 def leave(status: int, gone: bool = False) -> NoReturn:
@@ -90,22 +58,116 @@ def leave(status: int, gone: bool = False) -> NoReturn:
       status: of the exit.
       gone: whether another process of the run is, which the parent says then.
     """
-    sys.stdout.flush()
-    os.write(2, b"cnnlab: gone\n" * gone + b"cnnlab: exit %d\n" % status)
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        sys.stdout.flush()
+    if gone:
+        _tell("gone")
+    _tell(f"exit {status}")
     os._exit(status)
 
 
-def _relay(errors: int, heard: Heard) -> None:
-    """Hand on what C++ says on the child's descriptor 2, but for records on lost processes, with all their lines."""
-    dropped = False
-    with os.fdopen(errors, "rb") as lines:
-        for line in lines:
-            if word := WORD.fullmatch(line):
-                name, status = word[1].decode(), word[2]
-                setattr(heard, name, int(status) if status else True)
-                continue
-            heard.fatal |= FATAL in line  # a stack trace follows
-            if RECORD.match(line):
-                dropped = any(source in line for source in CHATTER)
-            if not (dropped or heard.fatal):
-                os.write(2, line)
+def _tell(word: str) -> None:
+    if _words >= 0:
+        os.write(_words, f"{word}\n".encode())
+
+
+def _supervise(child: int, errors: int, words: int) -> int:
+    """The exit status of a child, once it has ended and whatever is to be said of that has been."""
+
+    def hand_on(number: int, _: object) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(child, number)
+
+    handed_on = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, handed_on)  # in the thread: taken there, they would not end our wait
+    relay = Relay(errors)
+    relay.start()
+    for number in handed_on:
+        signal.signal(number, hand_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, handed_on)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(OSError):  # none is left
+        os.killpg(child, signal.SIGKILL)  # Grain's reader processes, which a dead child cannot end
+    relay.finish()
+    os.set_blocking(words, False)
+    told = b""
+    with contextlib.suppress(BlockingIOError):  # a process of the child's is left, and has said nothing
+        told = os.read(words, READ_BYTES)
+    said, status = _verdict(status, told.decode().splitlines(), relay.fatal)
+    if said:
+        _write(f"{said}\n".encode())
+    return status if status >= 0 else 128 - status
+
+
+def _verdict(status: int, words: list[str], fatal: bool) -> tuple[str, int]:
+    """What to say of a child's end, if anything, and the exit status.
+
+    Args:
+      status: of the child, negative for a signal.
+      words: that it has told its parent.
+      fatal: whether XLA has said that it aborts because another process is gone.
+    """
+    if words and words[-1].startswith("exit "):  # XLA may have been quicker with its abort
+        status = int(words[-1].split()[1])
+    if status == -signal.SIGTERM:
+        return "stopped by SIGTERM", EXIT_LOST
+    if status == -signal.SIGINT:
+        return "interrupted", 128 + signal.SIGINT
+    if status == -signal.SIGABRT and "joined" not in words:
+        return ALONE, 2
+    if "gone" in words or (status == -signal.SIGABRT and fatal):
+        return LOST, EXIT_LOST
+    return "", status
+
+
+class Relay(threading.Thread):
+    """Hands on what C++ says on the child's descriptor 2, but for records on lost processes, with all their lines.
+
+    C++ writes a record at once; so what comes later belongs to no record that came before.
+
+    Attributes:
+      fatal: whether XLA has said that it aborts the child; a stack trace follows.
+    """
+
+    def __init__(self, errors: int):
+        super().__init__(daemon=True)
+        self.fatal = False
+        self._errors = errors
+        self._writing = False
+        self._chunks = 0
+
+    def run(self) -> None:
+        rest = b""
+        dropped = False
+        while chunk := os.read(self._errors, READ_BYTES):
+            dropped = dropped and bool(rest)  # the record goes on only if its line does
+            *lines, rest = (rest + chunk).split(b"\n")
+            kept = b""
+            for line in lines:
+                self.fatal = self.fatal or FATAL in line
+                if RECORD.match(line):
+                    dropped = any(source in line for source in CHATTER)
+                if not (dropped or self.fatal):
+                    kept += line + b"\n"
+            if rest and not (dropped or self.fatal or RECORD.match(rest)):  # a progress bar, say
+                kept, rest = kept + rest, b""
+            self._writing = True
+            _write(kept)
+            self._writing = False
+            self._chunks += 1
+        if not (dropped or self.fatal):
+            _write(rest)
+
+    def finish(self) -> None:
+        """Wait until all is handed on, however slow its reader is; not for processes that outlive the child."""
+        before = -1
+        while self.is_alive() and (self._writing or self._chunks > before):
+            before = self._chunks
+            self.join(timeout=1)
+
+
+def _write(text: bytes) -> None:
+    """Write to standard error, if there is one and somebody reads it."""
+    with contextlib.suppress(OSError):
+        while text:
+            text = text[os.write(2, text) :]

@@ -1,8 +1,9 @@
 """What the parent of a process of several says of its end: real processes, with XLA's words as they were recorded."""
 
+import os
 import subprocess
 import sys
-import textwrap
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -32,10 +33,19 @@ external/xla+/xla/pjrt/distributed/coordination/coordination_service_error_util.
 OTHER = "W1128 11:12:00.000000    5448 cuda_dnn.cc:1] something else\nand its second line\n"
 
 
-def end(child: str) -> tuple[int, str]:
-    """Exit status and standard error of a watched process that runs `child`, Python."""
-    code = "import os, signal, sys, time\nfrom cnnlab import watch\nwatch.watched()\n" + textwrap.dedent(child)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+# what XLA says when a run is asked to stop, which it goes on after
+PREEMPTION = "I1128 11:13:00.000000    5448 preemption_notifier.cc:9] SIGTERM caught\n"
+
+
+def code(child: str) -> list[str]:
+    """The command of a watched process that runs `child`, Python."""
+    head = "import os, signal, subprocess, sys, time\nfrom cnnlab import watch\nwatch.watched()\n"
+    return [sys.executable, "-c", head + child]
+
+
+def end(child: str, **options) -> tuple[int, str]:
+    """Exit status and standard error."""
+    done = subprocess.run(code(child), stderr=subprocess.PIPE, text=True, timeout=60, **options)
     return done.returncode, done.stderr
 
 
@@ -54,12 +64,31 @@ def end(child: str) -> tuple[int, str]:
         ("print('stopped', file=sys.stderr); watch.leave(75)", 75, "stopped\n"),
         # XLA's abort while the child is about to exit for a reason that it has given
         (
-            f"watch.joined(); print('stopped', file=sys.stderr); os.write(2, b'cnnlab: exit 1\\n' + "
-            f"{FATAL.strip().encode()}); os.abort()",
+            f"watch.joined(); print('stopped', file=sys.stderr); watch._tell('exit 1'); "
+            f"os.write(2, {FATAL.strip().encode()}); os.abort()",
             1,
             "stopped\n",
         ),
         ("signal.signal(signal.SIGTERM, signal.SIG_DFL); os.kill(os.getpid(), 15)", 75, "stopped by SIGTERM\n"),
+        # what others write is kept, after a record that is dropped and in the middle of a line
+        (
+            f"os.write(2, {PREEMPTION.encode()}); subprocess.run(['sh', '-c', 'sleep 0.2; echo theirs >&2'])",
+            0,
+            "theirs\n",
+        ),
+        ("watch.joined(); os.write(2, b'50%'); watch.leave(75, gone=True)", 75, f"50%{watch.LOST}\n"),
+        (
+            f"watch.joined(); os.write(2, b'50%' + {FATAL.encode()}); os.abort()",
+            75,
+            f"50%\n{watch.LOST}\n",
+        ),
+        # a signal to the parent once the child has ended
+        (
+            "subprocess.Popen(['sh', '-c', f'sleep 0.3; kill -TERM {os.getppid()}; sleep 1'], start_new_session=True); "
+            "watch.leave(0)",
+            0,
+            "",
+        ),
         # handed on; Python tells where. A shell's background jobs start with the signal ignored
         (
             "signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -73,6 +102,43 @@ def test_the_end_of_a_watched_process_is_its_own_words_or_one_line(child, status
     found = end(child)
     assert found[0] == status, found
     assert errors is None or found[1] == errors
+
+
+def test_a_line_of_two_processes_is_one_of_them():
+    writing = "for _ in range(3000): print('line of ' + sys.argv[1], file=sys.stderr)"
+    read, write = os.pipe()
+    children = [subprocess.Popen([*code(writing), name], stderr=write) for name in "AB"]
+    os.close(write)
+    with os.fdopen(read) as errors:
+        lines = errors.read().splitlines()
+    assert [child.wait() for child in children] == [0, 0]
+    assert sorted(lines) == ["line of A"] * 3000 + ["line of B"] * 3000
+
+
+def test_a_signal_in_mid_write_cuts_nothing():
+    child = "signal.signal(signal.SIGALRM, lambda *_: None); signal.setitimer(signal.ITIMER_REAL, 0.3)\n"
+    with subprocess.Popen(code(child + "print('y' * 300_000, file=sys.stderr)"), stderr=subprocess.PIPE) as process:
+        time.sleep(0.8)
+        assert len(process.stderr.read()) == 300_001
+
+
+def test_a_slow_reader_gets_all_lines():
+    child = "watch.joined()\nfor _ in range(120): os.write(2, b'z' * 999 + b'\\n')\nwatch.leave(75, gone=True)"
+    with subprocess.Popen(code(child), stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(2.5)
+        lines = process.stderr.read().splitlines()
+    assert (process.returncode, len(lines), lines[-1]) == (75, 121, watch.LOST)
+
+
+def test_the_status_needs_no_reader():
+    """Nobody reads standard error any more, it is closed, or standard output is on a full disk."""
+    with subprocess.Popen(code("time.sleep(0.5); watch.leave(75, gone=True)"), stderr=subprocess.PIPE) as process:
+        process.stderr.close()
+    assert process.returncode == 75
+    closed = subprocess.run(code("sys.exit(3)"), preexec_fn=lambda: os.close(2), timeout=60)
+    assert closed.returncode == 3
+    with open("/dev/full", "w") as full:
+        assert end("sys.stdout.write('abc'); watch.leave(75, gone=True)", stdout=full) == (75, watch.LOST + "\n")
 
 
 def test_only_the_words_of_abandoned_writers_are_dropped(monkeypatch):
