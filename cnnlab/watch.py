@@ -17,6 +17,7 @@ ALONE = "error: the processes of the run did not find each other: start --proces
 RECORD = re.compile(rb"[IWEF]\d{4} \d\d:")  # opens a record of C++'s log, which may have more lines
 FATAL = b"JAX distributed service detected fatal errors"
 CHATTER = (b"coordination_service", b"preemption_", b"add_port.cc")  # C++ on what is said here in a line
+HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 READ_BYTES = 1 << 16  # a pipe holds no more
 _words = -1  # the descriptor on which a child tells its parent how it stands
 
@@ -29,6 +30,8 @@ def watched() -> None:
     """
     global _words
     (errors, errors_end), (words, words_end) = os.pipe(), os.pipe()
+    # From before the child is there until the parent's handlers and its other thread are: a signal is nobody's loss
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)  # a terminal's Ctrl-C comes from the parent, once
@@ -40,6 +43,7 @@ def watched() -> None:
         for descriptor in (errors, errors_end, words):
             os.close(descriptor)
         _words = words_end
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
         return
     os.close(errors_end)
     os.close(words_end)
@@ -78,13 +82,11 @@ def _supervise(child: int, errors: int, words: int) -> int:
         with contextlib.suppress(ProcessLookupError):  # it has ended
             os.kill(child, number)
 
-    handed_on = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    signal.pthread_sigmask(signal.SIG_BLOCK, handed_on)  # in the thread: taken there, they would not end our wait
     relay = Relay(errors)
-    relay.start()
-    for number in handed_on:
+    relay.start()  # with the signals blocked: taken in that thread, they would not end our wait
+    for number in HANDED_ON:
         signal.signal(number, hand_on)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, handed_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with contextlib.suppress(OSError):  # none is left
         os.killpg(child, signal.SIGKILL)  # Grain's reader processes, which a dead child cannot end

@@ -40,7 +40,7 @@ PREEMPTION = "I1128 11:13:00.000000    5448 preemption_notifier.cc:9] SIGTERM ca
 def code(child: str) -> list[str]:
     """The command of a watched process that runs `child`, Python."""
     head = "import os, signal, subprocess, sys, time\nfrom cnnlab import watch\nwatch.watched()\n"
-    return [sys.executable, "-c", head + child]
+    return ["env", "--unset=PYTHONUNBUFFERED", sys.executable, "-c", head + child]
 
 
 def end(child: str, **options) -> tuple[int, str]:
@@ -138,7 +138,7 @@ def test_the_status_needs_no_reader():
     closed = subprocess.run(code("sys.exit(3)"), preexec_fn=lambda: os.close(2), timeout=60)
     assert closed.returncode == 3
     with open("/dev/full", "w") as full:
-        assert end("sys.stdout.write('abc'); watch.leave(75, gone=True)", stdout=full) == (75, watch.LOST + "\n")
+        assert end("print('abc', end=''); watch.leave(75, gone=True)", stdout=full) == (75, watch.LOST + "\n")
 
 
 def test_only_the_words_of_abandoned_writers_are_dropped(monkeypatch):
