@@ -135,8 +135,8 @@ def test_the_status_needs_no_reader():
     with subprocess.Popen(code("time.sleep(0.5); watch.leave(75, gone=True)"), stderr=subprocess.PIPE) as process:
         process.stderr.close()
     assert process.returncode == 75
-    closed = subprocess.run(code("sys.exit(3)"), preexec_fn=lambda: os.close(2), timeout=60)
-    assert closed.returncode == 3
+    closed = ["sh", "-c", 'exec "$@" 2>&-', "sh", *code("sys.exit(3)")]
+    assert subprocess.run(closed, timeout=60).returncode == 3
     with open("/dev/full", "w") as full:
         assert end("print('abc', end=''); watch.leave(75, gone=True)", stdout=full) == (75, watch.LOST + "\n")
 
