@@ -107,7 +107,12 @@ def start(folder, ray_folder, **env):
 
 
 def stopped(folder, ray_folder, send, name, status):
-    """Stop the study by a signal while a cell's second epoch is recorded; the steps that were saved, and the log."""
+    """Stop the study by a signal while a cell's second epoch is recorded.
+
+    Returns:
+      The steps that were saved, the log, and how many cells were finished, which others had begun: one that was stopped
+      between its training and its test is trained to its end and yet unfinished.
+    """
     process = start(folder, ray_folder, AT_EPOCH_2="time.sleep(3)")
     deadline = time.monotonic() + 120
     while not (folder / "AT_EPOCH_2").exists():
@@ -121,19 +126,21 @@ def stopped(folder, ray_folder, send, name, status):
     (folder / "AT_EPOCH_2").unlink()
     steps = [int(path.name) for path in folder.glob("study/*.checkpoints/training/*") if path.name.isdecimal()]
     assert max(steps, default=0) > 10, steps  # at once, and not as the second epoch's end had left it
-    return steps, (folder / "log").read_text().split("\n")
+    finished = {path.stem.rsplit("-")[-1] for path in folder.glob("study/cells/*.json")}
+    begun = finished | {path.stem for path in folder.glob("study/*.checkpoints")}
+    return steps, (folder / "log").read_text().split("\n"), len(finished), len(begun)
 
 
 def test_interrupted_and_then_its_workers_killed_a_study_trains_no_cell_twice(whole, ray_folder, tmp_path):
-    steps, before = stopped(tmp_path, ray_folder, lambda pid: os.killpg(pid, signal.SIGINT), "SIGINT", 130)
+    interrupt = lambda pid: os.killpg(pid, signal.SIGINT)
+    steps, before, finished, begun = stopped(tmp_path, ray_folder, interrupt, "SIGINT", 130)
     kill = "os.kill(os.getpid(), signal.SIG{})".format
     process = start(tmp_path, ray_folder, AT_EPOCH_2=kill("TERM"), AT_EPOCH_3=kill("KILL"))
     output, errors = process.communicate(timeout=240)
     assert (process.returncode, errors) == (0, ""), output
     assert (tmp_path / "study/results.csv").read_bytes() == whole
     log = (tmp_path / "log").read_text().split("\n")[len(before) - 1 :]
-    ended = before.count("ended")
-    assert log.count("ended") == 4 - ended and log.count("begun at 0") == 4 - ended - len(steps), (before, log)
+    assert log.count("ended") == 4 - finished and log.count("begun at 0") == 4 - begun, (before, log)
     resumed = [line for line in log if line.startswith("begun at ") and line != "begun at 0"]
     assert len(resumed) == len(steps) + 2, (before, log)  # what the interruption had saved, and one a signal
     assert "cells to train on Ray, 1 CPU each" in output
@@ -155,13 +162,15 @@ def test_a_study_goes_from_here_to_ray_and_back(whole, ray_folder, tmp_path):
     assert (tmp_path / "calls").read_text() == "called\n"  # and not called again
     assert not processes(ray_folder)
 
-    steps, log = stopped(tmp_path, ray_folder, lambda pid: os.kill(pid, signal.SIGTERM), "SIGTERM", 75)
-    assert log.count("ended") in (2, 3)
+    terminate = lambda pid: os.kill(pid, signal.SIGTERM)
+    steps, before, finished, _ = stopped(tmp_path, ray_folder, terminate, "SIGTERM", 75)
+    assert finished in (2, 3)
     done = script("ablate", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "study/results.csv").read_bytes() == whole
     log = (tmp_path / "log").read_text().split("\n")
-    assert log.count("ended") == 4 and any(f"begun at {step}" in log for step in steps), log
+    assert log.count("ended") == before.count("ended") + 4 - finished, log
+    assert any(f"begun at {step}" in log for step in steps), log
     now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "study/cells").iterdir()}
     assert len(kept) == 2 and len(now) == 4 and now.items() > kept.items()
 
