@@ -120,7 +120,7 @@ def main(
             body(flags)
     except InputError as error:
         if hosts.lost(error):  # in mid-save
-            watch.leave(EXIT_PREEMPTED, gone=True)
+            watch.leave(watch.EXIT_LOST, gone=True)
         _exit(f"error: {' '.join(str(error).split())}", EXIT_INPUT)
     except Stopped as stop:
         _exit(str(stop), stop.status)
@@ -131,7 +131,7 @@ def main(
         sys.exit(0)
     except Exception as error:
         if hosts.lost(error):
-            watch.leave(EXIT_PREEMPTED, gone=True)
+            watch.leave(watch.EXIT_LOST, gone=True)
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             _exit(f"error: out of memory ({' '.join(str(error).split())[:160]}); ask for less", EXIT_INPUT)
         if "Could not determine home directory" in str(error):  # pathlib's word for ~nobody/folder

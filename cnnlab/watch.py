@@ -17,7 +17,7 @@ ALONE = "error: the processes of the run did not find each other: start --proces
 RECORD = re.compile(rb"[IWEF]\d{4} \d\d:")  # opens a record of C++'s log, which may have more lines
 FATAL = b"JAX distributed service detected fatal errors"
 CHATTER = (b"coordination_service", b"preemption_", b"add_port.cc")  # C++ on what is said here in a line
-HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 READ_BYTES = 1 << 16  # a pipe holds no more
 _words = -1  # the descriptor on which a child tells its parent how it stands
 
@@ -26,24 +26,24 @@ def watched() -> None:
     """Go on in a child, while this process waits for it, hands it signals, and turns its end into an exit status.
 
     Where the first process is gone, XLA aborts the others with pages of C++; here that becomes one line. The child's
-    Python keeps the standard error; what else writes to descriptor 2, so C++, is read by the parent.
+    Python keeps the standard error; the parent reads what C++ writes to descriptor 2.
     """
     global _words
     (errors, errors_end), (words, words_end) = os.pipe(), os.pipe()
-    # From before the child is there until the parent's handlers and its other thread are: a signal is nobody's loss
-    signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)
+    # Until the parent has its handlers: a signal in between must reach the child
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)  # a terminal's Ctrl-C comes from the parent, once
         with contextlib.suppress(OSError, AttributeError):  # another libc
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: who kills the parent means the child
-        if sys.stderr is not None:  # it is closed
+        if sys.stderr is not None:  # as it is where it is closed
             sys.stderr = os.fdopen(os.dup(2), "w", 1, sys.stderr.encoding, sys.stderr.errors)
         os.dup2(errors_end, 2)
         for descriptor in (errors, errors_end, words):
             os.close(descriptor)
         _words = words_end
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         return
     os.close(errors_end)
     os.close(words_end)
@@ -62,7 +62,7 @@ def leave(status: int, gone: bool = False) -> NoReturn:
       status: of the exit.
       gone: whether another process of the run is, which the parent says then.
     """
-    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or nobody reads it any more
         sys.stdout.flush()
     if gone:
         _tell("gone")
@@ -78,15 +78,15 @@ def _tell(word: str) -> None:
 def _supervise(child: int, errors: int, words: int) -> int:
     """The exit status of a child, once it has ended and whatever is to be said of that has been."""
 
-    def hand_on(number: int, _: object) -> None:
+    def pass_on(number: int, _: object) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended
             os.kill(child, number)
 
     relay = Relay(errors)
     relay.start()  # with the signals blocked: taken in that thread, they would not end our wait
-    for number in HANDED_ON:
-        signal.signal(number, hand_on)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
+    for number in PASSED_ON:
+        signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with contextlib.suppress(OSError):  # none is left
         os.killpg(child, signal.SIGKILL)  # Grain's reader processes, which a dead child cannot end
@@ -123,9 +123,9 @@ def _verdict(status: int, words: list[str], fatal: bool) -> tuple[str, int]:
 
 
 class Relay(threading.Thread):
-    """Hands on what C++ says on the child's descriptor 2, but for records on lost processes, with all their lines.
+    """Passes on what C++ writes to the child's descriptor 2, except records on lost processes, with all their lines.
 
-    C++ writes a record at once; so what comes later belongs to no record that came before.
+    C++ writes a record in one call, so what is read later belongs to no earlier record.
 
     Attributes:
       fatal: whether XLA has said that it aborts the child; a stack trace follows.
@@ -142,7 +142,7 @@ class Relay(threading.Thread):
         rest = b""
         dropped = False
         while chunk := os.read(self._errors, READ_BYTES):
-            dropped = dropped and bool(rest)  # the record goes on only if its line does
+            dropped = dropped and bool(rest)  # the record continues only if its line does
             *lines, rest = (rest + chunk).split(b"\n")
             kept = b""
             for line in lines:
@@ -161,7 +161,7 @@ class Relay(threading.Thread):
             _write(rest)
 
     def finish(self) -> None:
-        """Wait until all is handed on, however slow its reader is; not for processes that outlive the child."""
+        """Wait until all is passed on, however slow its reader is, but not for processes that outlive the child."""
         before = -1
         while self.is_alive() and (self._writing or self._chunks > before):
             before = self._chunks

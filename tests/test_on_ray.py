@@ -106,7 +106,7 @@ def start(folder, ray_folder, **env):
                             text=True, start_new_session=True)  # fmt: skip
 
 
-def stopped(folder, ray_folder, send, name, status):
+def stopped(folder, ray_folder, send, number, status):
     """Stop the study by a signal while a cell's second epoch is recorded.
 
     Returns:
@@ -118,9 +118,9 @@ def stopped(folder, ray_folder, send, name, status):
     while not (folder / "AT_EPOCH_2").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
-    send(process.pid)
+    send(process.pid, number)
     _, errors = process.communicate(timeout=120)
-    said = f"stopped by {name}, what was under way is saved; to go on: .*ablate.py .* --executor ray\n"
+    said = f"stopped by {number.name}, what was under way is saved; to go on: .*ablate.py .* --executor ray\n"
     assert process.returncode == status and re.fullmatch(said, errors), errors
     assert not processes(ray_folder)
     (folder / "AT_EPOCH_2").unlink()
@@ -132,8 +132,7 @@ def stopped(folder, ray_folder, send, name, status):
 
 
 def test_interrupted_and_then_its_workers_killed_a_study_trains_no_cell_twice(whole, ray_folder, tmp_path):
-    interrupt = lambda pid: os.killpg(pid, signal.SIGINT)
-    steps, before, finished, begun = stopped(tmp_path, ray_folder, interrupt, "SIGINT", 130)
+    steps, before, finished, begun = stopped(tmp_path, ray_folder, os.killpg, signal.SIGINT, 130)
     kill = "os.kill(os.getpid(), signal.SIG{})".format
     process = start(tmp_path, ray_folder, AT_EPOCH_2=kill("TERM"), AT_EPOCH_3=kill("KILL"))
     output, errors = process.communicate(timeout=240)
@@ -162,8 +161,7 @@ def test_a_study_goes_from_here_to_ray_and_back(whole, ray_folder, tmp_path):
     assert (tmp_path / "calls").read_text() == "called\n"  # and not called again
     assert not processes(ray_folder)
 
-    terminate = lambda pid: os.kill(pid, signal.SIGTERM)
-    steps, before, finished, _ = stopped(tmp_path, ray_folder, terminate, "SIGTERM", 75)
+    steps, before, finished, _ = stopped(tmp_path, ray_folder, os.kill, signal.SIGTERM, 75)
     assert finished in (2, 3)
     done = script("ablate", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -33,7 +33,7 @@ external/xla+/xla/pjrt/distributed/coordination/coordination_service_error_util.
 OTHER = "W1128 11:12:00.000000    5448 cuda_dnn.cc:1] something else\nand its second line\n"
 
 
-# what XLA says when a run is asked to stop, which it goes on after
+# what XLA writes when a run is asked to stop; the run continues after it
 PREEMPTION = "I1128 11:13:00.000000    5448 preemption_notifier.cc:9] SIGTERM caught\n"
 
 
