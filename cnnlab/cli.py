@@ -12,16 +12,21 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from cnnlab import hosts, watch
 from cnnlab.config import FORMER, Training
 from cnnlab.errors import InputError
+from cnnlab.multihost import agree, processes, shutdown, supervise
+from cnnlab.multihost.join import join
 
 T = TypeVar("T")
 
-STARTED = time.monotonic()  # the command, but for the interpreter's own start: this module is imported first
+STARTED = (
+    time.monotonic()
+)  # the command, but for the interpreter's own start: this module is imported first
 
 EXIT_INPUT = 2  # what was asked for cannot be done as asked
-EXIT_PREEMPTED = watch.EXIT_LOST  # SIGTERM: saved and stopped; run the same command to go on (sysexits' EX_TEMPFAIL)
+EXIT_PREEMPTED = (
+    supervise.EXIT_LOST
+)  # SIGTERM: saved and stopped; run the same command to go on (sysexits' EX_TEMPFAIL)
 EXIT_INTERRUPTED = 130  # Ctrl-C: saved and stopped
 
 
@@ -56,7 +61,9 @@ def parse(config_class: type[T], args: list[str] | None = None) -> T:
     for tail in (" Argument helptext", "For full helptext"):
         text = text.split(tail)[0]
     text = text.strip(" .")
-    if text.startswith(own := f"Error parsing {config_class.__name__}: "):  # the dataclass said it well enough
+    if text.startswith(
+        own := f"Error parsing {config_class.__name__}: "
+    ):  # the dataclass said it well enough
         raise InputError(text.removeprefix(own))
     _explain_former(config_class, sys.argv[1:] if args is None else args)
     raise InputError(f"{text}; --help lists the flags")
@@ -69,12 +76,14 @@ def _explain_former(config_class: Any, args: list[str]) -> None:
         flag = arg.removeprefix("--").partition("=")[0].replace("_", "-")
         if arg.startswith("--") and flag in FORMER and flag not in fields:
             raise InputError(
-                f"--{flag} is written {FORMER[flag]} now; --list shows every part with its hyperparameters"
+                f"--{flag} is written {FORMER[flag]} now; --list shows every part with its "
+                "hyperparameters"
             )
 
 
 def writable(path: str | None) -> None:
-    """Find out before the work whether its result can be written, leaving nothing behind; None is no file.
+    """Find out before the work whether its result can be written, leaving nothing behind; None is
+    no file.
 
     Raises:
       InputError: it cannot.
@@ -97,13 +106,15 @@ def main(
     alone: Mapping[str, Callable[[list[str]], Any]] | None = None,
     several: bool = False,
 ) -> None:
-    """Parse the flags, run `body`, and exit: one line for what the user can mend, a traceback for what we must.
+    """Parse the flags, run `body`, and exit: one line for what the user can mend, a traceback for
+    what we must.
 
     Args:
       body: what to do with the flags.
       config_class: a dataclass, its fields the flags.
       args: of the command line; None: those of this process.
-      alone: what to do instead, with the words after it, for a flag that comes first, such as --list.
+      alone: what to do instead, with the words after it, for a flag that comes first, such as
+        --list.
       several: whether several processes may do it together; they are joined first.
 
     Raises:
@@ -119,8 +130,8 @@ def main(
             _join(flags, several)
             body(flags)
     except InputError as error:
-        if hosts.lost(error):  # in mid-save
-            watch.leave(watch.EXIT_LOST, gone=True)
+        if shutdown.lost(error):  # in mid-save
+            supervise.leave(supervise.EXIT_LOST, gone=True)
         _exit(f"error: {' '.join(str(error).split())}", EXIT_INPUT)
     except Stopped as stop:
         _exit(str(stop), stop.status)
@@ -130,16 +141,22 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        if hosts.lost(error):
-            watch.leave(watch.EXIT_LOST, gone=True)
+        if shutdown.lost(error):
+            supervise.leave(supervise.EXIT_LOST, gone=True)
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            _exit(f"error: out of memory ({' '.join(str(error).split())[:160]}); ask for less", EXIT_INPUT)
+            _exit(
+                f"error: out of memory ({' '.join(str(error).split())[:160]}); ask for less",
+                EXIT_INPUT,
+            )
         if "Could not determine home directory" in str(error):  # pathlib's word for ~nobody/folder
-            _exit("error: a path starts with ~ and the name of a user who has no home here", EXIT_INPUT)
+            _exit(
+                "error: a path starts with ~ and the name of a user who has no home here",
+                EXIT_INPUT,
+            )
         if "for JAX flag" in str(error):  # JAX reads its environment variables when it is imported
             _exit(f"error: {error}, in the environment", EXIT_INPUT)
-        if hosts.count() > 1:
-            hosts.leave(traceback.format_exc(), 1)
+        if processes.count() > 1:
+            shutdown.leave(traceback.format_exc(), 1)
         raise
 
 
@@ -147,15 +164,15 @@ def _join(flags: Any, several: bool) -> None:
     if not isinstance(flags, Training):
         return
     if several:
-        hosts.join(flags.coordinator, flags.processes, flags.process)
-        hosts.agree("the command line", flags.to_json() | {"process": 0, "data_dir": None})
+        join(flags.coordinator, flags.processes, flags.process)
+        agree.agree("the command line", flags.to_json() | {"process": 0, "data_dir": None})
     elif flags.processes not in (None, 1):
         raise InputError("--processes is for train.py and ablate.py: this command takes one")
 
 
 def _exit(message: str, status: int) -> None:
-    if hosts.count() > 1:
-        hosts.leave(message, status)
+    if processes.count() > 1:
+        shutdown.leave(message, status)
     else:
         print(message, file=sys.stderr, flush=True)
     sys.exit(status)

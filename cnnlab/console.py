@@ -28,12 +28,20 @@ class Console:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def progress(self, what: str, total: int | None, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
-        """A bar, or a line every ten seconds; yields `advance(n, note="")`. `total` is None where nobody knows it."""
+    def progress(
+        self, what: str, total: int | None, unit: str, done: int = 0
+    ) -> Iterator[Callable[..., None]]:
+        """A bar, or a line every ten seconds; yields `advance(n, note="")`. `total` is None where
+        nobody knows it.
+        """
         if self.mode == "bar":
             from rich import progress
 
-            columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()]
+            columns = [
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+            ]
             columns += [progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[note]}")]
             with progress.Progress(*columns, transient=True) as bar:
                 task, self._bar = bar.add_task(what, total=total, completed=done, note=""), bar

@@ -1,4 +1,6 @@
-"""What each kind of part promises, tried on shapes before anything is read or trained. Each failure is one line."""
+"""What each kind of part promises, tried on shapes before anything is read or trained. Each failure
+is one line.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,15 @@ def check_loss(
       InputError: it does not keep the contract.
     """
     logits = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
-    shapes = {"teacher_logits": (2, num_classes), "view_logits": (1, 2, num_classes), "features": tuple(features)}
+    shapes = {
+        "teacher_logits": (2, num_classes),
+        "view_logits": (1, 2, num_classes),
+        "features": tuple(features),
+    }
     inputs = {
-        name: jax.ShapeDtypeStruct(shapes.get(name, ()), jnp.int32 if name == "epoch" else jnp.float32)
+        name: jax.ShapeDtypeStruct(
+            shapes.get(name, ()), jnp.int32 if name == "epoch" else jnp.float32
+        )
         for name in LOSS_INPUTS
         if part.asks(name)
     }
@@ -58,10 +66,13 @@ def check_loss(
             mixed = "" if dtype == "int32" else " (mixup)"
             labels = f"labels {dtype}{list(shape)}{mixed}"
             raise InputError(
-                f"loss '{written or part}' fails on logits float32[2, {num_classes}] and {labels}: {spec.where(error)}"
+                f"loss '{written or part}' fails on logits float32[2, {num_classes}] and {labels}: "
+                f"{spec.where(error)}"
             ) from error
         if getattr(result, "shape", None) != (2,) or not jnp.issubdtype(result.dtype, jnp.floating):
-            raise InputError(f"loss '{part}' must return one value per example, float32[2] for two; got {result}")
+            raise InputError(
+                f"loss '{part}' must return one value per example, float32[2] for two; got {result}"
+            )
 
 
 def check_model(part: Part, model: nn.Module, image_shape: Sequence[int], num_classes: int) -> None:
@@ -89,14 +100,19 @@ def check_model(part: Part, model: nn.Module, image_shape: Sequence[int], num_cl
     try:
         logits, variables = jax.eval_shape(run, _key(), images)
     except Exception as error:
-        raise InputError(f"model '{part}' fails on images float32{list(images.shape)}: {spec.where(error)}") from error
+        raise InputError(
+            f"model '{part}' fails on images float32{list(images.shape)}: {spec.where(error)}"
+        ) from error
     if logits.shape != (2, num_classes) or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise InputError(
-            f"model '{part}' must return logits float32[2, {num_classes}] for two images, "
-            f"got {logits.dtype}{list(logits.shape)}"
+            f"model '{part}' must return logits float32[2, {num_classes}] for two images, got "
+            f"{logits.dtype}{list(logits.shape)}"
         )
     if strange := set(variables) - {"params", "batch_stats"}:
-        raise InputError(f"model '{part}' has variables in {sorted(strange)}; only params and batch_stats are kept")
+        raise InputError(
+            f"model '{part}' has variables in {sorted(strange)}; only params and batch_stats are "
+            "kept"
+        )
 
 
 def _key() -> Any:
@@ -105,14 +121,20 @@ def _key() -> Any:
 
 @contextlib.contextmanager
 def captured(wanted: bool) -> Iterator[dict[str, Any]]:
-    """Catch the input of the last layer that a model calls in the body: the features, under "input"."""
+    """Catch the input of the last layer that a model calls in the body: the features, under
+    "input".
+    """
     last: dict[str, Any] = {}
     if not wanted:
         yield last
         return
 
-    def intercept(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        if context.method_name == "__call__" and context.module.path and args:  # not the model itself
+    def intercept(
+        call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        if (
+            context.method_name == "__call__" and context.module.path and args
+        ):  # not the model itself
             last["input"] = args[0]
         return call(*args, **kwargs)
 
@@ -135,7 +157,9 @@ def features_shape(part: Part, model: nn.Module, image_shape: Sequence[int]) -> 
 
     found = jax.eval_shape(run, _key(), jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
     if found is None:
-        raise InputError(f"model '{part}' calls no layer, and so has no features for a loss that asks for them")
+        raise InputError(
+            f"model '{part}' calls no layer, and so has no features for a loss that asks for them"
+        )
     return found.shape
 
 
@@ -155,9 +179,13 @@ def check_schedule(part: Part, build: Callable[[Any], optax.Schedule]) -> None:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"schedule '{part}' fails where JAX traces peak and step: {spec.where(error)}") from error
+        raise InputError(
+            f"schedule '{part}' fails where JAX traces peak and step: {spec.where(error)}"
+        ) from error
     if rate.shape != ():
-        raise InputError(f"schedule '{part}' must give one rate for a step, got {rate.dtype}{list(rate.shape)}")
+        raise InputError(
+            f"schedule '{part}' must give one rate for a step, got {rate.dtype}{list(rate.shape)}"
+        )
 
 
 def check_optimizer(
@@ -166,7 +194,8 @@ def check_optimizer(
     model: nn.Module,
     image_shape: Sequence[int],
 ) -> None:
-    """Take one step of an optimizer on a model's parameters. In the step the learning rate is traced.
+    """Take one step of an optimizer on a model's parameters. In the step the learning rate is
+    traced.
 
     Args:
       part: whose errors are reported.
@@ -189,19 +218,28 @@ def check_optimizer(
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"optimizer '{part}' fails on the model's parameters: {spec.where(error)}") from error
+        raise InputError(
+            f"optimizer '{part}' fails on the model's parameters: {spec.where(error)}"
+        ) from error
 
 
 def batch_shapes(batch_size: int, image_shape: Sequence[int]) -> dict[str, Any]:
     """A batch as the first augmentation finds it."""
-    shapes = {"image": (batch_size, *image_shape), "label": (batch_size,), "index": (batch_size,), "epoch": ()}
+    shapes = {
+        "image": (batch_size, *image_shape),
+        "label": (batch_size,),
+        "index": (batch_size,),
+        "epoch": (),
+    }
     return {
         name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "image" else jnp.int32)
         for name, shape in shapes.items()
     }
 
 
-def check_augmentation(operation: augment.Operation, batch: dict[str, Any], num_classes: int) -> dict[str, Any]:
+def check_augmentation(
+    operation: augment.Operation, batch: dict[str, Any], num_classes: int
+) -> dict[str, Any]:
     """Apply an operation once.
 
     Args:
@@ -217,13 +255,21 @@ def check_augmentation(operation: augment.Operation, batch: dict[str, Any], num_
     """
     name, images = operation.name, batch["image"]
     try:
-        changed = jax.eval_shape(lambda batch, key: augment.apply([operation], batch, key, key), batch, _key())
+        changed = jax.eval_shape(
+            lambda batch, key: augment.apply([operation], batch, key, key), batch, _key()
+        )
     except Exception as error:
-        said = str(error) if isinstance(error, ValueError) and "." not in name else spec.where(error)
-        raise InputError(f"augmentation {name} fails on images float32{list(images.shape)}: {said}") from error
+        said = (
+            str(error) if isinstance(error, ValueError) and "." not in name else spec.where(error)
+        )
+        raise InputError(
+            f"augmentation {name} fails on images float32{list(images.shape)}: {said}"
+        ) from error
     labels = {(images.shape[:1], "int32"), ((images.shape[0], num_classes), "float32")}
     if not isinstance(changed, Mapping) or not set(batch) <= set(changed) <= {*batch, "views"}:
-        raise InputError(f"augmentation {name} must return the batch, with image, label, index and epoch")
+        raise InputError(
+            f"augmentation {name} must return the batch, with image, label, index and epoch"
+        )
     for field in ("image", "index", "epoch"):
         before, after = (f"{b[field].dtype}{list(b[field].shape)}" for b in (batch, changed))
         if before != after:
@@ -231,6 +277,7 @@ def check_augmentation(operation: augment.Operation, batch: dict[str, Any], num_
     label = changed["label"]
     if (label.shape, str(label.dtype)) not in labels:
         raise InputError(
-            f"augmentation {name} must return labels int32[B] or float32[B, K], got {label.dtype}{list(label.shape)}"
+            f"augmentation {name} must return labels int32[B] or float32[B, K], got "
+            f"{label.dtype}{list(label.shape)}"
         )
     return dict(changed)

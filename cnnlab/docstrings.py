@@ -46,11 +46,19 @@ class Limits:
 
 
 def entry(function: Callable) -> Entry:
-    """The entry of a function or class; a docstring of another form, or none, leaves parts of it empty."""
-    described = re.findall(r"^  (\w+(?:, \w+)*): (.*(?:\n    .*)*)", _block(function, "Args"), re.MULTILINE)
-    arguments = {name: " ".join(text.split()) for names, text in described for name in names.split(", ")}
+    """The entry of a function or class; a docstring of another form, or none, leaves parts of it
+    empty.
+    """
+    described = re.findall(
+        r"^  (\w+(?:, \w+)*): (.*(?:\n    .*)*)", _block(function, "Args"), re.MULTILINE
+    )
+    arguments = {
+        name: " ".join(text.split()) for names, text in described for name in names.split(", ")
+    }
     blocks = re.split(r"\n\s*\n", _docstring(function))
-    formula = next((b for b in blocks[1:] if all(line.startswith("    ") for line in b.splitlines())), "")
+    formula = next(
+        (b for b in blocks[1:] if all(line.startswith("    ") for line in b.splitlines())), ""
+    )
     return Entry(
         name=getattr(function, "__name__", str(function)),
         summary=" ".join(blocks[0].split()),
@@ -61,7 +69,9 @@ def entry(function: Callable) -> Entry:
 
 
 def section(function: Callable, title: str) -> str:
-    """What follows `title:` in a docstring, to the end of its paragraph or to the next such line, in one line."""
+    """What follows `title:` in a docstring, to the end of its paragraph or to the next such line,
+    in one line.
+    """
     return " ".join(_block(function, title).split())
 
 
@@ -73,7 +83,11 @@ def limits(text: str) -> Limits | None:
     """
     found = re.search(r"\bin ([\[(])(-?[\w.]+), (-?[\w.]+)([\])])", text)
     try:
-        return Limits(float(found[2]), float(found[3]), found[0].removeprefix("in ")) if found else None
+        return (
+            Limits(float(found[2]), float(found[3]), found[0].removeprefix("in "))
+            if found
+            else None
+        )
     except ValueError:  # a bound in words
         return None
 
@@ -85,18 +99,28 @@ def accepted(function: Callable, parameters: Mapping[str, inspect.Parameter]) ->
         text = arguments.get(name, "")
         found = re.match(r"in [\[(][^\])]*[\])]", text)
         said = f" {found[0]}" if found else f": {text.split(';')[0].rstrip('.')}" if text else ""
-        default = "" if parameter.default is inspect.Parameter.empty else f" (default {parameter.default})"
+        default = (
+            ""
+            if parameter.default is inspect.Parameter.empty
+            else f" (default {parameter.default})"
+        )
         described.append(f"{name}{said}{default}")
     return "; ".join(described) or "none"
 
 
 def _block(function: Callable, title: str) -> str:
-    found = re.search(rf"^{title}:(.*?)(?=^[A-Z][a-z]+:|\n\s*\n|\Z)", _docstring(function), re.MULTILINE | re.DOTALL)
+    found = re.search(
+        rf"^{title}:(.*?)(?=^[A-Z][a-z]+:|\n\s*\n|\Z)",
+        _docstring(function),
+        re.MULTILINE | re.DOTALL,
+    )
     return found[1] if found else ""
 
 
 def _docstring(function: Callable) -> str:
-    """The function's own; a `functools.partial` has that of what it wraps, an object its `description`."""
+    """The function's own; a `functools.partial` has that of what it wraps, an object its
+    `description`.
+    """
     function = getattr(function, "func", function)
     if not (inspect.isroutine(function) or inspect.isclass(function)):
         return getattr(function, "description", "")

@@ -1,4 +1,6 @@
-"""Exceptions for what a user can mend: the command line prints them as a single line and exits with status 2."""
+"""Exceptions for what a user can mend: the command line prints them as a single line and exits with
+status 2.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,15 @@ MOST_NAMED = 60  # names that a message lists
 
 
 class InputError(ValueError):
-    """What was asked for cannot be done as asked. The message says what was wanted, what was got and what to do."""
+    """What was asked for cannot be done as asked. The message says what was wanted, what was got
+    and what to do.
+    """
 
 
 class Diverged(InputError):
-    """Training left the finite numbers. `steps`: int32[] or int32[seeds], the first, from 0; the message names it."""
+    """Training left the finite numbers. `steps`: int32[] or int32[seeds], the first, from 0; the
+    message names it.
+    """
 
     def __init__(self, message: str, steps: Any):
         super().__init__(message)
@@ -23,7 +29,9 @@ class Diverged(InputError):
 
 
 class CheckpointError(InputError):
-    """A state that cannot be stored, or stored steps of which none can be trusted. The message names the step."""
+    """A state that cannot be stored, or stored steps of which none can be trusted. The message
+    names the step.
+    """
 
 
 def one_line(error: BaseException) -> str:
@@ -33,10 +41,11 @@ def one_line(error: BaseException) -> str:
 
 
 def release(error: BaseException | None) -> None:
-    """Clear the variables of the frames that a caught error came from, and of those behind its causes.
+    """Clear the variables of the frames that a caught error came from, and of those behind its
+    causes.
 
-    A failed upload of gcsfs leaves a view of its buffer there; from Python 3.13 on, the garbage collector then says
-    on standard error that the buffer has one.
+    A failed upload of gcsfs leaves a view of its buffer there; from Python 3.13 on, the garbage
+    collector then says on standard error that the buffer has one.
     """
     seen = []
     while error is not None and error not in seen:
@@ -48,11 +57,17 @@ def release(error: BaseException | None) -> None:
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An error for a name nobody knows, with the nearest known one suggested.
 
-    >>> print(unknown("loss", "cross_entrpy", ["cross_entropy", "mean_squared_error"]))
-    unknown loss 'cross_entrpy': did you mean 'cross_entropy'? Known: cross_entropy, mean_squared_error.
+    >>> print(unknown("loss", "focl", ["focal", "mean_squared_error"]))
+    unknown loss 'focl': did you mean 'focal'? Known: focal, mean_squared_error.
     """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" did you mean '{near[0]}'?" if near else ""
-    every = f" Known: {', '.join(known)}." if len(known) <= MOST_NAMED else "" if hint else f" {len(known)} are known."
+    every = (
+        f" Known: {', '.join(known)}."
+        if len(known) <= MOST_NAMED
+        else ""
+        if hint
+        else f" {len(known)} are known."
+    )
     return InputError(f"unknown {kind} '{name}':{hint}{every}")

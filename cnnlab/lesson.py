@@ -1,12 +1,13 @@
-"""A lesson: claims that a script computes and checks, beside the tables and figures that show them, as one page.
+"""A lesson: claims that a script computes and checks, beside the tables and figures that show them,
+as one page.
 
-A lesson is a script: its docstring is the text, and a generator of parts the work, which is printed as it comes:
+A lesson is a script: its docstring is the text, and a generator of parts the work, which is printed
+as it comes:
 
-    def teach(flags: Lesson) -> Iterable[Part]:
-        x = np.linspace(-4, 4, 100)
-        p = softmax(np.stack([x, 1 - x], -1))
-        yield Claim("The probabilities sum to one", np.abs(p.sum(-1) - 1).max() < 1e-6, "100 inputs")
-        yield lines("Softmax of two lines", x, {"of x": p[:, 0], "of 1 - x": p[:, 1]}, "input x", "probability")
+    def teach(flags: Lesson) -> Iterable[Part]: x = np.linspace(-4, 4, 100) p = softmax(np.stack([x,
+        1 - x], -1)) yield Claim("The probabilities sum to one", np.abs(p.sum(-1) - 1).max() < 1e-6,
+        "100 inputs") yield lines("Softmax of two lines", x, {"of x": p[:, 0], "of 1 - x": p[:, 1]},
+        "input x", "probability")
 
     if __name__ == "__main__":
         run(teach)
@@ -27,12 +28,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cnnlab import cli, run_folder
+from cnnlab import cli, files
 from cnnlab.console import Console
 from cnnlab.errors import InputError
-from cnnlab.page import html
-from cnnlab.page.blocks import Block, Code, Panel, Panels, Section, Table, Tabled, Terms, Text
-from cnnlab.page.svg import INK, draw, look, plain_log
+from cnnlab.html import html
+from cnnlab.html.blocks import Block, Code, Panel, Panels, Section, Table, Tabled, Terms, Text
+from cnnlab.html.svg import INK, draw, look, plain_log
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,11 @@ class Taught:
 
 
 def figure(
-    caption: str, paint: Callable[[Any], object], width: int = 340, height: int = 250, **margins: float
+    caption: str,
+    paint: Callable[[Any], object],
+    width: int = 340,
+    height: int = 250,
+    **margins: float,
 ) -> Panel:
     """A figure; consecutive ones stand side by side.
 
@@ -100,7 +105,13 @@ def figure(
 
 
 def lines(
-    caption: str, x: Any, series: Mapping[str, Any], xlabel: str, ylabel: str, markers: bool = False, **axes: Any
+    caption: str,
+    x: Any,
+    series: Mapping[str, Any],
+    xlabel: str,
+    ylabel: str,
+    markers: bool = False,
+    **axes: Any,
 ) -> Panel:
     """A figure of lines over one axis, told apart without their colour too.
 
@@ -115,14 +126,18 @@ def lines(
 
     def paint(axis: Any) -> None:
         for place, (name, y) in enumerate(series.items()):
-            axis.plot(x, y, **look(place) | ({} if markers else {"marker": ""}), markersize=4, label=name)
+            axis.plot(
+                x, y, **look(place) | ({} if markers else {"marker": ""}), markersize=4, label=name
+            )
         axis.grid(color=INK, alpha=0.15)
         axis.set(xlabel=xlabel, ylabel=ylabel, **axes)
         for one in (axis.xaxis, axis.yaxis):
             if one.get_scale() == "log":
                 plain_log(one)
         if axis.get_xscale() == "linear" and np.issubdtype(np.asarray(x).dtype, np.integer):
-            axis.xaxis.get_major_locator().set_params(integer=True)  # steps and epochs have no halves
+            axis.xaxis.get_major_locator().set_params(
+                integer=True
+            )  # steps and epochs have no halves
         if len(series) > 1:
             axis.legend(frameon=False, fontsize=10)
 
@@ -134,22 +149,30 @@ def picture(caption: str, image: Any, limit: float | None = None, side: int = 96
 
     Args:
       caption: above it.
-      image: float[H, W, 3] in [0, 1]; or float[H, W], from -limit (purple) over 0 (white) to limit (orange), without a
-        limit from 0 (black) to its largest value (white).
+      image: float[H, W, 3] in [0, 1]; or float[H, W], from -limit (purple) over 0 (white) to limit
+        (orange), without a limit from 0 (black) to its largest value (white).
       limit: of the colours.
       side: its height in CSS pixels.
     """
     height, width = image.shape[:2]
-    colours: Any = {"cmap": "PuOr_r", "vmin": -limit, "vmax": limit} if limit else {"cmap": "gray", "vmin": 0}
+    colours: Any = (
+        {"cmap": "PuOr_r", "vmin": -limit, "vmax": limit} if limit else {"cmap": "gray", "vmin": 0}
+    )
 
     def paint(axis: Any) -> None:
         axis.imshow(image, interpolation="nearest", **colours)
         axis.set_axis_off()
 
-    return figure(caption, paint, round(side * width / height), side, left=1, right=1, top=1, bottom=1)
+    return figure(
+        caption, paint, round(side * width / height), side, left=1, right=1, top=1, bottom=1
+    )
 
 
-def run(teach: Callable[[Flags], Iterable[Part]], flags: type[Flags] = Lesson, args: list[str] | None = None) -> None:
+def run(
+    teach: Callable[[Flags], Iterable[Part]],
+    flags: type[Flags] = Lesson,
+    args: list[str] | None = None,
+) -> None:
     """Parse the flags, teach, print each part as it comes, and write the lesson's page.
 
     Args:
@@ -167,10 +190,10 @@ def _run(teach: Callable[[Flags], Iterable[Part]], given: Flags) -> None:
     script = Path(inspect.getfile(teach))
     title, _, text = (inspect.getdoc(inspect.getmodule(teach)) or script.stem).partition("\n")
     folder = made(given.workdir)
-    from cnnlab import cache, hosts
+    from cnnlab import backend, compilation_cache
 
-    cache.keep_compilations()
-    hosts.start()
+    compilation_cache.keep_compilations()
+    backend.start()
     console, parts, started = Console("off"), [], time.monotonic()
     for part in teach(given):
         parts.append(part)
@@ -178,9 +201,13 @@ def _run(teach: Callable[[Flags], Iterable[Part]], given: Flags) -> None:
             console.say(line)
     source = script.read_text(encoding="utf-8")
     taught = Taught(script.stem, title, text.strip(), parts, source, time.monotonic() - started)
-    stored = asdict(taught) | {"parts": [{"kind": type(part).__name__, **asdict(part)} for part in parts]}
-    run_folder.write_text(folder / f"{taught.name}.html", page([taught], f"Lesson {taught.name}"))
-    run_folder.write_json(folder / f"{taught.name}.json", stored)  # last: where it stands the lesson was taught
+    stored = asdict(taught) | {
+        "parts": [{"kind": type(part).__name__, **asdict(part)} for part in parts]
+    }
+    files.write_text(folder / f"{taught.name}.html", page([taught], f"Lesson {taught.name}"))
+    files.write_json(
+        folder / f"{taught.name}.json", stored
+    )  # last: where it stands the lesson was taught
     console.say(f"{folder / taught.name}.html")
     if taught.refuted:
         sys.exit(1)
@@ -231,14 +258,27 @@ def page(lessons: Sequence[Taught], title: str, failed: Sequence[str] = ()) -> s
 
 
 def _blocks(lesson: Taught) -> list[Block]:
-    """A lesson below its heading: the claims that failed, the text, then its parts in order, like ones together."""
-    blocks: list[Block] = [Text(f"Does not hold: {c.statement}. {c.measured}", alarm=True) for c in lesson.refuted]
-    paragraphs = [part for part in lesson.text.split("\n\n") if part and not part.startswith("    ")]
+    """A lesson below its heading: the claims that failed, the text, then its parts in order, like
+    ones together.
+    """
+    blocks: list[Block] = [
+        Text(f"Does not hold: {c.statement}. {c.measured}", alarm=True) for c in lesson.refuted
+    ]
+    paragraphs = [
+        part for part in lesson.text.split("\n\n") if part and not part.startswith("    ")
+    ]
     blocks += [Text(" ".join(paragraph.split())) for paragraph in paragraphs]
     for kind, group in itertools.groupby(lesson.parts, type):
         parts: list[Any] = list(group)
         if kind is Claim:
-            blocks.append(Terms([(f"{'✓' if part.holds else '✗'} {part.statement}", part.measured) for part in parts]))
+            blocks.append(
+                Terms(
+                    [
+                        (f"{'✓' if part.holds else '✗'} {part.statement}", part.measured)
+                        for part in parts
+                    ]
+                )
+            )
         elif kind is Panel:
             blocks.append(Panels(parts.copy))
         else:

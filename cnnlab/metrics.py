@@ -1,8 +1,9 @@
-"""Masked sums over batches on the device; finished once, in float64, on the host. So every image counts the same.
+"""Masked sums over batches on the device; finished once, in float64, on the host. So every image
+counts the same.
 
-A metric is one record: what a batch adds up, how that is finished, which direction is better, which difference matters,
-how it is shown. METRICS are those that are always measured; `--metrics my_metrics.mine` adds your own, a `Metric` or a
-function of hyperparameters that returns one.
+A metric is one record: what a batch adds up, how that is finished, which direction is better, which
+difference matters, how it is shown. METRICS are those that are always measured; `--metrics
+my_metrics.mine` adds your own, a `Metric` or a function of hyperparameters that returns one.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Metric:
 
     Attributes:
       name: its key in summaries and tables.
-      sums: (logits float32[B, K], labels int32[B], mask bool[B]) -> an array that adds up over batches and devices;
-        examples outside the mask must add nothing.
+      sums: (logits float32[B, K], labels int32[B], mask bool[B]) -> an array that adds up over
+        batches and devices; examples outside the mask must add nothing.
       finish: (the sum over all images float64[...], number of images) -> the metric.
       larger_is_better: the direction.
       margin: differences within it count as none, unless --margin says another.
@@ -84,19 +85,30 @@ def _calibration(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.A
     confidence = jnp.max(softmax(logits), -1)
     hit = (predict(logits) == labels) & mask
     bins = jnp.clip(jnp.ceil(confidence * ECE_BINS).astype(jnp.int32) - 1, 0, ECE_BINS - 1)
-    binned = jnp.stack([mask.astype(confidence.dtype), jnp.where(mask, confidence, 0), hit.astype(confidence.dtype)])
+    binned = jnp.stack(
+        [
+            mask.astype(confidence.dtype),
+            jnp.where(mask, confidence, 0),
+            hit.astype(confidence.dtype),
+        ]
+    )
     return jnp.zeros((3, ECE_BINS), confidence.dtype).at[:, bins].add(binned)
 
 
 def _ece(total: np.ndarray, count: float) -> float:
-    """Source: Naeini et al., 2015, AAAI; 15 equal bins (lower, upper] as in Guo et al., 2017, arXiv 1706.04599."""
+    """Source: Naeini et al., 2015, AAAI; 15 equal bins (lower, upper] as in Guo et al., 2017, arXiv
+    1706.04599.
+    """
     del count
     in_bin, confidence, hits = total
     return float(np.abs(hits - confidence).sum() / in_bin.sum())
 
 
 def _top5(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-    own, place = jnp.take_along_axis(logits, labels[:, None], -1), jnp.arange(logits.shape[-1])[None, :]
+    own, place = (
+        jnp.take_along_axis(logits, labels[:, None], -1),
+        jnp.arange(logits.shape[-1])[None, :],
+    )
     # Ties go to the first class, as in `predict`; a NaN beats everything, so it is never a hit.
     worse = (logits < own) | ((logits == own) & (place >= labels[:, None]))
     return jnp.sum((jnp.sum(~worse, -1) < 5) & mask, dtype=jnp.int32)
@@ -106,31 +118,69 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric(
-            "accuracy", _hits, mean, True, 0.01, factor=100, unit="%", difference_unit="pp", digits=2,
+            "accuracy",
+            _hits,
+            mean,
+            True,
+            0.01,
+            factor=100,
+            unit="%",
+            difference_unit="pp",
+            digits=2,
             description="Share of images whose class has the largest logit.",
         ),
         Metric(
-            "nll", _nll, margin=0.05, label="NLL", unit="nats",
+            "nll",
+            _nll,
+            margin=0.05,
+            label="NLL",
+            unit="nats",
             description="Mean negative logarithm of the probability of the right class.",
         ),
         Metric(
-            "brier", _brier, margin=0.02, label="Brier score", unit="0 to 2", difference_unit="",
+            "brier",
+            _brier,
+            margin=0.02,
+            label="Brier score",
+            unit="0 to 2",
+            difference_unit="",
             description="Mean squared distance of the probabilities from the one-hot class.",
         ),
         Metric(
-            "ece", _calibration, _ece, label="ECE", factor=100, unit="%", difference_unit="pp", digits=2,
-            description="Expected calibration error: confidence less accuracy, over 15 equal bins of confidence.",
+            "ece",
+            _calibration,
+            _ece,
+            label="ECE",
+            factor=100,
+            unit="%",
+            difference_unit="pp",
+            digits=2,
+            description="Expected calibration error: confidence less accuracy, over 15 equal bins "
+            "of confidence.",
         ),
         Metric(
-            "top5", _top5, mean, True, 0.01, "top-5 accuracy", 100, "%", "pp", 2,
+            "top5",
+            _top5,
+            mean,
+            True,
+            0.01,
+            "top-5 accuracy",
+            100,
+            "%",
+            "pp",
+            2,
             description="Share of images whose class is among the five largest logits.",
         ),
     )
-}  # fmt: skip
+}
 
 
 def sums(
-    logits: jax.Array, labels: jax.Array, loss: jax.Array, mask: jax.Array, own: Sequence[Metric] = ()
+    logits: jax.Array,
+    labels: jax.Array,
+    loss: jax.Array,
+    mask: jax.Array,
+    own: Sequence[Metric] = (),
 ) -> dict[str, jax.Array]:
     """What one batch adds to the metrics.
 
@@ -142,14 +192,17 @@ def sums(
       own: metrics besides METRICS.
 
     Returns:
-      count int32[]; the sum loss float32[]; confusion int32[K, K] (true class, predicted class); the sums of each
+      count int32[]; the sum loss float32[]; confusion int32[K, K] (true class, predicted class);
+      the sums of each
       metric under its name.
     """
     classes = logits.shape[-1]
     return {
         "count": jnp.sum(mask, dtype=jnp.int32),
         "loss": _masked_sum(loss, mask),
-        "confusion": jnp.zeros((classes, classes), jnp.int32).at[labels, predict(logits)].add(mask.astype(jnp.int32)),
+        "confusion": jnp.zeros((classes, classes), jnp.int32)
+        .at[labels, predict(logits)]
+        .add(mask.astype(jnp.int32)),
         **{metric.name: metric.sums(logits, labels, mask) for metric in (*METRICS.values(), *own)},
     }
 
@@ -162,19 +215,26 @@ def summarise(parts: Iterable[Mapping[str, Any]], own: Sequence[Metric] = ()) ->
       own: metrics besides METRICS.
 
     Returns:
-      count; loss and each metric: floats; per_class_accuracy: K shares (None for a class without examples); confusion:
-      K rows of K counts; calibration: for each of 15 bins of confidence the count, the sum of confidences, the hits.
+      count; loss and each metric: floats; per_class_accuracy: K shares (None for a class without
+      examples); confusion:
+      K rows of K counts; calibration: for each of 15 bins of confidence the count, the sum of
+      confidences, the hits.
     """
     added: dict[str, np.ndarray] = {}
     for part in jax.device_get(list(parts)):
         for name, value in part.items():
             added[name] = added.get(name, np.float64(0)) + np.asarray(value, np.float64)
     count, confusion = float(added["count"]), added["confusion"]
-    per_class = [hit / n if n else None for hit, n in zip(np.diag(confusion), confusion.sum(1), strict=True)]
+    per_class = [
+        hit / n if n else None for hit, n in zip(np.diag(confusion), confusion.sum(1), strict=True)
+    ]
     return {
         "count": int(count),
         "loss": mean(added["loss"], count),
-        **{metric.name: float(metric.finish(added[metric.name], count)) for metric in (*METRICS.values(), *own)},
+        **{
+            metric.name: float(metric.finish(added[metric.name], count))
+            for metric in (*METRICS.values(), *own)
+        },
         "calibration": added["ece"].tolist(),
         "per_class_accuracy": [None if share is None else float(share) for share in per_class],
         "confusion": confusion.astype(int).tolist(),

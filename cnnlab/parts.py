@@ -1,8 +1,8 @@
 """The kinds of parts, and what a run is made of: strings of a configuration -> parts -> functions.
 
-`KINDS` says for each kind how its functions are called, where cnnlab's own are, and what the run supplies. `resolve`
-finds the parts of a configuration; `Parts` makes the functions of them that a run needs, each held against its
-contract. From there on only functions travel.
+`KINDS` says for each kind how its functions are called, where cnnlab's own are, and what the run
+supplies. `resolve` finds the parts of a configuration; `Parts` makes the functions of them that a
+run needs, each held against its contract. From there on only functions travel.
 """
 
 from __future__ import annotations
@@ -17,54 +17,89 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cnnlab import augment, contracts, hosts, spec
+from cnnlab import augment, backend, contracts, spec
 from cnnlab.config import Config
 from cnnlab.contracts import LOSS_INPUTS
 from cnnlab.data import dataset as datasets
 from cnnlab.errors import InputError, unknown
-from cnnlab.layers import Convolution
 from cnnlab.metrics import METRICS, Metric
 from cnnlab.models import CPU_IMAGES, model_dtype
+from cnnlab.models.convolution import Convolution
 from cnnlab.spec import Kind, Part
 
 KINDS = {
     "model": Kind(
-        "model", "--model", "(num_classes, ...) -> nn.Module, called with (images, *, train)", "cnnlab.models:MODELS",
-        supplies=("num_classes", "dtype", "head", "conv", "axis_name"), overridable=("head",),
+        "model",
+        "--model",
+        "(num_classes, ...) -> nn.Module, called with (images, *, train)",
+        "cnnlab.models:MODELS",
+        supplies=("num_classes", "dtype", "head", "conv", "axis_name"),
+        overridable=("head",),
         hidden=("parent", "name"),
     ),
     "loss": Kind(
-        "loss", "--loss", "loss(logits, labels, ...) -> float32[B]", "cnnlab.losses:LOSSES", "cnnlab.losses:ALIASES",
-        positional=2, supplies=("class_counts", *LOSS_INPUTS),
+        "loss",
+        "--loss",
+        "loss(logits, labels, ...) -> float32[B]",
+        "cnnlab.losses:LOSSES",
+        "cnnlab.losses:ALIASES",
+        positional=2,
+        supplies=("class_counts", *LOSS_INPUTS),
         overridable=("class_counts", "teacher_logits", "view_logits"),
     ),
     "transform": Kind(
-        "loss transform", "--loss LOSS+", "(loss, ...) -> loss", "cnnlab.losses:TRANSFORMS",
-        "cnnlab.losses:SHORT_TRANSFORMS", positional=1, supplies=("class_counts",), overridable=("class_counts",),
+        "loss transform",
+        "--loss LOSS+",
+        "(loss, ...) -> loss",
+        "cnnlab.losses:TRANSFORMS",
+        "cnnlab.losses:SHORT_TRANSFORMS",
+        positional=1,
+        supplies=("class_counts",),
+        overridable=("class_counts",),
     ),
     "optimizer": Kind(
-        "optimizer", "--optimizer", "(learning_rate, ...) -> optax.GradientTransformation", "cnnlab.optim:OPTIMIZERS",
-        positional=1, supplies=("schedule", "dtype", "steps_per_epoch", "total_steps"),
+        "optimizer",
+        "--optimizer",
+        "(learning_rate, ...) -> optax.GradientTransformation",
+        "cnnlab.optim:OPTIMIZERS",
+        positional=1,
+        supplies=("schedule", "dtype", "steps_per_epoch", "total_steps"),
         libraries=("optax", "optax.contrib"),
     ),
     "schedule": Kind(
-        "schedule", "--schedule", "(peak, total_steps, ...) -> optax.Schedule", "cnnlab.optim:SCHEDULES",
-        positional=1, supplies=("total_steps", "steps_per_epoch"), libraries=("optax",),
+        "schedule",
+        "--schedule",
+        "(peak, total_steps, ...) -> optax.Schedule",
+        "cnnlab.optim:SCHEDULES",
+        positional=1,
+        supplies=("total_steps", "steps_per_epoch"),
+        libraries=("optax",),
     ),
     "augmentation": Kind(
-        "augmentation", "--augment", "(keys[B], batch, ...) -> batch", "cnnlab.augment:AUGMENTATIONS",
-        positional=2, supplies=("key", "run_key", "num_classes", "axis_name"),
+        "augmentation",
+        "--augment",
+        "(keys[B], batch, ...) -> batch",
+        "cnnlab.augment:AUGMENTATIONS",
+        positional=2,
+        supplies=("key", "run_key", "num_classes", "axis_name"),
     ),
     "dataset": Kind(
-        "data set", "--dataset", "(...) -> Dataset, or a dict of arrays", "cnnlab.data.source:DATASETS",
-        supplies=("data_dir", "image_size"), fallback="cnnlab.data.source:prepared",
+        "data set",
+        "--dataset",
+        "(...) -> Dataset, or a dict of arrays",
+        "cnnlab.data.source:DATASETS",
+        supplies=("data_dir", "image_size"),
+        fallback="cnnlab.data.source:prepared",
     ),
     "corruption": Kind(
-        "corruption", "--dataset SET+", "(dataset, seed, ...) -> dataset", "cnnlab.data.corruptions:CORRUPTIONS",
+        "corruption",
+        "--dataset SET+",
+        "(dataset, seed, ...) -> dataset",
+        "cnnlab.data.corruptions:CORRUPTIONS",
         positional=2,
     ),
     "metric": Kind("metric", "--metrics", "Metric, or (...) -> Metric", "cnnlab.metrics:METRICS"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -142,7 +177,8 @@ class Parts:
             return datasets.from_arrays(self.dataset.name, found, size)
         if not isinstance(found, datasets.Dataset):
             raise InputError(
-                f"data set '{self.dataset}' must return a Dataset or a dict of arrays, got {type(found).__name__}"
+                f"data set '{self.dataset}' must return a Dataset or a dict of arrays, got "
+                f"{type(found).__name__}"
             )
         return found
 
@@ -159,14 +195,16 @@ class Parts:
         for part in self.corruptions:
             before, dataset = dataset, part.call(dataset, seed)
             if not isinstance(dataset, datasets.Dataset):
-                raise InputError(f"corruption '{part}' must return a Dataset, got {type(dataset).__name__}")
+                raise InputError(
+                    f"corruption '{part}' must return a Dataset, got {type(dataset).__name__}"
+                )
             wrong = dataset.targets.shape != before.labels.shape or not np.all(
                 (dataset.targets >= 0) & (dataset.targets < dataset.num_classes)
             )
             if wrong or not np.all(np.isin(dataset.positions, before.positions)):
                 raise InputError(
-                    f"corruption '{part}' must keep a target in [0, {dataset.num_classes}) for each image, and choose "
-                    "among the positions that there are"
+                    f"corruption '{part}' must keep a target in [0, {dataset.num_classes}) for "
+                    "each image, and choose among the positions that there are"
                 )
         return dataset
 
@@ -190,12 +228,23 @@ class Parts:
         """
         dtype = model_dtype(compute_dtype)
         if dtype is not None and not self.model.asks("dtype"):
-            raise InputError(f"--compute-dtype {compute_dtype} has no effect: model {self.model} does not take a dtype")
+            raise InputError(
+                f"--compute-dtype {compute_dtype} has no effect: model {self.model} does not take "
+                "a dtype"
+            )
         head = self.loss.mark("head", "linear")
-        supply = {"num_classes": num_classes, "dtype": dtype, "head": head, "conv": conv, "axis_name": axis_name}
+        supply = {
+            "num_classes": num_classes,
+            "dtype": dtype,
+            "head": head,
+            "conv": conv,
+            "axis_name": axis_name,
+        }
         model = self.model.call(**supply)
         if not isinstance(model, nn.Module):
-            raise InputError(f"model '{self.model}' must return a flax.linen.Module, got {type(model).__name__}")
+            raise InputError(
+                f"model '{self.model}' must return a flax.linen.Module, got {type(model).__name__}"
+            )
         return model
 
     def build_loss(
@@ -209,19 +258,25 @@ class Parts:
           label_dtypes: int32 for class ids, float32 for distributions.
 
         Returns:
-          (logits float32[B, K], labels int[B] or float32[B, K], those of LOSS_INPUTS that it asks for) -> float32[B].
+          (logits float32[B, K], labels int[B] or float32[B, K], those of LOSS_INPUTS that it asks
+          for) -> float32[B].
 
         Raises:
-          InputError: it does not keep the contract, or a class has no images where they are counted.
+          InputError: it does not keep the contract, or a class has no images where they are
+            counted.
         """
         counted = any(part.asks("class_counts") for part in (self.loss, *self.transforms))
         if counted and not np.all(class_counts):
-            raise InputError("a class without training images has no weight or margin: choose another --loss")
+            raise InputError(
+                "a class without training images has no weight or margin: choose another --loss"
+            )
         loss = self.loss.bind(class_counts=class_counts)
         for part in self.transforms:
             loss = part.call(loss, class_counts=class_counts)
         if "features" not in self.loss_asks:  # their shape is the model's affair
-            contracts.check_loss(self.loss, loss, num_classes, label_dtypes, written=self.written_loss)
+            contracts.check_loss(
+                self.loss, loss, num_classes, label_dtypes, written=self.written_loss
+            )
         return loss
 
     @property
@@ -236,10 +291,14 @@ class Parts:
 
     def build_schedule(self, peak: Any, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
         """The learning rate of each step; the peak may be traced."""
-        schedule: Any = self.schedule.call(peak, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+        schedule: Any = self.schedule.call(
+            peak, total_steps=total_steps, steps_per_epoch=steps_per_epoch
+        )
         if isinstance(schedule, Callable):
             return schedule
-        raise InputError(f"schedule '{self.schedule}' must return step -> rate, got {type(schedule).__name__}")
+        raise InputError(
+            f"schedule '{self.schedule}' must return step -> rate, got {type(schedule).__name__}"
+        )
 
     def build_optimizer(
         self, peak: Any, total_steps: int, steps_per_epoch: int, compute_dtype: str = "float32"
@@ -264,11 +323,14 @@ class Parts:
         tx = self.optimizer.call(schedule(peak), **supply)
         if not isinstance(tx, optax.GradientTransformation):
             raise InputError(
-                f"optimizer '{self.optimizer}' must return an optax.GradientTransformation, got {type(tx).__name__}"
+                f"optimizer '{self.optimizer}' must return an optax.GradientTransformation, got "
+                f"{type(tx).__name__}"
             )
         return optax.with_extra_args_support(tx)
 
-    def pipeline(self, num_classes: int, axis_name: str | None, mirror: bool) -> tuple[augment.Operation, ...]:
+    def pipeline(
+        self, num_classes: int, axis_name: str | None, mirror: bool
+    ) -> tuple[augment.Operation, ...]:
         """The augmentations, bound.
 
         Args:
@@ -288,14 +350,18 @@ class Parts:
             for part in parts
         )
 
-    def check_pipeline(self, num_classes: int, image_shape: Sequence[int], batch_size: int, mirror: bool) -> bool:
-        """Hold the augmentations against their contract, on shapes only, and against what the loss takes.
+    def check_pipeline(
+        self, num_classes: int, image_shape: Sequence[int], batch_size: int, mirror: bool
+    ) -> bool:
+        """Hold the augmentations against their contract, on shapes only, and against what the loss
+        takes.
 
         Returns:
           Whether they make labels distributions.
 
         Raises:
-          InputError: one of them fails, changes what it must not, or makes views that the loss does not take.
+          InputError: one of them fails, changes what it must not, or makes views that the loss does
+            not take.
         """
         operations = self.pipeline(num_classes, None, mirror)
         batch = contracts.batch_shapes(batch_size, image_shape)
@@ -303,9 +369,14 @@ class Parts:
             batch = contracts.check_augmentation(operation, batch, num_classes)
         views, mixed = "views" in batch, jnp.issubdtype(batch["label"].dtype, jnp.floating)
         if views and not self.loss.asks("view_logits"):
-            raise InputError(f"--augment makes views, and loss {self.loss} takes no view_logits; jensen_shannon does")
+            raise InputError(
+                f"--augment makes views, and loss {self.loss} takes no view_logits; jensen_shannon "
+                "does"
+            )
         if self.loss.requires("view_logits") and not views:
-            raise InputError(f"loss {self.loss} compares views of an image: --augment views+flip+crop makes some")
+            raise InputError(
+                f"loss {self.loss} compares views of an image: --augment views+flip+crop makes some"
+            )
         return mixed
 
     def build_metrics(self) -> tuple[Metric, ...]:
@@ -318,9 +389,20 @@ class Parts:
         for part in self.metrics:
             metric = part.call()
             if not isinstance(metric, Metric):
-                raise InputError(f"metric '{part}' must be a cnnlab.metrics.Metric, got {type(metric).__name__}")
-            if metric.name in names | {"count", "loss", "confusion", "calibration", "per_class_accuracy"}:
-                raise InputError(f"metric '{part}' is called {metric.name}, as another one is; give it its own name")
+                raise InputError(
+                    f"metric '{part}' must be a cnnlab.metrics.Metric, got {type(metric).__name__}"
+                )
+            if metric.name in names | {
+                "count",
+                "loss",
+                "confusion",
+                "calibration",
+                "per_class_accuracy",
+            }:
+                raise InputError(
+                    f"metric '{part}' is called {metric.name}, as another one is; give it its own "
+                    "name"
+                )
             names.add(metric.name)
             built.append(metric)
         return tuple(built)
@@ -332,7 +414,7 @@ def find(kind: str, written: spec.Spec | str) -> Part:
     Raises:
       InputError: as `spec.find`.
     """
-    hosts.configure_cpu_devices()
+    backend.configure_cpu_devices()
     return spec.find(KINDS[kind], written)
 
 
@@ -355,22 +437,29 @@ def resolve(config: Config) -> Parts:
         transforms=tuple(find("transform", one) for one in transforms),
         optimizer=find("optimizer", config.optimizer),
         schedule=find("schedule", config.schedule),
-        augmentations=None if operations is None else tuple(find("augmentation", one) for one in operations),
+        augmentations=None
+        if operations is None
+        else tuple(find("augmentation", one) for one in operations),
         metrics=tuple(find("metric", one) for one in config.metrics),
     )
     if config.teacher and not parts.loss.asks("teacher_logits"):
         raise InputError(
-            f"--teacher is for losses that take teacher_logits, such as distillation; {config.loss} does not"
+            "--teacher is for losses that take teacher_logits, such as distillation; "
+            f"{config.loss} does not"
         )
     if parts.loss.requires("teacher_logits") and not config.teacher:
-        raise InputError(f"{config.loss} compares with a teacher: --teacher RUN names the run folder of one")
+        raise InputError(
+            f"{config.loss} compares with a teacher: --teacher RUN names the run folder of one"
+        )
     if not config.teacher and parts.loss.asks("teacher_logits"):  # it can do without one
         parts = dataclasses.replace(parts, loss=_without(parts.loss, "teacher_logits"))
     return parts
 
 
 def _without(part: Part, name: str) -> Part:
-    return dataclasses.replace(part, keywords={**part.keywords, name: part.parameters[name].default})
+    return dataclasses.replace(
+        part, keywords={**part.keywords, name: part.parameters[name].default}
+    )
 
 
 def listing(names: Sequence[str]) -> str:
@@ -383,6 +472,9 @@ def listing(names: Sequence[str]) -> str:
         if name not in KINDS:
             raise unknown("kind of part", name, KINDS)
     if not names:
-        kinds = [f"{name:<13} {', '.join(kind.builtin())}   ({kind.flag})" for name, kind in KINDS.items()]
+        kinds = [
+            f"{name:<13} {', '.join(kind.builtin())}   ({kind.flag})"
+            for name, kind in KINDS.items()
+        ]
         return "\n".join([*kinds, "", "--list model (loss, optimizer, ...) says all about them."])
     return "\n\n".join(spec.listing(KINDS[name]) for name in names)

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import IO, Any
 
 TRAIN, VALIDATION = "#4477aa", "#cc6677"  # colour-blind safe (Tol)
-SERIES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#666666", "#000000")  # likewise
+SERIES = (
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+    "#666666",
+    "#000000",
+)  # likewise
 GREY = "#bbbbbb"
 
 
@@ -33,8 +42,15 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> No
             if history and f"{kind}_{name}" in history[0]:
                 values = [row[f"{kind}_{name}"] for row in history]
                 axis.plot(epochs, values, color=colour, marker="o", markersize=3, label=kind)
-                axis.annotate(f"{values[-1]:.3f}", (epochs[-1], values[-1]), (4, 0), textcoords="offset points",
-                              color=colour, fontsize=8, va="center")  # fmt: skip
+                axis.annotate(
+                    f"{values[-1]:.3f}",
+                    (epochs[-1], values[-1]),
+                    (4, 0),
+                    textcoords="offset points",
+                    color=colour,
+                    fontsize=8,
+                    va="center",
+                )
         axis.set(xlabel="epoch", ylabel=name)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
@@ -44,7 +60,9 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> No
     figure.savefig(path, dpi=120)
 
 
-def confusion(matrix: Sequence[Sequence[int]], class_names: Sequence[str], path: Path, title: str = "") -> None:
+def confusion(
+    matrix: Sequence[Sequence[int]], class_names: Sequence[str], path: Path, title: str = ""
+) -> None:
     """Confusion matrix: rows true, columns predicted, each row as shares of its class.
 
     Args:
@@ -65,8 +83,15 @@ def confusion(matrix: Sequence[Sequence[int]], class_names: Sequence[str], path:
         for i, row in enumerate(shares):
             for j, share in enumerate(row):
                 if share >= 0.005:
-                    axis.text(j, i, f"{100 * share:.0f}", ha="center", va="center", fontsize=8,
-                              color="white" if share > 0.5 else "black")  # fmt: skip
+                    axis.text(
+                        j,
+                        i,
+                        f"{100 * share:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="white" if share > 0.5 else "black",
+                    )
     axis.set(xlabel="predicted", ylabel="true")
     axis.set_title(title, fontsize=10)
     figure.savefig(path, dpi=120)
@@ -75,7 +100,8 @@ def confusion(matrix: Sequence[Sequence[int]], class_names: Sequence[str], path:
 def loss_curves(curves: Mapping[str, Any], path: Path | IO[bytes], reference: Any = None) -> None:
     """Losses and the lengths of their gradients, as the true class's probability (or cosine) grows.
 
-    Up to eight losses share two panels, a row for each kind of axis; more have a panel each, with the gradient dashed.
+    Up to eight losses share two panels, a row for each kind of axis; more have a panel each, with
+    the gradient dashed.
 
     Args:
       curves: name -> (axis, x, loss, gradient), as report_card.curve gives them.
@@ -93,13 +119,23 @@ def _together(curves: Mapping[str, Any]):
     figure = Figure(figsize=(11, 3.8 * len(axes_of)), layout="constrained")
     grid = figure.subplots(len(axes_of), 2, squeeze=False)
     for (left, right), kind in zip(grid, axes_of, strict=True):
-        shown = [(n, c, colour) for (n, c), colour in zip(curves.items(), SERIES, strict=False) if c[0] == kind]
+        shown = [
+            (n, c, colour)
+            for (n, c), colour in zip(curves.items(), SERIES, strict=False)
+            if c[0] == kind
+        ]
         for i, (name, (_, x, loss, gradient), colour) in enumerate(shown):
-            dashes = "-" if i == 0 else (0, (2 + 2 * i, 2))  # where curves coincide the later ones have gaps
+            dashes = (
+                "-" if i == 0 else (0, (2 + 2 * i, 2))
+            )  # where curves coincide the later ones have gaps
             left.plot(x, loss, color=colour, linestyle=dashes, label=name)
             right.plot(x, gradient, color=colour, linestyle=dashes, label=name)
         for axis, label, part in ((left, "loss", 2), (right, "|gradient| in the logits", 3)):
-            axis.set(xlabel=f"{kind} of the true class", ylabel=label, ylim=_limits(*[c[part] for _, c, _ in shown]))
+            axis.set(
+                xlabel=f"{kind} of the true class",
+                ylabel=label,
+                ylim=_limits(*[c[part] for _, c, _ in shown]),
+            )
             axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)
         right.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -128,14 +164,17 @@ def _apart(curves: Mapping[str, Any], reference: Any):
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        "loss (solid) and |gradient| (dashed) against the true class's probability or cosine; grey: cross-entropy",
+        "loss (solid) and |gradient| (dashed) against the true class's probability or cosine; "
+        "grey: cross-entropy",
         fontsize=10,
     )
     return figure
 
 
 def _limits(*series: Any) -> tuple[float, float]:
-    """From 0 or below to above all but the last hundredth: what explodes at the edge must not flatten the rest."""
+    """From 0 or below to above all but the last hundredth: what explodes at the edge must not
+    flatten the rest.
+    """
     import numpy as np
 
     top = max(float(np.nanquantile(values, 0.99)) for values in series)
@@ -144,7 +183,12 @@ def _limits(*series: Any) -> tuple[float, float]:
     return low - room, top + 2 * room
 
 
-def scaling(lines: Mapping[str, Mapping[int, float]], points: Mapping[int, float], path: Path, title: str = "") -> None:
+def scaling(
+    lines: Mapping[str, Mapping[int, float]],
+    points: Mapping[int, float],
+    path: Path,
+    title: str = "",
+) -> None:
     """Images a second over the number of chips, both logarithmic.
 
     Args:
@@ -157,7 +201,10 @@ def scaling(lines: Mapping[str, Mapping[int, float]], points: Mapping[int, float
     colours = iter(SERIES)
     for name, values in lines.items():
         ideal = name == "ideal"
-        style: dict[str, Any] = {"color": GREY if ideal else next(colours), "linestyle": ":" if ideal else "-"}
+        style: dict[str, Any] = {
+            "color": GREY if ideal else next(colours),
+            "linestyle": ":" if ideal else "-",
+        }
         axis.plot(list(values), list(values.values()), label=name, **style)
     axis.plot(list(points), list(points.values()), "o", color="#000000", label="compiled")
     axis.set_xscale("log", base=2)

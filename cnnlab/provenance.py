@@ -1,6 +1,8 @@
-"""The user's files behind a part: the module it is named by, the one it is written in, and what these import.
+"""The user's files behind a part: the module it is named by, the one it is written in, and what
+these import.
 
-Files of Python itself, of installed packages and of cnnlab are not among them: their versions are recorded instead.
+Files of Python itself, of installed packages and of cnnlab are not among them: their versions are
+recorded instead.
 """
 
 from __future__ import annotations
@@ -13,7 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
-FOREIGN = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+FOREIGN = tuple(
+    {
+        Path(sysconfig.get_path(name)).resolve()
+        for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    }
+)
 
 
 def sources(*modules: str | None) -> dict[str, str]:
@@ -46,7 +53,13 @@ def _file(name: str) -> Path | None:
         return path.resolve() if path and path.suffix == ".py" and path.is_file() else None
     parent, _, last = name.rpartition(".")
     above = _file(parent) if parent else None
-    folders = [above.parent] if above and above.name == "__init__.py" else [] if parent else map(Path, sys.path)
+    folders = (
+        [above.parent]
+        if above and above.name == "__init__.py"
+        else []
+        if parent
+        else map(Path, sys.path)
+    )
     for folder in folders:
         for path in (folder / f"{last}.py", folder / last / "__init__.py"):
             if path.is_file():

@@ -1,12 +1,15 @@
-"""One grammar for every part of an experiment: text on the command line -> a function with its hyperparameters.
+"""One grammar for every part of an experiment: text on the command line -> a function with its
+hyperparameters.
 
-    part      name | dotted.path, then ,key=value ...   focal,gamma=2   my_nets.Net,depth=20   optax.lion,b1=0.95
-    pipeline  part+part+...                             flip+crop,padding=4+my_ops.jitter,strength=0.3
+    part      name | dotted.path, then ,key=value ...   focal,gamma=2   my_nets.Net,depth=20
+    optax.lion,b1=0.95 pipeline  part+part+...
+    flip+crop,padding=4+my_ops.jitter,strength=0.3
 
-Inside brackets and quotes nothing separates, and a "+" separates only before a letter. A dotted path is looked up from
-the current directory or in an installed package; whatever can be called is a part: a function, a class, a
-`functools.partial`, an object. A part asks for what it needs by parameter name: `Part.bind` passes what the run can
-supply (`num_classes`, `class_counts`, ...) where the function has a parameter of that name. Imports no jax.
+Inside brackets and quotes nothing separates, and a "+" separates only before a letter. A dotted
+path is looked up from the current directory or in an installed package; whatever can be called is a
+part: a function, a class, a `functools.partial`, an object. A part asks for what it needs by
+parameter name: `Part.bind` passes what the run can supply (`num_classes`, `class_counts`, ...)
+where the function has a parameter of that name. Imports no jax.
 """
 
 from __future__ import annotations
@@ -31,7 +34,13 @@ from cnnlab.errors import InputError, unknown
 CONSTANTS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
 TYPES = {"bool": bool, "int": int, "float": (int, float), "str": str}
 DEFAULTS = {bool: bool, int: (int, float), float: (int, float), str: str, tuple: tuple, list: tuple}
-TYPE_NAMES = {bool: "true or false", int: "a whole number", (int, float): "a number", str: "a word", tuple: "a list"}
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    (int, float): "a number",
+    str: "a word",
+    tuple: "a list",
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,9 @@ class Spec:
     keywords: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return ",".join([self.name, *[f"{key}={_text(value)}" for key, value in self.keywords.items()]])
+        return ",".join(
+            [self.name, *[f"{key}={_text(value)}" for key, value in self.keywords.items()]]
+        )
 
 
 def parse(text: str) -> Spec:
@@ -63,7 +74,10 @@ def parse(text: str) -> Spec:
     for piece in pieces:
         key, equals, value = piece.partition("=")
         if not (equals and key.isidentifier() and value) or key in keywords:
-            raise InputError(f"after the name come key=value pairs, each once, as in 'focal,gamma=2'; got '{piece}'")
+            raise InputError(
+                "after the name come key=value pairs, each once, as in 'focal,gamma=2'; got "
+                f"'{piece}'"
+            )
         keywords[key] = _value(value)
     return Spec(name, keywords)
 
@@ -81,7 +95,8 @@ def parse_pipeline(text: str) -> tuple[Spec, ...]:
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Split at a separator outside brackets and quotes; at a "+" only where a letter or "_" follows.
+    """Split at a separator outside brackets and quotes; at a "+" only where a letter or "_"
+    follows.
 
     >>> split("ldam,class_counts=[10,20],kind='a,b'", ",")
     ['ldam', 'class_counts=[10,20]', "kind='a,b'"]
@@ -96,7 +111,12 @@ def split(text: str, separator: str) -> list[str]:
         else:
             depth += (char in "[({") - (char in "])}")
         follows = text[place + 1 : place + 2]
-        if char == separator and not depth and not quote and (char != "+" or follows.isalpha() or follows == "_"):
+        if (
+            char == separator
+            and not depth
+            and not quote
+            and (char != "+" or follows.isalpha() or follows == "_")
+        ):
             pieces.append("")
         else:
             pieces[-1] += char
@@ -109,7 +129,10 @@ def _value(text: str) -> Any:
     try:
         return _frozen(ast.literal_eval(text))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        bracketed = text[:1] + text[-1:] in ("[]", "()")  # of words, which Python would want in quotes
+        bracketed = text[:1] + text[-1:] in (
+            "[]",
+            "()",
+        )  # of words, which Python would want in quotes
         return tuple(_value(item.strip()) for item in split(text[1:-1], ",")) if bracketed else text
 
 
@@ -124,7 +147,8 @@ def _text(value: Any) -> str:
         if type(value) is type(constant) and value == constant:
             return word
     if isinstance(value, tuple):
-        return f"[{','.join(_text(item) if isinstance(item, tuple) else repr(item) for item in value)}]"
+        items = [_text(item) if isinstance(item, tuple) else repr(item) for item in value]
+        return f"[{','.join(items)}]"
     plain = isinstance(value, str) and value.isprintable() and not set(value) & set(",+'\"[](){} ")
     if plain and value and _value(value) == value:
         return value
@@ -206,14 +230,18 @@ class Part:
 
     @property
     def _is_constructed(self) -> bool:
-        """Whether it is a class whose instances are called, as a loss may be: Loss(gamma=2)(logits, labels)."""
+        """Whether it is a class whose instances are called, as a loss may be: Loss(gamma=2)(logits,
+        labels).
+        """
         return self.kind.positional > 1 and inspect.isclass(self.function)
 
     def _signature(self, function: Any = None) -> list[inspect.Parameter]:
         try:
             return list(inspect.signature(function or self.function).parameters.values())
         except (ValueError, TypeError) as error:
-            raise InputError(f"{self.kind.name} '{self.name}' is no {self.kind.contract} written in Python") from error
+            raise InputError(
+                f"{self.kind.name} '{self.name}' is no {self.kind.contract} written in Python"
+            ) from error
 
     @functools.cached_property
     def open_ended(self) -> bool:
@@ -229,7 +257,9 @@ class Part:
         return self.asks(name) and self.parameters[name].default is inspect.Parameter.empty
 
     def mark(self, name: str, default: Any = None) -> Any:
-        """An attribute that the function carries, also within a `functools.partial` or a wrapper."""
+        """An attribute that the function carries, also within a `functools.partial` or a
+        wrapper.
+        """
         function = self.function
         while not hasattr(function, name):
             function = getattr(function, "func", None) or getattr(function, "__wrapped__", None)
@@ -243,12 +273,17 @@ class Part:
         Raises:
           InputError: a hyperparameter without default is missing.
         """
-        keywords = {**self.keywords, **{name: value for name, value in supply.items() if self.asks(name)}}
+        keywords = {
+            **self.keywords,
+            **{name: value for name, value in supply.items() if self.asks(name)},
+        }
         if not self._is_constructed:
             return functools.partial(self.function, **keywords)
         own = {p.name for p in self._signature()}
         made = self.function(**{name: value for name, value in keywords.items() if name in own})
-        return functools.partial(made, **{name: value for name, value in keywords.items() if name not in own})
+        return functools.partial(
+            made, **{name: value for name, value in keywords.items() if name not in own}
+        )
 
     def call(self, *args: Any, **supply: Any) -> Any:
         """What the bound function returns.
@@ -261,7 +296,11 @@ class Part:
         except InputError:
             raise
         except Exception as error:  # whatever a user's function raises
-            said = f"{error}; {self.accepted()}" if isinstance(error, ValueError) and not self.path else where(error)
+            said = (
+                f"{error}; {self.accepted()}"
+                if isinstance(error, ValueError) and not self.path
+                else where(error)
+            )
             raise InputError(f"{self.kind.name} {self}: {said}") from error
 
     @property
@@ -271,8 +310,15 @@ class Part:
 
     def canonical(self) -> Spec:
         """The shortest spec of the same part: no hyperparameter that is at its default."""
-        changed = {k: v for k, v in self.keywords.items() if k not in self.parameters or not self._is_default(k, v)}
-        return Spec(self.name, {name: self._as_default(name, value) for name, value in sorted(changed.items())})
+        changed = {
+            k: v
+            for k, v in self.keywords.items()
+            if k not in self.parameters or not self._is_default(k, v)
+        }
+        return Spec(
+            self.name,
+            {name: self._as_default(name, value) for name, value in sorted(changed.items())},
+        )
 
     def resolved(self) -> Spec:
         """The spec with every hyperparameter, for storage: a later default does not change it."""
@@ -286,12 +332,18 @@ class Part:
     def _as_default(self, name: str, value: Any) -> Any:
         """A whole number where the function speaks of floats: 2 is 2.0, in one spelling."""
         parameter = self.parameters.get(name)
-        floats = parameter and (_annotated(parameter) == "float" or type(parameter.default) is float)
+        floats = parameter and (
+            _annotated(parameter) == "float" or type(parameter.default) is float
+        )
         return float(value) if floats and type(value) is int else value
 
     def _is_default(self, name: str, value: Any) -> bool:
         default = _frozen(self.parameters[name].default)
-        return _is_literal(default) and default == value and isinstance(default, bool) == isinstance(value, bool)
+        return (
+            _is_literal(default)
+            and default == value
+            and isinstance(default, bool) == isinstance(value, bool)
+        )
 
     def sources(self) -> dict[str, str]:
         """SHA-256 of each user's file that the part is written in, by module name."""
@@ -317,8 +369,8 @@ def find(kind: Kind, spec: Spec | str) -> Part:
     """The part that a spec means, its keywords checked against the function's signature and ranges.
 
     Raises:
-      InputError: an unknown name, a module that cannot be imported, an unknown keyword, a value of another type or
-        outside its range.
+      InputError: an unknown name, a module that cannot be imported, an unknown keyword, a value of
+        another type or outside its range.
     """
     spec = parse(spec) if isinstance(spec, str) else spec
     name, function, module = _look_up(kind, spec.name)
@@ -327,9 +379,13 @@ def find(kind: Kind, spec: Spec | str) -> Part:
         if key in part.hyperparameters():
             _check_value(part, key, value)
         elif key in part.parameters:
-            raise InputError(f"{kind.name} {spec.name}: {key} comes from the run; {part.accepted()}")
+            raise InputError(
+                f"{kind.name} {spec.name}: {key} comes from the run; {part.accepted()}"
+            )
         elif not part.open_ended:
-            raise InputError(f"{kind.name} {spec.name} has no hyperparameter '{key}'; {part.accepted()}")
+            raise InputError(
+                f"{kind.name} {spec.name} has no hyperparameter '{key}'; {part.accepted()}"
+            )
     for key in part.parameters:
         if part.requires(key) and key not in kind.supplies:
             raise InputError(f"{kind.name} {spec.name} needs {key}; {part.accepted()}")
@@ -337,7 +393,9 @@ def find(kind: Kind, spec: Spec | str) -> Part:
 
 
 def _look_up(kind: Kind, name: str) -> tuple[str, Callable, str]:
-    """The name of a part in its one spelling, its function, and the module that was imported for it."""
+    """The name of a part in its one spelling, its function, and the module that was imported for
+    it.
+    """
     builtin, module = kind.builtin(), ""
     known = builtin | kind.short()
     if "." in name:
@@ -371,8 +429,13 @@ def _load(kind: Kind, path: str) -> tuple[Callable, str]:
             missing = str(error.name)
             if length > 1 and missing != names[0] and f"{module_name}.".startswith(f"{missing}."):
                 continue  # a class in a module, perhaps
-            raise InputError(f"{kind.name} '{path}': no module '{error.name}', here or installed") from error
-        except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
+            raise InputError(
+                f"{kind.name} '{path}': no module '{error.name}', here or installed"
+            ) from error
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever a user's module raises while it is imported
             raise InputError(
                 f"{kind.name} '{path}': module '{module_name}' cannot be imported: {where(error)}"
             ) from error
@@ -381,17 +444,25 @@ def _load(kind: Kind, path: str) -> tuple[Callable, str]:
                 raise unknown(f"{kind.name} in {module_name}", name, _callables(found))
             found = getattr(found, name)
         if not callable(found) and not kind.positional == 0:
-            raise unknown(f"{kind.name} in {module_name}", names[-1], _callables(importlib.import_module(module_name)))
+            raise unknown(
+                f"{kind.name} in {module_name}",
+                names[-1],
+                _callables(importlib.import_module(module_name)),
+            )
         return found, module_name
     raise InputError(f"{kind.name} '{path}': no module '{names[0]}', here or installed")
 
 
 def _callables(module: Any) -> list[str]:
-    return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+    return [
+        name for name, value in vars(module).items() if callable(value) and not name.startswith("_")
+    ]
 
 
 def _check_value(part: Part, key: str, value: Any) -> None:
-    """Hold a value against the type that the annotation or default says, and the range that the docstring states."""
+    """Hold a value against the type that the annotation or default says, and the range that the
+    docstring states.
+    """
     parameter, said = part.parameters[key], f"{part.kind.name} {part.name}: {key} must"
     default, written = parameter.default, _annotated(parameter)
     if value is None and default is None:
@@ -406,18 +477,27 @@ def _check_value(part: Part, key: str, value: Any) -> None:
             raise InputError(f"{said} be a list{each}, got {_text(value)}; {part.accepted()}")
     limits = docstrings.limits(docstrings.entry(part.function).arguments.get(key, ""))
     for number in value if isinstance(value, tuple) else (value,):
-        if limits and isinstance(number, int | float) and not isinstance(number, bool) and number not in limits:
+        if (
+            limits
+            and isinstance(number, int | float)
+            and not isinstance(number, bool)
+            and number not in limits
+        ):
             raise InputError(f"{said} lie in {limits}, got {_text(value)}; {part.accepted()}")
 
 
 def _annotated(parameter: inspect.Parameter) -> str:
     """The annotation of a parameter as it is written, but for None."""
     annotation = parameter.annotation
-    return (annotation.__name__ if isinstance(annotation, type) else str(annotation)).removesuffix(" | None")
+    return (annotation.__name__ if isinstance(annotation, type) else str(annotation)).removesuffix(
+        " | None"
+    )
 
 
 def _is_of(kind: Any, value: Any) -> bool:
-    return kind is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
+    return kind is None or (
+        isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    )
 
 
 def _is_literal(value: Any) -> bool:
@@ -428,14 +508,18 @@ def _is_literal(value: Any) -> bool:
 
 def where(error: BaseException) -> str:
     """What was raised and the place in the user's code, in a line."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename
+    ]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     reason = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {reason}{place}"
 
 
 def listing(kind: Kind) -> str:
-    """Every built-in part of a kind with its formula, hyperparameters, defaults and source, for the terminal."""
+    """Every built-in part of a kind with its formula, hyperparameters, defaults and source, for the
+    terminal.
+    """
     short = kind.short()
     blocks = []
     for name, function in kind.builtin().items():
@@ -444,10 +528,19 @@ def listing(kind: Kind) -> str:
         lines = [", ".join((name, *aliases)) + f": {about.summary}"]
         lines += [f"    {line}" for line in about.formula.split("\n") if about.formula]
         for key, parameter in part.hyperparameters().items():
-            default = "required" if parameter.default is parameter.empty else f"default {_text(parameter.default)}"
+            default = (
+                "required"
+                if parameter.default is parameter.empty
+                else f"default {_text(parameter.default)}"
+            )
             if key in kind.supplies:
                 default = "supplied by the run"
             lines.append(f"  {key} ({default}): {about.arguments.get(key, '')}".rstrip(": "))
         blocks.append("\n".join([*lines, *([f"  {about.source}"] if about.source else [])]))
-    more = [f"Every function of {library} that is {kind.contract}, as {library}.NAME" for library in kind.libraries]
-    return "\n\n".join([*blocks, *more, f"{kind.flag} also takes your own, by its dotted path: {kind.contract}"])
+    more = [
+        f"Every function of {library} that is {kind.contract}, as {library}.NAME"
+        for library in kind.libraries
+    ]
+    return "\n\n".join(
+        [*blocks, *more, f"{kind.flag} also takes your own, by its dotted path: {kind.contract}"]
+    )

@@ -1,27 +1,30 @@
 """Compare losses over paired seeds: one command, and a report that can refuse to claim.
 
-    python experiments/ablate.py --losses cross_entropy mean_squared_error focal,gamma=2 --label-noise 0 0.4
-    python experiments/ablate.py --losses cross_entropy my_module.my_loss --tune lr=1e-4..1e-1 --workdir runs/mine
+    python experiments/ablate.py --losses cross_entropy mean_squared_error focal,gamma=2
+    --label-noise 0 0.4 python experiments/ablate.py --losses cross_entropy my_module.my_loss --tune
+    lr=1e-4..1e-1 --workdir runs/mine
 
-Every loss is trained from the same weights on the same batches for each seed. The same command goes on where a study
-was stopped or killed; machines that share the folder take `--shard 0/4`, `--shard 1/4`, ... of it, or `--executor ray`.
+Every loss is trained from the same weights on the same batches for each seed. The same command goes
+on where a study was stopped or killed; machines that share the folder take `--shard 0/4`, `--shard
+1/4`, ... of it, or `--executor ray`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cnnlab import cli, hosts, run_folder
+from cnnlab import cli
+from cnnlab.multihost import agree
 from cnnlab.study.plan import Study
+from cnnlab.training import run_folder
 
 
 def main(study: Study) -> None:
-    from cnnlab import report
-    from cnnlab.study import cells
+    from cnnlab.study import cells, report
 
     results = cells.conduct(study, run_folder.command())
     if results is not None:
-        paths = hosts.on_first(lambda: report.write(results, Path(study.workdir).expanduser()))
+        paths = agree.on_first(lambda: report.write(results, Path(study.workdir).expanduser()))
         print(*report.brief(results), *paths, sep="\n", flush=True)
 
 

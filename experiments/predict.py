@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from cnnlab import cli, storage
+from cnnlab import cli, files
 from cnnlab.errors import InputError
 
 
@@ -21,7 +21,8 @@ class Arguments:
     run: tyro.conf.Positional[str]
     """Run folder."""
     images: tyro.conf.Positional[tuple[str, ...]]
-    """Image files, PNG or JPEG, of any size and mode; scaled and cropped to what the network takes."""
+    """Image files, PNG or JPEG, of any size and mode; scaled and cropped to what the network takes.
+    """
     top: int = 3
     """Classes to show for each."""
     weights: str = "last"
@@ -37,16 +38,18 @@ def main(arguments: Arguments) -> None:
     import jax
     import numpy as np
 
-    from cnnlab import network
     from cnnlab.data import image
     from cnnlab.softmax import softmax
+    from cnnlab.training import network
 
-    trained = network.load(storage.path(arguments.run), arguments.weights)
+    trained = network.load(files.path(arguments.run), arguments.weights)
     for module in trained.changed:
         print(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
     shape, names = tuple(trained.facts["image_shape"]), trained.facts["class_names"]
     images = np.stack([image.read(path, shape) for path in arguments.images])
-    probabilities = jax.jit(lambda x: softmax(trained.apply_fn(trained.state.params, trained.state.batch_stats, x)[0]))
+    probabilities = jax.jit(
+        lambda x: softmax(trained.apply_fn(trained.state.params, trained.state.batch_stats, x)[0])
+    )
     for path, p in zip(arguments.images, np.asarray(probabilities(images)), strict=True):
         best = np.argsort(-p, kind="stable")[: arguments.top]
         print(f"{path}: " + ", ".join(f"{names[k]} {p[k]:.3f}" for k in best))

@@ -3,7 +3,8 @@
 python experiments/report_card.py focal,gamma=2 my_module.my_loss,alpha=0.3 --html card.html
 python experiments/report_card.py my_module.my_loss --claims "strictly_proper, same as squentropy"
 
-Exit status 1: a property that is claimed (--claims, or a line `Claims: ...` in the loss's docstring) is refuted.
+Exit status 1: a property that is claimed (--claims, or a line `Claims: ...` in the loss's
+docstring) is refuted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Arguments:
     all: bool = False
     """All of cnnlab.losses, beside those named."""
     claims: str = ""
-    """Properties that the named losses are said to have, separated by commas; also "same as LOSS"."""
+    """Properties that the named losses are said to have, separated by commas; also "same as LOSS".
+    """
     num_classes: int = 3
     """Classes to examine with."""
     json: str | None = None
@@ -55,7 +57,11 @@ def main(arguments: Arguments) -> None:
     if classes < 2:
         raise InputError(f"--num-classes must be at least 2, got {classes}")
     for file in (arguments.json, arguments.markdown, arguments.html):
-        if file and file != "-" and (Path(file).is_dir() or not os.access(Path(file).parent, os.W_OK)):
+        if (
+            file
+            and file != "-"
+            and (Path(file).is_dir() or not os.access(Path(file).parent, os.W_OK))
+        ):
             raise InputError(f"{file} cannot be written")
     claimed = claims.split(arguments.claims)
     if claimed and not arguments.losses:
@@ -68,16 +74,25 @@ def main(arguments: Arguments) -> None:
     chosen = {text: find("loss", text) for text in dict.fromkeys([*arguments.losses, *builtin])}
     for part in chosen.values():
         if part.requires("features"):
-            raise InputError(f"loss {part} needs a model's features: a card is of losses of logits and labels")
+            raise InputError(
+                f"loss {part} needs a model's features: a card is of losses of logits and labels"
+            )
         check_loss(part, part.bind(**given), classes)
 
     cards, curves = [], {}
     quiet = arguments.json == "-"
-    with Progress("off" if quiet else "auto").progress("report card", len(chosen), "losses") as advance:
+    with Progress("off" if quiet else "auto").progress(
+        "report card", len(chosen), "losses"
+    ) as advance:
         for spec, part in chosen.items():
             function, hyperparameters = part.function, dict(part.keywords)
-            card = report_card.card(function, name=spec, hyperparameters=hyperparameters, num_classes=classes,
-                                    claims=claimed if spec in arguments.losses else ())  # fmt: skip
+            card = report_card.card(
+                function,
+                name=spec,
+                hyperparameters=hyperparameters,
+                num_classes=classes,
+                claims=claimed if spec in arguments.losses else (),
+            )
             cards.append(card)
             if arguments.html:
                 curves[spec] = report_card.curve(function, hyperparameters, classes, card.cosines)
@@ -99,7 +114,9 @@ def main(arguments: Arguments) -> None:
     if arguments.markdown:
         Path(arguments.markdown).write_text("\n".join(table.markdown(cards)) + "\n")
     if arguments.html:
-        plots.loss_curves(curves, picture := io.BytesIO(), report_card.curve(losses.cross_entropy, {}, classes))
+        plots.loss_curves(
+            curves, picture := io.BytesIO(), report_card.curve(losses.cross_entropy, {}, classes)
+        )
         Path(arguments.html).write_text(page.page(cards, picture.getvalue()))
     broken = table.broken_claims(cards)
     if broken:

@@ -1,14 +1,16 @@
-"""Scaling on paper: what plans of tpu_plan.py say of 1 to 256 chips, with the model of the all-reduce that they assume.
+"""Scaling on paper: what plans of tpu_plan.py say of 1 to 256 chips, with the model of the
+all-reduce that they assume.
 
-    python experiments/tpu_plan.py --topology v5e:2x4 --batch-size 1024 --compute-dtype bfloat16 --json plan-8.json
-    python experiments/tpu_plan.py --topology v5e:8x8 --batch-size 8192 --compute-dtype bfloat16 --json plan-64.json
-    python experiments/scaling.py plan-8.json plan-64.json --out scaling.png
+    python experiments/tpu_plan.py --topology v5e:2x4 --batch-size 1024 --compute-dtype bfloat16
+    --json plan-8.json python experiments/tpu_plan.py --topology v5e:8x8 --batch-size 8192
+    --compute-dtype bfloat16 --json plan-64.json python experiments/scaling.py plan-8.json
+    plan-64.json --out scaling.png
 
-The first plan is carried to other numbers of chips twice: each device keeps its images, so that the batch grows; and
-the batch stays, so that each has fewer. A step is its arithmetic or traffic at the chip's published speed, whichever
-takes longer, and then its all-reduces: 2 (n - 1) / n of their bytes through a chip's links and a microsecond for each
-of 2 sqrt(n) hops; nothing overlaps. The other plans are marks: what the compiler gives at their size. Nothing of it is
-measured.
+The first plan is carried to other numbers of chips twice: each device keeps its images, so that the
+batch grows; and the batch stays, so that each has fewer. A step is its arithmetic or traffic at the
+chip's published speed, whichever takes longer, and then its all-reduces: 2 (n - 1) / n of their
+bytes through a chip's links and a microsecond for each of 2 sqrt(n) hops; nothing overlaps. The
+other plans are marks: what the compiler gives at their size. Nothing of it is measured.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class Options:
     """Predict throughput from 1 to 256 chips."""
 
     plans: tyro.conf.Positional[tuple[str, ...]]
-    """Files that tpu_plan.py wrote with --json; of one generation, the first the one that is carried on."""
+    """Files that tpu_plan.py wrote with --json; of one generation, the first the one that is
+    carried on.
+    """
     out: str = "scaling.png"
     """Picture to write."""
 
@@ -39,27 +43,41 @@ def main(options: Options) -> None:
     plans = [read(path) for path in options.plans]
     if not plans:
         raise InputError("name at least one plan that tpu_plan.py wrote with --json")
-    from cnnlab import plots, slices
+    from cnnlab import plots
+    from cnnlab.tpu import slices
 
     first, generation = plans[0], plans[0]["topology"].partition(":")[0]
-    if other := [plan["topology"] for plan in plans if not plan["topology"].startswith(f"{generation}:")]:
-        raise InputError(f"{options.plans[0]} is of {generation}, and {other[0]} is not: one generation a picture")
+    if other := [
+        plan["topology"] for plan in plans if not plan["topology"].startswith(f"{generation}:")
+    ]:
+        raise InputError(
+            f"{options.plans[0]} is of {generation}, and {other[0]} is not: one generation a "
+            "picture"
+        )
     if not first["collectives"]:
         raise InputError(
-            f"{options.plans[0]} has no collective to scale: plan a slice whose devices share a seed's batch"
+            f"{options.plans[0]} has no collective to scale: plan a slice whose devices share a "
+            "seed's batch"
         )
     chips = [2**i for i in range(9)]
     grown = {n: slices.predicted(first, n, grow=True) for n in chips}
     kept = {n: slices.predicted(first, n, grow=False) for n in chips}
     each = first["batch_size"] // first["mesh"][1]
     print(
-        f"{first['topology']}, {each} images a device: images/s, and the share of a step that waits for other devices"
+        f"{first['topology']}, {each} images a device: images/s, and the share of a step that "
+        "waits for other devices"
     )
     print(f"{'chips':>6} {'batch grows':>14} {'waits':>7} {'batch stays':>14} {'waits':>7}")
     for n in chips:
-        print(f"{n:>6} {grown[n][0]:>14,.0f} {grown[n][1]:>7.1%} {kept[n][0]:>14,.0f} {kept[n][1]:>7.1%}")
+        print(
+            f"{n:>6} {grown[n][0]:>14,.0f} {grown[n][1]:>7.1%} {kept[n][0]:>14,.0f} "
+            f"{kept[n][1]:>7.1%}"
+        )
     for plan in plans:
-        print(f"{plan['topology']}, compiled: {plan['images_per_second']:,.0f} images/s on {plan['chips']} chips")
+        print(
+            f"{plan['topology']}, compiled: {plan['images_per_second']:,.0f} images/s on "
+            f"{plan['chips']} chips"
+        )
     lines = {
         "ideal": {n: n * grown[1][0] for n in chips},
         f"{each} images a device": {n: rate for n, (rate, _) in grown.items()},
@@ -72,14 +90,16 @@ def main(options: Options) -> None:
 
 def read(path: str) -> dict[str, Any]:
     """A plan's figures."""
-    from cnnlab import slices
+    from cnnlab.tpu import slices
 
     try:
         plan = json.loads(Path(path).read_text())
         slices.predicted(plan, plan["chips"], grow=True)
         float(plan["images_per_second"])
     except Exception as error:
-        raise InputError(f"{path} is no plan that tpu_plan.py wrote with --json ({one_line(error)})") from error
+        raise InputError(
+            f"{path} is no plan that tpu_plan.py wrote with --json ({one_line(error)})"
+        ) from error
     return plan
 
 

@@ -1,13 +1,15 @@
-"""Train the airbench network from scratch as often as asked, each run one dispatch; accuracy and time, with intervals.
+"""Train the airbench network from scratch as often as asked, each run one dispatch; accuracy and
+time, with intervals.
 
-    python experiments/speedrun.py --runs 50 --target 0.94 --data-dir DIR
-    python experiments/speedrun.py --runs 50 --beside airbench94_muon.py --torch-python ../torch/bin/python
+    python experiments/speedrun.py --runs 50 --target 0.94 --data-dir DIR python
+    experiments/speedrun.py --runs 50 --beside airbench94_muon.py --torch-python ../torch/bin/python
 
-A run's time holds its first weights, the whitening, the order of the images, all steps, and the test with six views of
-each image; compilation and a first run that is not counted come before, and are reported apart. The recipe is that of
-KellerJordan/cifar10-airbench, airbench94_muon.py. With --beside the user's copy of that script takes turns with us, on
-the same images and device. On a CPU, where a run of all images takes 20 minutes: --validation 0.9 --batch-size 500
---epochs 4 trains both on a tenth of them; there the script's half precision is float32.
+A run's time holds its first weights, the whitening, the order of the images, all steps, and the
+test with six views of each image; compilation and a first run that is not counted come before, and
+are reported apart. The recipe is that of KellerJordan/cifar10-airbench, airbench94_muon.py. With
+--beside the user's copy of that script takes turns with us, on the same images and device. On a
+CPU, where a run of all images takes 20 minutes: --validation 0.9 --batch-size 500 --epochs 4 trains
+both on a tenth of them; there the script's half precision is float32.
 """
 
 from __future__ import annotations
@@ -24,15 +26,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnlab import cli, run_folder
+from cnnlab import cli, files
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.errors import InputError
 from cnnlab.spec import Spec
+from cnnlab.training import run_folder
 
 WORKER = Path(__file__).parent / "benchmarks" / "airbench_torch.py"
-# What acts on a run folder, on the steps of a dispatch or on images that are read as it goes: there is none here.
-IDLE = ("workdir", "checkpoint_steps", "keep", "test_on", "tensorboard", "dispatch_steps", "workers")
+# What acts on a run folder, on the steps of a dispatch or on images that are read as it goes: there
+# is none here.
+IDLE = (
+    "workdir",
+    "checkpoint_steps",
+    "keep",
+    "test_on",
+    "tensorboard",
+    "dispatch_steps",
+    "workers",
+)
 # What changes the images or labels that are trained on.
 CONDITIONS = ("label_noise", "long_tail", "fraction")
 
@@ -58,8 +70,8 @@ class SpeedRun(Config):
     validation: float = 0.0
     model: str = "airnet"
     optimizer: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride] (never None once made)
-    """None: muon with airbench's rates, those of a mean loss: 1.022e-5 of the batch for the head (0.67 / 256^2), 0.053
-    of it for the biases, and a weight decay of 2e-6 of it."""
+    """None: muon with airbench's rates, those of a mean loss: 1.022e-5 of the batch for the head
+    (0.67 / 256^2), 0.053 of it for the biases, and a weight decay of 2e-6 of it."""
     learning_rate: float = 0.24
     schedule: str = "linear"
     loss: str = "cross_entropy+label_smoothing,alpha=0.2"
@@ -71,18 +83,30 @@ class SpeedRun(Config):
     def __post_init__(self) -> None:
         if self.optimizer is None:
             rates = {"head_rate": 0.67 / 256**2, "bias_rate": 0.053, "weight_decay": 2e-6}
-            keywords = {name: rate * self.batch_size for name, rate in rates.items()} | {"momentum": 0.85}
+            keywords = {name: rate * self.batch_size for name, rate in rates.items()} | {
+                "momentum": 0.85
+            }
             object.__setattr__(self, "optimizer", str(Spec("muon", keywords)))
         super().__post_init__()
         if self.together < 1 or self.runs < 1 or self.runs % self.together:
-            raise InputError(f"--runs {self.runs} must be a multiple of --together {self.together}, both at least 1")
+            raise InputError(
+                f"--runs {self.runs} must be a multiple of --together {self.together}, both at "
+                "least 1"
+            )
         if self.seed + self.runs > 2**32:
-            raise InputError(f"--seed {self.seed} leaves no {self.runs} seeds below 2**32; take a smaller one")
+            raise InputError(
+                f"--seed {self.seed} leaves no {self.runs} seeds below 2**32; take a smaller one"
+            )
         if self.target is not None and not 0 < self.target <= 1:
             raise InputError(f"--target must lie in (0, 1], got {self.target}")
         if self.feed == "streaming":
-            raise InputError("--feed streaming has no place in a run that is one dispatch; leave it out")
-        for fields, why in ((IDLE, "does nothing here"), (CONDITIONS if self.beside else (), "is not for --beside")):
+            raise InputError(
+                "--feed streaming has no place in a run that is one dispatch; leave it out"
+            )
+        for fields, why in (
+            (IDLE, "does nothing here"),
+            (CONDITIONS if self.beside else (), "is not for --beside"),
+        ):
             for field in fields:
                 if getattr(self, field) != getattr(Config, field):
                     raise InputError(f"--{field.replace('_', '-')} {why}; leave it out")
@@ -97,22 +121,38 @@ def main(config: SpeedRun) -> None:
     import jax
 
     console, begun = Console(config.progress), time.perf_counter()
-    with rival(config, console) if config.beside else contextlib.nullcontext((None, {})) as (theirs, its_versions):
+    with (
+        rival(config, console) if config.beside else contextlib.nullcontext((None, {})) as (
+            theirs,
+            its_versions,
+        )
+    ):
         run = runner(config, console)
-        groups = [range(first, first + config.together) for first in range(0, config.runs, config.together)]
+        groups = [
+            range(first, first + config.together)
+            for first in range(0, config.runs, config.together)
+        ]
         groups = [[config.seed + number for number in group] for group in groups]
         built = time.perf_counter()
-        console.say(f"read and built in {built - begun:.1f} s; compiling, and a run that does not count")
+        console.say(
+            f"read and built in {built - begun:.1f} s; compiling, and a run that does not count"
+        )
         run(groups[0])
         before = {"build": built - begun, "compile and first run": time.perf_counter() - built}
-        console.say(f"compiled and run in {before['compile and first run']:.1f} s; from here on it counts")
+        console.say(
+            f"compiled and run in {before['compile and first run']:.1f} s; from here on it counts"
+        )
         contestants = {"cnnlab": run} | ({"airbench": theirs} if theirs else {})
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
         for number, seeds in enumerate(groups):
-            for name in list(contestants)[:: -1 if number % 2 else 1]:  # neither always finds the other's caches
+            for name in list(contestants)[
+                :: -1 if number % 2 else 1
+            ]:  # neither always finds the other's caches
                 new = contestants[name](seeds)
                 rows[name] += new
-                accuracy, seconds = (sum(row[what] for row in new) for what in ("accuracy", "seconds"))
+                accuracy, seconds = (
+                    sum(row[what] for row in new) for what in ("accuracy", "seconds")
+                )
                 said = f"{name:8}  accuracy {accuracy / len(new):.4f}  {seconds:.3f} s"
                 console.say(f"run {len(rows[name])}/{config.runs}  {said}")
     summary = {name: summarised(own, name, console) for name, own in rows.items()}
@@ -120,20 +160,27 @@ def main(config: SpeedRun) -> None:
         summary["cnnlab against airbench"] = compared(rows["cnnlab"], rows["airbench"], console)
     reached = config.target is None or judged(summary["cnnlab"]["accuracy"], config.target, console)
     versions = run_folder.versions() | its_versions | {"device": jax.devices()[0].device_kind}
-    result = {"summary": summary, "seconds before": before, "config": config.to_json(), "versions": versions}
-    run_folder.write_json(Path(config.json), result | {"runs": rows})
+    result = {
+        "summary": summary,
+        "seconds before": before,
+        "config": config.to_json(),
+        "versions": versions,
+    }
+    files.write_json(Path(config.json), result | {"runs": rows})
     if not reached:
         raise SystemExit(1)
 
 
 def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list[dict[str, Any]]]:
-    """As many seeds as run together -> for each its test accuracy, its share of the seconds, the peak of bytes."""
+    """As many seeds as run together -> for each its test accuracy, its share of the seconds, the
+    peak of bytes.
+    """
     import jax
 
-    from cnnlab import loop, parallel, recipe
+    from cnnlab.training import devices, loop, recipe
 
     experiment = recipe.build(config, console, range(config.together), whole=True)
-    test = [experiment.layout.place(batch, parallel.BATCH) for batch in experiment.test()]
+    test = [experiment.layout.place(batch, devices.BATCH) for batch in experiment.test()]
 
     def run(seeds: Sequence[int]) -> list[dict[str, Any]]:
         start = time.perf_counter()
@@ -156,18 +203,22 @@ def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list
 def rival(
     config: SpeedRun, console: Console
 ) -> Iterator[tuple[Callable[[Sequence[int]], list[dict[str, Any]]], dict[str, str]]]:
-    """What `runner` gives, done by the user's airbench94_muon.py in a process asleep between runs; and its versions."""
+    """What `runner` gives, done by the user's airbench94_muon.py in a process asleep between runs;
+    and its versions.
+    """
     import numpy as np
 
-    from cnnlab import hosts
+    from cnnlab import backend
     from cnnlab.data import order, source
     from cnnlab.parts import resolve
 
     if not Path(config.beside or "").is_file():
         raise InputError(f"--beside {config.beside} is no file; give a copy of airbench94_muon.py")
-    on_cpu = ["cpu"] if hosts.start()[0].platform == "cpu" else []
+    on_cpu = ["cpu"] if backend.start()[0].platform == "cpu" else []
     dataset = resolve(config).open_dataset(config.data_dir, config.image_size)
-    images, summary = source.decoded(dataset.train, console.track(f"decoding {dataset.train.name}", "reads"))
+    images, summary = source.decoded(
+        dataset.train, console.track(f"decoding {dataset.train.name}", "reads")
+    )
     own, _ = order.split(summary.labels, config.validation, config.split_seed)
     test = dataset.test.read(np.arange(len(dataset.test)))
     with tempfile.TemporaryDirectory() as folder:
@@ -175,14 +226,22 @@ def rival(
         arrays |= {"test_images": test["image"], "test_labels": test["label"]}
         np.savez(f"{folder}/data.npz", **arrays)  # pyright: ignore[reportArgumentType]
         options = [f"batch_size={config.batch_size}", f"epochs={config.epochs}", *on_cpu]
-        command = [config.torch_python or sys.executable, WORKER, config.beside, f"{folder}/data.npz", *options]
+        command = [
+            config.torch_python or sys.executable,
+            WORKER,
+            config.beside,
+            f"{folder}/data.npz",
+            *options,
+        ]
         pipe = subprocess.PIPE
         try:
             process = subprocess.Popen(  # in a group of its own: Ctrl-C reaches us, and we end it
                 [str(part) for part in command], stdin=pipe, stdout=pipe, text=True, process_group=0
             )
         except OSError as error:
-            raise InputError(f"--torch-python {command[0]} cannot be run: {error.strerror}") from error
+            raise InputError(
+                f"--torch-python {command[0]} cannot be run: {error.strerror}"
+            ) from error
         to, out = process.stdin, process.stdout
         assert to and out
 
@@ -209,29 +268,47 @@ def rival(
             process.wait()
 
 
-def summarised(rows: list[dict[str, Any]], name: str, console: Console) -> dict[str, dict[str, float | None]]:
-    """Mean, median, deviation and 95 % interval of the mean, of accuracy and seconds; said, and as JSON."""
+def summarised(
+    rows: list[dict[str, Any]], name: str, console: Console
+) -> dict[str, dict[str, float | None]]:
+    """Mean, median, deviation and 95 % interval of the mean, of accuracy and seconds; said, and as
+    JSON.
+    """
     import numpy as np
 
-    from cnnlab import stats
+    from cnnlab.study import statistics
 
     summary: dict[str, dict[str, float | None]] = {}
     for what in ("accuracy", "seconds"):
         values = np.array([row[what] for row in rows])
-        low, high = map(float, stats.interval(values)) if len(values) > 1 else (None, None)
+        low, high = map(float, statistics.interval(values)) if len(values) > 1 else (None, None)
         sd = float(values.std(ddof=1)) if len(values) > 1 else None
-        found = {"mean": float(values.mean()), "sd": sd, "low": low, "high": high, "median": float(np.median(values))}
+        found = {
+            "mean": float(values.mean()),
+            "sd": sd,
+            "low": low,
+            "high": high,
+            "median": float(np.median(values)),
+        }
         summary[what] = found
-        spread = f" ± {sd:.4f} (sd), 95 % interval [{low:.4f}, {high:.4f}]" if len(values) > 1 else ""
-        console.say(f"{name:8}  {what:8}  mean {found['mean']:.4f}{spread}, median {found['median']:.4f}")
+        spread = (
+            f" ± {sd:.4f} (sd), 95 % interval [{low:.4f}, {high:.4f}]" if len(values) > 1 else ""
+        )
+        console.say(
+            f"{name:8}  {what:8}  mean {found['mean']:.4f}{spread}, median {found['median']:.4f}"
+        )
     return summary
 
 
-def compared(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], console: Console) -> dict[str, Any]:
-    """Our runs against those that took turns with them: the difference of accuracies, the ratio of times."""
+def compared(
+    ours: list[dict[str, Any]], theirs: list[dict[str, Any]], console: Console
+) -> dict[str, Any]:
+    """Our runs against those that took turns with them: the difference of accuracies, the ratio of
+    times.
+    """
     import numpy as np
 
-    from cnnlab import stats
+    from cnnlab.study import statistics
 
     column = lambda rows, what: np.array([row[what] for row in rows])
     difference = column(ours, "accuracy") - column(theirs, "accuracy")
@@ -239,12 +316,17 @@ def compared(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], console: 
     rows = {"accuracy": (difference, float), "seconds": (times, lambda x: float(np.exp(x)))}
     compared = {}
     for what, (values, shown) in rows.items():
-        low, high = stats.interval(values) if len(values) > 1 else (None, None)
+        low, high = statistics.interval(values) if len(values) > 1 else (None, None)
         compared[what] = {"mean": shown(values.mean())}
         compared[what] |= {} if low is None else {"low": shown(low), "high": shown(high)}
-    for what, label in (("accuracy", "accuracy, ours less theirs"), ("seconds", "seconds, ours over theirs")):
+    for what, label in (
+        ("accuracy", "accuracy, ours less theirs"),
+        ("seconds", "seconds, ours over theirs"),
+    ):
         found = compared[what]
-        spread = f", 95 % interval [{found['low']:.4f}, {found['high']:.4f}]" if "low" in found else ""
+        spread = (
+            f", 95 % interval [{found['low']:.4f}, {found['high']:.4f}]" if "low" in found else ""
+        )
         console.say(f"{label}: {found['mean']:.4f}{spread}")
     return compared
 

@@ -1,9 +1,10 @@
 """Train one network with one loss, validate each epoch, test once at the end.
 
-    python experiments/train.py                                        shapes10, drawn on the spot: about 94 %
-    python experiments/train.py --dataset cifar10 --data-dir DIR       CIFAR-10 (downloaded by TFDS without --data-dir)
-    python experiments/train.py --loss my_module.my_loss,alpha=0.3     your own loss
-    python experiments/train.py --list                                 every part by name; --list loss: all about it
+    python experiments/train.py                                        shapes10, drawn on the spot:
+    about 94 % python experiments/train.py --dataset cifar10 --data-dir DIR       CIFAR-10
+    (downloaded by TFDS without --data-dir) python experiments/train.py --loss
+    my_module.my_loss,alpha=0.3     your own loss python experiments/train.py --list
+    every part by name; --list loss: all about it
 
 The same command resumes a run that was stopped; on a finished run it prints the summary.
 """
@@ -14,36 +15,43 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cnnlab import cli, hosts, run_folder, storage
+from cnnlab import cli, files
 from cnnlab.config import Config
+from cnnlab.multihost import agree, processes
+from cnnlab.training import run_folder
 
 
 def main(config: Config) -> None:
     path = run_folder.default_path(config)
-    if summary := hosts.on_first(lambda: run_folder.check(path, config, quick=True)):
+    if summary := agree.on_first(lambda: run_folder.check(path, config, quick=True)):
         print(report(summary, path))
         return
 
     import jax
 
-    from cnnlab import loop, models, recipe
-    from cnnlab.checkpoint import Checkpoints
+    from cnnlab import models
+    from cnnlab.checkpoint.manager import Checkpoints
     from cnnlab.console import Console
+    from cnnlab.training import loop, recipe
 
     console, compiling = Console(config.progress), compile_seconds()
-    experiment = hosts.together(lambda: recipe.build(config, console))
-    hosts.agree("the data set", experiment.facts)
-    hosts.agree("a file of yours", experiment.parts.sources())
+    experiment = agree.together(lambda: recipe.build(config, console))
+    agree.agree("the data set", experiment.facts)
+    agree.agree("a file of yours", experiment.parts.sources())
     layout, counts = experiment.layout, experiment.facts["counts"]
     devices = f"{layout.device_count} x {jax.devices()[0].device_kind} ({layout.mode})"
-    if hosts.count() > 1:
-        devices += f" of {hosts.count()} processes"
-    if config.parallel == "auto" and config.devices is None and layout.device_count < jax.device_count():
+    if processes.count() > 1:
+        devices += f" of {processes.count()} processes"
+    if (
+        config.parallel == "auto"
+        and config.devices is None
+        and layout.device_count < jax.device_count()
+    ):
         devices += f", of {jax.device_count()}: more do not divide the batch or are no faster"
     console.say(
-        f"{devices}; {config.dataset}: {counts['train']:,} images to train on, {counts['validation']:,} to validate, "
-        f"{experiment.feed}; {config.model}: {models.count_parameters(experiment.state.params):,} parameters; "
-        f"{config.loss}; {path}"
+        f"{devices}; {config.dataset}: {counts['train']:,} images to train on, "
+        f"{counts['validation']:,} to validate, {experiment.feed}; {config.model}: "
+        f"{models.count_parameters(experiment.state.params):,} parameters; {config.loss}; {path}"
     )
     environment = run_folder.versions() | {"devices": devices, "feed": experiment.feed}
     with (
@@ -55,7 +63,9 @@ def main(config: Config) -> None:
         for line in rejected:
             console.say(f"checkpoint rejected: {line}")
         if found is not None:
-            console.say(f"resuming after step {step} of {experiment.steps_per_epoch * config.epochs}")
+            console.say(
+                f"resuming after step {step} of {experiment.steps_per_epoch * config.epochs}"
+            )
             for line in folder.warnings:
                 console.say(f"since then {line}: the last bits may differ from a run never stopped")
         progress = found or start
@@ -87,7 +97,9 @@ def main(config: Config) -> None:
             for line in rejected:
                 console.say(f"checkpoint rejected, the next best is tested: {line}")
             tested = best or progress
-        result = loop.evaluate(experiment.eval_step, tested.state, experiment.test(), console, own=experiment.metrics)
+        result = loop.evaluate(
+            experiment.eval_step, tested.state, experiment.test(), console, own=experiment.metrics
+        )
         summary = {
             "epochs": config.epochs,
             "test_on": config.test_on,
@@ -99,9 +111,9 @@ def main(config: Config) -> None:
 
         def publish() -> None:
             draw(config, progress.history, result, experiment.facts["class_names"], path)
-            run_folder.write_json(path / "summary.json", summary)
+            files.write_json(path / "summary.json", summary)
 
-        hosts.on_first(publish)
+        agree.on_first(publish)
         console.say(report(summary, path))
 
 
@@ -132,20 +144,25 @@ def announced(step: Callable, say: Callable[[str], None], compiling: list[float]
             first = False
             jax.block_until_ready(result)
             seconds = time.monotonic() - cli.STARTED
-            say(f"first step finished after {seconds:.2f} s, {sum(compiling):.2f} s of it compilation")
+            say(
+                f"first step finished after {seconds:.2f} s, {sum(compiling):.2f} s of it "
+                "compilation"
+            )
         return result
 
     return run
 
 
-def draw(config: Config, history: list[dict], result: dict, class_names: list[str], path: Path) -> None:
+def draw(
+    config: Config, history: list[dict], result: dict, class_names: list[str], path: Path
+) -> None:
     from cnnlab import plots
 
     title = f"{config.dataset}, {config.model}, {config.loss}, seed {config.seed}"
-    with storage.written(path / "curves.png") as file:
+    with files.written(path / "curves.png") as file:
         plots.curves(history, file, title)
     title += f"\ntest accuracy {result['accuracy']:.2%} of {result['count']:,} images"
-    with storage.written(path / "confusion.png") as file:
+    with files.written(path / "confusion.png") as file:
         plots.confusion(result["confusion"], class_names, file, title)
 
 

@@ -1,4 +1,5 @@
-"""Losses with one fault each, all seen in real code or one keystroke away from it; the report card must catch them.
+"""Losses with one fault each, all seen in real code or one keystroke away from it; the report card
+must catch them.
 
 By dotted path: `python experiments/report_card.py broken_losses.wrong_sign` from this folder.
 """
@@ -13,7 +14,9 @@ from cnnlab.losses import _labels
 
 
 def _checked(logits, labels):
-    """What cnnlab's own losses do about types and labels, so that each loss below has its one fault only."""
+    """What cnnlab's own losses do about types and labels, so that each loss below has its one fault
+    only.
+    """
     return _labels.check(logits, labels)
 
 
@@ -42,7 +45,9 @@ def wrong_sign(logits, labels):
 
 def detached_focal(logits, labels, gamma=2.0):
     """Focal loss whose factor gets no gradient, as in the Active-Passive-Losses repository."""
-    return _of_probability(lambda log_p: -(lax.stop_gradient(-jnp.expm1(log_p)) ** gamma) * log_p, logits, labels)
+    return _of_probability(
+        lambda log_p: -(lax.stop_gradient(-jnp.expm1(log_p)) ** gamma) * log_p, logits, labels
+    )
 
 
 def naive_log(logits, labels):

@@ -1,7 +1,9 @@
-"""Saves checkpoints in processes that `test_checkpoint.py` kills: imports once, then forks a child for each request.
+"""Saves checkpoints in processes that `test_checkpoint.py` kills: imports once, then forks a child
+for each request.
 
-Requests come as JSON lines on standard input; the answers are `pid <n>` when a child has started and `exit <status>`
-when it has ended. A child appends the steps that it was told are committed to `<folder>.log`, in single writes.
+Requests come as JSON lines on standard input; the answers are `pid <n>` when a child has started
+and `exit <status>` when it has ended. A child appends the steps that it was told are committed to
+`<folder>.log`, in single writes.
 """
 
 import itertools
@@ -17,8 +19,8 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from cnnlab import digest
-from cnnlab.checkpoint import CheckpointError, Checkpoints
+from cnnlab.checkpoint import digest
+from cnnlab.checkpoint.manager import CheckpointError, Checkpoints
 
 _EVENTS = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "open")
 
@@ -44,14 +46,20 @@ def damages(content: bytes, rng: random.Random, flips: int) -> Iterator[tuple[st
         yield f"bit {bit}", bytes(flipped)
     start = rng.randrange(max(1, len(content) - 4096))
     hole = content[:start] + bytes(len(content[start : start + 4096])) + content[start + 4096 :]
-    cuts = {"truncated to 0": b"", "first half": content[: len(content) // 2], "last byte missing": content[:-1]}
+    cuts = {
+        "truncated to 0": b"",
+        "first half": content[: len(content) // 2],
+        "last byte missing": content[:-1],
+    }
     fills = {"appended": content + b"\x00garbage", "zeros": bytes(len(content)), "4 KB hole": hole}
     for name, damaged in (cuts | fills | {"deleted": None}).items():
         yield name if damaged != content else f"{name}: no change", damaged
 
 
 def damage_every_file(folder: str | os.PathLike, flips: int) -> dict[str, list[str]]:
-    """Saves a step, damages each of its files in every way and sorts what a restore gives: same, rejected, silent."""
+    """Saves a step, damages each of its files in every way and sorts what a restore gives: same,
+    rejected, silent.
+    """
     wanted, extra = state(1, size=5_000), {"loss": 0.25}
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(1, wanted, metric=0.5, extra=extra)
@@ -65,7 +73,9 @@ def damage_every_file(folder: str | os.PathLike, flips: int) -> dict[str, list[s
                 file.write_bytes(damaged)
             try:
                 found = checkpoints.restore(wanted)
-                same = jax.tree.all(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), found.tree, wanted))
+                same = jax.tree.all(
+                    jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), found.tree, wanted)
+                )
                 kind = "same" if same and (found.extra, found.metric) == (extra, 0.5) else "silent"
             except CheckpointError:
                 kind = "rejected"
@@ -98,14 +108,19 @@ def _save_forever(folder: str, wait: bool, **_) -> None:
 
 
 def _die_at(folder: str, event: int, **_) -> None:
-    """Two saves; SIGKILL just before the given file operation (0: never, and their number goes to the log)."""
+    """Two saves; SIGKILL just before the given file operation (0: never, and their number goes to
+    the log).
+    """
     seen = 0
     with Checkpoints(folder) as checkpoints:
 
         def hook(name: str, args: tuple) -> None:
             nonlocal seen
-            # rmtree removes names relative to a directory handle, so only the other events can be told by their path.
-            if name in _EVENTS and (name in ("os.remove", "os.rmdir") or str(args[0]).startswith(folder)):
+            # rmtree removes names relative to a directory handle, so only the other events can be
+            # told by their path.
+            if name in _EVENTS and (
+                name in ("os.remove", "os.rmdir") or str(args[0]).startswith(folder)
+            ):
                 seen += 1
                 if seen == event:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -120,7 +135,9 @@ def _die_at(folder: str, event: int, **_) -> None:
 
 
 def _disk_full(folder: str, **_) -> None:
-    """Files may not pass 50 kB for a while: the nearest thing to a full disk that needs no privileges."""
+    """Files may not pass 50 kB for a while: the nearest thing to a full disk that needs no
+    privileges.
+    """
     with Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.save(1, state(1))
         checkpoints.wait()
@@ -152,7 +169,13 @@ def _log(folder: str, what: object) -> None:
     os.close(handle)
 
 
-_ACTIONS = {"damage": _damage, "forever": _save_forever, "die_at": _die_at, "disk_full": _disk_full, "raise": _raise}
+_ACTIONS = {
+    "damage": _damage,
+    "forever": _save_forever,
+    "die_at": _die_at,
+    "disk_full": _disk_full,
+    "raise": _raise,
+}
 
 
 def main() -> None:

@@ -45,7 +45,10 @@ def tfds_root(own_folders) -> Path:
     with (own_folders / "tiny.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / "tiny" / "1.0.0").is_dir():
-            splits = {"train": drawn(200, 3, (8, 8, 3), seed=0), "test": drawn(50, 3, (8, 8, 3), seed=1)}
+            splits = {
+                "train": drawn(200, 3, (8, 8, 3), seed=0),
+                "test": drawn(50, 3, (8, 8, 3), seed=1),
+            }
             write_dataset(root, "tiny", splits, 3, (8, 8, 3))
     return root
 
@@ -68,7 +71,9 @@ def server():
     with FakeGCS() as gcs, pytest.MonkeyPatch.context() as patch:
         for name, value in gcs.environment.items():
             patch.setenv(name, value)
-        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})  # the environment was read at its import
+        patch.setitem(
+            fsspec.config.conf, "gcs", {"token": "anon"}
+        )  # the environment was read at its import
         yield gcs
 
 

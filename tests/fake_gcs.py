@@ -1,8 +1,10 @@
-"""Google Cloud Storage on localhost: as much of its JSON API as gcsfs, TensorStore and google-cloud-storage ask of it.
+"""Google Cloud Storage on localhost: as much of its JSON API as gcsfs, TensorStore and
+google-cloud-storage ask of it.
 
-Objects live in memory; each is written whole or not at all, under a generation that conditions can ask for, and there
-are no folders and no renames: what a checkpoint has to be safe on. `history` is every change in order, so a test can
-look at the bucket as a kill between any two of them would have left it.
+Objects live in memory; each is written whole or not at all, under a generation that conditions can
+ask for, and there are no folders and no renames: what a checkpoint has to be safe on. `history` is
+every change in order, so a test can look at the bucket as a kill between any two of them would have
+left it.
 """
 
 from __future__ import annotations
@@ -17,14 +19,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FakeGCS:
-    """A server with one bucket, `gs://bucket`; `with` it, and give its `environment` to whoever is to use it."""
+    """A server with one bucket, `gs://bucket`; `with` it, and give its `environment` to whoever is
+    to use it.
+    """
 
     def __init__(self):
         self.objects: dict[str, tuple[bytes, int]] = {}  # name -> content, generation
         self.history: list[tuple[str, bytes | None]] = []  # name, new content; None: deleted
-        self.uploads: list[tuple[str, dict]] = []  # resumable ones that were begun: name, conditions
+        self.uploads: list[
+            tuple[str, dict]
+        ] = []  # resumable ones that were begun: name, conditions
         self.lock = threading.RLock()
-        self.before = lambda name: None  # called before a change; a PermissionError is answered with 403
+        self.before = lambda name: (
+            None
+        )  # called before a change; a PermissionError is answered with 403
         handler = type("Handler", (_Handler,), {"store": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -33,10 +41,12 @@ class FakeGCS:
         self.environment = {
             "STORAGE_EMULATOR_HOST": url,  # gcsfs, google-cloud-storage
             "TENSORSTORE_GCS_HTTP_URL": url,
-            "FSSPEC_GCS_TOKEN": "anon",  # gcsfs and TensorStore would look for a machine of Google's
+            # Gcsfs and TensorStore would look for a machine of Google's
+            "FSSPEC_GCS_TOKEN": "anon",
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
             "GOOGLE_CLOUD_PROJECT": "none",
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it would ask for the bucket's layout over gRPC
+            # It would ask for the bucket's layout over gRPC
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         }
 
     def __enter__(self) -> FakeGCS:
@@ -68,7 +78,12 @@ class FakeGCS:
 
     def resource(self, name: str) -> dict:
         content, generation = self.objects[name]
-        fixed = {"kind": "storage#object", "bucket": "bucket", "metageneration": "1", "id": f"bucket/{name}"}
+        fixed = {
+            "kind": "storage#object",
+            "bucket": "bucket",
+            "metageneration": "1",
+            "id": f"bucket/{name}",
+        }
         fixed |= dict.fromkeys(("timeCreated", "updated"), "2026-01-01T00:00:00.000Z")
         fixed |= {"md5Hash": base64.b64encode(hashlib.md5(content).digest()).decode()}
         return fixed | {"name": name, "size": str(len(content)), "generation": str(generation)}
@@ -85,27 +100,40 @@ class _Handler(BaseHTTPRequestHandler):
     def reply(self, status: int, body: dict | bytes = b"", **headers: str) -> None:
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), "Content-Type": "application/json", **headers}.items():
+        for name, value in {
+            "Content-Length": str(len(body)),
+            "Content-Type": "application/json",
+            **headers,
+        }.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(body)
 
     def error(self, status: int, message: str) -> None:
-        self.reply(status, {"error": {"code": status, "message": message, "errors": [{"message": message}]}})
+        self.reply(
+            status,
+            {"error": {"code": status, "message": message, "errors": [{"message": message}]}},
+        )
 
     def answer(self) -> None:
         url = urllib.parse.urlsplit(self.path)
         query = {name: values[0] for name, values in urllib.parse.parse_qs(url.query).items()}
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         to = r"(?:/moveTo/o/(.+))?/?"
-        path = re.fullmatch(r"(?:/upload|/download)?/storage/v1/b/([^/]+)(?:/(o)(?:/([^/]+))?)?" + to, url.path)
+        path = re.fullmatch(
+            r"(?:/upload|/download)?/storage/v1/b/([^/]+)(?:/(o)(?:/([^/]+))?)?" + to, url.path
+        )
         with self.store.lock:
             if path is None or path[1] != "bucket":
                 self.error(404, f"Not Found: {url.path}")
             elif path[2] is None:
-                self.error(403, "no storage.buckets.get access: the role Storage Object User has none")
+                self.error(
+                    403, "no storage.buckets.get access: the role Storage Object User has none"
+                )
             else:
-                name, target = (urllib.parse.unquote(part) if part else None for part in path.group(3, 4))
+                name, target = (
+                    urllib.parse.unquote(part) if part else None for part in path.group(3, 4)
+                )
                 try:
                     self.on_objects(name, target, query, body)
                 except PermissionError as refusal:
@@ -127,9 +155,14 @@ class _Handler(BaseHTTPRequestHandler):
                 pieces = re.fullmatch(r"bytes (0-\d+|\*)/\d+", self.headers["Content-Range"])
                 assert pieces, "the fake takes resumable uploads in one piece only"
             elif kind == "multipart":
-                mark = b"--" + re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])[1].encode()
+                mark = (
+                    b"--"
+                    + re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])[1].encode()
+                )
                 line = b"\r\n" if body.startswith(mark + b"\r\n") else b"\n"
-                about, body = (part.split(2 * line, 1)[1].removesuffix(line) for part in body.split(mark)[1:3])
+                about, body = (
+                    part.split(2 * line, 1)[1].removesuffix(line) for part in body.split(mark)[1:3]
+                )
                 name = json.loads(about)["name"]
             self.write(name, body, query)
         elif name is None:
@@ -152,7 +185,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def fits(self, name: str, query: dict) -> bool:
         now = str(self.store.objects[name][1] if name in self.store.objects else 0)
-        return query.get("ifGenerationMatch", now) == now and query.get("ifGenerationNotMatch") != now
+        return (
+            query.get("ifGenerationMatch", now) == now and query.get("ifGenerationNotMatch") != now
+        )
 
     def write(self, name: str, content: bytes, query: dict) -> None:
         if not self.fits(name, query):
@@ -170,13 +205,20 @@ class _Handler(BaseHTTPRequestHandler):
         end = min(int(found[2]) + 1 if found[1] and found[2] else len(content), len(content))
         if first >= len(content):
             return self.error(416, "Request range not satisfiable")
-        return self.reply(206, content[first:end], Content_Range=f"bytes {first}-{end - 1}/{len(content)}", **marks)
+        return self.reply(
+            206,
+            content[first:end],
+            Content_Range=f"bytes {first}-{end - 1}/{len(content)}",
+            **marks,
+        )
 
     def list(self, prefix: str, delimiter: str | None, query: dict) -> None:
         items, prefixes = [], set()
         for name in self.store.names(prefix):
             if query.get("startOffset", "") <= name < query.get("endOffset", "\U0010ffff"):
-                inner, cut, _ = name[len(prefix) :].partition(delimiter) if delimiter else (name, "", "")
+                inner, cut, _ = (
+                    name[len(prefix) :].partition(delimiter) if delimiter else (name, "", "")
+                )
                 prefixes |= {prefix + inner + cut} if cut else set()
                 items += [] if cut else [self.store.resource(name)]
         self.reply(200, {"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)})

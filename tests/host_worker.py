@@ -1,6 +1,8 @@
-"""One of several processes that train together: `python tests/host_worker.py REQUEST`, a JSON object.
+"""One of several processes that train together: `python tests/host_worker.py REQUEST`, a JSON
+object.
 
-It takes 5 steps in float32 and 20 in float64 of a configuration, and stores what it then has of the state.
+It takes 5 steps in float32 and 20 in float64 of a configuration, and stores what it then has of the
+state.
 """
 
 import json
@@ -10,9 +12,9 @@ import numpy as np
 
 
 def main(join: list, fields: dict, seeds: list | None, out: str) -> None:
-    from cnnlab import hosts
+    from cnnlab.multihost.join import join
 
-    hosts.join(*join)
+    join(*join)
     from test_hosts import taken
 
     from cnnlab.config import Config

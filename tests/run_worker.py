@@ -1,8 +1,10 @@
-"""Small prepared data sets for tests, and real runs of experiments/train.py that can be stopped at any moment.
+"""Small prepared data sets for tests, and real runs of experiments/train.py that can be stopped at
+any moment.
 
-`write_dataset` makes a TFDS data set out of arrays. `python tests/run_worker.py` imports jax and cnnlab once, then
-forks a child that is experiments/train.py for each request (JSON lines: arguments, file for its output), so that the
-next start after a kill costs no imports. The answers are `pid <n>` and `exit <status>`, negative for a signal.
+`write_dataset` makes a TFDS data set out of arrays. `python tests/run_worker.py` imports jax and
+cnnlab once, then forks a child that is experiments/train.py for each request (JSON lines:
+arguments, file for its output), so that the next start after a kill costs no imports. The answers
+are `pid <n>` and `exit <status>`, negative for a signal.
 """
 
 import json
@@ -19,9 +21,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def write_dataset(
-    root: pathlib.Path, name: str, splits: dict, classes: int, shape: tuple, file_format: str = "array_record"
+    root: pathlib.Path,
+    name: str,
+    splits: dict,
+    classes: int,
+    shape: tuple,
+    file_format: str = "array_record",
 ) -> pathlib.Path:
-    """Prepares `root/name/1.0.0` from {split: (images, labels)}; None in `shape` for sizes that vary."""
+    """Prepares `root/name/1.0.0` from {split: (images, labels)}; None in `shape` for sizes that
+    vary.
+    """
     import tensorflow_datasets as tfds
     from PIL import Image
 
@@ -54,16 +63,24 @@ def write_dataset(
     return pathlib.Path(builder.data_dir)
 
 
-def drawn(count: int, classes: int, shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images of noise around a brightness that tells the class: uint8[N, H, W, C] and their labels int32[N]."""
+def drawn(
+    count: int, classes: int, shape: tuple[int, int, int], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images of noise around a brightness that tells the class: uint8[N, H, W, C] and their labels
+    int32[N].
+    """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count).astype(np.int32)
     noise = rng.integers(0, 120, (count, *shape))
-    return (noise + 130 * labels.reshape(-1, 1, 1, 1) // max(classes - 1, 1)).astype(np.uint8), labels
+    return (noise + 130 * labels.reshape(-1, 1, 1, 1) // max(classes - 1, 1)).astype(
+        np.uint8
+    ), labels
 
 
 def lenient(tx):
-    """An optax chain that may mix types, as optax.adam does; the rest of a step stays under strict rules."""
+    """An optax chain that may mix types, as optax.adam does; the rest of a step stays under strict
+    rules.
+    """
     import jax
     import optax
 
@@ -83,7 +100,8 @@ def _serve() -> None:
     import tensorflow_datasets  # noqa: F401
     import train
 
-    from cnnlab import checkpoint, cli, loop, plots, recipe  # noqa: F401
+    from cnnlab import cli
+    from cnnlab.training import loop, recipe  # noqa: F401
 
     for line in sys.stdin:
         args, output = json.loads(line)

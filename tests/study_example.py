@@ -39,23 +39,38 @@ def results(
     study = Study(losses=losses, **fields)
     names = class_names or [f"class {k}" for k in range(classes)]
     rows = [
-        [_cell(study, i, j, names, images, steps, (diverged or {}).get((i, j), [])) for j in range(len(losses))]
+        [
+            _cell(study, i, j, names, images, steps, (diverged or {}).get((i, j), []))
+            for j in range(len(losses))
+        ]
         for i in range(len(plan.conditions(study)))
     ]
-    return Results(study, plan.conditions(study), rows, "python experiments/ablate.py --losses 'a&b' <x>")
+    return Results(
+        study, plan.conditions(study), rows, "python experiments/ablate.py --losses 'a&b' <x>"
+    )
 
 
 def _cell(
     study: Study, place: int, j: int, names: list[str], images: int, steps: int, lost: list[int]
 ) -> dict[str, Any]:
     condition = plan.conditions(study)[place]
-    level = 0.85 - 0.5 * condition.get("label_noise", 0.0) * (1 - 0.15 * j) + SHIFTS[j % len(SHIFTS)]
-    runs = [_run(study, condition, level, j, seed, names, images, steps, seed in lost) for seed in plan.seeds(study)]
+    level = (
+        0.85 - 0.5 * condition.get("label_noise", 0.0) * (1 - 0.15 * j) + SHIFTS[j % len(SHIFTS)]
+    )
+    runs = [
+        _run(study, condition, level, j, seed, names, images, steps, seed in lost)
+        for seed in plan.seeds(study)
+    ]
     trials, rate = None, study.learning_rate
     if study.tune:
         best = 10 ** (-1.9 - 0.3 * j)
         trials = [
-            {"learning_rate": r, "accuracy": None if r > 40 * best else level - 0.08 * float(np.log10(r / best)) ** 2}
+            {
+                "learning_rate": r,
+                "accuracy": None
+                if r > 40 * best
+                else level - 0.08 * float(np.log10(r / best)) ** 2,
+            }
             for r in plan.rates(study)
         ]
         rate = max(trials, key=lambda trial: trial["accuracy"] or 0)["learning_rate"]
@@ -79,20 +94,36 @@ def _cell(
 
 
 def _run(
-    study: Study, condition: Condition, level: float, j: int, seed: int, names: list[str], images: int, steps: int,
+    study: Study, condition: Condition, level: float, j: int, seed: int, names: list[str],
+    images: int, steps: int,
     lost: bool,
 ) -> dict[str, Any]:  # fmt: skip
     rng = np.random.default_rng([seed, 1])  # of the seed: what all losses have in common
     own = np.random.default_rng([seed, j, plan.conditions(study).index(condition), 2])
     level = level + 0.006 * rng.standard_normal() + 0.002 * own.standard_normal()
     history = [
-        {"epoch": e, "step": 351 * e, "train_loss": 1 / e, "train_accuracy": level - 0.4 * 0.6**e + 0.004 * e}
-        | ({"validation_accuracy": level - 0.45 * 0.6**e + 0.004 * own.standard_normal()} if study.validation else {})
+        {
+            "epoch": e,
+            "step": 351 * e,
+            "train_loss": 1 / e,
+            "train_accuracy": level - 0.4 * 0.6**e + 0.004 * e,
+        }
+        | (
+            {"validation_accuracy": level - 0.45 * 0.6**e + 0.004 * own.standard_normal()}
+            if study.validation
+            else {}
+        )
         for e in range(1, study.epochs + 1)
     ]
     norms = (1.5 + j) * np.exp(-np.arange(steps) / 30 + 0.25 * own.standard_normal(steps))
     if lost:
-        return {"seed": seed, "diverged": 77, "test": None, "history": history[: seed % 3], "gradient_norms": []}
+        return {
+            "seed": seed,
+            "diverged": 77,
+            "test": None,
+            "history": history[: seed % 3],
+            "gradient_norms": [],
+        }
     return {
         "seed": seed,
         "diverged": None,
@@ -108,7 +139,9 @@ def _test(level: float, rng: np.random.Generator, classes: int, images: int) -> 
     predicted = np.where(right, true, wrong)
     confusion = np.zeros((classes, classes), int)
     np.add.at(confusion, (true, predicted), 1)
-    confidence = np.clip(np.where(right, rng.beta(9, 1, images), rng.beta(4, 2, images)), 1 / classes, 1)
+    confidence = np.clip(
+        np.where(right, rng.beta(9, 1, images), rng.beta(4, 2, images)), 1 / classes, 1
+    )
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
     calibration = np.zeros((3, ECE_BINS))
     for row, what in zip(calibration, (np.ones(images), confidence, right), strict=True):

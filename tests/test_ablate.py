@@ -11,7 +11,8 @@ import pytest
 from test_experiments import ROOT, one_line_error, script
 
 SMALL = [
-    "--dataset", "tiny", "--model", "mlp,hidden=[8]", "--batch-size", "32", "--epochs", "3", "--seeds", "2",
+    "--dataset", "tiny", "--model", "mlp,hidden=[8]", "--batch-size", "32", "--epochs", "3",
+    "--seeds", "2",
     "--losses", "cross_entropy", "mse", "--label-noise", "0", "0.3",
 ]  # fmt: skip
 
@@ -32,15 +33,32 @@ def environment():
 
 
 def start(folder, *more):
-    command = [sys.executable, str(ROOT / "experiments/ablate.py"), *SMALL, "--workdir", str(folder), *more]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        str(ROOT / "experiments/ablate.py"),
+        *SMALL,
+        "--workdir",
+        str(folder),
+        *more,
+    ]
+    return subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_a_reader_that_goes_away_costs_no_report(whole):
     folder, _ = whole
     (folder / "report.html").unlink()
-    command = [sys.executable, str(ROOT / "experiments/ablate.py"), *SMALL, "--workdir", str(folder)]
-    head = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        str(ROOT / "experiments/ablate.py"),
+        *SMALL,
+        "--workdir",
+        str(folder),
+    ]
+    head = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert head.stdout.readline()
     head.stdout.close()
     assert head.wait(120) == 0 and "Traceback" not in head.stderr.read()
@@ -49,7 +67,9 @@ def test_a_reader_that_goes_away_costs_no_report(whole):
 
 
 def numbers(folder):
-    """Every byte that a study found: the tables, and the report without what is of the machine and the hour."""
+    """Every byte that a study found: the tables, and the report without what is of the machine and
+    the hour.
+    """
     report = (folder / "report.md").read_text()
     kept = re.split(r"^## ", report, flags=re.MULTILINE)
     kept = [part for part in kept if not part.lower().startswith(("compute", "to repeat"))]
@@ -59,7 +79,10 @@ def numbers(folder):
 
 def test_it_says_what_it_does_and_what_it_found(whole):
     folder, output = whole
-    assert "2 losses x 2 conditions x 2 seeds of 3 epochs, 2 comparisons with cross_entropy in accuracy" in output
+    assert (
+        "2 losses x 2 conditions x 2 seeds of 3 epochs, 2 comparisons with cross_entropy in "
+        "accuracy" in output
+    )
     assert "need at least 7 seeds" in output  # 1 + log2(2 / 0.05) = 6.3
     assert re.findall(r"^(\d)/4 ", output, re.MULTILINE) == ["1", "2", "3", "4"]
     assert output.splitlines()[-1].strip().endswith((".csv", ".html", ".md"))
@@ -81,7 +104,9 @@ def test_killed_twice_it_ends_in_the_same_bytes(whole, tmp_path):
     process = start(folder)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert len(re.findall(r"^\d/4 ", output, re.MULTILINE)) <= 2  # what was finished is not trained again
+    assert (
+        len(re.findall(r"^\d/4 ", output, re.MULTILINE)) <= 2
+    )  # what was finished is not trained again
     assert numbers(folder) == numbers(whole[0])
 
 
@@ -96,8 +121,12 @@ def test_a_signal_in_the_middle_saves_and_the_same_command_goes_on(whole, tmp_pa
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     if process.returncode != -signal.SIGTERM:  # that came before the first step
-        assert process.returncode == 75 and re.fullmatch(r"stopped by SIGTERM at step \d+ of \d+, saved; .*\n", errors)
-        assert [path.name for path in folder.glob("*.checkpoints/training/*") if path.name.isdecimal()]
+        assert process.returncode == 75 and re.fullmatch(
+            r"stopped by SIGTERM at step \d+ of \d+, saved; .*\n", errors
+        )
+        assert [
+            path.name for path in folder.glob("*.checkpoints/training/*") if path.name.isdecimal()
+        ]
 
 
 def test_two_at_once_train_no_cell_twice(whole, tmp_path):
@@ -127,11 +156,8 @@ def test_two_at_once_train_no_cell_twice(whole, tmp_path):
 )
 def test_bad_input_is_one_line_before_any_training(tfds_root, tmp_path, args, said):
     (tmp_path / "own.py").write_text(
-        "import jax.numpy as jnp\n"
-        "scalar = lambda z, y: jnp.mean(z)\n"
-        "wide = lambda z, y: z\n"
-        "nan = lambda z, y: jnp.log(z[..., 0])\n"
-        "gradient = lambda z, y: jnp.sqrt(z[..., 0] - z[..., 0])\n"
+        "import jax.numpy as jnp\nscalar = lambda z, y: jnp.mean(z)\nwide = lambda z, y: z\nnan = "
+        "lambda z, y: jnp.log(z[..., 0])\ngradient = lambda z, y: jnp.sqrt(z[..., 0] - z[..., 0])\n"
     )
     done = script("ablate", *SMALL, *args, "--workdir", tmp_path / "study", cwd=tmp_path)
     assert said in one_line_error(done)

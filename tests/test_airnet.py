@@ -1,4 +1,6 @@
-"""AirNet and its recipe against float64: the original script's own steps (tests/golden/airbench.py), and numpy."""
+"""AirNet and its recipe against float64: the original script's own steps
+(tests/golden/airbench.py), and numpy.
+"""
 
 import json
 from pathlib import Path
@@ -29,10 +31,16 @@ def drawn():
     """Images, labels and the seven kernels, as tests/golden/airbench.py draws them."""
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (BATCH, 32, 32, 3)), rng.integers(0, 10, BATCH)
-    mean, std = (np.float32(v).astype(float) for v in ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]))
+    mean, std = (
+        np.float32(v).astype(float) for v in ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
+    )
     widths = [(24, 64), (64, 64), (64, 256), (256, 256), (256, 256), (256, 256)]
     filters = [rng.standard_normal((3, 3, i, o)) / np.sqrt(9 * i) for i, o in widths]
-    return jnp.array((pixels / 255 - mean) / std), labels, [*filters, rng.standard_normal((256, 10))]
+    return (
+        jnp.array((pixels / 255 - mean) / std),
+        labels,
+        [*filters, rng.standard_normal((256, 10))],
+    )
 
 
 def linear(peak, total_steps):
@@ -46,7 +54,9 @@ def test_five_steps_are_the_original_scripts(monkeypatch):
     made = net.init(jax.random.key(0), images)
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), made["params"])
     stats = jax.tree.map(lambda leaf: leaf.astype(float), made["batch_stats"])
-    np.testing.assert_allclose(abs(stats["whitening"]), abs(np.array(GOLDEN["whitening"])), atol=2e-4, rtol=1e-4)
+    np.testing.assert_allclose(
+        abs(stats["whitening"]), abs(np.array(GOLDEN["whitening"])), atol=2e-4, rtol=1e-4
+    )
     stats["whitening"] = jnp.array(GOLDEN["whitening"])  # the signs are LAPACK's
     for i, kernel in enumerate(kernels[:-1]):
         params[f"Conv_{i}"]["kernel"] = jnp.array(kernel)
@@ -69,7 +79,9 @@ def test_five_steps_are_the_original_scripts(monkeypatch):
         logits, changed = net.apply(
             {"params": params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"]
         )
-        return optax.softmax_cross_entropy(logits.astype(float), targets).sum(), changed["batch_stats"]
+        return optax.softmax_cross_entropy(logits.astype(float), targets).sum(), changed[
+            "batch_stats"
+        ]
 
     @jax.jit
     def step(params, stats, opt_state):
@@ -88,7 +100,9 @@ def test_five_steps_are_the_original_scripts(monkeypatch):
             filters = [name for name in GOLDEN["updates"] if "conv" in name]
             for place, name in enumerate(filters):
                 first = params[f"Conv_{place}"]["kernel"].ravel()[:5]
-                np.testing.assert_allclose(first, GOLDEN["updates"][name]["first"], rtol=1e-8, atol=1e-9)
+                np.testing.assert_allclose(
+                    first, GOLDEN["updates"][name]["first"], rtol=1e-8, atol=1e-9
+                )
     np.testing.assert_allclose(losses, GOLDEN["losses"], rtol=1e-7)
     apply = lambda images: net.apply({"params": params, "batch_stats": stats}, images)
     np.testing.assert_allclose(apply(images), GOLDEN["logits"], atol=1e-6)
@@ -107,32 +121,51 @@ def test_whitened_patches_are_uncorrelated():
     mixed = np.array([[1, 0.9, 0.8], [0, 1, 0.5], [0, 0, 1]])
     images = np.random.default_rng(1).standard_normal((50, 9, 9, 3)) @ mixed
     kernel = np.asarray(models.whitening(jnp.array(images), eps=0.0), float)
-    seen = jax.lax.conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    seen = jax.lax.conv_general_dilated(
+        images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     seen = np.asarray(seen).reshape(-1, 24)
     np.testing.assert_allclose(seen[:, 12:], -seen[:, :12], rtol=EPS)
     # float32 moments of 3,200 patches, their eigenvalues within a factor 100
-    np.testing.assert_allclose(seen[:, :12].T @ seen[:, :12] / len(seen), np.eye(12), atol=3_200 * EPS)
+    np.testing.assert_allclose(
+        seen[:, :12].T @ seen[:, :12] / len(seen), np.eye(12), atol=3_200 * EPS
+    )
 
 
 def test_an_image_turns_each_epoch():
     image = jnp.broadcast_to(jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1), (1_000, 1, 2, 1))
 
     def turned(seed, epoch, places):
-        batch = {"image": image[: len(places)], "label": places, "index": places, "epoch": jnp.int32(epoch)}
-        return np.asarray(augment.alternating_flip(None, batch, jax.random.key(seed))["image"][:, 0, 0, 0] == 1)
+        batch = {
+            "image": image[: len(places)],
+            "label": places,
+            "index": places,
+            "epoch": jnp.int32(epoch),
+        }
+        return np.asarray(
+            augment.alternating_flip(None, batch, jax.random.key(seed))["image"][:, 0, 0, 0] == 1
+        )
 
     places = jnp.arange(1_000, dtype=jnp.int32)
     turns = np.array([turned(3, epoch, places) for epoch in range(4)])
-    assert (turns[0] != turns[1]).all() and (turns[0] == turns[2]).all() and (turns[1] == turns[3]).all()
+    assert (
+        (turns[0] != turns[1]).all()
+        and (turns[0] == turns[2]).all()
+        and (turns[1] == turns[3]).all()
+    )
     assert abs(turns[0].mean() - 0.5) < 5 * 0.5 / np.sqrt(1_000)
     assert (turns[0] != turned(4, 0, places)).any()
-    np.testing.assert_array_equal(turned(3, 1, places[100:110]), turns[1][100:110])  # by the image, not by its place
+    np.testing.assert_array_equal(
+        turned(3, 1, places[100:110]), turns[1][100:110]
+    )  # by the image, not by its place
 
 
 def test_initial_filters_pass_their_channels_on():
     kernel = models.first_filters_pass_on(jax.random.key(0), (3, 3, 4, 6), jnp.float64)
     x = jax.random.normal(jax.random.key(1), (2, 5, 5, 4))
-    seen = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    seen = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     np.testing.assert_array_equal(seen[..., :4], x)
     assert 0 < float(abs(kernel[..., 4:]).max()) <= 1 / 6
     assert models.first_filters_pass_on(jax.random.key(0), (3, 3, 4, 2)).shape == (3, 3, 4, 2)

@@ -1,4 +1,6 @@
-"""The map in `cnnlab/__init__.py` is the law: its order is the order of imports, and it names every module."""
+"""The map in `cnnlab/__init__.py` is the law: its order is the order of imports, and it names every
+module.
+"""
 
 import ast
 import re
@@ -28,7 +30,9 @@ NAMES = {dotted(p) for p in [*MODULES, *SCRIPTS, PACKAGE / "__init__.py"]}
 
 
 def imports(path):
-    """Every module that a file imports, anywhere in it; `from package import module` names the module."""
+    """Every module that a file imports, anywhere in it; `from package import module` names the
+    module.
+    """
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -47,7 +51,9 @@ def part(module):
 
 
 def test_the_map_names_every_module_and_no_other():
-    entries = {p.stem for p in PACKAGE.glob("*.py")} | {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
+    entries = {p.stem for p in PACKAGE.glob("*.py")} | {
+        p.parent.name for p in PACKAGE.glob("*/__init__.py")
+    }
     assert len(ORDER) == len(set(ORDER))
     assert set(ORDER) == entries - {"__init__"}
     for entry in ORDER:
@@ -62,7 +68,9 @@ def test_a_module_imports_only_what_stands_above_it(path):
         if module.split(".")[0] != "cnnlab" or module == "cnnlab":
             continue
         other = part(module)
-        assert other == own or ORDER.index(other) < ORDER.index(own), f"{own} imports {module}, which stands below it"
+        assert other == own or ORDER.index(other) < ORDER.index(own), (
+            f"{own} imports {module}, which stands below it"
+        )
 
 
 def test_no_circles():
@@ -89,11 +97,13 @@ def test_an_experiment_imports_no_other(path):
 
 
 def test_no_drawer_for_odds_and_ends():
-    assert not [p for p in [*MODULES, *SCRIPTS] if p.stem in ("utils", "util", "helpers", "misc", "common")]
+    assert not [
+        p for p in [*MODULES, *SCRIPTS] if p.stem in ("utils", "util", "helpers", "misc", "common")
+    ]
 
 
 def test_every_public_function_of_losses_and_softmax_shows_an_example():
-    shown = [*(PACKAGE / "losses").glob("[!_]*.py"), PACKAGE / "softmax.py"]
+    shown = [*(PACKAGE / "losses").glob("[!_]*.py"), *(PACKAGE / "softmax").glob("[!_]*.py")]
     functions = [
         (path.stem, node.name, ast.get_docstring(node) or "")
         for path in shown
@@ -105,10 +115,15 @@ def test_every_public_function_of_losses_and_softmax_shows_an_example():
 
 
 def test_no_module_brings_tensorflow():
-    skipped = [m for m in map(dotted, MODULES) if m.endswith("_dataset_builder")]  # read by TFDS alone
+    skipped = [
+        m for m in map(dotted, MODULES) if m.endswith("_dataset_builder")
+    ]  # read by TFDS alone
     code = (
-        "import importlib, sys\nfor m in sys.argv[1:]: importlib.import_module(m)\nprint('tensorflow' in sys.modules)"
+        "import importlib, sys\nfor m in sys.argv[1:]: "
+        "importlib.import_module(m)\nprint('tensorflow' in sys.modules)"
     )
     names = sorted({dotted(p) for p in MODULES} - set(skipped))
-    run = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True
+    )
     assert (run.stdout, run.returncode) == ("False\n", 0), run.stderr

@@ -1,7 +1,9 @@
-"""Our builders against the official data, and against everything that can go wrong while they prepare.
+"""Our builders against the official data, and against everything that can go wrong while they
+prepare.
 
-With CNNLAB_FULL_TFDS=1 the comparison covers all 130,000 images of CIFAR-10 and MNIST and the stored sizes (about two
-minutes); otherwise the whole test splits and the first 10,000 training images.
+With CNNLAB_FULL_TFDS=1 the comparison covers all 130,000 images of CIFAR-10 and MNIST and the
+stored sizes (about two minutes); otherwise the whole test splits and the first 10,000 training
+images.
 """
 
 import contextlib
@@ -48,15 +50,27 @@ MNIST_FILES = {
 }
 
 
-# Archives -------------------------------------------------------------------------------------------------------------
+# Archives
+# ------------------------------------------------------------------------------
 
 
-def cifar_archive(train: list[tuple[int, np.ndarray]], test: list[tuple[int, np.ndarray]], change=None) -> bytes:
-    """The binary archive of these (label, uint8[32, 32, 3]) examples; `change` may edit the list of members."""
-    pack = lambda part: b"".join(bytes([label]) + image.transpose(2, 0, 1).tobytes() for label, image in part)
+def cifar_archive(
+    train: list[tuple[int, np.ndarray]], test: list[tuple[int, np.ndarray]], change=None
+) -> bytes:
+    """The binary archive of these (label, uint8[32, 32, 3]) examples; `change` may edit the list of
+    members.
+    """
+    pack = lambda part: b"".join(
+        bytes([label]) + image.transpose(2, 0, 1).tobytes() for label, image in part
+    )
     size = -(-len(train) // 5)
-    members = [(f"data_batch_{i + 1}.bin", pack(train[i * size : (i + 1) * size])) for i in range(5)]
-    members += [("test_batch.bin", pack(test)), ("batches.meta.txt", "\n".join([*NAMES, "", ""]).encode())]
+    members = [
+        (f"data_batch_{i + 1}.bin", pack(train[i * size : (i + 1) * size])) for i in range(5)
+    ]
+    members += [
+        ("test_batch.bin", pack(test)),
+        ("batches.meta.txt", "\n".join([*NAMES, "", ""]).encode()),
+    ]
     entries = []
     for name, content in members:
         info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
@@ -69,14 +83,18 @@ def cifar_archive(train: list[tuple[int, np.ndarray]], test: list[tuple[int, np.
     return buffer.getvalue()
 
 
-def mnist_files(train: list[tuple[int, np.ndarray]], test: list[tuple[int, np.ndarray]]) -> dict[str, bytes]:
+def mnist_files(
+    train: list[tuple[int, np.ndarray]], test: list[tuple[int, np.ndarray]]
+) -> dict[str, bytes]:
     """The four gzip files of these (label, uint8[28, 28]) examples."""
     files = {}
     for split, part in (("train", train), ("test", test)):
         images, labels = MNIST_FILES[split]
         pixels = b"".join(image.tobytes() for _, image in part)
         files[images] = gzip.compress(struct.pack(">4i", 2051, len(part), 28, 28) + pixels, 1)
-        files[labels] = gzip.compress(struct.pack(">2i", 2049, len(part)) + bytes(label for label, _ in part), 1)
+        files[labels] = gzip.compress(
+            struct.pack(">2i", 2049, len(part)) + bytes(label for label, _ in part), 1
+        )
     return files
 
 
@@ -99,7 +117,9 @@ def infos(files: dict[str, bytes], base: str) -> dict[str, checksums.UrlInfo]:
 
 
 def place(monkeypatch, data_dir: pathlib.Path, name: str, files: dict[str, bytes]) -> None:
-    """Puts the files where a user would by hand, and registers their checksums in place of the real ones."""
+    """Puts the files where a user would by hand, and registers their checksums in place of the real
+    ones.
+    """
     base = CIFAR_URL.removesuffix(CIFAR_FILE) if name == "cifar10" else mnist.URL
     monkeypatch.setattr(MODULES[name].Builder, "url_infos", infos(files, base))
     folder = data_dir / "downloads" / "manual"
@@ -121,11 +141,14 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 def stored_order(split: str, count: int) -> list[int]:
-    """TFDS's order, written down independently of it: by the md5 of the split's name and the example's index."""
+    """TFDS's order, written down independently of it: by the md5 of the split's name and the
+    example's index.
+    """
     return sorted(range(count), key=lambda i: hashlib.md5(f"{split}{i}".encode()).digest())
 
 
-# Against the official data -------------------------------------------------------------------------------------------
+# Against the official data
+# ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["cifar10", "mnist"])
@@ -133,7 +156,9 @@ def test_equal_to_official(name, tmp_path, monkeypatch):
     official = OFFICIAL / name / builders.VERSIONS[name]
     if not official.is_dir():
         pytest.skip(f"no official data in {official}")
-    monkeypatch.setattr(requests.Session, "get", lambda *_, **__: pytest.fail("went to the network"))
+    monkeypatch.setattr(
+        requests.Session, "get", lambda *_, **__: pytest.fail("went to the network")
+    )
     wanted, originals = {}, {}
     for split in ("train", "test"):
         examples = read(official, split)
@@ -143,7 +168,9 @@ def test_equal_to_official(name, tmp_path, monkeypatch):
         keep = len(examples) if FULL else 10_000
         chosen = [(i, e) for i, e in zip(order, examples, strict=True) if i < keep]
         wanted[split] = [(i, e, pixels(e["image"])) for i, e in chosen]
-        originals[split] = [(e["label"], image) for _, e, image in sorted(wanted[split], key=lambda x: x[0])]
+        originals[split] = [
+            (e["label"], image) for _, e, image in sorted(wanted[split], key=lambda x: x[0])
+        ]
     if name == "mnist":  # the first labels of the published files: the order was inverted rightly
         assert [label for label, _ in originals["train"][:10]] == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
         assert [label for label, _ in originals["test"][:10]] == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
@@ -159,7 +186,9 @@ def test_equal_to_official(name, tmp_path, monkeypatch):
         ours = read(folder, split)
         assert len(ours) == len(examples)
         for got, (_, want, image) in zip(ours, examples, strict=True):
-            assert {k: v for k, v in got.items() if k != "image"} == {k: v for k, v in want.items() if k != "image"}
+            assert {k: v for k, v in got.items() if k != "image"} == {
+                k: v for k, v in want.items() if k != "image"
+            }
             assert np.array_equal(pixels(got["image"]), image)
     for path in official.iterdir():  # the same files, the shards' names included
         assert (folder / path.name).is_file()
@@ -169,7 +198,9 @@ def test_equal_to_official(name, tmp_path, monkeypatch):
     for info in (got, want):
         info.pop("moduleName"), info.pop("downloadSize")
         for split in info["splits"]:
-            assert split.pop("numBytes")  # of the PNGs, which TensorFlow and Pillow compress differently
+            assert split.pop(
+                "numBytes"
+            )  # of the PNGs, which TensorFlow and Pillow compress differently
             if not FULL:
                 split.pop("shardLengths")
     assert got == want
@@ -187,7 +218,12 @@ def test_registered_checksums_as_published():
     (info,) = cifar10.Builder.url_infos.values()
     assert (info.size, info.checksum[:16]) == (170052171, "c4a38c50a1bc5f3a")
     sizes = {i.filename: int(i.size) for i in mnist.Builder.url_infos.values()}
-    assert [sizes[f] for pair in MNIST_FILES.values() for f in pair] == [9912422, 28881, 1648877, 4542]
+    assert [sizes[f] for pair in MNIST_FILES.values() for f in pair] == [
+        9912422,
+        28881,
+        1648877,
+        4542,
+    ]
 
 
 def test_versions_and_names():
@@ -201,7 +237,8 @@ def test_own_and_official_builders_live_in_one_process(tmp_path):
     assert tfds.builder_cls("mnist").VERSION == mnist.Builder.VERSION
 
 
-# Tiny archives, on every machine --------------------------------------------------------------------------------------
+# Tiny archives, on every machine
+# ------------------------------------------------------------------------------
 
 
 def test_tiny_cifar10(tmp_path, monkeypatch):
@@ -209,8 +246,13 @@ def test_tiny_cifar10(tmp_path, monkeypatch):
     place(monkeypatch, tmp_path, "cifar10", {CIFAR_FILE: tiny_cifar()})
     folder = builders.prepare("cifar10", tmp_path)
     for split, originals in (("train", train), ("test", test)):
-        for i, example in zip(stored_order(split, len(originals)), read(folder, split), strict=True):
-            assert (example["id"].decode(), example["label"]) == (f"{split}_{i:05d}", originals[i][0])
+        for i, example in zip(
+            stored_order(split, len(originals)), read(folder, split), strict=True
+        ):
+            assert (example["id"].decode(), example["label"]) == (
+                f"{split}_{i:05d}",
+                originals[i][0],
+            )
             assert np.array_equal(pixels(example["image"]), originals[i][1])
     assert tfds.builder_from_directory(folder).info.features["label"].names == NAMES
     assert sorted(p.name for p in tmp_path.iterdir()) == [".cifar10.lock", "cifar10", "downloads"]
@@ -224,7 +266,9 @@ def test_tiny_mnist(tmp_path, monkeypatch):
     place(monkeypatch, tmp_path, "mnist", mnist_files(train, test))
     folder = builders.prepare("mnist", tmp_path)
     for split, originals in (("train", train), ("test", test)):
-        for i, example in zip(stored_order(split, len(originals)), read(folder, split), strict=True):
+        for i, example in zip(
+            stored_order(split, len(originals)), read(folder, split), strict=True
+        ):
             assert example["label"] == originals[i][0]
             assert np.array_equal(pixels(example["image"]), originals[i][1])
     image = tfds.builder_from_directory(folder).as_data_source(split="test")[0]["image"]
@@ -232,7 +276,11 @@ def test_tiny_mnist(tmp_path, monkeypatch):
 
 
 def symlink(entries):
-    entries[1][0].type, entries[1][0].linkname, entries[1][0].size = tarfile.SYMTYPE, "/etc/passwd", 0
+    entries[1][0].type, entries[1][0].linkname, entries[1][0].size = (
+        tarfile.SYMTYPE,
+        "/etc/passwd",
+        0,
+    )
     return entries
 
 
@@ -267,20 +315,34 @@ def nine_names(entries):
 )
 def test_bad_members(change, message, tmp_path, monkeypatch):
     examples = random_examples(50, (32, 32, 3), 0)
-    place(monkeypatch, tmp_path, "cifar10", {CIFAR_FILE: cifar_archive(examples, examples[:10], change)})
+    place(
+        monkeypatch,
+        tmp_path,
+        "cifar10",
+        {CIFAR_FILE: cifar_archive(examples, examples[:10], change)},
+    )
     refuse("cifar10", tmp_path, message)
 
 
 def test_members_with_other_paths_are_never_written(tmp_path, monkeypatch):
     def change(entries):
-        for name in ("../evil.txt", "/tmp/cnnlab_evil.txt", "cifar-10-batches-bin/../../../evil.txt"):
+        for name in (
+            "../evil.txt",
+            "/tmp/cnnlab_evil.txt",
+            "cifar-10-batches-bin/../../../evil.txt",
+        ):
             info = tarfile.TarInfo(name)
             info.size = 4
             entries.insert(0, (info, b"evil"))
         return entries
 
     examples = random_examples(50, (32, 32, 3), 0)
-    place(monkeypatch, tmp_path / "data", "cifar10", {CIFAR_FILE: cifar_archive(examples, examples[:10], change)})
+    place(
+        monkeypatch,
+        tmp_path / "data",
+        "cifar10",
+        {CIFAR_FILE: cifar_archive(examples, examples[:10], change)},
+    )
     builders.prepare("cifar10", tmp_path / "data")
     assert not list(tmp_path.rglob("*evil*")) and not pathlib.Path("/tmp/cnnlab_evil.txt").exists()
 
@@ -308,12 +370,19 @@ def test_truncated_archive(share, tmp_path, monkeypatch):
 def test_bad_mnist_file(header, size, cut, message, tmp_path, monkeypatch):
     files = mnist_files(random_examples(7, (28, 28), 2), random_examples(7, (28, 28), 3))
     content = gzip.compress(struct.pack(f">{len(header)}i", *header) + bytes(size))
-    place(monkeypatch, tmp_path, "mnist", {**files, MNIST_FILES["test"][0]: content[: len(content) - cut]})
+    place(
+        monkeypatch,
+        tmp_path,
+        "mnist",
+        {**files, MNIST_FILES["test"][0]: content[: len(content) - cut]},
+    )
     refuse("mnist", tmp_path, message)
 
 
 def refuse(name: str, data_dir: pathlib.Path, *parts: str) -> None:
-    """Asserts that the data set is refused in one line, with these parts, and that nothing is left that looks done."""
+    """Asserts that the data set is refused in one line, with these parts, and that nothing is left
+    that looks done.
+    """
     with pytest.raises(InputError) as caught:
         builders.prepare(name, data_dir)
     assert "\n" not in str(caught.value)
@@ -323,12 +392,15 @@ def refuse(name: str, data_dir: pathlib.Path, *parts: str) -> None:
         assert not list(data_dir.glob("*/*.*.*")) and not list(data_dir.glob(".*.preparing"))
 
 
-# The download ---------------------------------------------------------------------------------------------------------
+# The download
+# ------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def server(monkeypatch):
-    """A web server here: `server(files, registered)` serves the files and registers CIFAR-10's; else it answers 404."""
+    """A web server here: `server(files, registered)` serves the files and registers CIFAR-10's;
+    else it answers 404.
+    """
     served: dict[str, bytes] = {}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -364,8 +436,13 @@ def test_download(server, tmp_path):
     server({CIFAR_FILE: tiny_cifar()}, {CIFAR_FILE: tiny_cifar()})
     folder = builders.prepare("cifar10", tmp_path)
     assert len(read(folder, "train")) == 50
-    assert json.loads((folder / "dataset_info.json").read_text())["downloadSize"] == str(len(tiny_cifar()))
-    assert (downloader.MAX_RETRIES, downloader._open_url.__name__) == (10, "_open_url")  # TFDS is left as it was
+    assert json.loads((folder / "dataset_info.json").read_text())["downloadSize"] == str(
+        len(tiny_cifar())
+    )
+    assert (downloader.MAX_RETRIES, downloader._open_url.__name__) == (
+        10,
+        "_open_url",
+    )  # TFDS is left as it was
 
 
 def test_downloaded_file_with_wrong_checksum(server, tmp_path):
@@ -379,13 +456,24 @@ def test_hand_placed_file_with_wrong_checksum(tmp_path):
     where = tmp_path / "downloads" / "manual" / CIFAR_FILE
     where.parent.mkdir(parents=True)
     where.write_bytes(tiny_cifar())
-    refuse("cifar10", tmp_path, f"{where} has a wrong checksum, wanted 170052171 bytes with sha256 c4a38c50", CIFAR_URL)
+    refuse(
+        "cifar10",
+        tmp_path,
+        f"{where} has a wrong checksum, wanted 170052171 bytes with sha256 c4a38c50",
+        CIFAR_URL,
+    )
     assert where.read_bytes() == tiny_cifar()  # the user's file is not ours to delete
 
 
 def test_missing_on_the_server(server, tmp_path):
     server({}, {CIFAR_FILE: tiny_cifar()})
-    refuse("cifar10", tmp_path, "cannot download", "HTTP code: 404", str(tmp_path / "downloads" / "manual"))
+    refuse(
+        "cifar10",
+        tmp_path,
+        "cannot download",
+        "HTTP code: 404",
+        str(tmp_path / "downloads" / "manual"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -403,20 +491,30 @@ def test_no_network(name, base, files, error, tmp_path, monkeypatch):
 
     monkeypatch.setattr(requests.Session, "get", get)
     folder = tmp_path / "downloads" / "manual"
-    hints = [f"cannot download from {base}", "Failed to resolve 'host'", f"in the folder {folder}", *files]
+    hints = [
+        f"cannot download from {base}",
+        "Failed to resolve 'host'",
+        f"in the folder {folder}",
+        *files,
+    ]
     refuse(name, tmp_path, *hints)
     assert folder.is_dir()  # ready for the user
 
 
 def test_no_network_is_known_within_seconds(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")  # nobody listens
-    monkeypatch.setattr(cifar10.Builder, "url_infos", infos({CIFAR_FILE: b""}, "http://127.0.0.1:9/"))
+    monkeypatch.setattr(
+        cifar10, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz"
+    )  # nobody listens
+    monkeypatch.setattr(
+        cifar10.Builder, "url_infos", infos({CIFAR_FILE: b""}, "http://127.0.0.1:9/")
+    )
     started = time.monotonic()
     refuse("cifar10", tmp_path, "cannot download", "refused")
     assert time.monotonic() - started < 15  # TFDS alone: 200 s
 
 
-# Folders and processes -----------------------------------------------------------------------------------------------
+# Folders and processes
+# ------------------------------------------------------------------------------
 
 
 def test_unknown_name(tmp_path):
@@ -440,7 +538,8 @@ def test_folder_that_cannot_be_written(tmp_path):
         ("{", "is damaged"),
         (None, "holds no dataset_info.json"),
         (
-            '{"name": "mnist", "fileFormat": "array_record", "splits": [{"name": "test", "shardLengths": ["1"]}]}',
+            '{"name": "mnist", "fileFormat": "array_record", "splits": [{"name": "test", '
+            '"shardLengths": ["1"]}]}',
             "mnist-test.array_record-00000-of-00001 is missing",
         ),
     ],
@@ -463,7 +562,8 @@ def python(script: str, data_dir: pathlib.Path, **options) -> subprocess.Popen:
         assert "tensorflow_datasets" not in sys.modules
         from tensorflow_datasets.core.download.checksums import UrlInfo
         from cnnlab.data.builders.cifar10.cifar10_dataset_builder import Builder
-        Builder.url_infos = {{"{CIFAR_URL}": UrlInfo({info.size}, "{info.checksum}", "{CIFAR_FILE}")}}
+        info = UrlInfo({info.size}, "{info.checksum}", "{CIFAR_FILE}")
+        Builder.url_infos = {{"{CIFAR_URL}": info}}
         data_dir = {str(data_dir)!r}
     """
     code = textwrap.dedent(head) + textwrap.dedent(script)
@@ -527,8 +627,13 @@ def test_killed_half_way_then_prepared(tmp_path, monkeypatch):
     assert process.stdout.readline() == "half\n"
     process.kill()
     process.communicate()
-    assert list(tmp_path.glob(".cifar10.preparing/cifar10/*/*train*")) and not (tmp_path / "cifar10").exists()
-    junk = tmp_path / ".cifar10.preparing" / "cifar10" / "3.0.2"  # worse than what a kill leaves: it looks done to TFDS
+    assert (
+        list(tmp_path.glob(".cifar10.preparing/cifar10/*/*train*"))
+        and not (tmp_path / "cifar10").exists()
+    )
+    junk = (
+        tmp_path / ".cifar10.preparing" / "cifar10" / "3.0.2"
+    )  # worse than what a kill leaves: it looks done to TFDS
     junk.mkdir()
     (junk / "dataset_info.json").write_text("{}")
     folder = builders.prepare("cifar10", tmp_path)

@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from cnnlab import cache
+from cnnlab import compilation_cache, verified
+from cnnlab.data import cache
 
 
 @pytest.fixture
@@ -54,10 +55,12 @@ def test_every_damage_is_noticed(folder):
     content = file.read_bytes()
     damages = [b"", content[:31], content[:32], content[:-1], content + b"\0", bytes(len(content))]
     for place in range(0, len(content), 7):
-        damages.append(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        damages.append(
+            content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
+        )
     for damaged in damages:
         file.write_bytes(damaged)
-        assert cache._read(file) is None
+        assert verified.read(file) is None
     assert_same(cache.arrays("some", some_arrays), some_arrays())
     assert file.read_bytes() == content  # and stored again
 
@@ -66,18 +69,22 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("CNNLAB_CACHE", str(tmp_path / "file"))
     assert_same(cache.arrays("some", some_arrays), some_arrays())
-    programs = cache._Programs(tmp_path / "file" / "xla")
+    programs = compilation_cache._Programs(tmp_path / "file" / "xla")
     programs.put("key", b"program")
     assert programs.get("key") is None
 
 
 def test_programs_used_last_stay_when_there_are_too_many(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "PROGRAMS_LIMIT", 1000)
-    put = lambda number: cache._Programs(tmp_path / "xla").put(str(number), bytes([number]) * 68)  # 100 bytes stored
+    monkeypatch.setattr(compilation_cache, "PROGRAMS_LIMIT", 1000)
+    put = lambda number: compilation_cache._Programs(tmp_path / "xla").put(
+        str(number), bytes([number]) * 68
+    )  # 100 bytes stored
     for number in range(9):
         put(number)
         os.utime(tmp_path / "xla" / str(number), (number, number))
-    assert cache._Programs(tmp_path / "xla").get("0") == bytes(68)  # it is used: 1 is the oldest now
+    assert compilation_cache._Programs(tmp_path / "xla").get("0") == bytes(
+        68
+    )  # it is used: 1 is the oldest now
     put(9)
     assert len(list((tmp_path / "xla").iterdir())) == 10
     put(10)
@@ -85,12 +92,14 @@ def test_programs_used_last_stay_when_there_are_too_many(tmp_path, monkeypatch):
 
 
 def test_programs_that_another_process_removes_are_no_matter(tmp_path, monkeypatch):
-    """Between listing them and looking at each. An earlier version left the listing open, with a warning later on."""
-    monkeypatch.setattr(cache, "PROGRAMS_LIMIT", 1000)
+    """Between listing them and looking at each. An earlier version left the listing open, with a
+    warning later on.
+    """
+    monkeypatch.setattr(compilation_cache, "PROGRAMS_LIMIT", 1000)
     for number in range(20):
-        cache._write(tmp_path / str(number), np.zeros(68, np.uint8))
+        verified.write(tmp_path / str(number), np.zeros(68, np.uint8))
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
-    cache._Programs(tmp_path).put("new", bytes(68))
+    compilation_cache._Programs(tmp_path).put("new", bytes(68))
     gc.collect()
     assert len([path for path in tmp_path.iterdir() if path.exists()]) == 5
 
@@ -100,24 +109,28 @@ import json, pathlib, sys, warnings
 warnings.simplefilter("error")
 import jax, numpy as np
 from jax.sharding import PartitionSpec as P
-from cnnlab import cache
+from cnnlab import compilation_cache, verified
 
-cache.keep_compilations()
-cache.keep_compilations()
+compilation_cache.keep_compilations()
+compilation_cache.keep_compilations()
 hits = []
-jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
+jax.monitoring.register_event_listener(
+    lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None
+)
 
 def run():
     "Hits of the cache, compiling for two devices anew, and what the program says."
     jax.clear_caches()
     hits.clear()
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    step = jax.shard_map(lambda x: jax.lax.psum(x.sum(), "data"), mesh=mesh, in_specs=P("data"), out_specs=P())
+    total = lambda x: jax.lax.psum(x.sum(), "data")
+    step = jax.shard_map(total, mesh=mesh, in_specs=P("data"), out_specs=P())
     return len(hits), float(jax.jit(step)(np.arange(8.0, dtype=np.float32))), len(hits)
 
 said = [run(), run()]
-for content in (lambda old: old[:-1], lambda old: old[:40] + bytes([old[40] ^ 1]) + old[41:], lambda old: b""):
-    for file in (cache.folder() / "xla").glob("*"):
+flipped = lambda old: old[:40] + bytes([old[40] ^ 1]) + old[41:]
+for content in (lambda old: old[:-1], flipped, lambda old: b""):
+    for file in (verified.folder() / "xla").glob("*"):
         file.write_bytes(content(file.read_bytes()))
     said += [run(), run()]
 print(json.dumps([(value, hits) for _, value, hits in said]))
@@ -125,7 +138,9 @@ print(json.dumps([(value, hits) for _, value, hits in said]))
 
 
 def in_a_process(**env) -> list:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=os.environ | env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=os.environ | env, capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return json.loads(done.stdout)
 
@@ -146,6 +161,9 @@ def test_a_folder_for_programs_that_cannot_be_written_is_no_matter(tmp_path):
 
 
 def test_the_folder_that_jax_was_given_is_left_to_it(tmp_path, folder):
-    own = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    own = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     assert {value for value, _ in in_a_process(**own)} == {28.0}
     assert list((tmp_path / "own").glob("jit_*")) and not folder.exists()

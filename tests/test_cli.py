@@ -35,10 +35,24 @@ class Small:
 
 def test_parse():
     assert cli.parse(Small, []) == Small()
-    args = ["--rate", "1e-3", "--sizes", "4", "5", "6", "--name", "a", "--fast", "--batch-size", "8"]
+    args = [
+        "--rate",
+        "1e-3",
+        "--sizes",
+        "4",
+        "5",
+        "6",
+        "--name",
+        "a",
+        "--fast",
+        "--batch-size",
+        "8",
+    ]
     assert cli.parse(Small, args) == Small(1e-3, (4, 5, 6), "a", True, 8)
     assert cli.parse(Small, ["--batch_size", "8"]) == Small(batch_size=8)
-    config = cli.parse(Config, ["--seed", "3", "--metrics", "my.worst", "my.mean,over=2", "--no-tensorboard"])
+    config = cli.parse(
+        Config, ["--seed", "3", "--metrics", "my.worst", "my.mean,over=2", "--no-tensorboard"]
+    )
     assert config == Config(seed=3, metrics=("my.worst", "my.mean,over=2"), tensorboard=False)
     spec = "cnn,widths=[8,16],pool=average"
     assert cli.parse(Config, ["--model", spec, "--augment", "flip+crop,padding=2"]) == Config(
@@ -79,7 +93,9 @@ def test_help_says_what_there_is(capsys):
 
 
 def test_a_bad_value_of_the_configuration_is_an_input_error():
-    with pytest.raises(InputError, match=r"^--learning-rate must be positive and finite, got -1\.0$"):
+    with pytest.raises(
+        InputError, match=r"^--learning-rate must be positive and finite, got -1\.0$"
+    ):
         cli.parse(Config, ["--learning-rate", "-1"])
     with pytest.raises(InputError, match="did you mean 'resident'"):
         cli.parse(Config, ["--feed", "residents"])
@@ -97,7 +113,10 @@ def test_a_former_flag_is_answered_with_its_new_spelling():
         ):
             with pytest.raises(InputError) as caught:
                 cli.parse(Config, args)
-            wanted = f"--{flag} is written {spelling} now; --list shows every part with its hyperparameters"
+            wanted = (
+                f"--{flag} is written {spelling} now; --list shows every part with its "
+                "hyperparameters"
+            )
             assert str(caught.value) == wanted
 
 
@@ -165,7 +184,10 @@ def test_a_flag_that_stands_alone_takes_the_words_after_it(capsys):
     cli.main(seen.append, Small, ["--list", "loss", "model"], alone)
     cli.main(seen.append, Small, ["--rate", "2"], alone)
     assert seen == [[], ["loss", "model"], Small(rate=2.0)]
-    for args, message in ((["--fail", "x"], "error: no ['x']\n"), (["--rate", "2", "--list"], "--list")):  # not first
+    for args, message in (
+        (["--fail", "x"], "error: no ['x']\n"),
+        (["--rate", "2", "--list"], "--list"),
+    ):  # not first
         with pytest.raises(SystemExit) as stop:
             cli.main(seen.append, Small, args, alone)
         assert stop.value.code == 2 and message in capsys.readouterr().err
@@ -191,7 +213,10 @@ cli.main(body, Small, [])
 def test_a_reader_that_goes_away_is_no_error():
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        [sys.executable, "-c", SCRIPT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
     ) as process:
         assert process.stdout.readline() == b"x" * 100 + b"\n"
         process.stdout.close()
@@ -200,8 +225,13 @@ def test_a_reader_that_goes_away_is_no_error():
 
 
 def test_the_command_line_brings_no_jax():
-    code = "import sys, cnnlab.cli, cnnlab.config, cnnlab.spec; print(sorted({m.split('.')[0] for m in sys.modules}))"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    code = (
+        "import sys, cnnlab.cli, cnnlab.config, cnnlab.spec; print(sorted({m.split('.')[0] for m "
+        "in sys.modules}))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert "cnnlab" in found
     for heavy in ("jax", "jaxlib", "flax", "numpy", "tyro", "matplotlib", "tensorflow"):
         assert f"'{heavy}'" not in found

@@ -16,8 +16,16 @@ COUNTS = ("workers", "checkpoint_steps", "seed", "split_seed")
 BAD = [
     *((field, value) for field in POSITIVE_COUNTS for value in (0, -1)),
     *((field, -1) for field in COUNTS),
-    *((field, value) for field in ("learning_rate", "clip_norm") for value in (0.0, -1e-3, NAN, INF, -INF)),
-    *((field, value) for field in ("validation", "label_noise") for value in (-0.1, 1, 1.5, NAN, INF)),
+    *(
+        (field, value)
+        for field in ("learning_rate", "clip_norm")
+        for value in (0.0, -1e-3, NAN, INF, -INF)
+    ),
+    *(
+        (field, value)
+        for field in ("validation", "label_noise")
+        for value in (-0.1, 1, 1.5, NAN, INF)
+    ),
     *(("long_tail", value) for value in (0.5, -1.0, NAN, INF)),
     *(("fraction", value) for value in (0.0, -0.1, 1.1, NAN, INF)),
     ("seed", 2**32),
@@ -34,11 +42,24 @@ def test_a_bad_value_is_named(field, value):
 @pytest.mark.parametrize(
     "good",
     [
-        {"epochs": 1, "batch_size": 1, "keep": 1, "devices": 1, "image_size": 1, "dispatch_steps": 1},
+        {
+            "epochs": 1,
+            "batch_size": 1,
+            "keep": 1,
+            "devices": 1,
+            "image_size": 1,
+            "dispatch_steps": 1,
+        },
         {"validation": 0.0, "workers": 0, "checkpoint_steps": 0, "split_seed": 0, "seed": 0},
         {"validation": 0.999, "seed": 2**32 - 1, "learning_rate": 1e-12, "clip_norm": 1e-12},
         {"label_noise": 0.0, "long_tail": 1.0, "fraction": 1.0, "noise": None},
-        {"label_noise": 0.999, "long_tail": 1e6, "fraction": 1e-6, "noise": "asymmetric", "teacher": "/somewhere"},
+        {
+            "label_noise": 0.999,
+            "long_tail": 1e6,
+            "fraction": 1e-6,
+            "noise": "asymmetric",
+            "teacher": "/somewhere",
+        },
     ],
 )
 def test_the_edges_that_are_good(good):
@@ -57,7 +78,11 @@ def test_an_unknown_choice_names_the_known_ones(field):
 
 @pytest.mark.parametrize(
     ("field", "typo", "meant"),
-    [("feed", "streamin", "streaming"), ("compute_dtype", "bfloat", "bfloat16"), ("parallel", "pmp", "pmap")],
+    [
+        ("feed", "streamin", "streaming"),
+        ("compute_dtype", "bfloat", "bfloat16"),
+        ("parallel", "pmp", "pmap"),
+    ],
 )
 def test_a_typo_is_answered_with_the_nearest_choice(field, typo, meant):
     with pytest.raises(InputError, match=f"did you mean '{meant}'"):
@@ -81,7 +106,13 @@ def test_short_forms_of_corruptions_are_written_out():
     assert Config(dataset="cifar10").corrupted_dataset() == "cifar10"
     assert Config(label_noise=0.4).corrupted_dataset() == "shapes10+label_noise,rate=0.4"
     assert (
-        Config(dataset="mnist+my.blur,by=2", fraction=0.5, long_tail=8.0, label_noise=0.2, noise="asymmetric")
+        Config(
+            dataset="mnist+my.blur,by=2",
+            fraction=0.5,
+            long_tail=8.0,
+            label_noise=0.2,
+            noise="asymmetric",
+        )
     ).corrupted_dataset() == (
         "mnist+my.blur,by=2+fraction,share=0.5+long_tail,factor=8.0+label_noise,rate=0.2,kind=asymmetric"
     )
@@ -100,7 +131,8 @@ def test_best_needs_validation():
 
 
 CHANGED = Config(
-    model="cnn,widths=[8,16],hidden=[]", clip_norm=1.0, dataset="mnist+my.blur", loss="focal,gamma=2+z_loss", seed=7,
+    model="cnn,widths=[8,16],hidden=[]", clip_norm=1.0, dataset="mnist+my.blur",
+    loss="focal,gamma=2+z_loss", seed=7,
     optimizer="sgd,nesterov=false", metrics=("my.worst", "my.mean,over=2"),
 )  # fmt: skip
 
@@ -118,7 +150,10 @@ def test_a_field_that_is_newer_than_the_file_is_at_its_default():
 
 
 def test_a_field_that_nobody_knows_is_refused():
-    message = r"of another version of cnnlab, this one does not know \['cutmix', 'widths'\]; use that version"
+    message = (
+        r"of another version of cnnlab, this one does not know \['cutmix', 'widths'\]; use "
+        r"that version"
+    )
     with pytest.raises(InputError, match=message):
         Config.from_json(Config().to_json() | {"widths": [8], "cutmix": 1.0})
 
@@ -142,7 +177,10 @@ def test_what_may_change_on_resuming_is_a_field():
         ({"coordinator": "here:1"}, "go together"),
         ({"processes": 2}, "go together"),
         ({"process": 0}, "go together"),
-        ({"coordinator": "here:1", "processes": 2, "process": 2}, r"--process must lie in \[0, 2\)"),
+        (
+            {"coordinator": "here:1", "processes": 2, "process": 2},
+            r"--process must lie in \[0, 2\)",
+        ),
         ({"coordinator": "here", "processes": 2, "process": 0}, "--coordinator must be HOST:PORT"),
         ({"processes": 0}, "go together|at least 1"),
     ],

@@ -1,4 +1,6 @@
-"""Wrong labels, long tails and fewer images: shares that are exact or known, draws that depend on the seed only."""
+"""Wrong labels, long tails and fewer images: shares that are exact or known, draws that depend on
+the seed only.
+"""
 
 import dataclasses
 
@@ -32,14 +34,33 @@ def test_noise_is_nested_and_depends_on_the_seed_only():
     np.testing.assert_array_equal(draws[0.4][wrong], draws[0.2][wrong])
     np.testing.assert_array_equal(corruptions.symmetric_noise(LABELS, 0.4, K, seed=7), draws[0.4])
     other = corruptions.symmetric_noise(LABELS, 0.4, K, seed=8)
-    assert 0.4 < np.mean((other != LABELS)[draws[0.4] != LABELS]) + 0.03 < 0.46  # independent of the other seed's
+    assert (
+        0.4 < np.mean((other != LABELS)[draws[0.4] != LABELS]) + 0.03 < 0.46
+    )  # independent of the other seed's
 
 
 def test_asymmetric_noise_takes_the_classes_of_cifar10_for_their_likes():
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    names = [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
     other = corruptions.taken_for(source.TAKEN_FOR["cifar10"], K)
     pairs = {names[k]: names[j] for k, j in enumerate(other) if k != j}
-    assert pairs == {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog", "dog": "cat"}
+    assert pairs == {
+        "truck": "automobile",
+        "bird": "airplane",
+        "deer": "horse",
+        "cat": "dog",
+        "dog": "cat",
+    }
     noisy = corruptions.asymmetric_noise(LABELS, 0.4, other, seed=1)
     for k, j in enumerate(other):
         of_class = noisy[k == LABELS]
@@ -54,11 +75,15 @@ def test_long_tail_is_exponential():
     assert counts[0] == 5000 and counts[-1] == 50 and list(counts) == sorted(counts, reverse=True)
     np.testing.assert_allclose(counts[1:] / counts[:-1], 100 ** (-1 / 9), rtol=0.01)
     assert counts.sum() == 12406  # CIFAR-10-LT(100) of Cui et al.
-    np.testing.assert_array_equal(corruptions.class_counts(np.full(10, 5000), 1.0, 1.0), np.full(10, 5000))
+    np.testing.assert_array_equal(
+        corruptions.class_counts(np.full(10, 5000), 1.0, 1.0), np.full(10, 5000)
+    )
 
 
 def test_fraction_keeps_it_of_every_class():
-    np.testing.assert_array_equal(corruptions.class_counts(np.array([100, 50, 3]), 0.1, 1.0), [10, 5, 1])
+    np.testing.assert_array_equal(
+        corruptions.class_counts(np.array([100, 50, 3]), 0.1, 1.0), [10, 5, 1]
+    )
     both = corruptions.class_counts(np.full(4, 1000), 0.5, 8.0)
     np.testing.assert_array_equal(both, [500, 250, 125, 62])
 
@@ -76,7 +101,9 @@ def test_subsets_are_nested_exact_and_drawn_by_the_seed():
 def a_dataset(**fields):
     """Ten classes, a few images of which are held out."""
     images = np.zeros((N, 2, 2, 3), np.uint8)
-    made = dataset.from_arrays("made", {"train": (images, LABELS), "test": (images[:K], LABELS[:K])})
+    made = dataset.from_arrays(
+        "made", {"train": (images, LABELS), "test": (images[:K], LABELS[:K])}
+    )
     own = np.flatnonzero(np.random.default_rng(1).random(N) < 0.9)
     return dataclasses.replace(made, labels=LABELS, targets=LABELS, positions=own, **fields)
 
@@ -95,8 +122,12 @@ def test_asymmetric_label_noise_follows_the_data_set():
     paired = corruptions.label_noise(a_dataset(taken_for={2: 5}), 3, 0.4, kind="asymmetric")
     wrong = paired.targets != LABELS
     assert set(LABELS[wrong]) == {2} and set(paired.targets[wrong]) == {5}
-    np.testing.assert_array_equal(wrong, (plain.targets != LABELS) & (LABELS == 2))  # the same images err
-    with pytest.raises(InputError, match="unknown kind of label noise 'symetric': did you mean 'symmetric'"):
+    np.testing.assert_array_equal(
+        wrong, (plain.targets != LABELS) & (LABELS == 2)
+    )  # the same images err
+    with pytest.raises(
+        InputError, match="unknown kind of label noise 'symetric': did you mean 'symmetric'"
+    ):
         corruptions.label_noise(a_dataset(), 3, 0.4, "symetric")
 
 
@@ -109,7 +140,9 @@ def test_thinning_chooses_among_what_there_is(corrupt, arguments, wanted):
     after = corruptions.CORRUPTIONS[corrupt](before, 5, **arguments)
     counts = corruptions.class_counts(before.class_counts(), *wanted)
     np.testing.assert_array_equal(after.class_counts(), counts)
-    np.testing.assert_array_equal(after.positions, corruptions.subset(LABELS, before.positions, counts, 5))
+    np.testing.assert_array_equal(
+        after.positions, corruptions.subset(LABELS, before.positions, counts, 5)
+    )
     assert dataclasses.replace(after, positions=before.positions) == before
     other = corruptions.CORRUPTIONS[corrupt](before, 6, **arguments)
     np.testing.assert_array_equal(other.class_counts(), counts)
@@ -125,5 +158,6 @@ def test_corruptions_follow_one_another():
     np.testing.assert_array_equal(noisy_first.targets, noisy_last.targets)
     twice = corruptions.fraction(corruptions.long_tail(before, 1, 4.0), 1, 0.5)
     np.testing.assert_array_equal(
-        twice.class_counts(), corruptions.class_counts(corruptions.long_tail(before, 1, 4.0).class_counts(), 0.5, 1.0)
+        twice.class_counts(),
+        corruptions.class_counts(corruptions.long_tail(before, 1, 4.0).class_counts(), 0.5, 1.0),
     )

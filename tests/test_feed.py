@@ -58,7 +58,8 @@ def test_batches_say_which_images_of_the_split_they_hold(train, own, kind):
         np.testing.assert_array_equal(part["image"], images[part["index"]])
         np.testing.assert_array_equal(part["label"], summary.labels[part["index"]])
     first, second = (
-        {int(index) for part in parts for index in part["index"]} for parts in (found[:per_epoch], found[per_epoch:])
+        {int(index) for part in parts for index in part["index"]}
+        for parts in (found[:per_epoch], found[per_epoch:])
     )
     assert len(first & second) > 100 and first | second <= set(own.tolist())
 
@@ -73,7 +74,9 @@ def test_the_tail_does_not_depend_on_the_start(train, own, kind, workers):
 
 def test_an_epoch_sees_each_training_image_at_most_once_and_no_other(train, own):
     per_epoch = len(own) // BATCH
-    positions = [own[order.batch_positions(SEED, step, len(own), BATCH)] for step in range(2 * per_epoch)]
+    positions = [
+        own[order.batch_positions(SEED, step, len(own), BATCH)] for step in range(2 * per_epoch)
+    ]
     epochs = [np.concatenate(positions[:per_epoch]), np.concatenate(positions[per_epoch:])]
     for seen in epochs:
         assert len(set(seen)) == len(seen) == per_epoch * BATCH and set(seen) <= set(own)
@@ -97,7 +100,9 @@ def test_in_order_shows_every_image_once(train, count):
     positions = np.arange(100, 100 + count)
     parts = list(feed.in_order(train.read, positions, BATCH))
     assert len(parts) == -(-count // BATCH)
-    assert all(part["image"].shape == (BATCH, 8, 8, 3) and part["mask"].shape == (BATCH,) for part in parts)
+    assert all(
+        part["image"].shape == (BATCH, 8, 8, 3) and part["mask"].shape == (BATCH,) for part in parts
+    )
     wanted = train.read(positions)
     for name in ("image", "label"):
         found = np.concatenate([part[name][part["mask"]] for part in parts])
@@ -114,7 +119,9 @@ def test_shapes10_streams_like_it_is(shapes10_root):
     resident = feed.resident(images, summary.labels, own, 0, 64)
     streaming = feed.streaming(train, summary.labels, own, 0, 64)
     found = itertools.islice(streaming.items(50, 56), 6)
-    assert_same(list(found), [resident.fetch(resident.data, item) for item in resident.items(50, 56)])
+    assert_same(
+        list(found), [resident.fetch(resident.data, item) for item in resident.items(50, 56)]
+    )
 
 
 def test_no_steps_no_batches(train, own):
@@ -131,5 +138,8 @@ def test_readers_take_what_the_training_leaves():
         return {"label": positions}
 
     split = types.SimpleNamespace(read=read, image_shape=(8, 8, 3))
-    assert len(list(feed.streaming(split, np.zeros(200, np.int32), np.arange(40), 0, 4).items(0, 5))) == 5
+    assert (
+        len(list(feed.streaming(split, np.zeros(200, np.int32), np.arange(40), 0, 4).items(0, 5)))
+        == 5
+    )
     assert set(seen) == {19} and os.getpriority(os.PRIO_PROCESS, 0) == own < 19

@@ -1,4 +1,6 @@
-"""Losses and softmax's relatives against tests/golden: 400-digit values and gradients, and other libraries' results."""
+"""Losses and softmax's relatives against tests/golden: 400-digit values and gradients, and other
+libraries' results.
+"""
 
 import inspect
 import json
@@ -17,8 +19,14 @@ GOLDEN = Path(__file__).parent / "golden"
 EPS64 = 2.0**-52
 # Hundreds of small programs, each run once: LLVM's optimisations are most of what they cost.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-# Hyperparameters that are compiled in; the others are traced, so that their values share a compilation.
-STATIC = {"asymmetric": ("clip",), "bi_tempered": ("t1", "t2"), "entmax_loss": ("alpha",), "arcface": ("margin",)}
+# Hyperparameters that are compiled in; the others are traced, so that their values share a
+# compilation.
+STATIC = {
+    "asymmetric": ("clip",),
+    "bi_tempered": ("t1", "t2"),
+    "entmax_loss": ("alpha",),
+    "arcface": ("margin",),
+}
 NAMES = ("form", "active", "passive")
 
 
@@ -38,16 +46,22 @@ def table(name):
 
 def numbers(row, dtype):
     """JSON to an array, "-inf" included."""
-    plain = lambda x: [plain(v) for v in x] if isinstance(x, list) else -np.inf if x == "-inf" else x
+    plain = lambda x: (
+        [plain(v) for v in x] if isinstance(x, list) else -np.inf if x == "-inf" else x
+    )
     return np.array(plain(row), dtype)
 
 
 def settings(row):
     """A case's hyperparameters, defaults included: those that are compiled in, and the numbers."""
-    defaults = {k: p.default for k, p in inspect.signature(losses.LOSSES[row["loss"]]).parameters.items()}
+    defaults = {
+        k: p.default for k, p in inspect.signature(losses.LOSSES[row["loss"]]).parameters.items()
+    }
     hyper = {k: v for k, v in defaults.items() if isinstance(v, (float, str))} | row["hyper"]
     fixed = (*STATIC.get(row["loss"], ()), *NAMES)
-    return {k: v for k, v in hyper.items() if k in fixed}, {k: v for k, v in hyper.items() if k not in fixed}
+    return {k: v for k, v in hyper.items() if k in fixed}, {
+        k: v for k, v in hyper.items() if k not in fixed
+    }
 
 
 def grouped(rows):
@@ -77,7 +91,10 @@ def evaluated(rows, dtype):
     logits = np.stack([numbers(row["logits"], dtype) for row in rows])
     ids = isinstance(rows[0]["labels"], int)
     labels = np.array([row["labels"] for row in rows], np.int32 if ids else dtype)
-    given = {k: np.stack([numbers(settings(row)[1][k], dtype) for row in rows]) for k in settings(rows[0])[1]}
+    given = {
+        k: np.stack([numbers(settings(row)[1][k], dtype) for row in rows])
+        for k in settings(rows[0])[1]
+    }
     return value_and_gradient(loss, logits, labels, given)
 
 
@@ -93,7 +110,10 @@ def compare(name, dtype, rtol, atol):
             slack = atol * scale(name, row["hyper"]) * size
             assert abs(value - row["value"]) <= rtol * abs(row["value"]) + slack, (row, value)
             steep = max(map(abs, row["gradient"]))
-            assert np.max(np.abs(gradient - row["gradient"])) <= rtol * steep + slack, (row, gradient)
+            assert np.max(np.abs(gradient - row["gradient"])) <= rtol * steep + slack, (
+                row,
+                gradient,
+            )
 
 
 LOSSES = {loss for loss, *_ in GROUPS}
@@ -115,7 +135,9 @@ def test_float32(name):
 
 
 def test_other_libraries():
-    """Each row's `scale` makes their convention ours; golden/DEVIATIONS.md says where they differ."""
+    """Each row's `scale` makes their convention ours; golden/DEVIATIONS.md says where they
+    differ.
+    """
     rows = table("cross_library.json")
     assert {row["library"] for row in rows} >= {"torch", "optax", "keras", "entmax"}
     with jax.enable_x64(), quick_compile(True):
@@ -125,15 +147,24 @@ def test_other_libraries():
                 assert abs(row["scale"] * row["value"] - float(value)) <= atol, row
                 if row["gradient"] is not None:
                     wanted = row["scale"] * np.array(row["gradient"])
-                    np.testing.assert_allclose(gradient, wanted, rtol=0, atol=atol, err_msg=str(row))
+                    np.testing.assert_allclose(
+                        gradient, wanted, rtol=0, atol=atol, err_msg=str(row)
+                    )
 
 
-MAPPINGS = {"softmax": softmax.softmax, "sparsemax": softmax.sparsemax, "entmax15": softmax.entmax15}
+MAPPINGS = {
+    "softmax": softmax.softmax,
+    "sparsemax": softmax.sparsemax,
+    "entmax15": softmax.entmax15,
+}
 
 
 @jit
 def entmax_slopes(logits, alpha):
-    each = jax.vmap(jax.jacrev(softmax.entmax))(logits, alpha), jax.vmap(jax.jacfwd(softmax.entmax, 1))(logits, alpha)
+    each = (
+        jax.vmap(jax.jacrev(softmax.entmax))(logits, alpha),
+        jax.vmap(jax.jacfwd(softmax.entmax, 1))(logits, alpha),
+    )
     return jax.vmap(softmax.entmax)(logits, alpha), *each
 
 
@@ -159,18 +190,32 @@ def test_softmax_and_its_relatives(file, dtype):
             else:
                 found = slopes(MAPPINGS[name], logits)
         p, jacobian, *by_alpha = map(np.asarray, found)
-        assert p.dtype == dtype and np.all(p[np.isinf(logits)] == 0) and np.all(np.abs(p.sum(-1) - 1) < 1e-5)
+        assert (
+            p.dtype == dtype
+            and np.all(p[np.isinf(logits)] == 0)
+            and np.all(np.abs(p.sum(-1) - 1) < 1e-5)
+        )
         for i, row in enumerate(rows):
             k = len(row["logits"])
-            # Probabilities carry the rounding of logits up to 80 apart; a class farther off has none in float32.
+            # Probabilities carry the rounding of logits up to 80 apart; a class farther off has
+            # none in float32.
             atol = max(256 * np.finfo(dtype).eps, row.get("atol", 0))
-            for got, wanted in ((p[i, :k], row["value"]), (jacobian[i, :k, :k], row.get("jacobian"))):
-                if wanted is not None:  # entmax beyond alpha = 2 is steep at the border of its support: p^(2 - alpha)
+            for got, wanted in (
+                (p[i, :k], row["value"]),
+                (jacobian[i, :k, :k], row.get("jacobian")),
+            ):
+                if (
+                    wanted is not None
+                ):  # entmax beyond alpha = 2 is steep at the border of its support: p^(2 - alpha)
                     steep = max(1, np.max(np.abs(wanted)))
-                    np.testing.assert_allclose(got, wanted, rtol=0, atol=steep * atol, err_msg=str(row))
+                    np.testing.assert_allclose(
+                        got, wanted, rtol=0, atol=steep * atol, err_msg=str(row)
+                    )
             if by_alpha and row.get("d_alpha") is not None:
                 steep = 16 * max(1, np.max(np.abs(row["d_alpha"])))
-                np.testing.assert_allclose(by_alpha[0][i, :k], row["d_alpha"], rtol=0, atol=steep * atol)
+                np.testing.assert_allclose(
+                    by_alpha[0][i, :k], row["d_alpha"], rtol=0, atol=steep * atol
+                )
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0, 2.5])
@@ -178,4 +223,6 @@ def test_a_fixed_alpha_is_a_traced_one(alpha):
     """Numbers take shortcuts (softmax, squares, no slope in alpha)."""
     z = np.array([[2.0, -np.inf, 1.5, 0.25], [1e4, -1e4, 0.0, 9999.5]], np.float32)
     fixed = jax.jit(partial(softmax.entmax, alpha=alpha))(z)
-    np.testing.assert_allclose(fixed, jax.jit(softmax.entmax)(z, np.full(2, alpha, np.float32)), atol=2e-6)
+    np.testing.assert_allclose(
+        fixed, jax.jit(softmax.entmax)(z, np.full(2, alpha, np.float32)), atol=2e-6
+    )

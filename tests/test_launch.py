@@ -1,4 +1,6 @@
-"""experiments/launch/: every file parses, and every command in it is one that its script understands."""
+"""experiments/launch/: every file parses, and every command in it is one that its script
+understands.
+"""
 
 import os
 import re
@@ -29,7 +31,9 @@ name=$(basename "$0")
 
 
 def head(path):
-    """The commands that the head of a file shows, a line each; what follows two blanks is said about them."""
+    """The commands that the head of a file shows, a line each; what follows two blanks is said
+    about them.
+    """
     text = re.sub(r"\\\n# +", "", path.read_text())
     return [re.split(r"  +", line)[0] for line in re.findall(r"^#   (\S.*)$", text, re.MULTILINE)]
 
@@ -44,7 +48,9 @@ def understood(text):
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs a file of experiments/launch by its command, with stubs of all that it calls; what it called."""
+    """Runs a file of experiments/launch by its command, with stubs of all that it calls; what it
+    called.
+    """
     for name in ("srun", "scontrol", "gcloud", "git", "ray", "python"):
         (tmp_path / name).write_text(STUB)
         (tmp_path / name).chmod(0o755)
@@ -52,12 +58,28 @@ def run(tmp_path):
     def run(command, status=0, **env):
         (tmp_path / "calls").write_text("")
         words = shlex.split(command)
-        script = next(i for i, word in enumerate(words) if word.endswith(".sh"))  # after sbatch and its flags
-        paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": tmp_path / "calls", "PYTHON": tmp_path / "python"}
+        script = next(
+            i for i, word in enumerate(words) if word.endswith(".sh")
+        )  # after sbatch and its flags
+        paths = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "CALLS": tmp_path / "calls",
+            "PYTHON": tmp_path / "python",
+        }
         slurm = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "4"}
-        user = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {"JAX_PLATFORMS": "cpu"}
-        environment = {**user, **slurm, **{k: str(v) for k, v in paths.items()}, "BUCKET": "gs://bucket", **env}
-        done = subprocess.run(["bash", *words[script:]], cwd=ROOT, env=environment, capture_output=True, text=True)
+        user = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {
+            "JAX_PLATFORMS": "cpu"
+        }
+        environment = {
+            **user,
+            **slurm,
+            **{k: str(v) for k, v in paths.items()},
+            "BUCKET": "gs://bucket",
+            **env,
+        }
+        done = subprocess.run(
+            ["bash", *words[script:]], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
         assert (done.returncode, done.stderr) == (status, "")
         return (tmp_path / "calls").read_text()
 
@@ -70,10 +92,15 @@ def test_a_shell_file_does_what_its_head_says(path, run):
     assert os.access(path, os.X_OK)
     commands = [line for line in head(path) if path.name in line]
     called = "".join(run(command) for command in commands)
-    ssh = "".join(shlex.split(line)[-1].removeprefix("--command=") for line in called.splitlines() if " ssh " in line)
-    assert set(understood(ssh or called)) == {"slurm_train": {"train"}, "gcloud_tpu": {"train"}}.get(
-        path.stem, {"ablate"}
+    ssh = "".join(
+        shlex.split(line)[-1].removeprefix("--command=")
+        for line in called.splitlines()
+        if " ssh " in line
     )
+    assert set(understood(ssh or called)) == {
+        "slurm_train": {"train"},
+        "gcloud_tpu": {"train"},
+    }.get(path.stem, {"ablate"})
     steps = re.findall(r"^  (\w[\w |]*)\) ", path.read_text(), re.MULTILINE)
     shown = {shlex.split(command)[1] for command in commands if steps}
     assert shown == {step for group in steps for step in group.split(" | ")}
@@ -98,14 +125,21 @@ def test_the_kubernetes_job():
     command = shlex.join([*container["command"], *container["args"]])
     assert understood(command.replace("$(JOB_COMPLETION_INDEX)", "3")) == ["ablate"]
     assert f"$(JOB_COMPLETION_INDEX)/{spec['completions']}" in command
-    assert spec["completionMode"] == "Indexed" and pod["restartPolicy"] == "Never"  # as podFailurePolicy wants it
-    codes = [rule["onExitCodes"] | {"action": rule["action"]} for rule in spec["podFailurePolicy"]["rules"]
-             if "onExitCodes" in rule]  # fmt: skip
+    assert (
+        spec["completionMode"] == "Indexed" and pod["restartPolicy"] == "Never"
+    )  # as podFailurePolicy wants it
+    codes = [
+        rule["onExitCodes"] | {"action": rule["action"]}
+        for rule in spec["podFailurePolicy"]["rules"]
+        if "onExitCodes" in rule
+    ]
     assert [(rule["action"], rule["values"]) for rule in codes] == [
         ("Ignore", [EXIT_PREEMPTED]), ("FailIndex", [EXIT_INPUT])
     ]  # fmt: skip
     assert {rule["containerName"] for rule in codes} == {container["name"]}
-    assert [mount["name"] for mount in container["volumeMounts"]] == [volume["name"] for volume in pod["volumes"]]
+    assert [mount["name"] for mount in container["volumeMounts"]] == [
+        volume["name"] for volume in pod["volumes"]
+    ]
 
 
 def test_the_skypilot_task():
@@ -115,7 +149,10 @@ def test_the_skypilot_task():
 
 
 def test_a_job_array_trains_a_study(tfds_root, tmp_path, run):
-    small = "--dataset tiny --model softmax_regression --batch-size 32 --epochs 1 --seeds 2 --losses mse focal"
+    small = (
+        "--dataset tiny --model softmax_regression --batch-size 32 --epochs 1 --seeds 2 --losses "
+        "mse focal"
+    )
     for task, reports in (("1", 0), ("0", 1)):
         run(
             f"{LAUNCH}/slurm_array.sh {small} --progress off --workdir {tmp_path}/study",

@@ -1,4 +1,6 @@
-"""CNN against MLP: parameters by hand, shifts by hand, and claims that follow classifiers made for the purpose."""
+"""CNN against MLP: parameters by hand, shifts by hand, and claims that follow classifiers made for
+the purpose.
+"""
 
 import jax
 import numpy as np
@@ -33,7 +35,9 @@ def test_one_order_of_pixels_for_all_images(script):
 
 
 def test_shares_after_shifts_by_hand(script):
-    """A classifier that sees one pixel: 1 where it is white. White squares of 9x9 around it, or none."""
+    """A classifier that sees one pixel: 1 where it is white. White squares of 9x9 around it, or
+    none.
+    """
     images = np.zeros((4, 32, 32, 3), np.uint8)
     images[:2, 12:21, 12:21] = 255  # two with the square, which is centred on pixel (16, 16)
     classify = lambda images: (images[:, 16, 16, 0] > 0).astype(int)
@@ -47,13 +51,17 @@ def test_what_is_trained_learns_and_what_is_not_does_not(script):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (128, 32, 32, 3), np.uint8), rng.integers(0, 10, 128)
     with jax.numpy_dtype_promotion("standard"):  # optax.adam and its schedules mix types
-        share = lambda steps: np.mean(script.trained(models.MLP(hidden=(64,)), images, labels, steps)(images) == labels)
+        share = lambda steps: np.mean(
+            script.trained(models.MLP(hidden=(64,)), images, labels, steps)(images) == labels
+        )
         short, longer = share(1), share(40)
     assert short < 0.8 and longer > 0.95  # by heart
 
 
 def taught(script, monkeypatch, chances):
-    """The claims where of ten images networks get so many right: as they are, with shuffled pixels, shifted."""
+    """The claims where of ten images networks get so many right: as they are, with shuffled pixels,
+    shifted.
+    """
 
     def trained(model, images, labels):
         right, shuffled, shifted = chances[type(model).__name__]
@@ -66,7 +74,9 @@ def taught(script, monkeypatch, chances):
         return classify
 
     plain = np.zeros((1000, 32, 32, 3), np.uint8)
-    plain[:, 0, 0, 1] = 1  # told apart by their first pixel: untouched, shuffled, anything else shifted
+    plain[:, 0, 0, 1] = (
+        1  # told apart by their first pixel: untouched, shuffled, anything else shifted
+    )
 
     def shuffled(images):
         other = np.zeros_like(images)
@@ -76,7 +86,9 @@ def taught(script, monkeypatch, chances):
     summary = type("Summary", (), {"labels": np.zeros(1000, int)})
     monkeypatch.setattr(script, "trained", trained)
     monkeypatch.setattr(script, "shuffled", shuffled)
-    monkeypatch.setattr(script.source, "open_dataset", lambda *args: type("Data", (), {"train": 0, "test": 0}))
+    monkeypatch.setattr(
+        script.source, "open_dataset", lambda *args: type("Data", (), {"train": 0, "test": 0})
+    )
     monkeypatch.setattr(script.source, "decoded", lambda *args: (plain, summary))
     return [claim.holds for claim in claims(script, script.Flags())]
 
@@ -84,15 +96,30 @@ def taught(script, monkeypatch, chances):
 def test_claims_follow_the_networks(script, monkeypatch):
     usual = {"CNN": (8, 4, 6), "MLP": (5, 5, 3)}  # keeps 6 of 8 and 3 of 5
     assert taught(script, monkeypatch, usual) == [True, True, True, True]
-    assert taught(script, monkeypatch, usual | {"CNN": (5, 4, 4)}) == [True, False, True, True]  # no better
-    assert taught(script, monkeypatch, usual | {"CNN": (8, 7, 6)}) == [True, True, False, True]  # better shuffled too
+    assert taught(script, monkeypatch, usual | {"CNN": (5, 4, 4)}) == [
+        True,
+        False,
+        True,
+        True,
+    ]  # no better
+    assert taught(script, monkeypatch, usual | {"CNN": (8, 7, 6)}) == [
+        True,
+        True,
+        False,
+        True,
+    ]  # better shuffled too
     assert taught(script, monkeypatch, usual | {"MLP": (5, 3, 3)}) == [
         True,
         True,
         False,
         True,
     ]  # the MLP is not as good
-    assert taught(script, monkeypatch, usual | {"CNN": (8, 4, 4)}) == [True, True, True, False]  # loses as much
+    assert taught(script, monkeypatch, usual | {"CNN": (8, 4, 4)}) == [
+        True,
+        True,
+        True,
+        False,
+    ]  # loses as much
 
 
 def test_networks_of_unequal_size_are_no_comparison(script, monkeypatch):

@@ -8,12 +8,11 @@ import pytest
 from lesson_example import lesson
 from scipy import signal
 
-from cnnlab import layers
 from cnnlab.lesson import Claim
-from cnnlab.models import CNN
+from cnnlab.models import CNN, convolution
 
 module = lesson("convolution")
-NATIVE, BLOCKED = map(layers.Convolution, layers.FORMULATIONS)
+NATIVE, BLOCKED = map(convolution.Convolution, convolution.FORMULATIONS)
 CASES = [(7, 3, 1, 1), (8, 3, 0, 2), (6, 2, 2, 3), (4, 1, 1, 2)]
 
 
@@ -37,10 +36,14 @@ def of_layers(monkeypatch):
 
 @pytest.fixture
 def taught(tfds_root, monkeypatch):
-    """change of the trained parameters -> last claim of the lesson on `tiny`, pictures, experiment, parameters."""
+    """change of the trained parameters -> last claim of the lesson on `tiny`, pictures, experiment,
+    parameters.
+    """
     pictures, made, train = [], [], module.recipe.trained
     monkeypatch.setattr(module, "compare", lambda *case: (True, True, 0.0))
-    monkeypatch.setattr(module, "picture", lambda caption, image, **sides: pictures.append((caption, image)))
+    monkeypatch.setattr(
+        module, "picture", lambda caption, image, **sides: pictures.append((caption, image))
+    )
 
     def teach(change=lambda params: params):
         def trained(*args):
@@ -60,7 +63,10 @@ def taught(tfds_root, monkeypatch):
 def correlated(x, kernel, stride, padding):
     """SciPy's cross-correlation, every stride-th place of it."""
     x = np.pad(x, ((padding, padding), (padding, padding), (0, 0)))
-    maps = [signal.correlate(x, kernel[..., d], "valid")[::stride, ::stride, 0] for d in range(kernel.shape[3])]
+    maps = [
+        signal.correlate(x, kernel[..., d], "valid")[::stride, ::stride, 0]
+        for d in range(kernel.shape[3])
+    ]
     return np.stack(maps, -1)
 
 
@@ -98,7 +104,9 @@ def test_compare(width, side, padding, stride, how):
 
 
 def test_the_size_without_floor_is_refuted(monkeypatch):
-    monkeypatch.setattr(layers, "conv_output_size", lambda w, k, p=0, s=1: (w - k + 2 * p) / s + 1)
+    monkeypatch.setattr(
+        convolution, "conv_output_size", lambda w, k, p=0, s=1: (w - k + 2 * p) / s + 1
+    )
     assert not module.compare(8, 3, 0, 2, NATIVE)[0]
     assert module.compare(7, 3, 0, 2, NATIVE)[0]
     assert of_layers(monkeypatch) == [False, True, True]
@@ -121,7 +129,9 @@ def test_another_kernel_is_refuted(monkeypatch, change):
 
 def test_other_pooling_is_refuted(monkeypatch):
     monkeypatch.setattr(module, "compare", lambda *case: (True, True, 0.0))
-    monkeypatch.setattr(layers, "average_pooling", lambda x, side: layers.max_pooling(x, side, "native"))
+    monkeypatch.setattr(
+        convolution, "average_pooling", lambda x, side: convolution.max_pooling(x, side, "native")
+    )
     assert of_layers(monkeypatch) == [True, True, False]
 
 
@@ -132,7 +142,9 @@ def test_leaving_relu_out_is_refuted(monkeypatch):
 
 
 def test_what_learnt_nothing_is_refuted(taught):
-    claim, *_ = taught(lambda params: params | {"MLP_0": jax.tree.map(jax.numpy.zeros_like, params["MLP_0"])})
+    claim, *_ = taught(
+        lambda params: params | {"MLP_0": jax.tree.map(jax.numpy.zeros_like, params["MLP_0"])}
+    )
     assert "learns" in claim.statement and not claim.holds
 
 
@@ -140,18 +152,28 @@ def test_the_pictures_are_of_the_trained_network(taught):
     claim, pictures, experiment, params = taught()
     assert claim.holds
 
-    captions = [*(f"filter {k}" for k in range(32)), "test image", *(f"map of {k}" for k in range(16))]
+    captions = [
+        *(f"filter {k}" for k in range(32)),
+        "test image",
+        *(f"map of {k}" for k in range(16)),
+    ]
     assert [caption for caption, _ in pictures] == captions
     kernel = params["Conv_0"]["kernel"]
     filters = np.stack([image for _, image in pictures[:32]], -1)
     assert filters.min() >= 0 and filters.max() <= 1
-    np.testing.assert_allclose((filters - 0.5) * 2 * np.abs(kernel).max(), kernel, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        (filters - 0.5) * 2 * np.abs(kernel).max(), kernel, rtol=0, atol=1e-6
+    )
 
     image = next(iter(experiment.test()))["image"][5]
     np.testing.assert_array_equal(pictures[32][1], image / 255)
     normal = (image - np.array(experiment.facts["mean"])) / experiment.facts["std"]
-    _, seen = CNN(3).apply({"params": params}, normal[None].astype(np.float32), capture_intermediates=True)
-    (pooled,) = seen["intermediates"]["Conv_0"]["__call__"]  # float32[1, 4, 4, 32]: there pooling comes before ReLU
+    _, seen = CNN(3).apply(
+        {"params": params}, normal[None].astype(np.float32), capture_intermediates=True
+    )
+    (pooled,) = seen["intermediates"]["Conv_0"][
+        "__call__"
+    ]  # float32[1, 4, 4, 32]: there pooling comes before ReLU
     maps = np.stack([image for _, image in pictures[33:]], -1)  # [8, 8, 16]
     largest = maps.reshape(4, 2, 4, 2, 16).max((1, 3))
     np.testing.assert_allclose(largest, np.maximum(pooled[0, ..., :16], 0), rtol=0, atol=1e-5)

@@ -48,24 +48,32 @@ def test_cross_entropy_in_bits_is_found_out(script, monkeypatch):
 
 
 def test_the_mean_over_the_classes_is_found_out(script, monkeypatch):
-    monkeypatch.setattr(script, "mean_squared_error", lambda z, y: mean_squared_error(z, y) / z.shape[-1])
+    monkeypatch.setattr(
+        script, "mean_squared_error", lambda z, y: mean_squared_error(z, y) / z.shape[-1]
+    )
     held = holding(script)
     assert not (held[TABLE] or held[SHARES])
 
 
 def test_the_squared_error_of_the_true_class_alone_is_found_out(script, monkeypatch):
-    monkeypatch.setattr(script, "mean_squared_error", lambda z, y: (1 - jnp.exp(-cross_entropy(z, y))) ** 2)
+    monkeypatch.setattr(
+        script, "mean_squared_error", lambda z, y: (1 - jnp.exp(-cross_entropy(z, y))) ** 2
+    )
     held = holding(script)
     assert not (held[TABLE] or held[SHARES])
 
 
 def test_a_cross_entropy_that_sees_the_wrong_classes_is_found_out(script, monkeypatch):
-    monkeypatch.setattr(script, "cross_entropy", lambda z, y: cross_entropy(z, y) + 0.01 * jnp.exp(jnp.max(z, -1)))
+    monkeypatch.setattr(
+        script, "cross_entropy", lambda z, y: cross_entropy(z, y) + 0.01 * jnp.exp(jnp.max(z, -1))
+    )
     assert not holding(script)[SHARES]
 
 
 def test_a_cross_entropy_with_a_limit_is_found_out(script, monkeypatch):
-    monkeypatch.setattr(script, "cross_entropy", lambda z, y: jnp.minimum(cross_entropy(z, y), 20.0))
+    monkeypatch.setattr(
+        script, "cross_entropy", lambda z, y: jnp.minimum(cross_entropy(z, y), 20.0)
+    )
     assert holding(script) == [True, True, True, False]
 
 

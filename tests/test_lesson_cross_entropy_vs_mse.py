@@ -1,4 +1,6 @@
-"""Cross-entropy against mean squared error: gradients by hand, epochs by hand, and verdicts on drawn runs."""
+"""Cross-entropy against mean squared error: gradients by hand, epochs by hand, and verdicts on
+drawn runs.
+"""
 
 import jax
 import numpy as np
@@ -16,7 +18,8 @@ def script():
 def test_gradients_are_those_of_the_formulas(script):
     p = np.array([1e-6, 0.1, 1 / 3, 0.5, 0.9], np.float32)
     q = p.astype(np.float64)
-    # p - onehot is (p - 1, 1 - p), and 2 (1 - p)^2 has the slope -4 p (1 - p)^2 in z_y; to float32's eps.
+    # p - onehot is (p - 1, 1 - p), and 2 (1 - p)^2 has the slope -4 p (1 - p)^2 in z_y; to
+    # float32's eps.
     exact = np.sqrt(2) * (1 - q), np.sqrt(2) * 4 * q * (1 - q) ** 2
     for loss, norms in zip((cross_entropy, mean_squared_error), exact, strict=True):
         np.testing.assert_allclose(script.gradient_norms(loss, p), norms, rtol=1e-6, atol=2**-23)
@@ -37,7 +40,9 @@ def drawn(norms, accuracy):
 
 def verdicts(script, monkeypatch, ours, theirs, seeds=8):
     runs = {"cross_entropy": ours, "mean_squared_error": theirs}
-    monkeypatch.setattr(script, "train", lambda loss, flags: (runs[loss][0][:seeds], runs[loss][1][:, :seeds]))
+    monkeypatch.setattr(
+        script, "train", lambda loss, flags: (runs[loss][0][:seeds], runs[loss][1][:, :seeds])
+    )
     return [claim.holds for claim in claims(script, script.Flags(epochs=2))]
 
 
@@ -46,7 +51,12 @@ def test_verdicts_follow_the_pairs(script, monkeypatch):
     assert verdicts(script, monkeypatch, fast, slow) == [True] * 4
     assert verdicts(script, monkeypatch, slow, fast) == [True, False, False, False]
     assert verdicts(script, monkeypatch, fast, fast) == [True, False, False, False]
-    assert verdicts(script, monkeypatch, fast, slow, seeds=6) == [True, False, False, False]  # too few for three
+    assert verdicts(script, monkeypatch, fast, slow, seeds=6) == [
+        True,
+        False,
+        False,
+        False,
+    ]  # too few for three
 
 
 def test_logit_gradients_of_another_loss_are_found_out(script, monkeypatch):

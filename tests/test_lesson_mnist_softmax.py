@@ -1,4 +1,6 @@
-"""experiments/lessons/mnist_softmax.py, on 28x28 images of ten bars in noise, as MNIST is a download."""
+"""experiments/lessons/mnist_softmax.py, on 28x28 images of ten bars in noise, as MNIST is a
+download.
+"""
 
 import fcntl
 from dataclasses import replace
@@ -14,7 +16,9 @@ A, B = np.array([3.0, 0.0]), np.array([1.0, 0.0])
 
 
 def bars(count, seed):
-    """Noise with a bar whose height tells the class, one of twenty in fog: uint8[N, 28, 28, 1] and labels."""
+    """Noise with a bar whose height tells the class, one of twenty in fog: uint8[N, 28, 28, 1] and
+    labels.
+    """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 10, count).astype(np.int32)
     images = rng.integers(0, 100, (count, 28, 28, 1))
@@ -31,7 +35,9 @@ def flags(own_folders):
     with (own_folders / "bars.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / "bars").is_dir():
-            write_dataset(root, "bars", {"train": bars(1500, 0), "test": bars(1000, 1)}, 10, (28, 28, 1))
+            write_dataset(
+                root, "bars", {"train": bars(1500, 0), "test": bars(1000, 1)}, 10, (28, 28, 1)
+            )
     return module.Flags(dataset="bars", epochs=20)
 
 
@@ -43,7 +49,9 @@ def taught(flags):
 def test_distances_by_hand():
     x = np.array([[3.0, 4.0], [1.0, 1.0]])
     w = np.array([[0.0, 3.0], [0.0, 0.0]])  # the columns (0, 0) and (3, 0)
-    np.testing.assert_allclose(module.distances(x, w), [[5, 4], [np.sqrt(2), np.sqrt(5)]], rtol=1e-15)
+    np.testing.assert_allclose(
+        module.distances(x, w), [[5, 4], [np.sqrt(2), np.sqrt(5)]], rtol=1e-15
+    )
 
 
 def test_agreement_by_hand():
@@ -86,7 +94,9 @@ def test_every_claim_holds(flags, monkeypatch):
     assert len(found) == 5
     assert [claim.statement for claim in found if not claim.holds] == []
     (x, w, b), (pixels, raw_w, raw_b) = cases[:2]
-    np.testing.assert_allclose(pixels @ raw_w + raw_b, x @ w + b, rtol=0, atol=1e-11)  # the same network
+    np.testing.assert_allclose(
+        pixels @ raw_w + raw_b, x @ w + b, rtol=0, atol=1e-11
+    )  # the same network
     assert pixels.min() == 0 and pixels.max() <= 1
     assert len(x) == 1000 and abs(x.mean()) < 0.02 and abs(x.std() - 1) < 0.02
 

@@ -55,7 +55,11 @@ def test_exclusive_classes_need_softmax(script, sets):
 def test_sigmoid_is_softmax_of_two_in_float64():
     z = np.linspace(-20, 20, 4001)
     exact = 1 / (1 + np.exp(-z))
-    for ours in (sigmoid(z), softmax(np.stack([z, 0 * z], -1))[:, 0], softmax(np.stack([z + 5, 0 * z + 5], -1))[:, 0]):
+    for ours in (
+        sigmoid(z),
+        softmax(np.stack([z, 0 * z], -1))[:, 0],
+        softmax(np.stack([z + 5, 0 * z + 5], -1))[:, 0],
+    ):
         # z is rounded to float32 by up to 2^-20, which the slope of 1/4 makes 2^-22
         np.testing.assert_allclose(ours, exact, rtol=0, atol=2**-21)
 
@@ -80,10 +84,15 @@ def test_all_right_by_hand(script):
 def test_training_has_come_to_the_least_loss(script, sets):
     x, labels, classes = sets
     features = np.stack([x, np.ones_like(x)], 1)
-    for head, loss, q in ((sigmoid, binary_cross_entropy, labels), (softmax, cross_entropy, classes)):
+    for head, loss, q in (
+        (sigmoid, binary_cross_entropy, labels),
+        (softmax, cross_entropy, classes),
+    ):
         p = script.fit(head, loss, x, q)(x)
         assert p.shape == q.shape
-        gradient = features.T @ np.float64(p - q) / len(x)  # of either loss, in the slopes and offsets
+        gradient = (
+            features.T @ np.float64(p - q) / len(x)
+        )  # of either loss, in the slopes and offsets
         assert np.abs(gradient).max() < 1e-3
         start = features.T @ np.float64(head(np.zeros(q.shape)) - q) / len(x)
         assert np.abs(start).max() > 0.1
@@ -113,7 +122,11 @@ def test_training_too_short_is_found_out(script, sets, monkeypatch):
 def test_a_softmax_that_is_none_is_found_out(script, sets, monkeypatch):
     monkeypatch.setattr(script, "softmax", lambda z: sigmoid(z))
     monkeypatch.setattr(script, "cross_entropy", binary_cross_entropy)
-    assert untrained(script) == [True, False, True]  # the sigmoid of z still is the first of the two
+    assert untrained(script) == [
+        True,
+        False,
+        True,
+    ]  # the sigmoid of z still is the first of the two
     x, _, classes = sets
     assert not verdict(script, "softmax", x, classes).holds
 

@@ -1,4 +1,6 @@
-"""Softmax in one dimension: the lesson's claims against hand values, and that broken softmaxes are found out."""
+"""Softmax in one dimension: the lesson's claims against hand values, and that broken softmaxes are
+found out.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,8 +32,10 @@ def test_every_claim_holds(script):
         (lambda z, **k: softmax(-jnp.asarray(z), **k), "Positive, sums to one, order kept"),
         (lambda z, **k: 1.001 * softmax(z, **k), "Positive, sums to one, order kept"),
         (lambda z, **k: jnp.tanh(softmax(z, **k)), "Differences become ratios"),
-        (lambda z, **k: softmax(1e-3 * jnp.asarray(z) ** 2, **k), "The same when all scores grow by 100"),
-        (lambda z, **k: softmax(3 * z, **k), "The gap of probabilities is at most half that of the scores"),
+        (lambda z, **k: softmax(1e-3 * jnp.asarray(z) ** 2, **k), "The same when all scores grow "
+                                                                  "by 100"),
+        (lambda z, **k: softmax(3 * z, **k), "The gap of probabilities is at most half that of the "
+                                             "scores"),
         (lambda z, **k: softmax(z), "Cold it is argmax, hot uniform"),
         (lambda z, **k: jnp.exp(jnp.asarray(z)) / jnp.exp(jnp.asarray(z)).sum(-1, keepdims=True),
          "Without subtracting the maximum it overflows"),
@@ -44,14 +48,19 @@ def test_a_broken_softmax_is_found_out(script, monkeypatch, broken, lost):
 
 def test_tables_by_hand(script):
     first, second = [part for part in script.teach(None) if type(part).__name__ == "Table"]
-    assert first.rows == [("2.0", "7.389", "0.659"), ("1.0", "2.718", "0.242"), ("0.1", "1.105", "0.099")]
+    assert first.rows == [
+        ("2.0", "7.389", "0.659"),
+        ("1.0", "2.718", "0.242"),
+        ("0.1", "1.105", "0.099"),
+    ]
     for x, *scores, largest in second.rows:
         hand = [-2 * float(x), 0.5 * float(x) + 1, 1.5 * float(x) - 1]
         assert [float(score) for score in scores] == hand and hand[int(largest)] == max(hand)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "largest"), [("float32", 3.4028235e38), ("bfloat16", 3.3895314e38), ("float16", 65504)]
+    ("dtype", "largest"),
+    [("float32", 3.4028235e38), ("bfloat16", 3.3895314e38), ("float16", 65504)],
 )
 def test_overflow_is_where_the_exponential_leaves_the_type(script, dtype, largest):
     assert script.overflow(dtype) == np.floor(np.log(largest)) + 1

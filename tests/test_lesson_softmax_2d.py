@@ -88,7 +88,11 @@ def test_answers(script):
 def test_training_too_short_is_found_out(script, monkeypatch):
     fit = script.fit
     monkeypatch.setattr(script, "fit", lambda x, classes: fit(x, classes, steps=2))
-    assert holding(script) == [True, False, True]  # whatever the weights, regions are where a score is largest
+    assert holding(script) == [
+        True,
+        False,
+        True,
+    ]  # whatever the weights, regions are where a score is largest
 
 
 def test_decisions_that_are_not_the_largest_score_are_found_out(script, monkeypatch):
@@ -103,5 +107,7 @@ def test_borders_elsewhere_are_found_out(script, monkeypatch):
 
 
 def test_a_loss_that_bears_any_label_is_found_out(script, monkeypatch):
-    monkeypatch.setattr(script, "cross_entropy", lambda z, y: cross_entropy(z, jnp.minimum(y, z.shape[-1] - 1)))
+    monkeypatch.setattr(
+        script, "cross_entropy", lambda z, y: cross_entropy(z, jnp.minimum(y, z.shape[-1] - 1))
+    )
     assert holding(script) == [True, True, False]

@@ -1,4 +1,6 @@
-"""The four steps: equal to the library's, found out where one of them is another, and updates by hand values."""
+"""The four steps: equal to the library's, found out where one of them is another, and updates by
+hand values.
+"""
 
 from functools import partial
 
@@ -41,20 +43,26 @@ def test_another_update_is_found_out(script):
 
 
 def test_another_loss_is_found_out(script, monkeypatch):
-    """The library descends on the loss that it is given, the steps by hand on one that is smoothed a little."""
-    given = script.train.Objective(script.cross_entropy)
-    monkeypatch.setattr(script, "partial", lambda step, **parts: partial(step, **parts | {"objective": given}))
+    """The library descends on the loss that it is given, the steps by hand on one that is smoothed
+    a little.
+    """
+    given = script.Objective(script.cross_entropy)
+    monkeypatch.setattr(
+        script, "partial", lambda step, **parts: partial(step, **parts | {"objective": given})
+    )
     monkeypatch.setattr(script, "cross_entropy", label_smoothing(script.cross_entropy, 1e-4))
     with jax.enable_x64(True):
         assert not script.compare(script.sgd).holds
 
 
 def test_updates_by_hand_values(script):
-    # From 1 with the gradient 2, then 3: Nesterov's step looks ahead along the velocity 2, then 3 + 0.9 * 2 = 4.8.
+    # From 1 with the gradient 2, then 3: Nesterov's step looks ahead along the velocity 2, then 3 +
+    # 0.9 * 2 = 4.8.
     p, memory = script.sgd(1.0, 2.0, (0.0, 0.0), 1)
     assert p == pytest.approx(1 - 0.05 * (2 + 0.9 * 2))
     assert script.sgd(p, 3.0, memory, 2)[0] == pytest.approx(p - 0.05 * (3 + 0.9 * 4.8))
-    # Adam's first step has the rate's length, whatever the gradient; the second: m 0.18 + 0.3, v 0.003996 + 0.009.
+    # Adam's first step has the rate's length, whatever the gradient; the second: m 0.18 + 0.3, v
+    # 0.003996 + 0.009.
     p, memory = script.adam(1.0, 2.0, (0.0, 0.0), 1)
     assert p == pytest.approx(1 - 0.001, abs=1e-10)
     step = 0.001 * (0.48 / 0.19) / np.sqrt(0.012996 / 0.001999)
@@ -62,7 +70,9 @@ def test_updates_by_hand_values(script):
 
 
 def drawn(script, monkeypatch, losses, accuracy):
-    rows = [{"train_loss": x, "validation_loss": x, "validation_accuracy": accuracy} for x in losses]
+    rows = [
+        {"train_loss": x, "validation_loss": x, "validation_accuracy": accuracy} for x in losses
+    ]
     progress = type("Progress", (), {"history": rows})
     monkeypatch.setattr(script.recipe, "trained", lambda config, console: (None, progress))
     monkeypatch.setattr(script, "compare", lambda update: script.Claim("", True, ""))

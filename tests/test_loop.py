@@ -1,6 +1,7 @@
 """A run that was stopped and started again ends in the bits of one that never stopped.
 
-In one process for every place to stop, feed and device count; in real processes for signals and kills at any moment.
+In one process for every place to stop, feed and device count; in real processes for signals and
+kills at any moment.
 """
 
 import dataclasses
@@ -19,17 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnlab import loop, recipe, run_folder
-from cnnlab.checkpoint import Checkpoints
+from cnnlab.checkpoint.manager import Checkpoints
 from cnnlab.cli import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.errors import InputError
+from cnnlab.training import loop, recipe, run_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 # 160 images to train on, 4 steps an epoch, 12 steps in all; everything that has a state or draws.
 CONFIG = Config(
-    dataset="tiny", validation=0.2, model="mlp,hidden=[8],batch_norm=true,dropout=0.2", augment="flip+crop,padding=1",
+    dataset="tiny", validation=0.2, model="mlp,hidden=[8],batch_norm=true,dropout=0.2",
+    augment="flip+crop,padding=1",
     batch_size=40, epochs=3, checkpoint_steps=0, tensorboard=False, progress="off",
 )  # fmt: skip
 LAST = 12
@@ -44,11 +46,15 @@ def standard_promotion():
 
 @pytest.fixture(scope="module")
 def build(tfds_root):
-    """Experiments by (feed, devices, changes), compiled once: (experiment, its first state on the host)."""
+    """Experiments by (feed, devices, changes), compiled once: (experiment, its first state on the
+    host).
+    """
 
     @functools.cache
     def one(feed="resident", devices=1, **changes):
-        config = dataclasses.replace(CONFIG, data_dir=str(tfds_root), feed=feed, devices=devices, **changes)
+        config = dataclasses.replace(
+            CONFIG, data_dir=str(tfds_root), feed=feed, devices=devices, **changes
+        )
         experiment = recipe.build(config, Console("off"))
         assert experiment.feed == feed and experiment.layout.device_count == devices
         return experiment, jax.device_get(experiment.state)
@@ -58,11 +64,17 @@ def build(tfds_root):
 
 def begin(experiment, first):
     place = experiment.layout.place
-    return loop.Progress(place(jax.tree.map(jnp.array, first)), place(jax.device_get(experiment.totals)), [])
+    return loop.Progress(
+        place(jax.tree.map(jnp.array, first)), place(jax.device_get(experiment.totals)), []
+    )
 
 
-def run(built, folder, *, epochs=3, save_every=0, stop_at=None, number=signal.SIGTERM, step=None, keep=2):
-    """Start or go on; a signal comes while step `stop_at` is taken. Returns the progress found and that at the end."""
+def run(
+    built, folder, *, epochs=3, save_every=0, stop_at=None, number=signal.SIGTERM, step=None, keep=2
+):
+    """Start or go on; a signal comes while step `stop_at` is taken. Returns the progress found and
+    that at the end.
+    """
     experiment, first = built
     seen = []
 
@@ -73,7 +85,10 @@ def run(built, folder, *, epochs=3, save_every=0, stop_at=None, number=signal.SI
             seen.append(at)
             yield item
 
-    facts, config = experiment.facts, dataclasses.replace(CONFIG, epochs=epochs, schedule="constant")
+    facts, config = (
+        experiment.facts,
+        dataclasses.replace(CONFIG, epochs=epochs, schedule="constant"),
+    )
     with (
         run_folder.RunFolder(folder, config, {}, facts) as files,
         Checkpoints(folder / "checkpoints", keep=keep) as checkpoints,
@@ -95,15 +110,23 @@ def run(built, folder, *, epochs=3, save_every=0, stop_at=None, number=signal.SI
 
 
 def timeless(rows):
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows
+    ]
 
 
 def metrics_of(folder):
-    return timeless(json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    return timeless(
+        json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
+    )
 
 
 def assert_identical(one, two):
-    for a, b in zip(jax.tree.leaves((one.state, one.totals)), jax.tree.leaves((two.state, two.totals)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves((one.state, one.totals)),
+        jax.tree.leaves((two.state, two.totals)),
+        strict=True,
+    ):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))  # atol 0
     assert timeless(one.history) == timeless(two.history)
 
@@ -121,12 +144,16 @@ def never_stopped(build, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("feed", "devices"), [("resident", 1), ("streaming", 1), ("resident", 8)])
-@pytest.mark.parametrize("stop_at", [1, 6, 8, LAST - 1])  # the first, mid-epoch, the end of an epoch, the last but one
+@pytest.mark.parametrize(
+    "stop_at", [1, 6, 8, LAST - 1]
+)  # the first, mid-epoch, the end of an epoch, the last but one
 def test_resume_matrix(build, never_stopped, tmp_path, feed, devices, stop_at):
     with pytest.raises(Stopped) as stopped:
         run(build(feed, devices), tmp_path, stop_at=stop_at)
     assert stopped.value.status == EXIT_PREEMPTED
-    assert f"SIGTERM at step {stop_at} of {LAST}" in str(stopped.value) and "COMMAND" in str(stopped.value)
+    assert f"SIGTERM at step {stop_at} of {LAST}" in str(stopped.value) and "COMMAND" in str(
+        stopped.value
+    )
     end, seen, _ = run(build(feed, devices), tmp_path)
     assert seen == list(range(stop_at + 1, LAST + 1))  # nothing is done twice
     assert_identical(end, never_stopped(feed, devices))
@@ -165,7 +192,8 @@ def in_memory(built, stop_at=None):
 
     return loop.fit(
         begin(experiment, first), loop.Plan(experiment.steps_per_epoch, 3, 2, "COMMAND"), step=step,
-        items=experiment.items, validate=experiment.validate, checkpoints=None, record=lambda row: None,
+        items=experiment.items, validate=experiment.validate, checkpoints=None,
+        record=lambda row: None,
         console=Console("off"),
     )  # fmt: skip
 
@@ -175,7 +203,9 @@ def test_without_checkpoints_the_same_is_trained(build, never_stopped):
 
 
 def test_without_checkpoints_a_stop_says_that_nothing_is_saved(build):
-    with pytest.raises(Stopped, match="at step 7 of 12, nothing is saved; to start again: COMMAND") as stop:
+    with pytest.raises(
+        Stopped, match="at step 7 of 12, nothing is saved; to start again: COMMAND"
+    ) as stop:
         in_memory(build(), stop_at=6)
     assert stop.value.status == 75
 
@@ -209,7 +239,11 @@ def test_resume_on_another_number_of_devices(build, never_stopped, tmp_path, bef
         restored.append(found)
     assert_identical(*restored)
     end, _, _ = run(build("resident", after), tmp_path)
-    for a, b in zip(jax.tree.leaves(end.state), jax.tree.leaves(never_stopped("resident", after).state), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(end.state),
+        jax.tree.leaves(never_stopped("resident", after).state),
+        strict=True,
+    ):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=1e-5)
 
 
@@ -233,7 +267,9 @@ def poisoned(experiment, at):
 
     def step(state, totals, items):
         if int(state.step) == at:
-            state = state.replace(params=jax.tree.map(lambda x: x * jnp.float32(jnp.nan), state.params))
+            state = state.replace(
+                params=jax.tree.map(lambda x: x * jnp.float32(jnp.nan), state.params)
+            )
         return experiment.step(state, totals, items)
 
     return step
@@ -245,7 +281,9 @@ def test_not_a_number(build, tmp_path, at, good):
     with pytest.raises(InputError) as error:
         run(built, tmp_path, save_every=2, step=poisoned(built[0], at))
     assert f"not finite after step {at + 1} (epoch {at // 4 + 1})" in str(error.value)
-    wanted = f"the checkpoint of step {good} is good" if good else "no checkpoint had been written yet"
+    wanted = (
+        f"the checkpoint of step {good} is good" if good else "no checkpoint had been written yet"
+    )
     assert wanted in str(error.value)
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         found, step, _ = loop.restore(checkpoints, begin(*built))
@@ -259,7 +297,11 @@ def test_not_a_number(build, tmp_path, at, good):
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(build, never_stopped, tmp_path):
     with pytest.raises(Stopped):
         run(build(), tmp_path, save_every=3, stop_at=10)
-    files = [p for p in (tmp_path / "checkpoints" / "10").rglob("*") if p.is_file() and p.stat().st_size > 200]
+    files = [
+        p
+        for p in (tmp_path / "checkpoints" / "10").rglob("*")
+        if p.is_file() and p.stat().st_size > 200
+    ]
     largest = max(files, key=lambda p: p.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -278,11 +320,14 @@ def test_evaluation_is_the_mean_over_all_images(build, never_stopped):
     assert experiment.validate(end.state)["loss"] == end.history[-1]["validation_loss"]
 
 
-# Real processes -------------------------------------------------------------------------------------------------------
+# Real processes
+# ------------------------------------------------------------------------------
 
 ARGUMENTS = [
-    "--dataset", "tiny", "--validation", "0.2", "--model", "mlp,hidden=[8],batch_norm=true,dropout=0.2",
-    "--augment", "flip+crop,padding=1", "--batch-size", "16", "--epochs", "4", "--checkpoint-steps", "1",
+    "--dataset", "tiny", "--validation", "0.2", "--model",
+    "mlp,hidden=[8],batch_norm=true,dropout=0.2",
+    "--augment", "flip+crop,padding=1", "--batch-size", "16", "--epochs", "4", "--checkpoint-steps",
+    "1",
     "--no-tensorboard", "--progress", "lines",
 ]  # fmt: skip
 
@@ -339,7 +384,10 @@ def worker(tmp_path, tfds_root):
 def newest(folder):
     """The newest committed step of a run folder, looked at from outside."""
     try:
-        return max((int(name) for name in os.listdir(folder / "checkpoints") if name.isdecimal()), default=0)
+        return max(
+            (int(name) for name in os.listdir(folder / "checkpoints") if name.isdecimal()),
+            default=0,
+        )
     except FileNotFoundError:
         return 0
 
@@ -351,7 +399,9 @@ def wait_for(condition, process):
 
 
 def outcome(folder):
-    """What a finished run leaves: SHA-256 of every leaf of the last checkpoint, its metrics, its summary."""
+    """What a finished run leaves: SHA-256 of every leaf of the last checkpoint, its metrics, its
+    summary.
+    """
     last = newest(folder)
     body = json.loads((folder / "checkpoints" / str(last) / "about.json").read_text())["body"]
     digests = {leaf["path"]: leaf["sha256"] for leaf in body["leaves"]}
@@ -361,7 +411,9 @@ def outcome(folder):
 
 
 def test_kills_and_signals_at_any_moment(worker, tmp_path):
-    """Each run of a sequence ends by a signal at a random moment; the next goes on. For both ways of feeding."""
+    """Each run of a sequence ends by a signal at a random moment; the next goes on. For both ways
+    of feeding.
+    """
     status, text = worker.run(*ARGUMENTS, "--feed", "resident", "--workdir", "whole")
     assert status == 0, text
     wanted = outcome(tmp_path / "whole")
@@ -381,12 +433,16 @@ def test_kills_and_signals_at_any_moment(worker, tmp_path):
             os.kill(pid, number)
             status, text = worker.wait(), worker.output.read_text()
             case = f"{feed}, signal {turn}, after step {before}: {text}"
-            assert status == {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[number], case
+            assert status == {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[number], (
+                case
+            )
             if number != signal.SIGKILL:
                 name = signal.Signals(number).name
                 (line,) = [line for line in text.splitlines() if line.startswith("stopped by")]
                 assert (
-                    name in line and f"of {wanted[0]}, saved" in line and "experiments/train.py --dataset tiny" in line
+                    name in line
+                    and f"of {wanted[0]}, saved" in line
+                    and "experiments/train.py --dataset tiny" in line
                 )
                 assert f"at step {newest(folder)} of" in line
             if turn:
@@ -398,10 +454,14 @@ def test_kills_and_signals_at_any_moment(worker, tmp_path):
 
 
 def test_the_airbench_recipe_survives_a_kill(worker, tmp_path):
-    """A fitted first layer among the batch statistics, Muon's momenta, images that turn each epoch."""
+    """A fitted first layer among the batch statistics, Muon's momenta, images that turn
+    each epoch.
+    """
     args = [
-        "--dataset", "tiny", "--validation", "0", "--model", "airnet,widths=[4]", "--optimizer", "muon",
-        "--schedule", "linear", "--augment", "alternating_flip+crop,padding=1,mode=reflect", "--batch-size", "40",
+        "--dataset", "tiny", "--validation", "0", "--model", "airnet,widths=[4]", "--optimizer",
+        "muon",
+        "--schedule", "linear", "--augment", "alternating_flip+crop,padding=1,mode=reflect",
+        "--batch-size", "40",
         "--epochs", "4", "--checkpoint-steps", "1", "--no-tensorboard", "--progress", "lines",
     ]  # fmt: skip
     pid = worker.start(*args, "--workdir", "killed")
@@ -429,7 +489,9 @@ def test_killed_before_anything_is_saved(worker, tmp_path):
 
 
 def test_the_command_line(worker, tmp_path):
-    """A finished run prints its summary; not a number ends with status 2; the best weights can be tested."""
+    """A finished run prints its summary; not a number ends with status 2; the best weights can be
+    tested.
+    """
     quick = [*ARGUMENTS, "--epochs", "2", "--checkpoint-steps", "0", "--schedule", "constant"]
     args = [*quick, "--workdir", "run", "--test-on", "best"]
     status, text = worker.run(*args)
@@ -440,7 +502,9 @@ def test_the_command_line(worker, tmp_path):
     assert summary["tested_step"] == best["step"] and summary["test"]["count"] == 50
     before = outcome(tmp_path / "run")
     script = [sys.executable, str(ROOT / "experiments" / "train.py")]
-    again = subprocess.run([*script, *args], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    again = subprocess.run(
+        [*script, *args], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
     assert again.returncode == 0 and again.stderr == "", again.stderr
     assert again.stdout.strip() == "\n".join(text.strip().splitlines()[-2:])
     assert outcome(tmp_path / "run") == before
@@ -454,6 +518,8 @@ def test_the_command_line(worker, tmp_path):
     status, text = worker.run(*args, "--learning-rate", "0.1")
     assert status == 2 and "learning_rate: 0.001 -> 0.1" in text, text
 
-    status, text = worker.run(*quick, "--workdir", "nan", "--optimizer", "sgd", "--learning-rate", "1e38")
+    status, text = worker.run(
+        *quick, "--workdir", "nan", "--optimizer", "sgd", "--learning-rate", "1e38"
+    )
     (line,) = [line for line in text.splitlines() if line.startswith("error:")]
     assert status == 2 and "not finite after step" in line and "Traceback" not in text, text

@@ -1,4 +1,6 @@
-"""From --loss to a loss: what the run supplies, transforms around it, one-line errors, and what each docstring says."""
+"""From --loss to a loss: what the run supplies, transforms around it, one-line errors, and what
+each docstring says.
+"""
 
 import dataclasses
 import hashlib
@@ -70,14 +72,18 @@ def test_losses_by_name_and_by_path(own_losses):
     logits, ids, ten = jnp.zeros((2, 10), jnp.float32), jnp.array([0, 1]), np.ones(10)
     np.testing.assert_allclose(built("cross_entropy", ten)(logits, ids), np.log(10), rtol=1e-6)
     np.testing.assert_array_equal(built("nce", ten)(logits, ids), losses.nce(logits, ids))
-    np.testing.assert_array_equal(built("focal, gamma=0.5", ten)(logits, ids), losses.focal(logits, ids, gamma=0.5))
+    np.testing.assert_array_equal(
+        built("focal, gamma=0.5", ten)(logits, ids), losses.focal(logits, ids, gamma=0.5)
+    )
     np.testing.assert_allclose(built("own_losses_here.scaled", ten)(logits, ids), 20)
     np.testing.assert_allclose(built("own_losses_here.scaled,factor=0.5", ten)(logits, ids), 5)
 
 
 def test_what_is_given_fills_what_is_open(own_losses):
     for name in ("ldam", "logit_adjusted", "balanced_softmax"):
-        np.testing.assert_array_equal(built(name)(LOGITS, IDS), losses.LOSSES[name](LOGITS, IDS, COUNTS))
+        np.testing.assert_array_equal(
+            built(name)(LOGITS, IDS), losses.LOSSES[name](LOGITS, IDS, COUNTS)
+        )
     said = built("balanced_softmax,class_counts=[1,1,1]")
     np.testing.assert_allclose(said(LOGITS, IDS), losses.cross_entropy(LOGITS, IDS), rtol=1e-6)
     np.testing.assert_allclose(built("own_losses_here.counted")(LOGITS, IDS), [57.5, 60])
@@ -92,8 +98,11 @@ def test_what_is_given_fills_what_is_open(own_losses):
         ("", ["starts with a name"]),
         ("cross_entropy,gama=2", ["loss cross_entropy", "gama", "its hyperparameters: none"]),
         ("focal,gama=2", ["'gama'", "its hyperparameters: gamma in [0, inf) (default 2.0)"]),
-        ("focal,gamma=-1", ["loss focal: gamma must lie in [0, inf), got -1", "gamma in [0, inf) (default 2.0)"]),
-        ("hinge,form=cramer", ["did you mean 'crammer_singer'", "margin in (0, inf) (default 1.0); form: crammer_s"]),
+        ("focal,gamma=-1", ["loss focal: gamma must lie in [0, inf), got "
+                            "-1", "gamma in [0, inf) (default 2.0)"]),
+        ("hinge,form=cramer", ["did you mean "
+                               "'crammer_singer'", "margin in (0, inf) (default 1.0); form: "
+                                                   "crammer_s"]),
         ("arcface,margin=2", ["margin must lie in [0, 1.5707963], got 2"]),
         ("cross_entropy,gamma", ["key=value"]),
         ("ldam,class_counts=[1,2]", ["one number for each of the 10 classes"]),
@@ -103,16 +112,20 @@ def test_what_is_given_fills_what_is_open(own_losses):
         ("own_losses_here.number", ["unknown loss in own_losses_here"]),
         ("own_losses_here.scalar", ["one value per example", "own_losses_here.scalar"]),
         ("own_losses_here.whole", ["one value per example", "int32"]),
-        ("own_losses_here.wrong", ["fails on logits float32[2, 10] and labels int32[2]", "(own_losses_here.py:13)"]),
+        ("own_losses_here.wrong", ["fails on logits float32[2, 10] and labels "
+                                   "int32[2]", "(own_losses_here.py:13)"]),
         ("no_such_module_here.loss", ["no module 'no_such_module_here'"]),
         ("broken_losses_here.loss", ["no module 'surely_not_installed'"]),
-        ("raising_losses_here.loss", ["cannot be imported: RuntimeError: at work (raising_losses_here.py:2)"]),
+        ("raising_losses_here.loss", ["cannot be imported: RuntimeError: at work "
+                                      "(raising_losses_here.py:2)"]),
         ("_labels.check", ["no module '_labels'"]),
         ("check", ["unknown loss"]),
         ("label_smoothing", ["unknown loss"]),
         ("cross_entropy+focal", ["unknown loss transform 'focal'", "with_z_loss"]),
-        ("cross_entropy+label_smoothin", ["unknown loss transform", "did you mean 'label_smoothing'"]),
-        ("cross_entropy+label_smoothing,convention=x", ["unknown smoothing convention 'x'", "uniform, off_target"]),
+        ("cross_entropy+label_smoothin", ["unknown loss "
+                                          "transform", "did you mean 'label_smoothing'"]),
+        ("cross_entropy+label_smoothing,convention=x", ["unknown smoothing convention "
+                                                        "'x'", "uniform, off_target"]),
         ("cross_entropy+class_weights,weights=[1,2]", ["one number for each of the 10 classes"]),
     ],
 )  # fmt: skip
@@ -129,9 +142,13 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("chosen", [[], *([one] for one in WRAPPED), [*WRAPPED], [*reversed(WRAPPED)]], ids="+".join)
+@pytest.mark.parametrize(
+    "chosen", [[], *([one] for one in WRAPPED), [*WRAPPED], [*reversed(WRAPPED)]], ids="+".join
+)
 def test_transforms_wrap_the_loss(chosen):
-    """In the order in which they are written: the last is outermost, so z-loss there sees the logits as they are."""
+    """In the order in which they are written: the last is outermost, so z-loss there sees the
+    logits as they are.
+    """
 
     def wanted(logits, labels):
         return losses.focal(logits, labels, gamma=1.0)
@@ -150,7 +167,9 @@ def test_smoothing_convention():
 
 def test_class_weights_may_be_written():
     got = built("cross_entropy+class_weights,weights=[1,2,3]")(LOGITS, IDS)
-    np.testing.assert_allclose(got, np.float32([1, 2]) * losses.cross_entropy(LOGITS, IDS), rtol=1e-6)
+    np.testing.assert_allclose(
+        got, np.float32([1, 2]) * losses.cross_entropy(LOGITS, IDS), rtol=1e-6
+    )
     got = built("cross_entropy+class_balanced,class_counts=[50,5,1]", np.ones(3))(LOGITS, IDS)
     np.testing.assert_array_equal(got, built("cross_entropy+class_balanced")(LOGITS, IDS))
 
@@ -169,7 +188,9 @@ def test_a_teacher_is_named_where_one_is_needed(own_losses):
         assert resolve(config).needs_teacher and resolve(config).loss_asks == {"teacher_logits"}
         message = failure(resolve, dataclasses.replace(config, teacher=None))
         assert "--teacher RUN names the run folder of one" in message and loss in message
-    got = built("distillation,alpha=0.5", teacher="runs/big")(LOGITS, IDS, teacher_logits=LOGITS[::-1])
+    got = built("distillation,alpha=0.5", teacher="runs/big")(
+        LOGITS, IDS, teacher_logits=LOGITS[::-1]
+    )
     np.testing.assert_array_equal(got, losses.distillation(LOGITS, IDS, LOGITS[::-1], alpha=0.5))
     assert not resolve(Config(loss="distillation,teacher_logits=[1,2,3]")).needs_teacher
     message = failure(resolve, Config(teacher="runs/big"))
@@ -180,7 +201,9 @@ def test_a_loss_that_can_do_without_a_teacher(own_losses):
     parts = resolve(Config(loss="own_losses_here.perhaps_taught"))
     assert not parts.needs_teacher and not parts.loss_asks
     np.testing.assert_allclose(parts.build_loss(3, COUNTS)(LOGITS, IDS), LOGITS.sum(-1))
-    assert resolve(Config(loss="own_losses_here.perhaps_taught", teacher="t")).loss_asks == {"teacher_logits"}
+    assert resolve(Config(loss="own_losses_here.perhaps_taught", teacher="t")).loss_asks == {
+        "teacher_logits"
+    }
 
 
 def test_transforms_pass_the_teacher_on():
@@ -213,9 +236,13 @@ def test_what_a_spec_leaves_open(own_losses, text, open_ones):
 
 
 def test_losses_for_cosines_say_so(own_losses):
-    marked = {name for name, loss in losses.LOSSES.items() if getattr(loss, "head", None) == "cosine"}
+    marked = {
+        name for name, loss in losses.LOSSES.items() if getattr(loss, "head", None) == "cosine"
+    }
     assert marked == {"arcface", "cosface", "cosine_softmax", "ldam"}
-    assert {name for name in losses.LOSSES if spec.find(LOSS, name).mark("head") == "cosine"} == marked
+    assert {
+        name for name in losses.LOSSES if spec.find(LOSS, name).mark("head") == "cosine"
+    } == marked
     assert spec.find(LOSS, "cosface,margin=0.1").mark("head") == "cosine"
     assert spec.find(LOSS, "own_losses_here.scaled").mark("head", "linear") == "linear"
     assert spec.find(LOSS, "own_losses_here.on_cosines").mark("head", "linear") == "cosine"
@@ -224,7 +251,9 @@ def test_losses_for_cosines_say_so(own_losses):
 def test_the_file_of_an_own_loss_is_told_by_its_digest(own_losses):
     assert spec.find(LOSS, "focal,gamma=2").sources() == {}
     digest = hashlib.sha256((own_losses / "own_losses_here.py").read_bytes()).hexdigest()
-    assert resolve(Config(loss="own_losses_here.scaled,factor=3")).sources() == {"own_losses_here": digest}
+    assert resolve(Config(loss="own_losses_here.scaled,factor=3")).sources() == {
+        "own_losses_here": digest
+    }
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
@@ -246,18 +275,24 @@ def test_an_entry():
     assert entry.source == 'Leng et al., 2022, "PolyLoss", https://arxiv.org/abs/2204.12511'
     assert docstrings.entry(losses.bi_tempered).formula.count("\n") == 2
     accepted = spec.find(LOSS, "ldam").accepted()
-    assert accepted.startswith("its hyperparameters: class_counts: K positive numbers n_k of training examples; max_")
+    assert accepted.startswith(
+        "its hyperparameters: class_counts: K positive numbers n_k of training examples; max_"
+    )
 
 
 def test_the_listing_names_every_loss_and_hyperparameter():
     *listed, last = spec.listing(LOSS).split("\n\n")
     blocks = {block.split(",")[0].split(":")[0]: block for block in listed}
     assert set(blocks) == set(losses.LOSSES)
-    assert blocks["mean_squared_error"].startswith("mean_squared_error, mse, brier: Squared distance")
+    assert blocks["mean_squared_error"].startswith(
+        "mean_squared_error, mse, brier: Squared distance"
+    )
     assert "\n  gamma (default 2.0): in [0, inf)" in blocks["focal"]
     assert "\n  class_counts (supplied by the run): " in blocks["ldam"]
     assert blocks["poly"].endswith("\n  " + docstrings.entry(losses.poly).source)
-    assert last.startswith("--loss also takes your own, by its dotted path: loss(logits, labels, ...)")
+    assert last.startswith(
+        "--loss also takes your own, by its dotted path: loss(logits, labels, ...)"
+    )
     for name, block in blocks.items():
         aliases = {alias for alias, loss in losses.ALIASES.items() if loss.__name__ == name}
         assert set(block.split(": ")[0].split(", ")) == {name} | aliases

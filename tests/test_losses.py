@@ -1,4 +1,6 @@
-"""The contract of a loss, held by every public one: types, labels, extremes, derivatives. (Values: test_golden.)"""
+"""The contract of a loss, held by every public one: types, labels, extremes, derivatives. (Values:
+test_golden.)
+"""
 
 import inspect
 import math
@@ -17,7 +19,8 @@ from cnnlab.softmax import as_float
 EPS = 2.0**-23  # one ulp of float32, relative
 INF = np.inf
 K = 5
-# Thirty losses with their Hessians: compiled without LLVM's optimisations in two thirds of the time.
+# Thirty losses with their Hessians: compiled without LLVM's optimisations in two thirds of the
+# time.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 GIVEN = {  # what has no default, made to fit the logits
@@ -27,7 +30,14 @@ GIVEN = {  # what has no default, made to fit the logits
     "view_logits": lambda z: jnp.stack([0.5 * ramp(z), -ramp(z)]),
 }
 # The factor by which a loss stretches its logits bounds its own rounding.
-STRETCH = {"cosine_softmax": 20, "cosface": 64, "arcface": 64, "ldam": 30, "logit_norm": 25, "distillation": 16}
+STRETCH = {
+    "cosine_softmax": 20,
+    "cosface": 64,
+    "arcface": 64,
+    "ldam": 30,
+    "logit_norm": 25,
+    "distillation": 16,
+}
 # Losses of the logits' size, which -inf does not have: `where` names the classes that exist.
 MASKED = {"squared_logits", "squentropy", "logit_penalty", "logit_norm"}
 # Losses that the papers define on distributions themselves; the others average over the classes.
@@ -51,7 +61,9 @@ def ramp(z):
 def bound(name):
     """(logits, labels) -> the loss, with all that it needs."""
     loss = losses.LOSSES[name]
-    required = [k for k, p in [*inspect.signature(loss).parameters.items()][2:] if p.default is p.empty]
+    required = [
+        k for k, p in [*inspect.signature(loss).parameters.items()][2:] if p.default is p.empty
+    ]
     return lambda z, y: loss(z, y, **{k: GIVEN[k](as_float(z)) for k in required})
 
 
@@ -92,19 +104,25 @@ EXTREMES = np.array(
     ],
     np.float32,
 )
-AT, EXTREME_IDS = np.nonzero(np.isfinite(EXTREMES))  # every class that is possible is once the true one
+AT, EXTREME_IDS = np.nonzero(
+    np.isfinite(EXTREMES)
+)  # every class that is possible is once the true one
 BAD_IDS = np.array([-1, K, -100, 300, 2**31 - 1, -(2**31)], np.int32)
 
 
 class Case:
-    """A loss on the same rows: three examples with each class for a label, the extremes, examples with good labels."""
+    """A loss on the same rows: three examples with each class for a label, the extremes, examples
+    with good labels.
+    """
 
     def __init__(self, name):
         self.name, self.loss, self.stretch = name, bound(name), STRETCH.get(name, 1)
         self.z, self.soft = example(name, (3, K))
         rows = [np.repeat(self.z, K, 0), EXTREMES[AT], np.repeat(self.z[:1], len(BAD_IDS), 0)]
         self.logits = np.concatenate(rows)
-        self.ids = np.concatenate([np.tile(np.arange(K), 3), EXTREME_IDS, BAD_IDS * 0]).astype(np.int32)
+        self.ids = np.concatenate([np.tile(np.arange(K), 3), EXTREME_IDS, BAD_IDS * 0]).astype(
+            np.int32
+        )
         starts = np.cumsum([0, *map(len, rows)])
         self.plain, self.extreme, self.last = (slice(a, b) for a, b in pairwise(starts))
         # -inf is no logit that all of them take
@@ -116,7 +134,9 @@ class Case:
 
     @cached_property
     def by_distribution(self):
-        """Rows: the one-hot labels of `by_id` in place of its ids; the last ones have soft labels."""
+        """Rows: the one-hot labels of `by_id` in place of its ids; the last ones have soft
+        labels.
+        """
         labels = np.eye(K, dtype=np.float32)[self.ids]
         logits = self.logits.copy()
         logits[self.last][:3], labels[self.last][:3] = self.z, self.soft
@@ -129,11 +149,16 @@ class Case:
         shifts = np.concatenate([np.zeros((1, K)), step * np.eye(K), -step * np.eye(K)])
         z = (self.logits[self.plain].astype(np.float64)[:, None] + shifts).reshape(-1, K)
         # one more: with int64 ids 2**32 + 1 must not be class 1
-        z, ids = np.concatenate([z, z[:1]]), np.append(np.repeat(self.ids[self.plain], len(shifts)), 2**32 + 1)
+        z, ids = (
+            np.concatenate([z, z[:1]]),
+            np.append(np.repeat(self.ids[self.plain], len(shifts)), 2**32 + 1),
+        )
         with jax.enable_x64():
             ((value, slope),) = values_and_slopes(self.loss, (z,), ids)
         assert value.dtype == slope.dtype == np.float64
-        assert np.isnan(value[-1]) and np.any(np.isnan(slope[-1])) and np.all(np.isfinite(value[:-1]))
+        assert (
+            np.isnan(value[-1]) and np.any(np.isnan(slope[-1])) and np.all(np.isfinite(value[:-1]))
+        )
         slope = np.asarray(slope[:-1]).reshape(-1, len(shifts), K)
         return slope[:, 0], (slope[:, 1 : K + 1] - slope[:, K + 1 :]) / (2 * step)
 
@@ -145,7 +170,9 @@ def case(request):
 
 def close(got, wanted, stretch, at_most=32):
     """Equal but for `at_most` ulp of the largest entry (1, if that is more), times the stretch."""
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=at_most * EPS * stretch * max(1, np.max(np.abs(wanted))))
+    np.testing.assert_allclose(
+        got, wanted, rtol=0, atol=at_most * EPS * stretch * max(1, np.max(np.abs(wanted)))
+    )
 
 
 def test_gradient_and_hessian_are_those_of_float64(case):
@@ -175,7 +202,9 @@ def test_one_hot_labels_are_ids(case):
     if case.stretch == 1:  # the others stretch 1e4 until its ulp is seen
         rows += [*(case.extreme.start + np.flatnonzero(case.taken))]
     for ids, one_hot in zip(case.by_id, case.by_distribution, strict=True):
-        np.testing.assert_allclose(one_hot[rows], ids[rows], rtol=1e-5, atol=64 * EPS * case.stretch)
+        np.testing.assert_allclose(
+            one_hot[rows], ids[rows], rtol=1e-5, atol=64 * EPS * case.stretch
+        )
 
 
 def test_distributions_average_the_classes(case):
@@ -209,7 +238,9 @@ def test_any_batch_rank(case):
     for value in jit(lambda z, *labels: [case.loss(z, y) for y in labels])(
         *(rows(x, batch) for x in (z, ids, one_hot))
     ):
-        np.testing.assert_allclose(value.reshape(15), wanted, rtol=1e-5, atol=64 * EPS * case.stretch)
+        np.testing.assert_allclose(
+            value.reshape(15), wanted, rtol=1e-5, atol=64 * EPS * case.stretch
+        )
 
 
 @every_loss
@@ -225,15 +256,21 @@ def test_half_logits_accumulate_in_float32(name):
     (value, slope), (wanted, exact) = values_and_slopes(bound(name), (z, as_float(z)), ids)
     assert value.dtype == jnp.float32 and slope.dtype == jnp.bfloat16
     np.testing.assert_allclose(value, wanted, rtol=4 * EPS)
-    np.testing.assert_allclose(as_float(slope), exact, rtol=2.0**-8, atol=1e-30)  # rounded once, at the end
+    np.testing.assert_allclose(
+        as_float(slope), exact, rtol=2.0**-8, atol=1e-30
+    )  # rounded once, at the end
     good = np.arange(9) < 8
-    assert np.array_equal(np.isfinite(value), good) and np.array_equal(np.isfinite(as_float(slope)).all(-1), good)
+    assert np.array_equal(np.isfinite(value), good) and np.array_equal(
+        np.isfinite(as_float(slope)).all(-1), good
+    )
 
 
 @every_loss
 @pytest.mark.parametrize(("dtype", "written"), [(jnp.bfloat16, "bf16["), (jnp.float16, "f16[")])
 def test_nothing_is_computed_in_half_precision(name, dtype, written):
-    """On a CPU XLA may keep more digits than it was asked for; the program says what others would do."""
+    """On a CPU XLA may keep more digits than it was asked for; the program says what others would
+    do.
+    """
     ids = np.zeros(6, np.int32)
     program = jax.make_jaxpr(bound(name))(jnp.zeros((6, K), dtype), ids)
     assert program.out_avals[0].dtype == jnp.float32
@@ -269,10 +306,16 @@ def test_a_label_out_of_range_is_an_error_where_it_can_be_seen(name):
 
 
 MISFITS = [
-    (np.eye(5, dtype=np.int32)[:2], r"one-hot labels must be float \(labels.astype\(float\)\), or take their argmax"),
+    (
+        np.eye(5, dtype=np.int32)[:2],
+        r"one-hot labels must be float \(labels.astype\(float\)\), or take their argmax",
+    ),
     (np.array([[0], [1]]), r"drop the last axis \(labels\[..., 0\]\)"),
     (np.array([True, False]), "labels must be integer class ids or float distributions, got bool"),
-    (np.eye(5, dtype=bool)[:2], "labels must be integer class ids or float distributions, got bool"),
+    (
+        np.eye(5, dtype=bool)[:2],
+        "labels must be integer class ids or float distributions, got bool",
+    ),
     (np.array([0.0, 1.0], np.float32), "class ids must be integers"),
     (np.zeros((2, 4), np.float32), r"must have the logits' shape \(2, 5\), got \(2, 4\)"),
     (np.array([0, 1, 2]), r"must have the logits' batch shape \(2,\), got \(3,\)"),
@@ -290,7 +333,11 @@ def test_labels_that_do_not_fit(name):
 
 @every_loss
 def test_logits_need_classes(name):
-    required = {k: v(jnp.zeros(K)) for k, v in GIVEN.items() if k in inspect.signature(losses.LOSSES[name]).parameters}
+    required = {
+        k: v(jnp.zeros(K))
+        for k, v in GIVEN.items()
+        if k in inspect.signature(losses.LOSSES[name]).parameters
+    }
     with pytest.raises(ValueError, match="got a scalar"):
         losses.LOSSES[name](jnp.array(1.0), 0, **required)
 
@@ -307,10 +354,17 @@ def test_wide_and_narrow_label_types(name):
 
 @pytest.mark.parametrize("name", sorted(MASKED))
 def test_where_leaves_classes_out(name):
-    """As if they were not there, whatever their logit is; finite to the second derivative at -inf."""
+    """As if they were not there, whatever their logit is; finite to the second derivative
+    at -inf.
+    """
     loss, there = losses.LOSSES[name], np.array([True, False, True, True, False])
     z, _ = example(name, (4, K))
-    without, z[:, 1], z[:, 4], ids = z[:, there], -INF, [1e4, -INF, 3, -INF], np.array([0, 2, 3, 2], np.int32)
+    without, z[:, 1], z[:, 4], ids = (
+        z[:, there],
+        -INF,
+        [1e4, -INF, 3, -INF],
+        np.array([0, 2, 3, 2], np.int32),
+    )
     masked = lambda z, y: loss(z, y, where=there)
     found = derivatives(masked, z, ids)
     assert all(np.all(np.isfinite(x)) for x in found)
@@ -329,9 +383,12 @@ ROOTS = -np.sqrt(1 - np.array([0.7, 0.2, 0.1])) * np.log([0.7, 0.2, 0.1])
 HAND = [
     ("cross_entropy", {}, LOG, 0, 0.35667494393873245),
     ("cross_entropy", {}, LOG, 2, 2.302585092994046),
-    ("cross_entropy", {}, np.log([0.5, 0.25, 0.25]).tolist(), [0.5, 0.25, 0.25], 1.0397207708399179),  # 1.5 bits
+    # 1.5 bits
+    ("cross_entropy", {}, np.log([0.5, 0.25, 0.25]).tolist(), [0.5, 0.25, 0.25],
+        1.0397207708399179),
     ("binary_cross_entropy", {}, [0.0, math.log(3)], 1, math.log(2) + math.log(4 / 3)),
-    ("binary_cross_entropy", {"target_threshold": 0.2}, [0.0, math.log(3)], [0.2, 0.3], math.log(8 / 3)),
+    ("binary_cross_entropy", {"target_threshold": 0.2}, [0.0, math.log(3)], [0.2, 0.3],
+        math.log(8 / 3)),
     ("mean_squared_error", {}, LOG, 0, 0.14),  # .3² + .2² + .1²
     ("mean_squared_error", {}, LOG, 2, 1.34),  # .7² + .2² + .9²
     ("squared_logits", {"k": 2.0, "m": 3.0}, [1.0, 2.0], 0, 6.0),  # (2 · 2² + 2²) / 2
@@ -348,8 +405,10 @@ HAND = [
     ("normalized_cross_entropy", {}, LOG, 1, SHARES[1]),
     ("normalized_focal", {}, LOG, 1, ROOTS[1] / ROOTS.sum()),
     ("active_passive", {}, LOG, 0, SHARES[0] + 1.2),
-    ("active_passive", {"active": "focal", "passive": "mean_absolute_error"}, LOG, 0, 0.03210074495448592 + 0.6),
-    ("bi_tempered", {"t1": 0.0, "t2": 1.0}, LOG, 0, 0.3 - (1 - 0.54) / 2),  # log_0 p = p - 1; power: sum p²
+    ("active_passive", {"active": "focal", "passive": "mean_absolute_error"}, LOG, 0,
+                        0.03210074495448592 + 0.6),
+    # log_0 p = p - 1; power: sum p²
+    ("bi_tempered", {"t1": 0.0, "t2": 1.0}, LOG, 0, 0.3 - (1 - 0.54) / 2),
     ("sparsemax_loss", {}, [1.0, 0.5, -1.0], 1, 0.5625),  # p = ¾ ¼ 0: .875 - .5 + (1 - .625) / 2
     ("sparsemax_loss", {}, [1.0, 0.0, -1.0], 0, 0.0),
     ("entmax_loss", {"alpha": 2.0}, [1.0, 0.5, -1.0], 0, 0.0625),
@@ -359,19 +418,25 @@ HAND = [
     ("cosine_softmax", {}, [0.5, 0.4], 1, math.log(1 + math.e**2)),
     ("logit_norm", {"temperature": 0.1}, [3.0, 4.0], 0, math.log(1 + math.e**2)),
     ("cosface", {"margin": 0.5, "scale": 4.0}, [1.0, 0.0], 0, math.log(1 + math.exp(-2))),
-    ("arcface", {"margin": math.pi / 6, "scale": 2.0}, [0.5, 0.0], 0, math.log(2)),  # 60° + 30°: cosine 0
+    # 60° + 30°: cosine 0
+    ("arcface", {"margin": math.pi / 6, "scale": 2.0}, [0.5, 0.0], 0, math.log(2)),
     ("ldam", {"class_counts": [16, 1], "scale": 2.0}, [0.25, 0.0], 0, math.log(2)),  # margin ½ · ½
     ("logit_adjusted", {"class_counts": [3, 1], "tau": 2.0}, [0.0, 0.0], 1, math.log(10)),  # 9 to 1
     ("balanced_softmax", {"class_counts": [3, 1]}, [0.0, math.log(3)], 0, math.log(2)),
-    ("distillation", {"teacher_logits": [0.0, 0.0], "alpha": 0.0}, [0.0, 2.0], 1, math.log(1 + math.exp(-2))),
-    ("distillation", {"teacher_logits": [0.0, -INF], "temperature": 2, "alpha": 1}, [0.0, 0.0], 1, 4 * math.log(2)),
+    ("distillation", {"teacher_logits": [0.0, 0.0], "alpha": 0.0}, [0.0, 2.0], 1,
+        math.log(1 + math.exp(-2))),
+    ("distillation", {"teacher_logits": [0.0, -INF], "temperature": 2, "alpha": 1}, [0.0, 0.0], 1,
+        4 * math.log(2)),
     ("jensen_shannon", {"view_logits": [[-INF, 0.0]]}, [0.0, -INF], 0, 12 * math.log(2)),
 
 ]  # fmt: skip
 
 
 def test_hand_values():
-    calls = [partial(losses.LOSSES[loss], logits, label, **hyper) for loss, hyper, logits, label, _ in HAND]
+    calls = [
+        partial(losses.LOSSES[loss], logits, label, **hyper)
+        for loss, hyper, logits, label, _ in HAND
+    ]
     for (*case, value), got in zip(HAND, jit(lambda: [call() for call in calls])(), strict=True):
         assert got.dtype == jnp.float32 and got.shape == ()
         # the logits' rounding and about ten more
@@ -394,7 +459,9 @@ def test_losses_of_distributions():
     assert set(wanted) == ON_DISTRIBUTIONS
     for name, value in wanted.items():
         hyper = {"t2": 1.0} if name == "bi_tempered" else {}
-        np.testing.assert_allclose(losses.LOSSES[name](z, soft, **hyper), value, rtol=16 * EPS, err_msg=name)
+        np.testing.assert_allclose(
+            losses.LOSSES[name](z, soft, **hyper), value, rtol=16 * EPS, err_msg=name
+        )
 
 
 def test_an_impossible_true_class():
@@ -430,7 +497,9 @@ def test_small_losses_keep_their_digits(name, lead):
         lead = 20.0  # its 1e-38 would underflow
     miss = 2 * math.exp(-lead)
     miss /= 1 + miss
-    value, slope = jax.value_and_grad(partial(losses.LOSSES[name], **hyper))(jnp.array([lead, 0.0, 0.0]), 0)
+    value, slope = jax.value_and_grad(partial(losses.LOSSES[name], **hyper))(
+        jnp.array([lead, 0.0, 0.0]), 0
+    )
     rtol = 1e-6 * power + miss  # the next term of the series is smaller by `miss`
     np.testing.assert_allclose(value, factor * miss**power, rtol=rtol)
     steep = power * factor * miss**power
@@ -474,8 +543,10 @@ PUBLIC = {  # names and defaults that users write; what follows them has a defau
     "jensen_shannon": {"view_logits": inspect.Parameter.empty, "weight": 12.0},
 }
 SHORT = {
-    "ce": "cross_entropy", "bce": "binary_cross_entropy", "mse": "mean_squared_error", "brier": "mean_squared_error",
-    "mae": "mean_absolute_error", "gce": "generalized_cross_entropy", "rce": "reverse_cross_entropy",
+    "ce": "cross_entropy", "bce": "binary_cross_entropy", "mse": "mean_squared_error",
+    "brier": "mean_squared_error",
+    "mae": "mean_absolute_error", "gce": "generalized_cross_entropy",
+    "rce": "reverse_cross_entropy",
     "sce": "symmetric_cross_entropy", "nce": "normalized_cross_entropy", "nfl": "normalized_focal",
     "apl": "active_passive", "hinge": "multiclass_hinge", "kd": "distillation",
 }  # fmt: skip
@@ -487,21 +558,28 @@ TABLES = {"LOSSES", "ALIASES", "TRANSFORMS", "SHORT_TRANSFORMS"}
 def test_names_and_defaults():
     assert set(losses.LOSSES) == set(PUBLIC)
     for name, wanted in PUBLIC.items():
-        parameters = {k: p.default for k, p in inspect.signature(losses.LOSSES[name]).parameters.items()}
+        parameters = {
+            k: p.default for k, p in inspect.signature(losses.LOSSES[name]).parameters.items()
+        }
         assert [*parameters][:2] == ["logits", "labels"]
         hyper = [*parameters.items()][2:]
         assert hyper[: len(wanted)] == [*wanted.items()], name
         assert all(default is None for _, default in hyper[len(wanted) :]), name
     assert {short: loss.__name__ for short, loss in losses.ALIASES.items()} == SHORT
     assert set(losses.__all__) == set(PUBLIC) | set(SHORT) | CHANGES | TABLES
-    assert all(getattr(losses, name) is (losses.LOSSES | losses.ALIASES)[name] for name in {*PUBLIC, *SHORT})
+    assert all(
+        getattr(losses, name) is (losses.LOSSES | losses.ALIASES)[name]
+        for name in {*PUBLIC, *SHORT}
+    )
     assert set(losses.TRANSFORMS) == TRANSFORMS
     assert list(losses.SHORT_TRANSFORMS.items()) == [("z_loss", losses.with_z_loss)]
 
 
 def test_losses_made_for_cosines_say_so():
     """And a user's own can: the attribute is what counts."""
-    assert {name for name, loss in losses.LOSSES.items() if getattr(loss, "head", "linear") == "cosine"} == ON_COSINES
+    assert {
+        name for name, loss in losses.LOSSES.items() if getattr(loss, "head", "linear") == "cosine"
+    } == ON_COSINES
 
     def own(logits, labels):
         return losses.cosface(logits, labels)
@@ -515,7 +593,9 @@ def ranges():
         for hyper, text in docstrings.entry(loss).arguments.items():
             if text.startswith("in "):
                 found = re.findall(r"[\[(]-?[\w./]+, [\w./]+[\])]", text)
-                yield pytest.param(name, hyper, found[-1], id=f"{name}-{hyper}")  # arcface: written [0, 1.5707963]
+                yield pytest.param(
+                    name, hyper, found[-1], id=f"{name}-{hyper}"
+                )  # arcface: written [0, 1.5707963]
 
 
 RANGES = [*ranges()]
@@ -534,7 +614,9 @@ def test_hyperparameters_keep_their_range(name, hyper, interval):
     for value in good:
         jax.eval_shape(call(value), logits, labels)
     for value in (*bad, math.nan, "many", None if hyper != "target_threshold" else -1):
-        with pytest.raises(ValueError, match=rf"^{hyper} must lie in {re.escape(interval)}, got {value}$"):
+        with pytest.raises(
+            ValueError, match=rf"^{hyper} must lie in {re.escape(interval)}, got {value}$"
+        ):
             call(value)(logits, labels)
 
 
@@ -562,15 +644,33 @@ def test_other_hyperparameters_may_be_traced():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda z: losses.multiclass_hinge(z, 0, form="crammer"), "form of the hinge 'crammer': did you mean 'cram"),
-        (lambda z: losses.active_passive(z, 0, active="focl"), "active loss 'focl': did you mean 'focal'"),
+        (
+            lambda z: losses.multiclass_hinge(z, 0, form="crammer"),
+            "form of the hinge 'crammer': did you mean 'cram",
+        ),
+        (
+            lambda z: losses.active_passive(z, 0, active="focl"),
+            "active loss 'focl': did you mean 'focal'",
+        ),
         (lambda z: losses.active_passive(z, 0, passive="focal"), "passive loss 'focal'"),
-        (lambda z: losses.ldam(z, 0, [1, 2]), "class_counts must be one number for each of the 3 classes, got int64"),
+        (
+            lambda z: losses.ldam(z, 0, [1, 2]),
+            "class_counts must be one number for each of the 3 classes, got int64",
+        ),
         (lambda z: losses.ldam(z, 0, [1, 0, 2]), "class_counts must all be positive and finite"),
-        (lambda z: losses.balanced_softmax(z, 0, [1, INF, 2]), "class_counts must all be positive and finite"),
+        (
+            lambda z: losses.balanced_softmax(z, 0, [1, INF, 2]),
+            "class_counts must all be positive and finite",
+        ),
         (lambda z: losses.logit_adjusted(z, 0, "abc"), "class_counts must be one number for each"),
-        (lambda z: losses.distillation(z, 0, [1.0, 2.0]), r"teacher_logits must have the logits' shape \(3,\), got \("),
-        (lambda z: losses.jensen_shannon(z, 0, z), r"view_logits must be float\[V, ...\] over the logits' shape \(3,"),
+        (
+            lambda z: losses.distillation(z, 0, [1.0, 2.0]),
+            r"teacher_logits must have the logits' shape \(3,\), got \(",
+        ),
+        (
+            lambda z: losses.jensen_shannon(z, 0, z),
+            r"view_logits must be float\[V, ...\] over the logits' shape \(3,",
+        ),
         (lambda z: losses.jensen_shannon(z, 0, z[None][:0]), r"got \(0, 3\)"),
     ],
 )
@@ -590,18 +690,23 @@ def test_teachers_and_views():
     assert np.all(jax.grad(lambda t: losses.distillation(z, 0, t))(other) == 0)
     assert np.any(jax.grad(lambda v: losses.jensen_shannon(z, 0, v))(other[None]) != 0)
     # a student that agrees with its teacher pays for the label alone
-    np.testing.assert_allclose(losses.distillation(z, 0, z), 0.1 * losses.cross_entropy(z, 0), rtol=8 * EPS)
+    np.testing.assert_allclose(
+        losses.distillation(z, 0, z), 0.1 * losses.cross_entropy(z, 0), rtol=8 * EPS
+    )
 
 
 def test_cross_entropy_is_convex_and_smooth():
     z, _ = example("cross_entropy", (20, K), seed=1)
     hessians = derivatives(losses.cross_entropy, z, np.zeros(20, np.int32))[3]
     eigenvalues = np.linalg.eigvalsh(np.asarray(hessians, np.float64))
-    assert eigenvalues.min() > -8 * EPS and eigenvalues.max() <= 0.5 + 8 * EPS  # 1/2: Blondel et al. 2020
+    assert (
+        eigenvalues.min() > -8 * EPS and eigenvalues.max() <= 0.5 + 8 * EPS
+    )  # 1/2: Blondel et al. 2020
 
 
 BOUNDED = {
-    "mean_squared_error": 2, "mean_absolute_error": 2, "normalized_cross_entropy": 1, "normalized_focal": 1,
+    "mean_squared_error": 2, "mean_absolute_error": 2, "normalized_cross_entropy": 1,
+    "normalized_focal": 1,
     "generalized_cross_entropy": 1 / 0.7, "reverse_cross_entropy": 4, "active_passive": 5,
 }  # fmt: skip
 
@@ -613,12 +718,16 @@ def test_bounds():
     assert np.all(found.pop("cross_entropy") >= 0)
     for name, value in found.items():
         assert np.all((value >= 0) & (value <= BOUNDED[name] * (1 + 4 * EPS))), name
-        assert np.max(value) > 0.9 * BOUNDED[name] or "normalized" in name or name == "active_passive", name
+        assert (
+            np.max(value) > 0.9 * BOUNDED[name] or "normalized" in name or name == "active_passive"
+        ), name
 
 
 @every_loss
 def test_training_lowers_it(name):
-    """200 steps of gradient descent with a linear model (or its cosines) on three clouds of points."""
+    """200 steps of gradient descent with a linear model (or its cosines) on three clouds of
+    points.
+    """
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3, dtype=np.int32), 8)
     x = (2 * np.eye(3)[labels] + 0.5 * rng.standard_normal((24, 3))).astype(np.float32)
@@ -644,7 +753,9 @@ def test_distillation_keeps_its_digits_at_high_temperatures(temperature):
     """T^2 KL of two nearly equal distributions."""
     rng = np.random.default_rng(0)
     z, teacher = rng.standard_normal((2, 8, 10)).astype(np.float32)
-    of = lambda z, t: jit(partial(losses.distillation, temperature=temperature, alpha=1.0))(z, np.zeros(8, np.int32), t)
+    of = lambda z, t: jit(partial(losses.distillation, temperature=temperature, alpha=1.0))(
+        z, np.zeros(8, np.int32), t
+    )
     with jax.enable_x64():
         wanted = np.asarray(of(z.astype(np.float64), teacher.astype(np.float64)))
     # log p is rounded to an ulp of log K; KL is about d^2 / 2 for differences d of size 1 / T
@@ -652,7 +763,9 @@ def test_distillation_keeps_its_digits_at_high_temperatures(temperature):
 
 
 def test_bi_tempered_between_logarithm_and_power():
-    value, slope = jax.value_and_grad(lambda z: losses.bi_tempered(z, 1, t1=1.0, t2=1.05))(jnp.array([1e4, 0.0]))
+    value, slope = jax.value_and_grad(lambda z: losses.bi_tempered(z, 1, t1=1.0, t2=1.05))(
+        jnp.array([1e4, 0.0])
+    )
     np.testing.assert_allclose(value, 20 * np.log1p(0.05 * 1e4), rtol=1e-4)
     np.testing.assert_allclose(slope, [1 / 501, -1 / 501], rtol=1e-4)
 
@@ -668,18 +781,24 @@ def test_logit_norm_sees_directions_of_any_length():
     z = np.array([1.0, 2.0, -0.5], np.float32)
     wanted = losses.logit_norm(z, 0)
     for size in (1e-30, 1e30):
-        np.testing.assert_allclose(losses.logit_norm(np.float32(size) * z, 0), wanted, rtol=32 * EPS)
+        np.testing.assert_allclose(
+            losses.logit_norm(np.float32(size) * z, 0), wanted, rtol=32 * EPS
+        )
 
 
 def test_an_array_of_a_hyperparameter_is_the_number():
     z = jnp.array([1.0, -0.5, 0.3])
-    np.testing.assert_allclose(losses.asymmetric(z, 0, clip=jnp.float32(0.05)), losses.asymmetric(z, 0), rtol=4 * EPS)
+    np.testing.assert_allclose(
+        losses.asymmetric(z, 0, clip=jnp.float32(0.05)), losses.asymmetric(z, 0), rtol=4 * EPS
+    )
 
 
 @pytest.mark.parametrize("name", ["multiclass_hinge", "cross_entropy", "mean_squared_error"])
 def test_the_logits_decide_the_type(name):
     with jax.enable_x64():
-        assert losses.LOSSES[name](jnp.zeros(3, jnp.float32), np.full(3, 1 / 3)).dtype == jnp.float32
+        assert (
+            losses.LOSSES[name](jnp.zeros(3, jnp.float32), np.full(3, 1 / 3)).dtype == jnp.float32
+        )
 
 
 def test_a_closed_over_id_does_not_wrap():

@@ -18,7 +18,9 @@ def summary(logits, labels, loss=None, mask=None):
     count = len(labels)
     loss = np.zeros(count, np.float32) if loss is None else loss
     mask = np.ones(count, bool) if mask is None else mask
-    return metrics.summarise([compiled(jnp.asarray(logits, jnp.float32), jnp.asarray(labels, jnp.int32), loss, mask)])
+    return metrics.summarise(
+        [compiled(jnp.asarray(logits, jnp.float32), jnp.asarray(labels, jnp.int32), loss, mask)]
+    )
 
 
 def example(count, classes, seed=0):
@@ -51,7 +53,9 @@ def by_hand(logits, labels, losses):
         "nll": nll / n,
         "brier": brier / n,
         "ece": sum(m / n * abs(hits / m - conf / m) for m, conf, hits in bins if m),
-        "per_class_accuracy": [row[k] / sum(row) if sum(row) else None for k, row in enumerate(confusion)],
+        "per_class_accuracy": [
+            row[k] / sum(row) if sum(row) else None for k, row in enumerate(confusion)
+        ],
         "confusion": confusion,
     }
 
@@ -61,7 +65,9 @@ def same(got, wanted):
     assert got["per_class_accuracy"] == pytest.approx(wanted["per_class_accuracy"], rel=1e-12)
     # A float32 sum of n terms is off by less than n/2 ulp of itself; each term by a few.
     for name in MEANS:
-        assert got[name] == pytest.approx(wanted[name], rel=0.5 * got["count"] * EPS, abs=8 * EPS), name
+        assert got[name] == pytest.approx(
+            wanted[name], rel=0.5 * got["count"] * EPS, abs=8 * EPS
+        ), name
 
 
 @pytest.mark.parametrize("classes", [3, 10])
@@ -89,8 +95,8 @@ def test_batches_add_up():
 
 
 def test_ece_by_hand():
-    # Two classes. Confidence 0.75 (bin 12 of 15): four examples, three right: no gap. Confidence 0.9 (bin 14): four
-    # examples, one right: gap 0.65, on half of the examples.
+    # Two classes. Confidence 0.75 (bin 12 of 15): four examples, three right: no gap. Confidence
+    # 0.9 (bin 14): four examples, one right: gap 0.65, on half of the examples.
     logits = np.log([[0.75, 0.25]] * 4 + [[0.9, 0.1]] * 4)
     result = summary(logits, [0, 0, 0, 1, 0, 1, 1, 1])
     assert result["ece"] == pytest.approx(0.325, abs=8 * EPS)
@@ -117,11 +123,14 @@ def test_a_perfect_predictor():
     result = summary(1e4 * np.eye(10)[labels], labels)
     assert result["confusion"] == (2 * np.eye(10, dtype=int)).tolist()
     assert result["per_class_accuracy"] == [1.0] * 10
-    assert {name: result[name] for name in MEANS} == {n: float(n in ("accuracy", "top5")) for n in MEANS}
+    assert {name: result[name] for name in MEANS} == {
+        n: float(n in ("accuracy", "top5")) for n in MEANS
+    }
 
 
 def test_a_constant_predictor():
-    # All logits equal: class 0 is predicted, classes 0 to 4 are the top five, confidence 1/10 is accuracy.
+    # All logits equal: class 0 is predicted, classes 0 to 4 are the top five, confidence 1/10 is
+    # accuracy.
     result = summary(np.zeros((30, 10)), np.arange(30) % 10)
     assert (result["accuracy"], result["top5"], result["count"]) == (0.1, 0.5, 30)
     assert result["nll"] == pytest.approx(math.log(10), rel=16 * EPS)
@@ -146,7 +155,9 @@ def test_sums_keep_their_types():
     arguments = logits, labels.astype(np.int32), losses, np.ones(8, bool)
     got = jax.eval_shape(metrics.sums, *arguments)
     wanted = {"count": "int32", "accuracy": "int32", "top5": "int32", "confusion": "int32"}
-    assert {name: str(value.dtype) for name, value in got.items()} == {k: wanted.get(k, "float32") for k in got}
+    assert {name: str(value.dtype) for name, value in got.items()} == {
+        k: wanted.get(k, "float32") for k in got
+    }
     assert got["confusion"].shape == (4, 4) and got["ece"].shape == (3, 15)
 
 
@@ -157,7 +168,9 @@ def count_of_class_0(logits, labels, mask):
 def test_own_metrics_are_summed_and_finished_with_the_others():
     own = (
         metrics.Metric("zeros", count_of_class_0),
-        metrics.Metric("odds", count_of_class_0, lambda total, count: float(total / (count - total))),
+        metrics.Metric(
+            "odds", count_of_class_0, lambda total, count: float(total / (count - total))
+        ),
     )
     labels, mask = jnp.asarray([0, 0, 1, 0], jnp.int32), np.array([True, True, True, False])
     part = metrics.sums(jnp.zeros((4, 2)), labels, jnp.zeros(4), mask, own)
@@ -171,9 +184,14 @@ def test_the_calibration_is_what_the_ece_is_of():
     result = summary(np.log([[0.75, 0.25]] * 4), [0, 0, 0, 1])
     assert np.shape(result["calibration"]) == (3, 15)
     count, confidence, hits = np.array(result["calibration"])
-    assert (count[11], hits[11], count.sum()) == (4, 3, 4) and confidence[11] == pytest.approx(3, rel=8 * EPS)
+    assert (count[11], hits[11], count.sum()) == (4, 3, 4) and confidence[11] == pytest.approx(
+        3, rel=8 * EPS
+    )
 
 
 def test_describe():
     result = summary(np.zeros((4, 2)), [0, 1, 0, 1])
-    assert metrics.describe(result) == "accuracy 0.5000  NLL 0.6931  Brier 0.5000  ECE 0.0000  (4 images)"
+    assert (
+        metrics.describe(result)
+        == "accuracy 0.5000  NLL 0.6931  Brier 0.5000  ECE 0.0000  (4 images)"
+    )

@@ -1,4 +1,6 @@
-"""Parameter trees, one forward pass against numpy in float64, and the arithmetic of sizes against lax."""
+"""Parameter trees, one forward pass against numpy in float64, and the arithmetic of sizes against
+lax.
+"""
 
 import itertools
 
@@ -11,22 +13,29 @@ from jax import lax
 
 from cnnlab import models
 from cnnlab.errors import InputError
-from cnnlab.layers import Dropout, conv_output_size
+from cnnlab.models.convolution import conv_output_size
+from cnnlab.models.layers import Dropout
 
 EPS = 2.0**-23  # one ulp of float32, relative
 CIFAR, MNIST = (32, 32, 3), (28, 28, 1)
 
 
 def promotion(model):
-    """flax itself mixes types: avg_pool divides by an integer, bfloat16 batch norm multiplies by float32 statistics."""
-    mixes = getattr(model, "pool", "") == "average" or (getattr(model, "batch_norm", False) and model.dtype is not None)
+    """flax itself mixes types: avg_pool divides by an integer, bfloat16 batch norm multiplies by
+    float32 statistics.
+    """
+    mixes = getattr(model, "pool", "") == "average" or (
+        getattr(model, "batch_norm", False) and model.dtype is not None
+    )
     return jax.numpy_dtype_promotion("standard" if mixes else "strict")
 
 
 def variables(model, shape=CIFAR):
     """Shapes and types of what `init` makes, without making it."""
     with promotion(model):
-        return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+        return jax.eval_shape(
+            model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        )
 
 
 def described(tree):
@@ -53,11 +62,19 @@ def test_the_seed_network_layer_by_layer():
     ("model", "shape", "count"),
     [
         (models.CNN(), CIFAR, 545_098),
-        (models.CNN(dropout=0.5, pool="average", activation="gelu", dtype=jnp.bfloat16), CIFAR, 545_098),
+        (
+            models.CNN(dropout=0.5, pool="average", activation="gelu", dtype=jnp.bfloat16),
+            CIFAR,
+            545_098,
+        ),
         (models.CNN(), MNIST, 9 * 32 + 32 + 18_496 + (49 * 64 + 1) * 128 + 1_290),
         (models.CNN(num_classes=100), CIFAR, 545_098 + 90 * 129),
         (models.CNN(widths=(8,), hidden=()), CIFAR, 27 * 8 + 8 + (16 * 16 * 8 + 1) * 10),
-        (models.CNN(widths=(4, 8, 16), hidden=(7, 5)), CIFAR, 112 + 296 + 1_168 + 257 * 7 + 8 * 5 + 6 * 10),
+        (
+            models.CNN(widths=(4, 8, 16), hidden=(7, 5)),
+            CIFAR,
+            112 + 296 + 1_168 + 257 * 7 + 8 * 5 + 6 * 10,
+        ),
         # batch norm: scale and bias for each unit, in place of the bias
         (models.CNN(batch_norm=True), CIFAR, 545_098 + 32 + 64 + 128),
         (models.MLP(), MNIST, 785 * 128 + 1_290),
@@ -74,7 +91,9 @@ def test_parameter_counts(model, shape, count):
 def test_batch_norm_replaces_the_biases():
     made = variables(models.CNN(batch_norm=True))
     names = described(made["params"])
-    assert [n for n in names if n.endswith("bias") and "BatchNorm" not in n] == ["MLP_0/Dense_1/bias"]
+    assert [n for n in names if n.endswith("bias") and "BatchNorm" not in n] == [
+        "MLP_0/Dense_1/bias"
+    ]
     stats = described(made["batch_stats"])
     assert sorted(set(stats.values())) == [(32,), (64,), (128,)] and len(stats) == 6
 
@@ -103,7 +122,9 @@ def test_parameters_and_logits_are_float32(model):
 
 
 def test_cosine_head_against_numpy():
-    """The features and a class's weights enter by their angle alone; features of length 0 have none."""
+    """The features and a class's weights enter by their angle alone; features of length 0 have
+    none.
+    """
     rng = np.random.default_rng(0)
     x, kernel = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 7), (7, 5)))
     x[0], x[1], x[2] = 0, 1e-3 * kernel[:, 2], -1e3 * kernel[:, 2]
@@ -111,14 +132,18 @@ def test_cosine_head_against_numpy():
     rise = np.broadcast_to(np.arange(1, 6, dtype=np.float32), (6, 5))
     total = lambda kernel, x: jnp.sum(head.apply({"params": {"kernel": kernel}}, x) * rise)
     logits = np.asarray(head.apply({"params": {"kernel": kernel}}, x))
-    unit = lambda v, axis: v / np.maximum(np.linalg.norm(v.astype(np.float64), axis=axis, keepdims=True), 1e-6)
+    unit = lambda v, axis: (
+        v / np.maximum(np.linalg.norm(v.astype(np.float64), axis=axis, keepdims=True), 1e-6)
+    )
     # lengths, quotients and a sum of seven products
     np.testing.assert_allclose(logits, unit(x, 1) @ unit(kernel, 0), atol=16 * EPS)
     assert np.all(np.abs(logits) <= 1 + 4 * EPS) and np.all(logits[0] == 0)
     np.testing.assert_allclose(logits[1:3, 2], [1, -1], atol=4 * EPS)
     by_kernel, by_x = jax.jit(jax.grad(total, (0, 1)))(kernel, x)
     assert np.all(np.isfinite(by_kernel)) and np.all(np.isfinite(by_x))
-    np.testing.assert_allclose(np.sum(by_x * x, 1), np.zeros(6), atol=64 * EPS)  # length has no effect
+    np.testing.assert_allclose(
+        np.sum(by_x * x, 1), np.zeros(6), atol=64 * EPS
+    )  # length has no effect
     np.testing.assert_allclose(np.sum(by_kernel * kernel, 0), np.zeros(5), atol=512 * EPS)
 
 
@@ -133,7 +158,9 @@ def test_heads(head):
         biases = [name for name in described(made["params"]) if name.endswith("bias")]
         last = {"linear": "Dense", "cosine": "CosineHead"}[head]
         assert any(last in name and name.endswith("kernel") for name in described(made["params"]))
-        assert sum("Conv" not in name for name in biases) == (type(model) is models.MLP) + (head == "linear")
+        assert sum("Conv" not in name for name in biases) == (type(model) is models.MLP) + (
+            head == "linear"
+        )
         logits = jax.eval_shape(model.apply, made, jax.ShapeDtypeStruct((5, 8, 8, 3), jnp.float32))
         assert (logits.shape, logits.dtype) == ((5, 10), jnp.float32)
         assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
@@ -145,7 +172,8 @@ def test_cosine_head_in_bfloat16():
     made = full.init(jax.random.key(0), x)
     exact, rounded = (np.asarray(head.apply(made, x)) for head in (full, half))
     assert rounded.dtype == np.float32
-    # every factor rounded to 2^-9 of itself: at most 2^-8 of a sum of products whose sizes add up to at most 1
+    # every factor rounded to 2^-9 of itself: at most 2^-8 of a sum of products whose sizes add up
+    # to at most 1
     assert 1e-5 < np.max(np.abs(exact - rounded)) < 2.0**-7
 
 
@@ -154,7 +182,9 @@ def convolve(x, kernel, bias):
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     result = np.zeros((*x.shape[:3], kernel.shape[-1]))
     for i, j in np.ndindex(x.shape[1:3]):
-        result[:, i, j] = np.tensordot(padded[:, i : i + 3, j : j + 3], kernel, ([1, 2, 3], [0, 1, 2])) + bias
+        result[:, i, j] = (
+            np.tensordot(padded[:, i : i + 3, j : j + 3], kernel, ([1, 2, 3], [0, 1, 2])) + bias
+        )
     return result
 
 
@@ -164,19 +194,25 @@ def pooled(x, reduce):
 
 
 @pytest.mark.parametrize(("pool", "reduce"), [("max", np.max), ("average", np.mean)])
-@pytest.mark.parametrize(("activation", "curve"), [("relu", lambda x: np.maximum(x, 0)), ("tanh", np.tanh)])
+@pytest.mark.parametrize(
+    ("activation", "curve"), [("relu", lambda x: np.maximum(x, 0)), ("tanh", np.tanh)]
+)
 def test_forward_against_numpy(pool, reduce, activation, curve):
     model = models.CNN(4, widths=(3, 5), hidden=(6,), pool=pool, activation=activation)
     x = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
     shapes = variables(model, (8, 8, 3))
     rng = np.random.default_rng(1)
-    made = jax.tree.map(lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
+    made = jax.tree.map(
+        lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes
+    )
     params = jax.tree.map(lambda leaf: leaf.astype(np.float64), made["params"])
     wanted = x.astype(np.float64)
     for name in ("Conv_0", "Conv_1"):
         wanted = pooled(curve(convolve(wanted, **params[name])), reduce)
     dense = lambda x, layer: x @ layer["kernel"] + layer["bias"]
-    wanted = dense(curve(dense(wanted.reshape(2, -1), params["MLP_0"]["Dense_0"])), params["MLP_0"]["Dense_1"])
+    wanted = dense(
+        curve(dense(wanted.reshape(2, -1), params["MLP_0"]["Dense_0"])), params["MLP_0"]["Dense_1"]
+    )
     # sums of up to 45 products of size about 1, four layers deep
     with promotion(model):
         logits = jax.jit(model.apply)(made, x)
@@ -185,9 +221,13 @@ def test_forward_against_numpy(pool, reduce, activation, curve):
 
 def test_bfloat16_computes_in_bfloat16():
     x = np.random.default_rng(0).standard_normal((4, 8, 8, 3)).astype(np.float32)
-    full, half = (models.CNN(widths=(4,), hidden=(6,), dtype=dtype) for dtype in (None, jnp.bfloat16))
+    full, half = (
+        models.CNN(widths=(4,), hidden=(6,), dtype=dtype) for dtype in (None, jnp.bfloat16)
+    )
     made = jax.jit(full.init)(jax.random.key(0), x)
-    difference = np.abs(np.asarray(jax.jit(full.apply)(made, x)) - np.asarray(jax.jit(half.apply)(made, x)))
+    difference = np.abs(
+        np.asarray(jax.jit(full.apply)(made, x)) - np.asarray(jax.jit(half.apply)(made, x))
+    )
     assert 1e-5 < difference.max() < 0.1  # eight bits of mantissa: visible, and small
     assert (models.model_dtype("bfloat16"), models.model_dtype("float32")) == (jnp.bfloat16, None)
 
@@ -199,13 +239,19 @@ def test_batch_norm_normalises_and_remembers():
     run = lambda v, x, train: model.apply(v, x, train=train, mutable=["batch_stats"])
     run = jax.jit(run, static_argnums=2)
     _, changed = run(made, x, True)
-    hidden = x.reshape(16, -1).astype(np.float64) @ np.asarray(made["params"]["Dense_0"]["kernel"], np.float64)
+    hidden = x.reshape(16, -1).astype(np.float64) @ np.asarray(
+        made["params"]["Dense_0"]["kernel"], np.float64
+    )
     stats = changed["batch_stats"]["_Norm_0"]["BatchNorm_0"]
     np.testing.assert_allclose(stats["mean"], 0.1 * hidden.mean(0), atol=16 * EPS)
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * hidden.var(0), atol=64 * EPS)
     logits, changed = run(made, x, False)
-    np.testing.assert_array_equal(changed["batch_stats"]["_Norm_0"]["BatchNorm_0"]["mean"], np.zeros(4))
-    np.testing.assert_allclose(logits[:3], run(made, x[:3], False)[0], atol=8 * EPS)  # an image for itself
+    np.testing.assert_array_equal(
+        changed["batch_stats"]["_Norm_0"]["BatchNorm_0"]["mean"], np.zeros(4)
+    )
+    np.testing.assert_allclose(
+        logits[:3], run(made, x[:3], False)[0], atol=8 * EPS
+    )  # an image for itself
 
 
 def test_unknown_options_are_errors():
@@ -224,7 +270,12 @@ def test_unknown_options_are_errors():
 def dropped(rate, x, seed=0, **options):
     layer = Dropout(rate)
     return np.asarray(
-        layer.apply({}, jnp.asarray(x), **({"train": True} | options), rngs={"dropout": jax.random.key(seed)})
+        layer.apply(
+            {},
+            jnp.asarray(x),
+            **({"train": True} | options),
+            rngs={"dropout": jax.random.key(seed)},
+        )
     )
 
 
@@ -268,7 +319,9 @@ def test_dropout_acts_on_hidden_units():
         )
         np.testing.assert_array_equal(run(0, False), run(1, False))
         np.testing.assert_array_equal(run(0, True), run(0, True))
-        assert not np.allclose(run(0, True), run(1, True)) and not np.allclose(run(0, True), run(0, False))
+        assert not np.allclose(run(0, True), run(1, True)) and not np.allclose(
+            run(0, True), run(0, False)
+        )
 
 
 SIZES = [
@@ -281,14 +334,18 @@ SIZES = [
 def test_conv_output_size_against_lax():
     for w, k, p, s in SIZES:
         real = jax.eval_shape(
-            lambda x, kernel, p=p, s=s: lax.conv_general_dilated(x, kernel, (s, s), [(p, p), (p, p)]),
+            lambda x, kernel, p=p, s=s: lax.conv_general_dilated(
+                x, kernel, (s, s), [(p, p), (p, p)]
+            ),
             jax.ShapeDtypeStruct((1, 1, w, w), jnp.float32),
             jax.ShapeDtypeStruct((1, 1, k, k), jnp.float32),
         )
         assert real.shape[2:] == (conv_output_size(w, k, p, s),) * 2, (w, k, p, s)
 
 
-@pytest.mark.parametrize(("w", "k", "p", "s"), [(32, 3, 1, 1), (28, 5, 0, 2), (7, 3, 2, 3), (8, 2, 0, 2), (9, 2, 0, 2)])
+@pytest.mark.parametrize(
+    ("w", "k", "p", "s"), [(32, 3, 1, 1), (28, 5, 0, 2), (7, 3, 2, 3), (8, 2, 0, 2), (9, 2, 0, 2)]
+)
 def test_conv_output_size_against_flax(w, k, p, s):
     x = jax.ShapeDtypeStruct((1, w, w, 1), jnp.float32)
     layer = nn.Conv(1, (k, k), strides=s, padding=p)

@@ -1,4 +1,6 @@
-"""A study on a local Ray cluster, as a user starts it: the numbers of the local executor, whatever is killed."""
+"""A study on a local Ray cluster, as a user starts it: the numbers of the local executor, whatever
+is killed.
+"""
 
 import os
 import re
@@ -19,12 +21,13 @@ from cnnlab.study.plan import Study
 
 pytestmark = pytest.mark.machines
 SMALL = [
-    "--dataset", "tiny", "--model", "softmax_regression", "--batch-size", "32", "--epochs", "3", "--seeds", "2",
+    "--dataset", "tiny", "--model", "softmax_regression", "--batch-size", "32", "--epochs", "3",
+    "--seeds", "2",
     "--losses", "own.first", "own.second", "--label-noise", "0", "0.3", "--devices", "1",
 ]  # fmt: skip
 
-# The losses' module is imported by every process that trains: it notes which trainings begin and end, saves after each
-# epoch, and does to the first cell that gets there what the test wants.
+# The losses' module is imported by every process that trains: it notes which trainings begin and
+# end, saves after each epoch, and does to the first cell that gets there what the test wants.
 OWN = """
 import os, signal, sys, time
 from cnnlab.losses import cross_entropy
@@ -98,11 +101,22 @@ def environment(ray_folder, **env):
 
 
 def start(folder, ray_folder, **env):
-    """Start the study on Ray in a folder where only the losses are, as a terminal does: in a process group."""
+    """Start the study on Ray in a folder where only the losses are, as a terminal does: in a
+    process group.
+    """
     (folder / "own.py").write_text(OWN)
-    command = [sys.executable, str(ROOT / "experiments/ablate.py"), *SMALL, "--workdir", "study", "--executor", "ray"]
+    command = [
+        sys.executable,
+        str(ROOT / "experiments/ablate.py"),
+        *SMALL,
+        "--workdir",
+        "study",
+        "--executor",
+        "ray",
+    ]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=folder, env=environment(ray_folder, **env), stdout=pipe, stderr=pipe,
+    return subprocess.Popen(command, cwd=folder, env=environment(ray_folder, **env), stdout=pipe,
+        stderr=pipe,
                             text=True, start_new_session=True)  # fmt: skip
 
 
@@ -110,8 +124,9 @@ def stopped(folder, ray_folder, send, number, status):
     """Stop the study by a signal while a cell's second epoch is recorded.
 
     Returns:
-      The steps that were saved, the log, and how many cells were finished, which others had begun: one that was stopped
-      between its training and its test is trained to its end and yet unfinished.
+      The steps that were saved, the log, and how many cells were finished, which others had begun:
+      one that was stopped between its training and its test is trained to its end and yet
+      unfinished.
     """
     process = start(folder, ray_folder, AT_EPOCH_2="time.sleep(3)")
     deadline = time.monotonic() + 120
@@ -120,18 +135,28 @@ def stopped(folder, ray_folder, send, number, status):
         time.sleep(0.02)
     send(process.pid, number)
     _, errors = process.communicate(timeout=120)
-    said = f"stopped by {number.name}, what was under way is saved; to go on: .*ablate.py .* --executor ray\n"
+    said = (
+        f"stopped by {number.name}, what was under way is saved; to go on: "
+        ".*ablate.py .* --executor ray\n"
+    )
     assert process.returncode == status and re.fullmatch(said, errors), errors
     assert not processes(ray_folder)
     (folder / "AT_EPOCH_2").unlink()
-    steps = [int(path.name) for path in folder.glob("study/*.checkpoints/training/*") if path.name.isdecimal()]
-    assert max(steps, default=0) > 10, steps  # at once, and not as the second epoch's end had left it
+    steps = [
+        int(path.name)
+        for path in folder.glob("study/*.checkpoints/training/*")
+        if path.name.isdecimal()
+    ]
+    # at once, and not as the second epoch's end had left it
+    assert max(steps, default=0) > 10, steps
     finished = {path.stem.rsplit("-")[-1] for path in folder.glob("study/cells/*.json")}
     begun = finished | {path.stem for path in folder.glob("study/*.checkpoints")}
     return steps, (folder / "log").read_text().split("\n"), len(finished), len(begun)
 
 
-def test_interrupted_and_then_its_workers_killed_a_study_trains_no_cell_twice(whole, ray_folder, tmp_path):
+def test_interrupted_and_then_its_workers_killed_a_study_trains_no_cell_twice(
+    whole, ray_folder, tmp_path
+):
     steps, before, finished, begun = stopped(tmp_path, ray_folder, os.killpg, signal.SIGINT, 130)
     kill = "os.kill(os.getpid(), signal.SIG{})".format
     process = start(tmp_path, ray_folder, AT_EPOCH_2=kill("TERM"), AT_EPOCH_3=kill("KILL"))
@@ -139,9 +164,11 @@ def test_interrupted_and_then_its_workers_killed_a_study_trains_no_cell_twice(wh
     assert (process.returncode, errors) == (0, ""), output
     assert (tmp_path / "study/results.csv").read_bytes() == whole
     log = (tmp_path / "log").read_text().split("\n")[len(before) - 1 :]
-    assert log.count("ended") == 4 - finished and log.count("begun at 0") == 4 - begun, (before, log)
+    assert log.count("ended") == 4 - finished, (before, log)
+    assert log.count("begun at 0") == 4 - begun, (before, log)
     resumed = [line for line in log if line.startswith("begun at ") and line != "begun at 0"]
-    assert len(resumed) == len(steps) + 2, (before, log)  # what the interruption had saved, and one a signal
+    # what the interruption had saved, and one a signal
+    assert len(resumed) == len(steps) + 2, (before, log)
     assert "cells to train on Ray, 1 CPU each" in output
     assert re.findall(r"^(\d)/4 ", output, re.MULTILINE)[-1] == "4"
     assert not list((tmp_path / "study").glob("*.checkpoints")) and not processes(ray_folder)
@@ -184,11 +211,27 @@ def test_a_shard_of_a_cluster_and_unknown_executors_are_refused():
 def test_without_ray_it_says_what_to_install(tmp_path):
     (tmp_path / "ray.py").write_text("raise ImportError")
     done = script(
-        "ablate", *SMALL[:10], "--losses", "mse", "focal", "--executor", "ray", PYTHONPATH=f"{tmp_path}:{ROOT}"
+        "ablate",
+        *SMALL[:10],
+        "--losses",
+        "mse",
+        "focal",
+        "--executor",
+        "ray",
+        PYTHONPATH=f"{tmp_path}:{ROOT}",
     )
     assert "needs the package ray: pip install -e '.[ray]'" in one_line_error(done)
 
 
 def test_no_cluster_where_it_is_said_to_be(ray_folder, tmp_path):
-    done = script("ablate", *SMALL[:10], "--losses", "mse", "focal", "--executor", "ray", RAY_ADDRESS="nonsense")
+    done = script(
+        "ablate",
+        *SMALL[:10],
+        "--losses",
+        "mse",
+        "focal",
+        "--executor",
+        "ray",
+        RAY_ADDRESS="nonsense",
+    )
     assert "error: no Ray cluster at nonsense: " in one_line_error(done)

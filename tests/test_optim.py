@@ -7,16 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnlab import network, optim, spec
+from cnnlab import optim, spec
 from cnnlab.config import Config
 from cnnlab.parts import resolve
+from cnnlab.training import network
 
 EPS = 2.0**-23  # one ulp of float32, relative
 
 
 @pytest.fixture(autouse=True)
 def optax_promotes():
-    """optax itself divides integer step counts by floats, in its cosine and in Adam's bias correction."""
+    """optax itself divides integer step counts by floats, in its cosine and in Adam's bias
+    correction.
+    """
     with jax.numpy_dtype_promotion("standard"):
         yield
 
@@ -31,8 +34,20 @@ def cosine_down(share):
     [
         ("constant", {0: 0.5, 1: 0.5, 99: 0.5, 100: 0.5}),
         ("constant,warmup=1", {0: 0.0, 1: 0.05, 5: 0.25, 9: 0.45, 10: 0.5, 100: 0.5}),
-        ("cosine", {0: 0.5, 50: 0.25, 25: cosine_down(1 / 4), 99: 0.25 * (1 - math.cos(math.pi / 100)), 100: 0}),
-        ("cosine,warmup=2", {0: 0, 10: 0.25, 19: 0.475, 20: 0.5, 60: 0.25, 80: cosine_down(3 / 4), 100: 0, 120: 0}),
+        (
+            "cosine",
+            {
+                0: 0.5,
+                50: 0.25,
+                25: cosine_down(1 / 4),
+                99: 0.25 * (1 - math.cos(math.pi / 100)),
+                100: 0,
+            },
+        ),
+        (
+            "cosine,warmup=2",
+            {0: 0, 10: 0.25, 19: 0.475, 20: 0.5, 60: 0.25, 80: cosine_down(3 / 4), 100: 0, 120: 0},
+        ),
         ("cosine,warmup=10", {0: 0.0, 50: 0.25, 99: 0.495}),
         ("cosine,warmup=0.5", {0: 0.0, 4: 0.4, 5: 0.5, 100: 0}),
         ("linear", {0: 0.5, 50: 0.25, 99: 0.005, 100: 0, 120: 0}),
@@ -40,13 +55,31 @@ def cosine_down(share):
         ("steps,at=[2,4]", {0: 0.5, 19: 0.5, 20: 0.05, 39: 0.05, 40: 0.005, 120: 0.005}),
         ("steps,at=[1.5],factor=0.5", {14: 0.5, 15: 0.25, 100: 0.25}),
         ("steps,at=[3,3.01],factor=0.5", {29: 0.5, 30: 0.125}),  # both in one step
-        ("steps,at=[2,4],factor=0.5,warmup=1", {0: 0, 5: 0.25, 10: 0.5, 19: 0.5, 20: 0.25, 39: 0.25, 40: 0.125}),
+        (
+            "steps,at=[2,4],factor=0.5,warmup=1",
+            {0: 0, 5: 0.25, 10: 0.5, 19: 0.5, 20: 0.25, 39: 0.25, 40: 0.125},
+        ),
         ("one_cycle", {0: 0.02, 15: 0.26, 30: 0.5, 65: 0.250001, 100: 2e-6, 120: 2e-6}),
-        ("one_cycle,rise=0.5,start_divisor=1,end_divisor=2", {0: 0.5, 25: 0.5, 50: 0.5, 75: 0.375, 100: 0.25}),
-        ("restarts,period=2", {0: 0.5, 10: 0.25, 19: cosine_down(19 / 20), 20: 0.5, 30: 0.25, 100: 0.5, 110: 0.25}),
-        ("restarts,period=1,growth=2", {0: 0.5, 5: 0.25, 10: 0.5, 20: 0.25, 29: cosine_down(19 / 20), 30: 0.5}),
-        ("restarts,period=1,growth=2", {50: 0.25, 69: cosine_down(39 / 40), 70: 0.5, 110: 0.25, 150: 0.5}),
-        ("restarts,period=0.1,growth=1.2", {0: 0.5, 1: 0.5, 2: 0.5, 3: 0.5, 4: 0.25, 5: 0.5}),  # 1, 1, 1, 2 steps
+        (
+            "one_cycle,rise=0.5,start_divisor=1,end_divisor=2",
+            {0: 0.5, 25: 0.5, 50: 0.5, 75: 0.375, 100: 0.25},
+        ),
+        (
+            "restarts,period=2",
+            {0: 0.5, 10: 0.25, 19: cosine_down(19 / 20), 20: 0.5, 30: 0.25, 100: 0.5, 110: 0.25},
+        ),
+        (
+            "restarts,period=1,growth=2",
+            {0: 0.5, 5: 0.25, 10: 0.5, 20: 0.25, 29: cosine_down(19 / 20), 30: 0.5},
+        ),
+        (
+            "restarts,period=1,growth=2",
+            {50: 0.25, 69: cosine_down(39 / 40), 70: 0.5, 110: 0.25, 150: 0.5},
+        ),
+        (
+            "restarts,period=0.1,growth=1.2",
+            {0: 0.5, 1: 0.5, 2: 0.5, 3: 0.5, 4: 0.25, 5: 0.5},
+        ),  # 1, 1, 1, 2 steps
     ],
 )
 def test_schedule(text, points):
@@ -76,7 +109,9 @@ def as_arrays(tree, dtype):
 
 
 def reference(name, rate, momentum=0.9, nesterov=True, weight_decay=0.0, clip_norm=None):
-    """The textbook's update in float64, decay on kernels only; adamw's is decoupled and scaled by the rate."""
+    """The textbook's update in float64, decay on kernels only; adamw's is decoupled and scaled by
+    the rate.
+    """
     params = as_arrays(PARAMS, np.float64)
     first, second = ({k: np.zeros_like(v) for k, v in params.items()} for _ in range(2))
     for step, gradient in enumerate(GRADIENTS, 1):
@@ -100,7 +135,9 @@ def reference(name, rate, momentum=0.9, nesterov=True, weight_decay=0.0, clip_no
 
 def built(optimizer, rate, clip_norm=None):
     """The optimizer of a run, whose rate is constant."""
-    config = Config(optimizer=optimizer, learning_rate=rate, schedule="constant", clip_norm=clip_norm)
+    config = Config(
+        optimizer=optimizer, learning_rate=rate, schedule="constant", clip_norm=clip_norm
+    )
     return network.build_optimizer(config, resolve(config), steps_per_epoch=10)
 
 
@@ -116,7 +153,11 @@ def built(optimizer, rate, clip_norm=None):
         ("sgd", {"momentum": 0.9, "nesterov": False}),
         ("sgd", {"momentum": 0.9, "nesterov": True}),
     ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(f"{k}={v}" for k, v in value.items()) or "plain",
+    ids=lambda value: (
+        value
+        if isinstance(value, str)
+        else "-".join(f"{k}={v}" for k, v in value.items()) or "plain"
+    ),
 )
 def test_three_steps(name, options, weight_decay, clip_norm):
     options = options | {"weight_decay": weight_decay}
@@ -128,8 +169,9 @@ def test_three_steps(name, options, weight_decay, clip_norm):
         updates, state = update(as_arrays(gradient, np.float32), state, params)
         params = {k: params[k] + updates[k] for k in params}
     for k in params:
-        # three updates of at most 1 in total size, each rounded about ten times; Adam's 1 - 0.999**t is float32 and
-        # loses ten bits to cancellation (2**-23 / 0.001 of it, halved by the root)
+        # three updates of at most 1 in total size, each rounded about ten times; Adam's 1 -
+        # 0.999**t is float32 and loses ten bits to cancellation (2**-23 / 0.001 of it, halved by
+        # the root)
         lost = 500 * EPS * 0.3 if name.startswith("adam") else 0
         np.testing.assert_allclose(params[k], wanted[k], rtol=0, atol=16 * EPS + lost)
 
@@ -147,7 +189,11 @@ def test_a_schedule_as_rate_starts_at_step_zero():
 def test_clipping_leaves_short_gradients_alone():
     tx = built("sgd,momentum=0", 1.0, clip_norm=5.0)
     params = {"bias": jnp.zeros(2)}
-    for gradient, wanted in (([3.0, 4.0], [-3.0, -4.0]), ([30.0, 40.0], [-3.0, -4.0]), ([0.0, 0.0], [0.0, 0.0])):
+    for gradient, wanted in (
+        ([3.0, 4.0], [-3.0, -4.0]),
+        ([30.0, 40.0], [-3.0, -4.0]),
+        ([0.0, 0.0], [0.0, 0.0]),
+    ):
         updates, _ = tx.update({"bias": jnp.array(gradient)}, tx.init(params), params)
         np.testing.assert_allclose(updates["bias"], wanted, rtol=2 * EPS)
 

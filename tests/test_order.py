@@ -1,4 +1,6 @@
-"""Who is held out and who comes when: counts by exact arithmetic, and goldens, because resumed runs rely on them."""
+"""Who is held out and who comes when: counts by exact arithmetic, and goldens, because resumed runs
+rely on them.
+"""
 
 from fractions import Fraction
 
@@ -23,9 +25,14 @@ def test_split_is_a_stratified_partition(fraction):
 
 
 def test_the_largest_remainders_round_up():
-    # quotas 2.5, 0.25, 3.75 of 10, 1, 15: floors 2, 0, 3, and round(6.5) = 6 leaves one for the third class
+    # quotas 2.5, 0.25, 3.75 of 10, 1, 15: floors 2, 0, 3, and round(6.5) = 6 leaves one for the
+    # third class
     labels = np.repeat([0, 1, 2], [10, 1, 15])
-    assert np.bincount(labels[order.split(labels, 0.25, seed=3)[1]], minlength=3).tolist() == [2, 0, 4]
+    assert np.bincount(labels[order.split(labels, 0.25, seed=3)[1]], minlength=3).tolist() == [
+        2,
+        0,
+        4,
+    ]
 
 
 def test_fraction_zero_and_no_images():
@@ -47,7 +54,9 @@ def test_each_epoch_visits_an_image_at_most_once(count, batch_size):
     steps = count // batch_size
     epochs = []
     for epoch in range(3):
-        batches = [order.batch_positions(4, epoch * steps + k, count, batch_size) for k in range(steps)]
+        batches = [
+            order.batch_positions(4, epoch * steps + k, count, batch_size) for k in range(steps)
+        ]
         assert all(batch.shape == (batch_size,) for batch in batches)
         seen = np.concatenate(batches)
         assert len(set(seen.tolist())) == len(seen) == steps * batch_size
@@ -73,8 +82,8 @@ def test_batches_are_a_pure_function_of_seed_and_step():
 
 
 def test_goldens():
-    # numpy guarantees PCG64's bits, not permutation's use of them: a change here means that runs cannot be resumed
-    # across that numpy version.
+    # numpy guarantees PCG64's bits, not permutation's use of them: a change here means that runs
+    # cannot be resumed across that numpy version.
     assert [order.batch_positions(0, step, 7, 3).tolist() for step in range(4)] == [
         [4, 3, 1],
         [6, 2, 5],

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from run_worker import drawn, lenient
 
-from cnnlab import losses, metrics, network, optim, parallel, program, train
+from cnnlab import collectives, losses, metrics, optim
 from cnnlab.config import Config
 from cnnlab.errors import InputError
-from cnnlab.layers import Convolution
+from cnnlab.models.convolution import Convolution
 from cnnlab.parts import resolve
+from cnnlab.training import devices, network, program
+from cnnlab.training.devices import layout as choose
+from cnnlab.training.step import Objective, create_state, train_step, zero_totals
 
 BATCH, CLASSES = 64, 10
 # Everything that draws or that reduces over the batch: batch norm, dropout and five augmentations.
@@ -31,7 +34,11 @@ MEAN, STD = IMAGES.mean((0, 1, 2)), IMAGES.std((0, 1, 2))
 
 def batch(step):
     part = slice(step * BATCH, (step + 1) * BATCH)
-    return {"image": IMAGES[part], "label": LABELS[part], "index": np.arange(len(LABELS), dtype=np.int32)[part]}
+    return {
+        "image": IMAGES[part],
+        "label": LABELS[part],
+        "index": np.arange(len(LABELS), dtype=np.int32)[part],
+    }
 
 
 def compiled_step(layout, config=FULL, formulation=None):
@@ -40,15 +47,19 @@ def compiled_step(layout, config=FULL, formulation=None):
     model = parts.build_model(CLASSES, config.compute_dtype, convolution, layout.axis_name)
     tx = lenient(optim.adam(config.learning_rate))
     pure = functools.partial(
-        train.train_step,
+        train_step,
         apply_fn=network.apply_for_training(model),
-        objective=train.Objective(losses.cross_entropy),
+        objective=Objective(losses.cross_entropy),
         tx=tx,
         prepare=program.prepare_fn(parts.pipeline(CLASSES, layout.axis_name, True), MEAN, STD),
     )
-    step = lambda state, totals, part, key, *, axis_name: pure(state, totals, part, key, axis_name=axis_name)
+    step = lambda state, totals, part, key, *, axis_name: pure(
+        state, totals, part, key, axis_name=axis_name
+    )
     return (
-        layout.compile(step, (parallel.SHARED, parallel.SHARED, parallel.BATCH, parallel.SHARED), donate=(0,)),
+        layout.compile(
+            step, (devices.SHARED, devices.SHARED, devices.BATCH, devices.SHARED), donate=(0,)
+        ),
         model,
         tx,
     )
@@ -56,8 +67,8 @@ def compiled_step(layout, config=FULL, formulation=None):
 
 def start(layout, model, tx, dtype):
     variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 12, 12, 3), jnp.float32))
-    state = train.create_state(jax.tree.map(lambda x: x.astype(dtype), variables), tx)
-    return layout.place(state), layout.place(train.zero_totals(dtype)), layout.place(jax.random.key(2))
+    state = create_state(jax.tree.map(lambda x: x.astype(dtype), variables), tx)
+    return layout.place(state), layout.place(zero_totals(dtype)), layout.place(jax.random.key(2))
 
 
 @contextlib.contextmanager
@@ -73,11 +84,16 @@ def quick_compile(enabled):
 @functools.cache
 def trained(mode, devices, steps, dtype, config=FULL):
     """Every leaf of the state and the totals after `steps`, on the host, by path."""
-    layout = parallel.layout(mode, devices, BATCH)
+    layout = choose(mode, devices, BATCH)
     assert (layout.mode, layout.device_count) == (mode, devices)
-    # flax's batch norm promotes float64 with float32, which strict rules forbid; the float32 case keeps them.
+    # flax's batch norm promotes float64 with float32, which strict rules forbid; the float32 case
+    # keeps them.
     promotion = "standard" if dtype == "float64" else "strict"
-    with jax.enable_x64(dtype == "float64"), jax.numpy_dtype_promotion(promotion), quick_compile(dtype == "float64"):
+    with (
+        jax.enable_x64(dtype == "float64"),
+        jax.numpy_dtype_promotion(promotion),
+        quick_compile(dtype == "float64"),
+    ):
         step, model, tx = compiled_step(layout, config)
         state, totals, key = start(layout, model, tx, dtype)
         for number in range(steps):
@@ -88,10 +104,14 @@ def trained(mode, devices, steps, dtype, config=FULL):
     return found
 
 
-@pytest.mark.parametrize(("steps", "dtype", "tolerance"), [(5, "float32", 1e-5), (20, "float64", 1e-10)])
+@pytest.mark.parametrize(
+    ("steps", "dtype", "tolerance"), [(5, "float32", 1e-5), (20, "float64", 1e-10)]
+)
 @pytest.mark.parametrize("mode", ["pmap", "sharded"])
 def test_eight_devices_agree_with_one(mode, steps, dtype, tolerance):
-    """Measured, both JAX versions: at most 5.6e-6 after 5 steps in float32, 6.7e-16 after 20 in float64."""
+    """Measured, both JAX versions: at most 5.6e-6 after 5 steps in float32, 6.7e-16 after 20 in
+    float64.
+    """
     assert len(jax.devices()) == 8
     one, eight = trained("jit", 1, steps, dtype), trained(mode, 8, steps, dtype)
     assert one.keys() == eight.keys()
@@ -102,12 +122,16 @@ def test_eight_devices_agree_with_one(mode, steps, dtype, tolerance):
             np.testing.assert_array_equal(eight[name], wanted, err_msg=name)
         else:
             scale = steps * BATCH if name == "[1]['loss']" else 1  # a sum over that many examples
-            np.testing.assert_allclose(eight[name], wanted, rtol=0, atol=tolerance * scale, err_msg=name)
+            np.testing.assert_allclose(
+                eight[name], wanted, rtol=0, atol=tolerance * scale, err_msg=name
+            )
     assert (one["[0].step"], one["[1]['count']"]) == (steps, steps * BATCH)
     # The comparison is of something: the parameters have moved by far more than the tolerance.
     with jax.enable_x64(dtype == "float64"):
-        _, model, tx = compiled_step(parallel.layout("jit", 1, BATCH))
-        before = np.asarray(start(parallel.layout("jit", 1, BATCH), model, tx, dtype)[0].params["Conv_0"]["kernel"])
+        _, model, tx = compiled_step(devices.layout("jit", 1, BATCH))
+        before = np.asarray(
+            start(devices.layout("jit", 1, BATCH), model, tx, dtype)[0].params["Conv_0"]["kernel"]
+        )
     assert np.abs(one["[0].params['Conv_0']['kernel']"] - before).max() > 1e-3
 
 
@@ -119,18 +143,23 @@ LINEAR = Config(model="softmax_regression", augment="none", batch_size=BATCH)
 def linear_step(layout):
     step, model, _ = compiled_step(layout, LINEAR)
     variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 12, 12, 3), jnp.float32))
-    state = train.create_state(variables, lenient(optim.adam(1e-3)))
-    return step, (layout.place(state), layout.place(train.zero_totals()), batch(0), layout.place(jax.random.key(2)))
+    state = create_state(variables, lenient(optim.adam(1e-3)))
+    return step, (
+        layout.place(state),
+        layout.place(zero_totals()),
+        batch(0),
+        layout.place(jax.random.key(2)),
+    )
 
 
 @pytest.mark.parametrize("mode", ["pmap", "sharded"])
 def test_the_batch_is_shared_out_and_the_gradient_summed(mode):
-    layout = parallel.layout(mode, 8, BATCH)
+    layout = devices.layout(mode, 8, BATCH)
     step, arguments = linear_step(layout)
     program = jax.jit(step).lower(*arguments).compile().as_text()
     assert "all-reduce" in program
     assert f"u8[{BATCH // 8},12,12,3]" in program  # what one device holds
-    single, its_arguments = linear_step(parallel.layout("jit", 1, BATCH))
+    single, its_arguments = linear_step(devices.layout("jit", 1, BATCH))
     one = jax.jit(single).lower(*its_arguments).compile().as_text()
     assert "all-reduce" not in one and f"u8[{BATCH},12,12,3]" in one
     state, totals = step(*arguments)
@@ -138,32 +167,36 @@ def test_the_batch_is_shared_out_and_the_gradient_summed(mode):
         assert len(leaf.sharding.device_set) == 8 and leaf.is_fully_replicated
     assert state.params["Dense_0"]["bias"].shape == (CLASSES,)  # no leading device axis
     wanted, its_totals = single(*its_arguments)
-    for found, one_device in zip(jax.tree.leaves((state, totals)), jax.tree.leaves((wanted, its_totals)), strict=True):
+    for found, one_device in zip(
+        jax.tree.leaves((state, totals)), jax.tree.leaves((wanted, its_totals)), strict=True
+    ):
         np.testing.assert_allclose(found, one_device, rtol=1e-5, atol=1e-6)
 
 
 def test_pmap_sees_a_part_and_the_axis():
-    layout = parallel.layout("pmap", 8, 16)
+    layout = devices.layout("pmap", 8, 16)
     seen = layout.compile(
         lambda x, *, axis_name: (
             jnp.int32(x.shape[0]),
-            parallel.total(x.sum(), axis_name),
-            parallel.mean(x.mean(), axis_name),
+            collectives.total(x.sum(), axis_name),
+            collectives.mean(x.mean(), axis_name),
         ),
-        (parallel.BATCH,),
+        (devices.BATCH,),
     )(np.arange(16, dtype=np.float32))
     assert [float(value) for value in seen] == [2, 120, 7.5]
 
 
 def test_example_keys_do_not_depend_on_the_split():
     key = jax.random.key(3)
-    whole = jax.random.key_data(parallel.example_keys(key, 16))
-    layout = parallel.layout("pmap", 8, 16)
+    whole = jax.random.key_data(collectives.example_keys(key, 16))
+    layout = devices.layout("pmap", 8, 16)
     gathered = layout.compile(
         lambda x, *, axis_name: jax.lax.all_gather(
-            jax.random.key_data(parallel.example_keys(key, x.shape[0], axis_name)), axis_name, tiled=True
+            jax.random.key_data(collectives.example_keys(key, x.shape[0], axis_name)),
+            axis_name,
+            tiled=True,
         ),
-        (parallel.BATCH,),
+        (devices.BATCH,),
     )(np.zeros(16, np.float32))
     np.testing.assert_array_equal(gathered, whole)
     assert len(np.unique(whole, axis=0)) == 16
@@ -173,12 +206,12 @@ def test_example_keys_do_not_depend_on_the_split():
 def test_evaluation_agrees(mode):
     def sums(logits, part, *, axis_name):
         loss = losses.cross_entropy(logits, part["label"])
-        return parallel.total(metrics.sums(logits, part["label"], loss, part["mask"]), axis_name)
+        return collectives.total(metrics.sums(logits, part["label"], loss, part["mask"]), axis_name)
 
     logits = np.random.default_rng(0).standard_normal((BATCH, CLASSES)).astype(np.float32)
     part = {"label": LABELS[:BATCH], "mask": np.arange(BATCH) < BATCH - 9}
     found, wanted = (
-        parallel.layout(m, n, BATCH).compile(sums, (parallel.BATCH, parallel.BATCH))(logits, part)
+        devices.layout(m, n, BATCH).compile(sums, (devices.BATCH, devices.BATCH))(logits, part)
         for m, n in ((mode, 8), ("jit", 1))
     )
     for name in wanted:
@@ -204,7 +237,7 @@ def test_evaluation_agrees(mode):
     ],
 )
 def test_choice_of_devices(mode, devices, size, found):
-    layout = parallel.layout(mode, devices, size)
+    layout = choose(mode, devices, size)
     assert (layout.mode, layout.device_count) == found
 
 
@@ -219,16 +252,18 @@ def test_choice_of_devices(mode, devices, size, found):
 )
 def test_choices_that_cannot_be(mode, devices, size, words):
     with pytest.raises(InputError) as error:
-        parallel.layout(mode, devices, size)
+        choose(mode, devices, size)
     assert all(word in str(error.value) for word in words), error.value
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda", "tpu"])
 def test_the_step_lowered_for_each_platform(name):
-    """The formulation follows the mesh's devices, not this host: accelerators get lax's own convolution throughout."""
-    formulation = parallel.formulation({"cuda": "gpu"}.get(name, name))  # a device's name for itself
+    """The formulation follows the mesh's devices, not this host: accelerators get lax's own
+    convolution throughout.
+    """
+    formulation = devices.formulation({"cuda": "gpu"}.get(name, name))  # a device's name for itself
     config = Config(batch_size=BATCH, augment="none", model="cnn,widths=[8,16]")
-    layout = parallel.layout("jit", 1, BATCH)
+    layout = devices.layout("jit", 1, BATCH)
     step, model, tx = compiled_step(layout, config, formulation)
     state, totals, key = start(layout, model, tx, "float32")
     text = step.trace(state, totals, batch(0), key).lower(lowering_platforms=(name,)).as_text()
@@ -237,7 +272,11 @@ def test_the_step_lowered_for_each_platform(name):
         assert "stablehlo.while" in text and model.conv.formulation == "blocked"
     else:
         # forward and by the kernel for both layers, by the input for the second
-        assert (convolutions, text.count("stablehlo.while"), model.conv.formulation) == (5, 0, "native")
+        assert (convolutions, text.count("stablehlo.while"), model.conv.formulation) == (
+            5,
+            0,
+            "native",
+        )
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
@@ -246,9 +285,9 @@ def test_freed_memory_is_kept():
     program = """
 import resource, sys
 import numpy as np
-from cnnlab import parallel
+from cnnlab.training import devices
 if sys.argv[1] == "with":
-    parallel.layout("auto", None, 128)
+    devices.layout("auto", None, 128)
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 np.ones(2**24, np.float32)
 before = faults()
@@ -257,7 +296,13 @@ for _ in range(5):
 print(faults() - before)
 """
     with_layout, without = (
-        int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", program, how], capture_output=True, text=True, check=True
+            ).stdout
+        )
         for how in ("with", "without")
     )
-    assert 4 * with_layout < without  # numpy asks for huge pages where there are any: then 32 faults each
+    assert (
+        4 * with_layout < without
+    )  # numpy asks for huge pages where there are any: then 32 faults each

@@ -1,4 +1,6 @@
-"""Every part by name: the contracts of the built-in ones, and the user's own in runs and in studies."""
+"""Every part by name: the contracts of the built-in ones, and the user's own in runs and in
+studies.
+"""
 
 import dataclasses
 import inspect
@@ -14,7 +16,7 @@ import pytest
 import user_parts
 from test_experiments import one_line_error, script
 
-from cnnlab import augment, docstrings, losses, models, network, optim, parallel, parts, recipe, spec, train
+from cnnlab import augment, docstrings, losses, models, optim, parts, spec
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.errors import InputError
@@ -23,10 +25,16 @@ from cnnlab.spec import Part
 from cnnlab.study import cells
 from cnnlab.study.board import Board
 from cnnlab.study.plan import Study
+from cnnlab.training import network, recipe
+from cnnlab.training.devices import BATCH
+from cnnlab.training.devices import layout as choose
+from cnnlab.training.step import Objective, _apart, _together
 
 ROOT = Path(__file__).parents[1]
 EVERY = [(kind, name) for kind in KINDS for name in KINDS[kind].builtin()]
-TINY = Config(dataset="tiny", model="mlp,hidden=[8]", batch_size=20, epochs=2, learning_rate=0.01, devices=1)
+TINY = Config(
+    dataset="tiny", model="mlp,hidden=[8]", batch_size=20, epochs=2, learning_rate=0.01, devices=1
+)
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +66,18 @@ def test_a_built_in_part_is_documented_listed_and_named_in_one_way(kind, name):
     for hyperparameter in part.hyperparameters():
         assert hyperparameter in about.arguments, f"Args: {hyperparameter}"
     assert f"\n{name}" in f"\n\n{spec.listing(KINDS[kind])}"
-    required = {key for key in part.hyperparameters() if part.requires(key)} - set(KINDS[kind].supplies)
-    examples = {"at": (80, 120), "period": 10, "rate": 0.4, "factor": 100, "share": 0.5, "weights": (1, 2), "t": 2}
+    required = {key for key in part.hyperparameters() if part.requires(key)} - set(
+        KINDS[kind].supplies
+    )
+    examples = {
+        "at": (80, 120),
+        "period": 10,
+        "rate": 0.4,
+        "factor": 100,
+        "share": 0.5,
+        "weights": (1, 2),
+        "t": 2,
+    }
     written = spec.Spec(name, {key: examples[key] for key in required})
     found = spec.find(KINDS[kind], str(written))
     again = spec.find(KINDS[kind], str(found.resolved()))
@@ -72,13 +90,18 @@ def test_short_names_and_paths_of_cnnlab_are_the_same_part():
     for text in ("ce", "cross_entropy", "cnnlab.losses.cross_entropy", "cnnlab.losses.ce"):
         assert str(spec.find(KINDS["loss"], text).canonical()) == "cross_entropy"
     assert str(spec.find(KINDS["loss"], "focal,gamma=2.0").canonical()) == "focal"
-    assert str(spec.find(KINDS["model"], "cnnlab.models.CNN,widths=[8]").canonical()) == "cnn,widths=[8]"
+    assert (
+        str(spec.find(KINDS["model"], "cnnlab.models.CNN,widths=[8]").canonical())
+        == "cnn,widths=[8]"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_name_is_an_error(kind):
     if kind == "dataset":
-        message = failure(parts.resolve(dataclasses.replace(TINY, dataset="cifar11")).open_dataset, None, None)
+        message = failure(
+            parts.resolve(dataclasses.replace(TINY, dataset="cifar11")).open_dataset, None, None
+        )
     else:
         message = failure(spec.find, KINDS[kind], "surely_unknown")
     assert "unknown" in message
@@ -86,30 +109,46 @@ def test_an_unknown_name_is_an_error(kind):
 
 def test_optax_is_named_by_its_path():
     assert "did you mean 'optax.lion'?" in failure(spec.find, KINDS["optimizer"], "lion")
-    assert "did you mean 'optax.contrib.prodigy'?" in failure(spec.find, KINDS["optimizer"], "prodigy")
+    assert "did you mean 'optax.contrib.prodigy'?" in failure(
+        spec.find, KINDS["optimizer"], "prodigy"
+    )
     assert "lion" in failure(spec.find, KINDS["optimizer"], "optax.lionn")
 
 
-@pytest.mark.parametrize("text", ["optax.lion,b1=0.95", "optax.contrib.prodigy", "optax.adamw,weight_decay=1e-2"])
+@pytest.mark.parametrize(
+    "text", ["optax.lion,b1=0.95", "optax.contrib.prodigy", "optax.adamw,weight_decay=1e-2"]
+)
 def test_optimizers_of_optax_take_their_own_step(text, tfds_root):
     part = spec.find(KINDS["optimizer"], text)
     rate = 1.0 if "prodigy" in text else 0.01
-    changes = {"optimizer": text, "learning_rate": rate, "schedule": "constant", "augment": "none", "epochs": 1}
+    changes = {
+        "optimizer": text,
+        "learning_rate": rate,
+        "schedule": "constant",
+        "augment": "none",
+        "epochs": 1,
+    }
     _, progress = trained(**changes)
     experiment = recipe.build(dataclasses.replace(TINY, **changes), Console("off"))
     tx = part.function(rate, **part.keywords)
     params, state = experiment.state.params, tx.init(experiment.state.params)
 
     def loss(params, images, labels):
-        return losses.cross_entropy(models.MLP(3, hidden=(8,)).apply({"params": params}, images), labels).mean()
+        return losses.cross_entropy(
+            models.MLP(3, hidden=(8,)).apply({"params": params}, images), labels
+        ).mean()
 
     dataset = parts.resolve(TINY).open_dataset(None, None)
     mean, std = (np.array(experiment.facts[name], np.float32) for name in ("mean", "std"))
     for item in experiment.items(0, experiment.steps_per_epoch):
-        images = augment.normalise(jnp.asarray(dataset.train.read(item["image"])["image"]), mean, std)
+        images = augment.normalise(
+            jnp.asarray(dataset.train.read(item["image"])["image"]), mean, std
+        )
         updates, state = tx.update(jax.grad(loss)(params, images, item["label"]), state, params)
         params = optax.apply_updates(params, updates)
-    for ours, theirs in zip(jax.tree.leaves(progress.state.params), jax.tree.leaves(params), strict=True):
+    for ours, theirs in zip(
+        jax.tree.leaves(progress.state.params), jax.tree.leaves(params), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
 
 
@@ -122,21 +161,36 @@ def test_optimizers_of_optax_take_their_own_step(text, tfds_root):
         ({"model": "mlp,pool=average"}, "model mlp has no hyperparameter 'pool'"),
         ({"optimizer": "adam,momentum=0.9"}, "optimizer adam has no hyperparameter 'momentum'"),
         ({"optimizer": "adam,head_rate=0.02"}, "optimizer adam has no hyperparameter 'head_rate'"),
-        ({"optimizer": "sgd,momentum=0,nesterov=true"}, "nesterov is a form of momentum, which is 0"),
+        (
+            {"optimizer": "sgd,momentum=0,nesterov=true"},
+            "nesterov is a form of momentum, which is 0",
+        ),
         ({"model": "airnet,hidden=[8]"}, "model airnet has no hyperparameter 'hidden'"),
         ({"model": "airnet,pool=max"}, "model airnet has no hyperparameter 'pool'"),
         ({"model": "cnn,whiten=false"}, "model cnn has no hyperparameter 'whiten'"),
         ({"augment": "flip,mode=reflect"}, "augmentation flip has no hyperparameter 'mode'"),
-        ({"loss": "cross_entropy,convention=off_target"}, "loss cross_entropy has no hyperparameter 'convention'"),
-        ({"model": "softmax_regression,activation=gelu"}, "model softmax_regression has no hyperparameter 'activ"),
+        (
+            {"loss": "cross_entropy,convention=off_target"},
+            "loss cross_entropy has no hyperparameter 'convention'",
+        ),
+        (
+            {"model": "softmax_regression,activation=gelu"},
+            "model softmax_regression has no hyperparameter 'activ",
+        ),
         ({"model": "softmax_regression,batch_norm=true"}, "has no hyperparameter 'batch_norm'"),
         ({"workers": 2}, "--workers 2 has no effect on images that are kept in memory"),
         ({"optimizer": "muon"}, "muon is for convolution kernels"),
         ({"model": "user_parts.Net", "compute_dtype": "bfloat16"}, "does not take a dtype"),
         ({"model": "mlp,num_classes=7"}, "num_classes comes from the run"),
         ({"augment": "views+flip"}, "takes no view_logits"),
-        ({"model": "cnn,widths=[2]", "optimizer": "muon,whitening_epochs=5"}, "whitening_epochs has no effect"),
-        ({"model": "airnet,widths=[2,2],whiten=false", "optimizer": "muon,whitening_epochs=5"}, "has no effect"),
+        (
+            {"model": "cnn,widths=[2]", "optimizer": "muon,whitening_epochs=5"},
+            "whitening_epochs has no effect",
+        ),
+        (
+            {"model": "airnet,widths=[2,2],whiten=false", "optimizer": "muon,whitening_epochs=5"},
+            "has no effect",
+        ),
         ({"model": "mlp,hidden=[],activation=gelu"}, "hidden=[] leaves no layer"),
         ({"model": "cnn,widths=[2],hidden=[],dropout=0.5"}, "hidden=[] leaves no layer"),
         ({"schedule": "steps,at=[]"}, "at must name at least one epoch"),
@@ -148,7 +202,9 @@ def test_a_setting_without_effect_is_refused(changes, words, tfds_root):
 
 
 def test_the_kind_of_noise_needs_noise():
-    assert "--noise asymmetric has no effect without --label-noise" in failure(lambda: Config(noise="asymmetric"))
+    assert "--noise asymmetric has no effect without --label-noise" in failure(
+        lambda: Config(noise="asymmetric")
+    )
     study = {"losses": ("ce", "mse"), "noise": "asymmetric"}
     assert "has no effect without --label-noise" in failure(lambda: Study(**study))
     assert Study(**study, label_noise=(0.0, 0.4)).noise == "asymmetric"
@@ -159,22 +215,36 @@ def test_the_kind_of_noise_needs_noise():
 
 def section(title):
     """A section of the README."""
-    return re.search(rf"^## {title}\n(.*?)(?=^## )", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    return re.search(
+        rf"^## {title}\n(.*?)(?=^## )", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )[1]
 
 
 CHANGE = section("Change one thing")
 ROWS = [
-    [cell.strip() for cell in line.strip("|").split(" | ")] for line in CHANGE.splitlines() if line.startswith("| ")
+    [cell.strip() for cell in line.strip("|").split(" | ")]
+    for line in CHANGE.splitlines()
+    if line.startswith("| ")
 ]
 ROWS = {row[0]: row[1:] for row in ROWS if row[0] != "change"}
 FILES = dict(re.findall(r"^# (my_\w+\.py)\n(.*?)(?=^# my_|^```)", CHANGE, re.MULTILINE | re.DOTALL))
 
 
 def test_the_readme_changes_seven_things():
-    assert list(ROWS) == ["model", "loss", "optimizer", "schedule", "augmentation", "data set", "metric"]
+    assert list(ROWS) == [
+        "model",
+        "loss",
+        "optimizer",
+        "schedule",
+        "augmentation",
+        "data set",
+        "metric",
+    ]
     assert len(FILES) == 7
     for name, text in FILES.items():
-        lines = [line for line in text.splitlines() if line and not line.startswith(("import", "from"))]
+        lines = [
+            line for line in text.splitlines() if line and not line.startswith(("import", "from"))
+        ]
         assert len(lines) <= 8, name
 
 
@@ -220,19 +290,25 @@ OWN = {
 def test_own_parts_in_a_study(tmp_path):
     """All seven kinds, and a corruption; the verdicts are about the user's own metric."""
     study = Study(
-        **OWN, losses=("cross_entropy", "user_parts.penalised,alpha=0.5"), metric="top2_of_mine", seeds=2, epochs=2,
-        batch_size=20, learning_rate=0.05, validation=0.1, devices=1, progress="off", workdir=str(tmp_path),
+        **OWN, losses=("cross_entropy", "user_parts.penalised,alpha=0.5"), metric="top2_of_mine",
+        seeds=2, epochs=2,
+        batch_size=20, learning_rate=0.05, validation=0.1, devices=1, progress="off",
+        workdir=str(tmp_path),
     )  # fmt: skip
     found = cells.run(study, Board("off", 2), "COMMAND")
     assert found is not None
     (row,) = found.cells
     assert [cell["loss"] for cell in row] == ["cross_entropy", "user_parts.penalised,alpha=0.5"]
     for cell in row:
-        assert cell["counts"] == {"train": 54, "validation": 9, "test": 90}  # a third less in training
+        assert cell["counts"] == {
+            "train": 54,
+            "validation": 9,
+            "test": 90,
+        }  # a third less in training
         assert {"not_last", "top2_of_mine"} <= set(cell["runs"][0]["test"])
         assert cell["config"]["model"] == "user_parts.Net,features=4"
         assert "validation_not_last" in cell["runs"][0]["history"][0]
-    from cnnlab import report
+    from cnnlab.study import report
 
     paths = report.write(found, tmp_path)
     assert "top2_of_mine" in (tmp_path / "report.md").read_text() and len(paths) == 4
@@ -243,28 +319,48 @@ def test_own_parts_in_a_study(tmp_path):
 
 
 def test_arms_that_are_one_under_two_names_are_refused(tmp_path, tfds_root):
-    study = Study(dataset="tiny", model="mlp,hidden=[8]", losses=("ce", "mse"), seeds=2, epochs=1, batch_size=20,
+    study = Study(dataset="tiny", model="mlp,hidden=[8]", losses=("ce", "mse"), seeds=2, epochs=1,
+        batch_size=20,
                   devices=1, progress="off", workdir=str(tmp_path))  # fmt: skip
     for changes, names in (
         ({"losses": ("ce", "mse", "cross_entropy")}, "'ce' and 'cross_entropy'"),
         ({"losses": ("focal", "focal,gamma=2")}, "'focal' and 'focal,gamma=2'"),
-        ({"vary": ("optimizer=adam,adam,b1=0.9",)}, "'ce, optimizer adam' and 'ce, optimizer adam,b1=0.9'"),
+        (
+            {"vary": ("optimizer=adam,adam,b1=0.9",)},
+            "'ce, optimizer adam' and 'ce, optimizer adam,b1=0.9'",
+        ),
     ):
-        message = failure(cells.run, dataclasses.replace(study, **changes), Board("off", 1), "COMMAND")
+        message = failure(
+            cells.run, dataclasses.replace(study, **changes), Board("off", 1), "COMMAND"
+        )
         assert f"{names} are the same under two names" in message
     first = cells.run(study, Board("off", 1), "COMMAND")
-    again = cells.run(dataclasses.replace(study, losses=("cross_entropy", "mse")), Board("off", 1), "COMMAND")
+    again = cells.run(
+        dataclasses.replace(study, losses=("cross_entropy", "mse")), Board("off", 1), "COMMAND"
+    )
     assert first is not None and again is not None
-    assert again.cells[0][0]["runs"] == first.cells[0][0]["runs"]  # nothing is trained for another spelling
+    assert (
+        again.cells[0][0]["runs"] == first.cells[0][0]["runs"]
+    )  # nothing is trained for another spelling
     assert len(list((tmp_path / "cells").iterdir())) == 2
 
 
 def test_a_run_whose_user_file_has_changed_is_not_resumed(tmp_path, tfds_root):
     """Also where it is finished: the summary would be another loss's."""
     text = (
-        "from cnnlab import losses\ndef mine(logits, labels):\n    return {} * losses.cross_entropy(logits, labels)\n"
+        "from cnnlab import losses\ndef mine(logits, labels):\n    return {} * "
+        "losses.cross_entropy(logits, labels)\n"
     )
-    small = ["--dataset", "tiny", "--model", "mlp,hidden=[4]", "--loss", "changed_here.mine", "--batch-size", 20]
+    small = [
+        "--dataset",
+        "tiny",
+        "--model",
+        "mlp,hidden=[4]",
+        "--loss",
+        "changed_here.mine",
+        "--batch-size",
+        20,
+    ]
     small += ["--schedule", "constant", "--workdir", tmp_path / "run"]
     (tmp_path / "changed_here.py").write_text(text.format(1))
     assert script("train", *small, "--epochs", 1, cwd=tmp_path).returncode == 0
@@ -281,10 +377,19 @@ def test_a_run_whose_user_file_has_changed_is_not_resumed(tmp_path, tfds_root):
 def test_a_user_s_module_that_computes_leaves_the_cpu_its_devices(tmp_path, tfds_root):
     """JAX starts with whatever computes first: that must not be with one CPU device."""
     (tmp_path / "computes_here.py").write_text(
-        "import jax.numpy as jnp\nfrom cnnlab.losses import cross_entropy\nONE = jnp.float32(1) + 0\n"
-        "def mine(logits, labels):\n    return ONE * cross_entropy(logits, labels)\n"
+        "import jax.numpy as jnp\nfrom cnnlab.losses import cross_entropy\nONE = jnp.float32(1) + "
+        "0\ndef mine(logits, labels):\n    return ONE * cross_entropy(logits, labels)\n"
     )
-    small = ["--dataset", "tiny", "--batch-size", 64, "--epochs", 1, "--model", "cnn,widths=[2],hidden=[2]"]
+    small = [
+        "--dataset",
+        "tiny",
+        "--batch-size",
+        64,
+        "--epochs",
+        1,
+        "--model",
+        "cnn,widths=[2],hidden=[2]",
+    ]
     done = [
         script("train", *small, "--loss", loss, "--workdir", tmp_path / loss, cwd=tmp_path)
         for loss in ("cross_entropy", "computes_here.mine")
@@ -302,15 +407,29 @@ def test_arrays_that_cannot_be_a_data_set():
         ({"validation": 1}, "['validation'] is not used"),
         ({"test": (good["test"][0][:0], good["test"][1][:0])}, "has no images"),
         ({"train": (good["train"][0] / 255, good["train"][1])}, "images must be uint8[N, H, W, C]"),
-        ({"train": (good["train"][0], good["train"][1][:3])}, "labels must be int[120], one for each image"),
+        (
+            {"train": (good["train"][0], good["train"][1][:3])},
+            "labels must be int[120], one for each image",
+        ),
         ({"test": (good["test"][0][:, :4], good["test"][1])}, "have different shapes"),
     ):
         assert words in failure(from_arrays, "mine", good | changes)
     assert "has no test" in failure(from_arrays, "mine", {"train": good["train"]})
-    assert from_arrays("mine", good | {"class_names": np.array(["a", "b", "c"])}).class_names == ("a", "b", "c")
-    assert from_arrays("mine", {k: good[k] for k in ("train", "test")}).class_names == ("0", "1", "2")
+    assert from_arrays("mine", good | {"class_names": np.array(["a", "b", "c"])}).class_names == (
+        "a",
+        "b",
+        "c",
+    )
+    assert from_arrays("mine", {k: good[k] for k in ("train", "test")}).class_names == (
+        "0",
+        "1",
+        "2",
+    )
     grey = {k: (good[k][0][..., 0], good[k][1]) for k in ("train", "test")}
-    assert from_arrays("mine", grey).train.image_shape == (8, 8, 1) and not from_arrays("mine", grey).mirror
+    assert (
+        from_arrays("mine", grey).train.image_shape == (8, 8, 1)
+        and not from_arrays("mine", grey).mirror
+    )
 
 
 def test_a_user_s_network_learns_with_everything_else_built_in(tfds_root):
@@ -340,23 +459,53 @@ BROKEN = [
     ("augment", "user_parts.penalised", "fails on images"),
     ("dataset", "user_parts.within", "must return a Dataset or a dict of arrays"),
     ("dataset", "tiny+user_parts.jitter", "corruption user_parts.jitter"),
-    ("schedule", "user_parts.python_schedule", "schedule 'user_parts.python_schedule' fails where JAX traces"),
+    (
+        "schedule",
+        "user_parts.python_schedule",
+        "schedule 'user_parts.python_schedule' fails where JAX traces",
+    ),
     ("schedule", "user_parts.vector_schedule", "must give one rate for a step, got float32[3]"),
-    ("schedule", "optax.cosine_onecycle_schedule,peak_value=0.1", "schedule optax.cosine_onecycle_schedule"),
-    ("optimizer", "user_parts.python_rate", "optimizer user_parts.python_rate: ConcretizationTypeError"),
-    ("augment", "user_parts.shrunk", "must keep image float32[20, 8, 8, 3], got float32[20, 4, 4, 3]"),
+    (
+        "schedule",
+        "optax.cosine_onecycle_schedule,peak_value=0.1",
+        "schedule optax.cosine_onecycle_schedule",
+    ),
+    (
+        "optimizer",
+        "user_parts.python_rate",
+        "optimizer user_parts.python_rate: ConcretizationTypeError",
+    ),
+    (
+        "augment",
+        "user_parts.shrunk",
+        "must keep image float32[20, 8, 8, 3], got float32[20, 4, 4, 3]",
+    ),
     ("augment", "user_parts.halved", "must keep index int32[20], got int32[10]"),
-    ("augment", "user_parts.forgetful", "must return the batch, with image, label, index and epoch"),
-    ("augment", "user_parts.odd_labels", "must return labels int32[B] or float32[B, K], got float32[20]"),
+    (
+        "augment",
+        "user_parts.forgetful",
+        "must return the batch, with image, label, index and epoch",
+    ),
+    (
+        "augment",
+        "user_parts.odd_labels",
+        "must return labels int32[B] or float32[B, K], got float32[20]",
+    ),
     ("augment", "mixup+views+mixup", "changes labels and cannot follow views"),
     ("metrics", ("user_parts.blocks",), "must be a cnnlab.metrics.Metric"),
-    ("metrics", ("user_parts.within", "user_parts.within"), "is called top2_of_mine, as another one is"),
+    (
+        "metrics",
+        ("user_parts.within", "user_parts.within"),
+        "is called top2_of_mine, as another one is",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("field", "text", "words"), BROKEN)
 def test_a_part_that_does_not_keep_its_contract(field, text, words, tfds_root):
-    assert words in failure(recipe.build, dataclasses.replace(TINY, **{field: text}), Console("off"))
+    assert words in failure(
+        recipe.build, dataclasses.replace(TINY, **{field: text}), Console("off")
+    )
 
 
 # What a loss may ask for
@@ -364,7 +513,11 @@ def test_a_part_that_does_not_keep_its_contract(field, text, words, tfds_root):
 
 def test_features_are_the_input_of_the_head():
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    for model in (models.CNN(3, widths=(4,), hidden=(6,)), models.MLP(3, hidden=(5,)), models.AirNet(3, (2, 2))):
+    for model in (
+        models.CNN(3, widths=(4,), hidden=(6,)),
+        models.MLP(3, hidden=(5,)),
+        models.AirNet(3, (2, 2)),
+    ):
         variables = model.init(jax.random.key(1), images)
         apply_fn = network.apply_for_training(model, features=True)
         stats = variables.get("batch_stats", {})
@@ -373,15 +526,19 @@ def test_features_are_the_input_of_the_head():
         head = head[max(name for name in head if name.startswith("Dense"))]
         bias = head.get("bias", np.zeros(3, np.float32))[None]
         np.testing.assert_allclose(features @ head["kernel"] + bias, logits, rtol=1e-5, atol=1e-5)
-        evaluated = network.apply_for_evaluation(model, np.zeros(3), np.ones(3), "mirror", features=True)
+        evaluated = network.apply_for_evaluation(
+            model, np.zeros(3), np.ones(3), "mirror", features=True
+        )
         logits, features = evaluated(variables["params"], stats, images)
         np.testing.assert_allclose(features @ head["kernel"] + bias, logits, rtol=1e-5, atol=1e-5)
 
 
 def objective_of(loss, **fields):
-    """The objective of a run on three classes, 10 steps an epoch, 4 epochs; epochs and progress are those of a step."""
+    """The objective of a run on three classes, 10 steps an epoch, 4 epochs; epochs and progress are
+    those of a step.
+    """
     found = parts.resolve(Config(loss=loss, **fields))
-    return train.Objective(found.build_loss(3, np.array([100, 10, 1])), found.loss_asks, 40, 10)
+    return Objective(found.build_loss(3, np.array([100, 10, 1])), found.loss_asks, 40, 10)
 
 
 LOGITS, LABELS = jnp.array([[2.0, 0.5, -1.0], [0.0, 1.0, 3.0]]), jnp.array([0, 1])
@@ -389,7 +546,9 @@ LOGITS, LABELS = jnp.array([[2.0, 0.5, -1.0], [0.0, 1.0, 3.0]]), jnp.array([0, 1
 
 def at(objective, step, **inputs):
     step = None if step is None else jnp.int32(step)
-    return objective(LOGITS, LABELS, pixels=lambda: None, features=inputs.get("features"), step=step)
+    return objective(
+        LOGITS, LABELS, pixels=lambda: None, features=inputs.get("features"), step=step
+    )
 
 
 def test_a_focal_gamma_that_changes_with_the_epoch():
@@ -417,7 +576,8 @@ def test_progress_runs_from_zero_to_one():
 
 
 @pytest.mark.parametrize(
-    "loss", ["user_parts.deferred_ldam,start=1", "user_parts.focal_schedule,change=1", "user_parts.faded",
+    "loss", ["user_parts.deferred_ldam,start=1", "user_parts.focal_schedule,change=1",
+             "user_parts.faded",
              "user_parts.compact,weight=0.001", "user_parts.faded+label_smoothing,alpha=0.1"],
 )  # fmt: skip
 def test_losses_that_ask_are_trained(loss, tfds_root):
@@ -426,21 +586,26 @@ def test_losses_that_ask_are_trained(loss, tfds_root):
 
 
 def test_jensen_shannon_is_trained_on_views(tfds_root):
-    """Against the step by hand: views by the same keys, one pass of the network, the loss of all three."""
-    config = dataclasses.replace(TINY, loss="jensen_shannon,weight=2", augment="views,count=2+flip+crop,padding=2",
+    """Against the step by hand: views by the same keys, one pass of the network, the loss of all
+    three.
+    """
+    config = dataclasses.replace(TINY, loss="jensen_shannon,weight=2",
+                                 augment="views,count=2+flip+crop,padding=2",
                                  model="cnn,widths=[4],hidden=[8]", epochs=3)  # fmt: skip
     _, progress = recipe.trained(config)
     assert progress.history[-1]["validation_accuracy"] > 0.6
     words = failure(recipe.build, dataclasses.replace(config, augment="flip"), Console("off"))
     assert "--augment views+flip+crop makes some" in words
-    words = failure(recipe.build, dataclasses.replace(config, augment="views+mixup"), Console("off"))
+    words = failure(
+        recipe.build, dataclasses.replace(config, augment="views+mixup"), Console("off")
+    )
     assert "changes labels and cannot follow views" in words
 
 
 def test_views_pass_the_network_together_and_come_apart():
     images = jax.random.normal(jax.random.key(0), (5, 4, 4, 3))
     views = jax.random.normal(jax.random.key(1), (2, 5, 4, 4, 3))
-    own, others = train._apart(train._together(images, views), 2)
+    own, others = _apart(_together(images, views), 2)
     np.testing.assert_array_equal(own, images)
     np.testing.assert_array_equal(others, views)
 
@@ -448,22 +613,37 @@ def test_views_pass_the_network_together_and_come_apart():
 def test_features_have_the_shape_of_the_model_s_own(tfds_root):
     """A loss that needs them in one form is held against the network at hand."""
     ask = {"loss": "user_parts.compact"}
-    words = failure(recipe.build, dataclasses.replace(TINY, **ask, model="user_parts.WithoutLayers"), Console("off"))
+    words = failure(
+        recipe.build,
+        dataclasses.replace(TINY, **ask, model="user_parts.WithoutLayers"),
+        Console("off"),
+    )
     assert "calls no layer, and so has no features" in words
     recipe.build(dataclasses.replace(TINY, **ask), Console("off"))
 
 
 def test_other_forms_of_a_loss():
     plain = losses.cross_entropy(LOGITS, LABELS)
-    np.testing.assert_allclose(at(objective_of("user_parts.Outer.Inner.deep,alpha=0.5"), 0), 0.5 * plain, rtol=1e-6)
-    np.testing.assert_allclose(at(objective_of("user_parts.Scaled,factor=3"), 20), 4.5 * plain, rtol=1e-6)
-    np.testing.assert_allclose(at(objective_of("user_parts.words,kinds=[x,y],flags=[false,true]"), 0), plain, rtol=1e-6)
+    np.testing.assert_allclose(
+        at(objective_of("user_parts.Outer.Inner.deep,alpha=0.5"), 0), 0.5 * plain, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        at(objective_of("user_parts.Scaled,factor=3"), 20), 4.5 * plain, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        at(objective_of("user_parts.words,kinds=[x,y],flags=[false,true]"), 0), plain, rtol=1e-6
+    )
     found = spec.find(KINDS["loss"], "user_parts.Scaled,factor=3")
-    assert set(found.sources()) == {"user_parts"} and str(found.resolved()) == "user_parts.Scaled,factor=3"
+    assert (
+        set(found.sources()) == {"user_parts"}
+        and str(found.resolved()) == "user_parts.Scaled,factor=3"
+    )
 
 
 def test_a_model_that_takes_no_head_is_announced(tfds_root, capsys):
-    recipe.build(dataclasses.replace(TINY, model="user_parts.Net", loss="arcface"), Console("lines"))
+    recipe.build(
+        dataclasses.replace(TINY, model="user_parts.Net", loss="arcface"), Console("lines")
+    )
     assert "model user_parts.Net takes no head" in capsys.readouterr().out
     recipe.build(dataclasses.replace(TINY, loss="arcface"), Console("lines"))
     assert "takes no head" not in capsys.readouterr().out
@@ -474,7 +654,13 @@ def test_a_model_that_takes_no_head_is_announced(tfds_root, capsys):
 
 @pytest.mark.parametrize("mode", ["pmap", "sharded"])
 @pytest.mark.parametrize(
-    "text", [*sorted({*augment.AUGMENTATIONS} - {"cutout"}), "cutout,size=3", "views+flip+crop", "user_parts.jitter"]
+    "text",
+    [
+        *sorted({*augment.AUGMENTATIONS} - {"cutout"}),
+        "cutout,size=3",
+        "views+flip+crop",
+        "user_parts.jitter",
+    ],
 )
 def test_draws_depend_on_the_place_in_the_global_batch_and_not_on_the_devices(text, mode):
     found = parts.resolve(Config(augment=text, loss="jensen_shannon"))
@@ -492,11 +678,13 @@ def test_draws_depend_on_the_place_in_the_global_batch_and_not_on_the_devices(te
 
 
 def _augmented(found, mode, devices, batch, key, run_key):
-    layout = parallel.layout(mode, devices, 16)
+    layout = choose(mode, devices, 16)
     operations = found.pipeline(3, layout.axis_name, True)
 
     def step(batch, *, axis_name):
-        changed = augment.apply(operations, batch | {"epoch": jnp.int32(0)}, key, run_key, axis_name)
+        changed = augment.apply(
+            operations, batch | {"epoch": jnp.int32(0)}, key, run_key, axis_name
+        )
         changed.pop("epoch")
         views = changed.pop("views", None)
         if views is not None:
@@ -505,7 +693,7 @@ def _augmented(found, mode, devices, batch, key, run_key):
             changed = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), changed)
         return changed
 
-    return jax.device_get(layout.compile(step, (parallel.BATCH,))(batch))
+    return jax.device_get(layout.compile(step, (BATCH,))(batch))
 
 
 # Schedules and the length of a run
@@ -550,7 +738,9 @@ def test_muon_under_a_constant_rate_takes_the_same_steps_in_a_longer_run(tfds_ro
 
 
 def test_a_stored_part_is_read_with_what_it_was_run_with(monkeypatch):
-    """A later default changes nothing that is stored, and a new hyperparameter makes nothing unreadable."""
+    """A later default changes nothing that is stored, and a new hyperparameter makes nothing
+    unreadable.
+    """
     stored = parts.resolve(Config(model="mlp")).specs(Part.resolved)["model"]
     canonical = parts.resolve(Config(model="mlp")).specs(Part.canonical)["model"]
 
@@ -585,7 +775,9 @@ def test_old_flags_in_a_real_process():
 
 
 def test_a_schedule_by_its_path(tfds_root):
-    rate = parts.resolve(Config(schedule="user_parts.polynomial,power=1")).build_schedule(1.0, 100, 10)
+    rate = parts.resolve(Config(schedule="user_parts.polynomial,power=1")).build_schedule(
+        1.0, 100, 10
+    )
     assert float(rate(50)) == pytest.approx(0.5)
     assert float(optim.cosine(1.0, 100)(50)) == pytest.approx(0.5)
 

@@ -39,20 +39,29 @@ def test_curves(drawn, tmp_path):
         assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch", name)
         for line, kind in zip(axis.get_lines(), ("train", "validation"), strict=True):
             assert line.get_label() == kind
-            np.testing.assert_array_equal(line.get_xydata(), [(r["epoch"], r[f"{kind}_{name}"]) for r in HISTORY])
+            np.testing.assert_array_equal(
+                line.get_xydata(), [(r["epoch"], r[f"{kind}_{name}"]) for r in HISTORY]
+            )
 
 
 def test_curves_without_validation(drawn, tmp_path):
     history = [{k: v for k, v in row.items() if "validation" not in k} for row in HISTORY[:1]]
     plots.curves(history, tmp_path / "curves.png")
-    assert [line.get_label() for axis in drawn[0].axes for line in axis.get_lines()] == ["train", "train"]
+    assert [line.get_label() for axis in drawn[0].axes for line in axis.get_lines()] == [
+        "train",
+        "train",
+    ]
 
 
 def test_confusion_rows_are_shares_of_the_true_class(drawn, tmp_path):
-    plots.confusion([[8, 2, 0], [0, 0, 0], [1, 0, 3]], ["cat", "dog", "owl"], tmp_path / "confusion.png", "test")
+    plots.confusion(
+        [[8, 2, 0], [0, 0, 0], [1, 0, 3]], ["cat", "dog", "owl"], tmp_path / "confusion.png", "test"
+    )
     axis = drawn[0].axes[0]
     assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("predicted", "true", "test")
-    np.testing.assert_allclose(axis.images[0].get_array(), [[0.8, 0.2, 0], [0, 0, 0], [0.25, 0, 0.75]])
+    np.testing.assert_allclose(
+        axis.images[0].get_array(), [[0.8, 0.2, 0], [0, 0, 0], [0.25, 0, 0.75]]
+    )
     texts = {(int(t.get_position()[0]), int(t.get_position()[1])): t.get_text() for t in axis.texts}
     assert texts == {(0, 0): "80", (1, 0): "20", (0, 2): "25", (2, 2): "75"}  # (predicted, true)
     assert [t.get_text() for t in axis.get_yticklabels()] == ["cat", "dog", "owl"]
@@ -60,7 +69,9 @@ def test_confusion_rows_are_shares_of_the_true_class(drawn, tmp_path):
 
 
 def test_many_classes_stay_readable(drawn, tmp_path):
-    plots.confusion(np.eye(100, dtype=int).tolist(), [str(k) for k in range(100)], tmp_path / "confusion.png")
+    plots.confusion(
+        np.eye(100, dtype=int).tolist(), [str(k) for k in range(100)], tmp_path / "confusion.png"
+    )
     assert not drawn[0].axes[0].texts
     with Image.open(tmp_path / "confusion.png") as image:
         assert max(image.size) <= 17 * 120

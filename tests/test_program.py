@@ -1,13 +1,15 @@
-"""The step can be described, lowered and compiled without data or devices, and is then the very step that runs."""
+"""The step can be described, lowered and compiled without data or devices, and is then the very
+step that runs.
+"""
 
 import jax
 import numpy as np
 import pytest
 
-from cnnlab import parallel, program, recipe
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.parts import resolve
+from cnnlab.training import devices, program, recipe
 
 SMALL = {"dataset": "tiny", "model": "mlp,hidden=[4]", "batch_size": 16, "validation": 0.0}
 
@@ -18,12 +20,17 @@ SMALL = {"dataset": "tiny", "model": "mlp,hidden=[4]", "batch_size": 16, "valida
         (Config(**SMALL), None),
         (Config(**SMALL, augment="alternating_flip", devices=4), [3, 4]),
         (Config(**SMALL, feed="streaming", devices=2), None),
-        (Config(**SMALL, augment="views+flip+crop,padding=1", loss="jensen_shannon", devices=2), None),
+        (
+            Config(**SMALL, augment="views+flip+crop,padding=1", loss="jensen_shannon", devices=2),
+            None,
+        ),
     ],
     ids=["one", "seeds", "streaming", "views"],
 )
 def test_the_described_arguments_are_those_of_the_run(config, seeds, tfds_root, monkeypatch):
-    """A step called with real arguments is compiled for the shapes, types and shardings that `arguments` tells."""
+    """A step called with real arguments is compiled for the shapes, types and shardings that
+    `arguments` tells.
+    """
     built, called = [], []
     real = program.build
     monkeypatch.setattr(program, "build", lambda *args: built.append(real(*args)) or built[-1])
@@ -32,7 +39,9 @@ def test_the_described_arguments_are_those_of_the_run(config, seeds, tfds_root, 
         (made,) = built
         step, told = made.step, made.arguments()
         object.__setattr__(made, "step", lambda *args: called.append(args) or step(*args))
-        experiment.step(experiment.state, experiment.totals, list(experiment.items(0, made.dispatch_steps)))
+        experiment.step(
+            experiment.state, experiment.totals, list(experiment.items(0, made.dispatch_steps))
+        )
         assert step._cache_size() == 1
         step.lower(*told)
     assert jax.tree.structure(called[0]) == jax.tree.structure(told)
@@ -49,5 +58,7 @@ def test_a_mesh_of_seeds_and_parts_of_the_batch():
     with jax.numpy_dtype_promotion("standard"):
         made = program.build(config, parts, recipe.layout(config, parts, 4), facts, 4)
         state, *_, keys, rates = made.arguments()
-    assert made.layout.mesh.shape == {parallel.SEEDS: 4, parallel.AXIS: 2}
-    assert {leaf.sharding.spec[0] for leaf in jax.tree.leaves((state, keys, rates))} == {parallel.SEEDS}
+    assert made.layout.mesh.shape == {devices.SEEDS: 4, devices.AXIS: 2}
+    assert {leaf.sharding.spec[0] for leaf in jax.tree.leaves((state, keys, rates))} == {
+        devices.SEEDS
+    }

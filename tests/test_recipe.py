@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from run_worker import drawn
 
-from cnnlab import models, parallel, parts, program, recipe
+from cnnlab import models, parts
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.data import order, source
 from cnnlab.errors import InputError
+from cnnlab.training import devices, program, recipe
 
 TINY = Config(
-    dataset="tiny", model="mlp,hidden=[4]", optimizer="sgd", schedule="constant", batch_size=16, devices=1
+    dataset="tiny", model="mlp,hidden=[4]", optimizer="sgd", schedule="constant", batch_size=16,
+    devices=1
 )  # fmt: skip
 
 
@@ -42,7 +44,8 @@ def failure(call, *args) -> str:
 def test_which_data_sets_are_mirrored(name, channels, mirror, monkeypatch, tmp_path):
     """Colour images that are not digits or letters, unless the data set says otherwise."""
     facts = {
-        "version": np.array("1.0.0"), "image_shape": np.array([8, 8, channels]), "class_names": np.array(["a", "b"]),
+        "version": np.array("1.0.0"), "image_shape": np.array([8, 8, channels]),
+        "class_names": np.array(["a", "b"]),
         "train": np.array(10), "test": np.array(5),
     }  # fmt: skip
     monkeypatch.setattr(source, "data_root", lambda data_dir: tmp_path)
@@ -72,9 +75,16 @@ def test_auto_flips_where_a_mirrored_image_is_of_the_same_class(augment, mirror,
 def prepared(augment, images, labels, mean, std, **batch):
     """A batch of three classes, normalised and augmented."""
     operations = parts.resolve(Config(augment=augment)).pipeline(3, None, mirror=False)
-    start = {"image": images, "label": labels, "index": np.arange(len(labels), dtype=np.int32), "epoch": np.int32(0)}
+    start = {
+        "image": images,
+        "label": labels,
+        "index": np.arange(len(labels), dtype=np.int32),
+        "epoch": np.int32(0),
+    }
     key = jax.random.key(0)
-    return program.prepare_fn(operations, mean, std)(start | batch, key, jax.random.fold_in(key, 7), None)
+    return program.prepare_fn(operations, mean, std)(
+        start | batch, key, jax.random.fold_in(key, 7), None
+    )
 
 
 def test_prepare_normalises_and_mixes_labels():
@@ -92,7 +102,9 @@ def test_prepare_normalises_and_mixes_labels():
     np.testing.assert_allclose(mixed["image"].mean(0), found.mean(0), rtol=1e-3, atol=1e-3)
     for operation in ("flip", "crop,padding=2", "cutout,size=2"):
         changed = prepared(operation, images, labels, mean, std)
-        assert changed["image"].shape == found.shape and (changed["image"] != found).any(), operation
+        assert changed["image"].shape == found.shape and (changed["image"] != found).any(), (
+            operation
+        )
         assert changed["label"] is labels
 
 
@@ -100,24 +112,35 @@ def test_prepare_mirrors_by_turns_and_reflects():
     images, labels = drawn(8, 3, (4, 4, 3), seed=0)
     mean, std = np.zeros(3), np.ones(3)
     epochs = [
-        np.asarray(prepared("alternating_flip", images, labels, mean, std, epoch=np.int32(epoch))["image"])
+        np.asarray(
+            prepared("alternating_flip", images, labels, mean, std, epoch=np.int32(epoch))["image"]
+        )
         for epoch in (0, 1, 2)
     ]
     chosen = (epochs[0] != images).any((1, 2, 3))
     assert 0 < chosen.sum() < 8
     for epoch, found in enumerate(epochs):
         mirrored = chosen ^ (epoch % 2 == 1)
-        np.testing.assert_array_equal(found, np.where(mirrored[:, None, None, None], images[:, :, ::-1], images))
+        np.testing.assert_array_equal(
+            found, np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+        )
     # an image's coin goes with its index, wherever it is in the batch
     shuffled = np.random.default_rng(0).permutation(8)
     index = shuffled.astype(np.int32)
     moved = prepared("alternating_flip", images[shuffled], labels[shuffled], mean, std, index=index)
     np.testing.assert_array_equal(moved["image"], epochs[0][shuffled])
 
-    shifted = prepared("alternating_flip+crop,padding=2,mode=reflect", images, labels, mean, std)["image"]
+    shifted = prepared("alternating_flip+crop,padding=2,mode=reflect", images, labels, mean, std)[
+        "image"
+    ]
     padded = np.pad(epochs[0], ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
     places = [
-        [(i, j) for i in range(5) for j in range(5) if (image == around[i : i + 4, j : j + 4]).all()]
+        [
+            (i, j)
+            for i in range(5)
+            for j in range(5)
+            if (image == around[i : i + 4, j : j + 4]).all()
+        ]
         for image, around in zip(np.asarray(shifted), padded, strict=True)
     ]
     assert all(len(place) == 1 for place in places) and len({place[0] for place in places}) > 1
@@ -126,15 +149,22 @@ def test_prepare_mirrors_by_turns_and_reflects():
 @pytest.mark.parametrize("name", ["cnn", "mlp", "softmax_regression"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_models_keep_float32_parameters_and_logits(name, dtype):
-    written = {"cnn": "cnn,widths=[2],hidden=[3],batch_norm=true", "mlp": "mlp,hidden=[3],batch_norm=true"}
+    written = {
+        "cnn": "cnn,widths=[2],hidden=[3],batch_norm=true",
+        "mlp": "mlp,hidden=[3],batch_norm=true",
+    }
     model = parts.resolve(Config(model=written.get(name, name))).build_model(5, dtype)
     x = jnp.zeros((2, 4, 4, 3), jnp.float32)
-    with jax.numpy_dtype_promotion("standard"):  # flax's batch norm subtracts a float32 mean from bfloat16
+    with jax.numpy_dtype_promotion(
+        "standard"
+    ):  # flax's batch norm subtracts a float32 mean from bfloat16
         shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x))
         logits = jax.eval_shape(lambda variables: model.apply(variables, x), shapes)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     assert (logits.shape, logits.dtype) == ((2, 5), jnp.float32)
-    assert model.dtype == (jnp.bfloat16 if dtype == "bfloat16" else None) == models.model_dtype(dtype)
+    assert (
+        model.dtype == (jnp.bfloat16 if dtype == "bfloat16" else None) == models.model_dtype(dtype)
+    )
 
 
 def test_facts_and_parts(tfds_root):
@@ -142,18 +172,32 @@ def test_facts_and_parts(tfds_root):
     experiment = recipe.build(config, Console("off"))
     facts = experiment.facts
     assert facts["counts"] == {"train": 180, "validation": 20, "test": 50}
-    assert facts["class_names"] == ["class 0", "class 1", "class 2"] and facts["image_shape"] == [8, 8, 3]
+    assert facts["class_names"] == ["class 0", "class 1", "class 2"] and facts["image_shape"] == [
+        8,
+        8,
+        3,
+    ]
     images, summary = source.decoded(source.open_dataset("tiny", str(tfds_root)).train)
     own, held_out = order.split(summary.labels, 0.1, 0)
-    np.testing.assert_allclose(facts["mean"], images[own].mean((0, 1, 2), dtype=np.float64), rtol=1e-12)
-    np.testing.assert_allclose(facts["std"], images[own].std((0, 1, 2), dtype=np.float64), rtol=1e-12)
-    assert (experiment.steps_per_epoch, experiment.feed, experiment.layout.mode) == (11, "resident", "jit")
+    np.testing.assert_allclose(
+        facts["mean"], images[own].mean((0, 1, 2), dtype=np.float64), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        facts["std"], images[own].std((0, 1, 2), dtype=np.float64), rtol=1e-12
+    )
+    assert (experiment.steps_per_epoch, experiment.feed, experiment.layout.mode) == (
+        11,
+        "resident",
+        "jit",
+    )
     assert facts["digest"] == summary.digest()
     seen = np.concatenate([item["image"] for item in experiment.items(0, 11)])
     assert len(set(seen.tolist())) == 176 and not set(seen.tolist()) & set(held_out.tolist())
     first = jax.device_get(experiment.state)
     for seed, same in ((0, True), (1, False)):
-        other = jax.device_get(recipe.build(dataclasses.replace(config, seed=seed), Console("off")).state)
+        other = jax.device_get(
+            recipe.build(dataclasses.replace(config, seed=seed), Console("off")).state
+        )
         kernels = [state.params["Dense_0"]["kernel"] for state in (first, other)]
         assert np.array_equal(*kernels) is same
 
@@ -172,7 +216,10 @@ def test_facts_and_parts(tfds_root):
     ],
 )
 def test_the_head_fits_the_loss(name, head, loss, built, tmp_path, monkeypatch):
-    own = "def loss(logits, labels): return logits[:, 0]\ndef on_cosines(logits, labels): return logits[:, 0]\n"
+    own = (
+        "def loss(logits, labels): return logits[:, 0]\ndef on_cosines(logits, labels): return "
+        "logits[:, 0]\n"
+    )
     (tmp_path / "own_loss_here.py").write_text(own + "on_cosines.head = 'cosine'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     text = name if head == "auto" else f"{name},head={head}"
@@ -185,7 +232,10 @@ def test_the_loss_is_told_how_many_images_each_class_has(tfds_root):
     facts = recipe.build(config, Console("off")).facts
     _, summary = source.decoded(source.open_dataset("tiny", str(tfds_root)).train)
     own, _ = order.split(summary.labels, config.validation, config.split_seed)
-    assert facts["class_counts"] == np.bincount(summary.labels[own]).tolist() and sum(facts["class_counts"]) == 180
+    assert (
+        facts["class_counts"] == np.bincount(summary.labels[own]).tolist()
+        and sum(facts["class_counts"]) == 180
+    )
 
 
 def test_what_cannot_be_built(tfds_root):
@@ -197,9 +247,13 @@ def test_what_cannot_be_built(tfds_root):
     assert "widths must name at least one convolution" in build(model="cnn,widths=[]")
     assert "unknown pool 'min'" in build(model="cnn,pool=min")
     assert "does not divide" in build(devices=3)
-    assert "padding must be smaller than the image, 8 pixels, got 8" in build(augment="crop,padding=8")
+    assert "padding must be smaller than the image, 8 pixels, got 8" in build(
+        augment="crop,padding=8"
+    )
     assert "unknown mode 'wrap'" in build(augment="crop,mode=wrap")
-    assert "warmup must be at most the run, 10 epochs, got 10.5" in build(schedule="cosine,warmup=10.5")
+    assert "warmup must be at most the run, 10 epochs, got 10.5" in build(
+        schedule="cosine,warmup=10.5"
+    )
     assert "nesterov is a form of momentum" in build(optimizer="sgd,momentum=0,nesterov=true")
     assert "muon is for convolution kernels" in build(optimizer="muon")
     assert "compares views of an image" in build(loss="jensen_shannon")
@@ -211,11 +265,15 @@ def test_what_cannot_be_built(tfds_root):
     assert "cross_entropy does not" in build(teacher=str(tfds_root))
 
 
-@pytest.mark.parametrize(("platform", "formulation"), [("cpu", "blocked"), ("gpu", "native"), ("tpu", "native")])
-def test_the_network_convolves_as_the_mesh_s_devices_like(platform, formulation, tfds_root, monkeypatch):
+@pytest.mark.parametrize(
+    ("platform", "formulation"), [("cpu", "blocked"), ("gpu", "native"), ("tpu", "native")]
+)
+def test_the_network_convolves_as_the_mesh_s_devices_like(
+    platform, formulation, tfds_root, monkeypatch
+):
     """Whatever the default backend is, which is cpu here."""
     mesh: Any = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
-    assert parallel.Layout("jit", mesh).formulation == formulation
+    assert devices.Layout("jit", mesh).formulation == formulation
 
     built, build_model = [], parts.Parts.build_model
 
@@ -224,9 +282,11 @@ def test_the_network_convolves_as_the_mesh_s_devices_like(platform, formulation,
         return built[-1]
 
     monkeypatch.setattr(program.Parts, "build_model", noted)
-    monkeypatch.setattr(parallel.Layout, "platform", platform)
+    monkeypatch.setattr(devices.Layout, "platform", platform)
     with jax.numpy_dtype_promotion("standard"):
-        recipe.build(Config(dataset="tiny", model="cnn,widths=[2],hidden=[3]", batch_size=20), Console("off"))
+        recipe.build(
+            Config(dataset="tiny", model="cnn,widths=[2],hidden=[3]", batch_size=20), Console("off")
+        )
     assert built[-1].conv.formulation == formulation
 
 
@@ -241,4 +301,6 @@ def test_trained_in_memory_is_the_experiment_fitted(tfds_root, capsys):
     assert [line[:9] for line in capsys.readouterr().out.splitlines()] == ["epoch 1/2", "epoch 2/2"]
     jax.tree.map(np.testing.assert_array_equal, progress.state.params, quiet.state.params)
     assert np.shape(both.history[-1]["validation_accuracy"]) == (2,)
-    np.testing.assert_allclose(both.history[-1]["train_loss"][0], progress.history[-1]["train_loss"], rtol=1e-5)
+    np.testing.assert_allclose(
+        both.history[-1]["train_loss"][0], progress.history[-1]["train_loss"], rtol=1e-5
+    )

@@ -1,4 +1,6 @@
-"""Runs and checkpoints under gs://, on a Google Cloud Storage of localhost (fake_gcs.py) that knows no rename."""
+"""Runs and checkpoints under gs://, on a Google Cloud Storage of localhost (fake_gcs.py) that knows
+no rename.
+"""
 
 import importlib.util
 import json
@@ -15,10 +17,12 @@ from PIL import Image
 from test_experiments import ROOT, one_line_error, script
 from test_run_folder import events
 
-from cnnlab import checkpoint, digest, run_folder, storage
-from cnnlab.checkpoint import Checkpoints
+from cnnlab import files
+from cnnlab.checkpoint import digest, manager
+from cnnlab.checkpoint.manager import Checkpoints
 from cnnlab.config import Config
 from cnnlab.errors import CheckpointError, InputError
+from cnnlab.training import run_folder
 
 pytestmark = pytest.mark.machines
 FLAGS = [
@@ -40,10 +44,22 @@ def train(workdir, *more):
 
 
 def kill_at(gcs, wanted):
-    """Train in gs://bucket/run; SIGKILL just before the object `wanted` is written for the first time."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {"JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(ROOT / "experiments" / "train.py"), *FLAGS, "--workdir", "gs://bucket/run"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    """Train in gs://bucket/run; SIGKILL just before the object `wanted` is written for the first
+    time.
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {
+        "JAX_PLATFORMS": "cpu"
+    }
+    command = [
+        sys.executable,
+        str(ROOT / "experiments" / "train.py"),
+        *FLAGS,
+        "--workdir",
+        "gs://bucket/run",
+    ]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
 
         def kill(name):
             if name.startswith(wanted):
@@ -62,34 +78,48 @@ def timeless(text):
 
 
 def test_a_run_that_was_killed_ends_as_one_that_was_not(gcs, tfds_root, tmp_path):
-    """The same command again: every parameter, metric and test figure is bit for bit that of a local run."""
+    """The same command again: every parameter, metric and test figure is bit for bit that of a
+    local run.
+    """
     assert train(tmp_path / "local").returncode == 0
     gcs.change("run/", b"")  # what "create folder" in a browser leaves
     kill_at(gcs, "run/checkpoints/18/commit_success.txt")
     assert "run/checkpoints/18/about.json" in gcs.names() and "run/summary.json" not in gcs.names()
     done = train("gs://bucket/run")
     assert done.returncode == 0 and "resuming after step 9 of 18" in done.stdout, done.stderr
-    here, there = tmp_path / "local", storage.path("gs://bucket/run")
+    here, there = tmp_path / "local", files.path("gs://bucket/run")
     for step in (9, 18):
         about = [digest.read_about(path / "checkpoints", step) for path in (here, there)]
         assert about[0]["leaves"] == about[1]["leaves"] and about[0]["metric"] == about[1]["metric"]
     for name in ("summary.json", "data.json", "versions.json", "metrics.jsonl"):
         assert timeless((there / name).read_text()) == timeless((here / name).read_text())
     assert (there / "metrics.jsonl").read_text().count("\n") == 2
-    assert [e for e in events(there) if "second" not in e[0]] == [e for e in events(here) if "second" not in e[0]]
-    assert storage.children(there) == {path.name for path in here.iterdir()} - {"lock"}
-    with storage.path("gs://bucket/run/curves.png").open("rb") as file, Image.open(file) as picture:
+    assert [e for e in events(there) if "second" not in e[0]] == [
+        e for e in events(here) if "second" not in e[0]
+    ]
+    assert files.children(there) == {path.name for path in here.iterdir()} - {"lock"}
+    with files.path("gs://bucket/run/curves.png").open("rb") as file, Image.open(file) as picture:
         assert np.asarray(picture.convert("L")).std() > 10
 
     again = train("gs://bucket/run")
     assert again.stdout.splitlines() == done.stdout.splitlines()[-2:]
     assert "seed: 0 -> 1" in one_line_error(train("gs://bucket/run", "--seed", "1"))
     found = json.loads(script("evaluate", "gs://bucket/run", "--weights", "best", "--json").stdout)
-    assert found["confusion"] == json.loads((here / "summary.json").read_text())["test"]["confusion"]
+    assert (
+        found["confusion"] == json.loads((here / "summary.json").read_text())["test"]["confusion"]
+    )
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "black.png")
     seen = script("predict", "gs://bucket/run", tmp_path / "black.png")
     assert seen.stdout.startswith(f"{tmp_path}/black.png: class 0 "), seen.stderr
-    student = [*FLAGS, "--epochs", "1", "--loss", "distillation,alpha=1", "--teacher", "gs://bucket/run"]
+    student = [
+        *FLAGS,
+        "--epochs",
+        "1",
+        "--loss",
+        "distillation,alpha=1",
+        "--teacher",
+        "gs://bucket/run",
+    ]
     assert script("train", *student, "--workdir", "gs://bucket/student").returncode == 0
 
 
@@ -111,12 +141,16 @@ def test_what_cannot_be_a_run_folder_is_one_line(gcs, tfds_root):
 
 def test_without_its_package_gs_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"^gs://bucket/run needs the package gcsfs: pip install -e '\.\[gcs\]'$"):
+    with pytest.raises(
+        InputError, match=r"^gs://bucket/run needs the package gcsfs: pip install -e '\.\[gcs\]'$"
+    ):
         run_folder.default_path(Config(workdir="gs://bucket/run"))
 
 
 def test_a_kill_between_any_two_writes_leaves_only_steps_that_verify(gcs):
-    """Four saves; after each of their changes to the bucket a new process finds whole steps, and goes on from them."""
+    """Four saves; after each of their changes to the bucket a new process finds whole steps, and
+    goes on from them.
+    """
     folder = "gs://bucket/checkpoints"
     committed = {0: []}  # after how many changes which steps were sure to be there
     with Checkpoints(folder, keep=1) as checkpoints:
@@ -124,15 +158,22 @@ def test_a_kill_between_any_two_writes_leaves_only_steps_that_verify(gcs):
             checkpoints.save(step, state(step, 50), metric=metric(step))
             checkpoints.wait()
             committed[len(gcs.history)] = checkpoints.steps()
-            assert set(checkpoints.steps()) == checkpoint.kept({s: metric(s) for s in range(1, step + 1)}, 1)
+            assert set(checkpoints.steps()) == manager.kept(
+                {s: metric(s) for s in range(1, step + 1)}, 1
+            )
     history = list(gcs.history)
     for kill in range(len(history) + 1):
         gcs.replay(history[:kill])
         with Checkpoints(folder, read_only=True) as reader:
             listed = reader.steps()
-            assert max(listed, default=0) >= max(committed[max(i for i in committed if i <= kill)], default=0)
+            assert max(listed, default=0) >= max(
+                committed[max(i for i in committed if i <= kill)], default=0
+            )
             for step in listed:
-                found, wanted = reader.restore(state(0, 50), which=step).tree["params"], state(step, 50)["params"]
+                found, wanted = (
+                    reader.restore(state(0, 50), which=step).tree["params"],
+                    state(step, 50)["params"],
+                )
                 assert all(found[name].tobytes() == wanted[name].tobytes() for name in wanted)
         if kill % 7 == 0:  # the next start sweeps: what is left belongs to steps
             Checkpoints(folder, keep=1).close()
@@ -155,7 +196,9 @@ def test_a_step_without_its_mark_is_not_listed_and_is_saved_anew(gcs):
 
 @pytest.mark.parametrize("only", ["files", "leaves"])
 def test_a_flipped_bit_is_rejected_and_the_step_before_is_restored(gcs, monkeypatch, only):
-    """By the digest of the file as by that of the leaf, each with the other switched off; the next save moves it."""
+    """By the digest of the file as by that of the leaf, each with the other switched off; the next
+    save moves it.
+    """
     if only == "files":
         monkeypatch.setattr(digest, "digest", lambda name, array: "anything")
     else:
@@ -173,8 +216,14 @@ def test_a_flipped_bit_is_rejected_and_the_step_before_is_restored(gcs, monkeypa
         checkpoints.save(2, state(2, 5000))
         checkpoints.wait()
         assert checkpoints.steps() == [1, 2] and checkpoints.restore(state(0, 5000)).step == 2
-    gone = [name for name, content in gcs.history if content is None and name.startswith("checkpoints/2/")]
-    assert gone[0] == "checkpoints/2/commit_success.txt"  # from then on it is no step, wherever a kill comes
+    gone = [
+        name
+        for name, content in gcs.history
+        if content is None and name.startswith("checkpoints/2/")
+    ]
+    assert (
+        gone[0] == "checkpoints/2/commit_success.txt"
+    )  # from then on it is no step, wherever a kill comes
     aside = gcs.names("checkpoints/rejected/2-")
     assert any(gcs.objects[name][0] == content for name in aside)
 
@@ -190,7 +239,8 @@ def test_a_save_that_fails_says_so_and_leaves_nothing(gcs):
 
         gcs.before = refuse
         with pytest.raises(
-            CheckpointError, match=r"checkpoint step 2 in gs://bucket/checkpoints was not saved: .*quota"
+            CheckpointError,
+            match=r"checkpoint step 2 in gs://bucket/checkpoints was not saved: .*quota",
         ):
             checkpoints.save(2, state(2, 50))
             checkpoints.wait()
@@ -201,7 +251,7 @@ def test_a_save_that_fails_says_so_and_leaves_nothing(gcs):
 
 
 def test_two_processes_of_one_machine_cannot_write_one_run(gcs):
-    path, data = storage.path("gs://bucket/run"), {"digest": "abc"}
+    path, data = files.path("gs://bucket/run"), {"digest": "abc"}
     with (
         run_folder.RunFolder(path, Config(), {}, data),
         pytest.raises(InputError, match="is in use by another process"),
@@ -211,11 +261,13 @@ def test_two_processes_of_one_machine_cannot_write_one_run(gcs):
 
 
 def test_what_a_library_calls_a_failed_read_is_one_line(gcs, monkeypatch):
-    path = storage.path("gs://bucket/run")
+    path = files.path("gs://bucket/run")
 
     def fail(path, mode):
         raise RuntimeError("401:\nanonymous caller")
 
-    monkeypatch.setattr(storage._gcs(), "open", fail)
-    with pytest.raises(InputError, match=r"^gs://bucket/run/config\.json cannot be read \(401: anonymous caller\)"):
+    monkeypatch.setattr(files._gcs(), "open", fail)
+    with pytest.raises(
+        InputError, match=r"^gs://bucket/run/config\.json cannot be read \(401: anonymous caller\)"
+    ):
         run_folder.read(path)

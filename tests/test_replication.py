@@ -1,4 +1,6 @@
-"""The rules of the replications, and each script's judgement of results that were drawn to be known."""
+"""The rules of the replications, and each script's judgement of results that were drawn to be
+known.
+"""
 
 import dataclasses
 import importlib
@@ -9,10 +11,9 @@ import pytest
 import study_example
 from test_experiments import ROOT
 
-from cnnlab import replication, stats
 from cnnlab.errors import InputError
-from cnnlab.replication import HOLDS, REFUTED, UNDECIDED, Replication
-from cnnlab.study import cells
+from cnnlab.study import cells, replication, statistics
+from cnnlab.study.replication import HOLDS, REFUTED, UNDECIDED, Replication
 
 NAMES = sorted(path.stem for path in (ROOT / "experiments/replications").glob("*.py"))
 
@@ -25,14 +26,16 @@ def script(monkeypatch):
 
 def study_of(module):
     (found,) = [
-        v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Replication) and v is not Replication
+        v
+        for v in vars(module).values()
+        if isinstance(v, type) and issubclass(v, Replication) and v is not Replication
     ]
     return found()
 
 
 def comparison(mean, sd=0.001, n=8, margin=0.01, larger_is_better=True):
     noise = np.resize([-1.0, 1.0], n) * sd
-    return stats.compare((mean + noise)[None], margin, larger_is_better)[0]
+    return statistics.compare((mean + noise)[None], margin, larger_is_better)[0]
 
 
 @pytest.mark.parametrize(
@@ -68,22 +71,29 @@ def test_being_equal_and_indistinct(found, equal, indistinct):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_script_judges_what_it_announces(name, script, monkeypatch):
-    """Drawn results of its own study: as many statements as the docstring has, each with a verdict and its numbers."""
+    """Drawn results of its own study: as many statements as the docstring has, each with a verdict
+    and its numbers.
+    """
     module = script(name)
     study = study_of(module)
-    fields = {f.name: getattr(study, f.name) for f in dataclasses.fields(study) if f.name != "losses"}
+    fields = {
+        f.name: getattr(study, f.name) for f in dataclasses.fields(study) if f.name != "losses"
+    }
     found = study_example.results(losses=study.losses, **fields)
     other = study_example.results(losses=study.losses, first_seed=1000)
     monkeypatch.setattr(cells, "conduct", lambda *_: other)  # same_loss trains more
     statements = module.judge(found)
-    assert len(statements) == {"early_training": 4, "label_noise": 5, "calibration": 4, "long_tail": 2,
+    assert len(statements) == {"early_training": 4, "label_noise": 5, "calibration": 4,
+                               "long_tail": 2,
                                "same_loss": 2, "squared_loss": 1}[name]  # fmt: skip
     assert {each.verdict for each in statements} <= {HOLDS, REFUTED, UNDECIDED}
     assert all(each.numbers for each in statements)
     assert "before the run" in module.__doc__ and "Claim (" in module.__doc__
 
 
-@pytest.mark.parametrize("changes", [{"losses": ("mse", "focal")}, {"label_noise": (0.1,)}, {"validation": 0.0}])
+@pytest.mark.parametrize(
+    "changes", [{"losses": ("mse", "focal")}, {"label_noise": (0.1,)}, {"validation": 0.0}]
+)
 def test_what_a_claim_is_about_cannot_be_changed(script, changes):
     with pytest.raises(InputError, match="--"):
         dataclasses.replace(study_of(script("early_training")), **changes)
@@ -105,12 +115,16 @@ def test_replicate_trains_judges_and_stores(tfds_root, tmp_path, capsys, script)
     import jax
 
     study = Replication(
-        dataset="tiny", fraction=(1.0,), losses=("cross_entropy", "squared_logits"), model="mlp,hidden=[8]",
-        batch_size=32, validation=0.2, epochs=2, seeds=6, devices=1, progress="off", workdir=str(tmp_path),
+        dataset="tiny", fraction=(1.0,), losses=("cross_entropy", "squared_logits"),
+        model="mlp,hidden=[8]",
+        batch_size=32, validation=0.2, epochs=2, seeds=6, devices=1, progress="off",
+        workdir=str(tmp_path),
     )  # fmt: skip
     with jax.numpy_dtype_promotion("standard"):
         replication.replicate(study, script("squared_loss").judge, "squared_loss")
     stored = json.loads((tmp_path / "squared_loss/verdict.json").read_text())
     (statement,) = stored["statements"]
-    assert statement["verdict"].upper() in capsys.readouterr().out and "n = 6" in statement["numbers"]
+    assert (
+        statement["verdict"].upper() in capsys.readouterr().out and "n = 6" in statement["numbers"]
+    )
     assert (tmp_path / "squared_loss/report.html").exists()

@@ -1,4 +1,6 @@
-"""The report says what the results hold, the same in HTML, Markdown and CSV, and bears every study."""
+"""The report says what the results hold, the same in HTML, Markdown and CSV, and bears
+every study.
+"""
 
 import copy
 import csv
@@ -13,13 +15,12 @@ import numpy as np
 import pytest
 import study_example
 
-from cnnlab import report, stats
 from cnnlab.errors import InputError
+from cnnlab.html import style, svg
 from cnnlab.metrics import Metric
-from cnnlab.page import style, svg
 from cnnlab.plots import SERIES
-from cnnlab.report import claims, document, figures, markdown, numbers, series, tables
-from cnnlab.study import plan
+from cnnlab.study import plan, report, statistics
+from cnnlab.study.report import claims, document, figures, markdown, numbers, series, tables
 from cnnlab.study.results import values, verdicts
 
 NASTY = "my.loss,a=<b&c|d"
@@ -28,22 +29,34 @@ CLASSES = ["猫 <é>", "dog & $x$", "third|class"]
 
 @pytest.fixture(scope="module")
 def studied():
-    """Three losses with a nasty name among them, three conditions, unicode classes; no rate was tuned."""
+    """Three losses with a nasty name among them, three conditions, unicode classes; no rate was
+    tuned.
+    """
     return study_example.results(
-        ("cross_entropy", NASTY, "focal,gamma=2"), class_names=CLASSES, label_noise=(0.0, 0.2, 0.4), seeds=8
+        ("cross_entropy", NASTY, "focal,gamma=2"),
+        class_names=CLASSES,
+        label_noise=(0.0, 0.2, 0.4),
+        seeds=8,
     )
 
 
 @pytest.fixture(scope="module")
 def folder(studied, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "new"
-    assert [p.name for p in report.write(studied, path)] == ["report.html", "report.md", "results.csv", "verdicts.csv"]
+    assert [p.name for p in report.write(studied, path)] == [
+        "report.html",
+        "report.md",
+        "results.csv",
+        "verdicts.csv",
+    ]
     return path
 
 
 def written(results, tmp_path):
     report.write(results, tmp_path)
-    return (tmp_path / "report.html").read_text("utf-8"), (tmp_path / "report.md").read_text("utf-8")
+    return (tmp_path / "report.html").read_text("utf-8"), (tmp_path / "report.md").read_text(
+        "utf-8"
+    )
 
 
 def rows(path):
@@ -84,7 +97,9 @@ def markdown_tables(text):
 
 
 def without_groups(table, conditions):
-    """Rows of an HTML table with the heading above them as their first column, as Markdown has it."""
+    """Rows of an HTML table with the heading above them as their first column, as Markdown
+    has it.
+    """
     found, group = [["condition", *table[0]]], ""
     for row in table[1:]:
         if len(row) == 1 and len(table[0]) > 1:
@@ -95,7 +110,10 @@ def without_groups(table, conditions):
 
 
 def test_html_and_markdown_hold_the_same_tables(folder):
-    ours = [without_groups(table, 3) for table in Cells((folder / "report.html").read_text("utf-8")).tables]
+    ours = [
+        without_groups(table, 3)
+        for table in Cells((folder / "report.html").read_text("utf-8")).tables
+    ]
     theirs = markdown_tables((folder / "report.md").read_text("utf-8"))
     assert len(ours) == len(theirs) == 7
     assert ours == theirs
@@ -121,10 +139,24 @@ def test_the_table_of_verdicts_holds_the_numbers_of_verdicts_csv(folder, studied
 
 def test_verdicts_csv_is_what_stats_says_to_the_last_bit(folder, studied):
     for row, verdict in zip(rows(folder / "verdicts.csv"), verdicts(studied), strict=True):
-        for name in ("mean", "low", "high", "p", "p_holm", "p_equivalent", "effect", "superiority", "detectable"):
+        for name in (
+            "mean",
+            "low",
+            "high",
+            "p",
+            "p_holm",
+            "p_equivalent",
+            "effect",
+            "superiority",
+            "detectable",
+        ):
             assert float(row[name]) == getattr(verdict.comparison, name)
         assert (row["method"], int(row["n"])) == ("t", 8)
-        assert (row["baseline"], row["metric"], float(row["margin"])) == ("cross_entropy", "accuracy", 0.01)
+        assert (row["baseline"], row["metric"], float(row["margin"])) == (
+            "cross_entropy",
+            "accuracy",
+            0.01,
+        )
 
 
 def test_results_csv_holds_every_run_to_the_last_bit(folder, studied):
@@ -157,7 +189,9 @@ def test_verdicts_come_first_and_nothing_is_loaded(folder):
     assert headings[-2:] == ["Compute", "To repeat it"]
     assert body.index("<table>") < body.index("<figure") < len(body)
     assert not re.search(r"https?://|<script|<link|@import|src=|javascript:|\son\w+=", text)
-    assert set(re.findall(r'href="([^"]*)"', text)) == set(re.findall(r'href="(#[^"]*|data:image/png;[^"]*)"', text))
+    assert set(re.findall(r'href="([^"]*)"', text)) == set(
+        re.findall(r'href="(#[^"]*|data:image/png;[^"]*)"', text)
+    )
     assert (folder / "report.md").read_text("utf-8").index("## Verdicts") < 700
 
 
@@ -168,7 +202,10 @@ def test_names_are_escaped(folder):
     assert "dog &amp; $x$" in text and "猫 &lt;é&gt;" in text
     assert r"my.loss,a=\<b\&c\|d" in (folder / "report.md").read_text("utf-8")
     HTMLParser().feed(text)
-    assert markdown.escape("[a](javascript:b) *c* `d` e_f _g_") == r"[a]\(javascript:b) \*c\* \`d\` e_f \_g\_"
+    assert (
+        markdown.escape("[a](javascript:b) *c* `d` e_f _g_")
+        == r"[a]\(javascript:b) \*c\* \`d\` e_f \_g\_"
+    )
 
 
 def test_svg_ids_do_not_clash_and_every_reference_is_there(folder):
@@ -180,14 +217,18 @@ def test_svg_ids_do_not_clash_and_every_reference_is_there(folder):
     assert svg.INK not in text and "currentColor" in text and "var(--s1)" in text
     assert "DejaVu" not in text and "mathdefault" not in text
     for element in re.findall(r"<svg[^>]*>", text):
-        assert 'aria-hidden="true"' in element or re.search(r'role="img" aria-label="[^"]+"', element)
+        assert 'aria-hidden="true"' in element or re.search(
+            r'role="img" aria-label="[^"]+"', element
+        )
 
 
 def test_the_same_results_give_the_same_bytes(folder, studied, tmp_path):
     report.write(studied, tmp_path)
     for name in ("report.html", "report.md", "results.csv", "verdicts.csv"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in folder.iterdir())  # no temporary left
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        p.name for p in folder.iterdir()
+    )  # no temporary left
 
 
 def test_time_and_machine_change_nothing_outside_their_sections(folder, studied, tmp_path):
@@ -200,14 +241,18 @@ def test_time_and_machine_change_nothing_outside_their_sections(folder, studied,
     for name in ("results.csv", "verdicts.csv"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     for name, heading in (("report.html", "<h2>Compute"), ("report.md", "## Compute")):
-        mine, theirs = ((path / name).read_text("utf-8").split(heading) for path in (folder, tmp_path))
+        mine, theirs = (
+            (path / name).read_text("utf-8").split(heading) for path in (folder, tmp_path)
+        )
         assert mine[0] == theirs[0]
         assert "different machines" in theirs[1] and "different machines" not in mine[1]
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(folder, studied, tmp_path, monkeypatch):
     report.write(studied, tmp_path)
-    monkeypatch.setattr("cnnlab.run_folder.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
+    monkeypatch.setattr(
+        "cnnlab.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full"))
+    )
     with pytest.raises(InputError, match="disk full"):
         report.write(studied, tmp_path)
     assert (tmp_path / "report.html").read_bytes() == (folder / "report.html").read_bytes()
@@ -233,7 +278,9 @@ def test_tuned_rates_and_edges(tmp_path):
     assert chosen[0] == 1e-2 and 0 < len(edges) < 3
     (warning,) = claims.warnings(found)
     assert "edge of the range for cross_entropy (0.01)" in warning
-    assert [loss in warning for loss in study_example.LOSSES] == [loss in edges for loss in study_example.LOSSES]
+    assert [loss in warning for loss in study_example.LOSSES] == [
+        loss in edges for loss in study_example.LOSSES
+    ]
     wide = study_example.results(tune="lr=1e-6..10", budget=15, seeds=7)
     assert claims.warnings(wide) == []
     assert {row[-1] for row in tables.tuning(wide).rows} == {"inside"}
@@ -246,14 +293,16 @@ def test_other_metrics_carry_the_verdicts_where_asked(metric, tmp_path):
     _, text = written(found, tmp_path)
     assert "smaller is better" in text and "below 0.5 favours the loss" in text
     head = markdown_tables(text)[1][0]
-    assert "accuracy (pp)" in head and not any(numbers.scales(found.study)[metric].name in name for name in head)
+    assert "accuracy (pp)" in head and not any(
+        numbers.scales(found.study)[metric].name in name for name in head
+    )
     assert len(head) == 1 + 2 * 4
 
 
 def test_too_few_seeds_and_one(tmp_path):
     found = study_example.results(seeds=1, validation=0.0, label_noise=(0.0, 0.4))
     text, plain = written(found, tmp_path)
-    needed = stats.seeds_needed(4)
+    needed = statistics.seeds_needed(4)
     assert "No verdict was possible: 4 comparisons at 1 seed cannot reach p = 0.05" in plain
     assert f"{needed} seeds are needed (--seeds {needed})" in plain
     shown = markdown_tables(plain)[0][1:]
@@ -266,11 +315,18 @@ def test_too_few_seeds_and_one(tmp_path):
 
 def test_diverged_runs(tmp_path):
     lost = {(0, 1): [1, 4], (1, 0): [3], (1, 2): list(range(6))}
-    found = study_example.results(diverged=lost, seeds=6, label_noise=(0.0, 0.4), tune="lr=1e-4..1e-1")
+    found = study_example.results(
+        diverged=lost, seeds=6, label_noise=(0.0, 0.4), tune="lr=1e-4..1e-1"
+    )
     for cell in found.cells[1]:  # a history may hold what is not finite, too
-        cell["runs"][0]["history"] = [row | {"train_accuracy": None} for row in cell["runs"][0]["history"]]
+        cell["runs"][0]["history"] = [
+            row | {"train_accuracy": None} for row in cell["runs"][0]["history"]
+        ]
     text, plain = written(found, tmp_path)
-    assert "2 of 6 runs of mean_squared_error, label noise 0.0: seed 1 (step 77) and 4 (step 77)" in plain
+    assert (
+        "2 of 6 runs of mean_squared_error, label noise 0.0: seed 1 (step 77) and 4 (step 77)"
+        in plain
+    )
     assert "6 of 6 runs of focal,gamma=2" in plain and "1 of 6 runs of cross_entropy" in plain
     words = {(row[0], row[1]): row[2] for row in markdown_tables(plain)[0][1:]}
     assert words["label noise 0.0", "mean_squared_error"] == "✗ diverged"
@@ -296,9 +352,18 @@ def test_cells_that_do_not_belong_together_are_told(studied):
 
 
 def test_eight_losses_six_conditions_a_hundred_classes_and_a_long_name(tmp_path):
-    losses = ("cross_entropy", *[f"my_package.my_module.my_quite_long_loss_{i},alpha=0.{i}" for i in range(7)])
+    losses = (
+        "cross_entropy",
+        *[f"my_package.my_module.my_quite_long_loss_{i},alpha=0.{i}" for i in range(7)],
+    )
     found = study_example.results(
-        losses, classes=100, images=200, label_noise=(0.0, 0.4), fraction=(0.1, 0.5, 1.0), seeds=2, epochs=2
+        losses,
+        classes=100,
+        images=200,
+        label_noise=(0.0, 0.4),
+        fraction=(0.1, 0.5, 1.0),
+        seeds=2,
+        epochs=2,
     )
     parts = {part.title: part for part in document.sections(found, verdicts(found))}
     assert {"Accuracy against label noise", "Accuracy against fraction"} <= set(parts)
@@ -308,7 +373,15 @@ def test_eight_losses_six_conditions_a_hundred_classes_and_a_long_name(tmp_path)
     panel = figures.confusion(found, 5, 7)
     assert "(number)" in panel.svg and "class 42" not in panel.svg
     assert len(panel.svg) < 30_000
-    assert len({(look["color"], str(look["linestyle"]), look["marker"]) for look in map(svg.look, range(8))}) == 8
+    assert (
+        len(
+            {
+                (look["color"], str(look["linestyle"]), look["marker"])
+                for look in map(svg.look, range(8))
+            }
+        )
+        == 8
+    )
     groups = series.along(found, "fraction")
     assert [others for others, _ in groups] == [{"label_noise": 0.0}, {"label_noise": 0.4}]
     assert [found.conditions[i]["fraction"] for i in groups[1][1]] == [0.1, 0.5, 1.0]
@@ -349,7 +422,7 @@ def test_bands_leave_out_what_is_not_there():
 def test_means_and_intervals_of_what_diverged_are_not_those_of_the_rest():
     whole, broken = np.array([0.1, 0.2, 0.6]), np.array([0.1, np.nan, 0.6])
     assert series.mean(whole) == pytest.approx(0.3)
-    assert series.interval(whole) == tuple(map(float, stats.interval(whole)))
+    assert series.interval(whole) == tuple(map(float, statistics.interval(whole)))
     assert series.sd(whole) == whole.std(ddof=1)
     assert np.isnan([series.mean(broken), *series.interval(broken), series.sd(broken)]).all()
     assert np.isnan([*series.interval(whole[:1]), series.sd(whole[:1])]).all()
@@ -358,7 +431,9 @@ def test_means_and_intervals_of_what_diverged_are_not_those_of_the_rest():
 def test_colours_stand_out_in_light_and_dark():
     def luminance(colour):
         shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        red, green, blue = (x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in shares)
+        red, green, blue = (
+            x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in shares
+        )
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
     for instead, paper in ((style.LIGHT, "#ffffff"), (style.DARK, "#15181c")):
@@ -375,13 +450,16 @@ def test_the_configuration_is_there_as_json(folder, studied):
     assert json.loads(blocks[2]) == json.loads(json.dumps(studied.study.to_json()))
 
 
-CHECK = """<!doctype html><body><iframe id="f" width="{width}" height="900" src="report.html"></iframe><script>
+CHECK = """<!doctype html><body><iframe id="f"
+  width="{width}" height="900" src="report.html"></iframe>
+<script>
 f.onload = () => {{
   const page = f.contentDocument, root = page.documentElement;
   const closed = root.scrollWidth;
   page.querySelectorAll('details').forEach(part => part.open = true);
   const outside = [...page.querySelectorAll('svg text')].filter(text => {{
-    const inner = text.getBoundingClientRect(), outer = text.ownerSVGElement.getBoundingClientRect();
+    const inner = text.getBoundingClientRect();
+    const outer = text.ownerSVGElement.getBoundingClientRect();
     return inner.left < outer.left - 2 || inner.right > outer.right + 2 || inner.top < outer.top - 2
       || inner.bottom > outer.bottom + 2;
   }});
@@ -389,7 +467,8 @@ f.onload = () => {{
   document.body.textContent = JSON.stringify({{
     closed, open: root.scrollWidth, outside: outside.map(text => text.textContent),
     texts: page.querySelectorAll('svg text').length,
-    paper: seen('body').backgroundColor, ink: seen('body').color, label: seen('figure svg text').fill,
+    paper: seen('body').backgroundColor, ink: seen('body').color,
+    label: seen('figure svg text').fill,
   }});
 }};
 </script></body>"""
@@ -400,22 +479,46 @@ f.onload = () => {{
 def test_in_a_browser_nothing_sticks_out_and_text_can_be_read(width, dark, folder, tmp_path):
     shutil.copy(folder / "report.html", tmp_path / "report.html")
     (tmp_path / "check.html").write_text(CHECK.format(width=width))
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
+    flags = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--allow-file-access-from-files",
+    ]
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    where = [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "--virtual-time-budget=5000"]
-    command = ["chromium", *flags, scheme, *where, "--dump-dom", f"file://{tmp_path / 'check.html'}"]
+    where = [
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1400,1000",
+        "--virtual-time-budget=5000",
+    ]
+    command = [
+        "chromium",
+        *flags,
+        scheme,
+        *where,
+        "--dump-dom",
+        f"file://{tmp_path / 'check.html'}",
+    ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     seen = json.loads(html.unescape(re.search(r"<body>(\{.*\})\s*</body>", dom, re.DOTALL)[1]))
     assert (seen["closed"], seen["open"]) == (width, width)
     assert seen["outside"] == [] and seen["texts"] > 100
-    light, black = ("rgb(228, 231, 234)", "rgb(21, 24, 28)"), ("rgb(28, 31, 35)", "rgb(255, 255, 255)")
+    light, black = (
+        ("rgb(228, 231, 234)", "rgb(21, 24, 28)"),
+        ("rgb(28, 31, 35)", "rgb(255, 255, 255)"),
+    )
     assert (seen["ink"], seen["paper"]) == (light if dark else black)
     assert seen["label"] == seen["ink"]
 
 
 def test_plan_and_report_name_the_same_metrics(studied):
     known = plan.metrics(studied.study)
-    assert list(numbers.scales(studied.study)) == list(known) == ["accuracy", "nll", "brier", "ece", "top5"]
+    assert (
+        list(numbers.scales(studied.study))
+        == list(known)
+        == ["accuracy", "nll", "brier", "ece", "top5"]
+    )
     assert plan.metric(studied.study) is known["accuracy"]
 
 
@@ -423,7 +526,9 @@ def half(logits, labels, mask):
     return 0.5 * mask.sum()
 
 
-HALF = Metric("half", half, larger_is_better=True, margin=0.2, label="one half", unit="cups", digits=3)
+HALF = Metric(
+    "half", half, larger_is_better=True, margin=0.2, label="one half", unit="cups", digits=3
+)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "half"])
@@ -431,7 +536,9 @@ def test_a_metric_of_your_own_is_reported_like_the_others(metric, tmp_path):
     found = study_example.results(metrics=("test_report.HALF",), metric=metric, seeds=7, epochs=2)
     for cell in found.cells[0]:
         for run in cell["runs"]:
-            run["test"]["half"] = 0.5 + run["seed"] / 100 + 0.3 * (cell["loss"] == "mean_squared_error")
+            run["test"]["half"] = (
+                0.5 + run["seed"] / 100 + 0.3 * (cell["loss"] == "mean_squared_error")
+            )
     assert plan.margin(found.study) == {"accuracy": 0.01, "half": 0.2}[metric]
     _, text = written(found, tmp_path)
     verdict, other = markdown_tables(text)[:2]

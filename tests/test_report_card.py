@@ -1,4 +1,6 @@
-"""The report card reproduces what is known of the losses, refutations included, and catches every planted fault."""
+"""The report card reproduces what is known of the losses, refutations included, and catches every
+planted fault.
+"""
 
 import functools
 import html.parser
@@ -28,21 +30,34 @@ MADE = {
     "label_smoothing": losses.label_smoothing(losses.cross_entropy),
     "with_z_loss": losses.with_z_loss(losses.cross_entropy),
 }
-# property -> the losses that have it, and those that do not (the papers are named in report_card.PROPERTIES)
+# property -> the losses that have it, and those that do not (the papers are named in
+# report_card.PROPERTIES)
 EXPECTED = {
     "strictly_proper": (
         "cross_entropy mean_squared_error",
         "focal generalized_cross_entropy mean_absolute_error poly label_smoothing",
     ),
-    "classification_calibrated": ("cross_entropy focal mean_squared_error with_z_loss", "multiclass_hinge"),
+    "classification_calibrated": (
+        "cross_entropy focal mean_squared_error with_z_loss",
+        "multiclass_hinge",
+    ),
     "symmetric": (
         "mean_absolute_error reverse_cross_entropy normalized_cross_entropy",
         "cross_entropy mean_squared_error",
     ),
-    "bounded": ("generalized_cross_entropy mean_absolute_error mean_squared_error", "cross_entropy focal with_z_loss"),
+    "bounded": (
+        "generalized_cross_entropy mean_absolute_error mean_squared_error",
+        "cross_entropy focal with_z_loss",
+    ),
     "non_negative": ("cross_entropy focal mean_squared_error sparsemax_loss", ""),
-    "convex": ("cross_entropy sparsemax_loss multiclass_hinge", "mean_squared_error focal mean_absolute_error"),
-    "shift_invariant": ("cross_entropy mean_squared_error multiclass_hinge", "with_z_loss squared_logits"),
+    "convex": (
+        "cross_entropy sparsemax_loss multiclass_hinge",
+        "mean_squared_error focal mean_absolute_error",
+    ),
+    "shift_invariant": (
+        "cross_entropy mean_squared_error multiclass_hinge",
+        "with_z_loss squared_logits",
+    ),
     "smooth": ("cross_entropy mean_squared_error sparsemax_loss", "multiclass_hinge"),
     "strong_on_confident_mistakes": (
         "cross_entropy focal multiclass_hinge",
@@ -57,11 +72,13 @@ EXPECTED = {
 SOUND = "cross_entropy mean_squared_error squared_logits ldam distillation"
 EXPECTED |= dict.fromkeys(("finite", "transform_safe"), (SOUND, ""))
 EXPECTED |= dict.fromkeys(
-    ("label_safe", "one_hot_agrees", "true_gradient"), (f"{SOUND} focal sparsemax_loss multiclass_hinge", "")
+    ("label_safe", "one_hot_agrees", "true_gradient"),
+    (f"{SOUND} focal sparsemax_loss multiclass_hinge", ""),
 )
 EXPECTED["float32_accumulation"] = ("cross_entropy mean_squared_error ldam", "")
 
-# fault -> the property that shows it, the loss that is meant, and what of the finding names the fault
+# fault -> the property that shows it, the loss that is meant, and what of the finding names the
+# fault
 FAULTS = {
     "wrong_sign": ("rewards_truth", "cross_entropy", "once z_"),
     "detached_focal": ("true_gradient", "focal", "differences of the values"),
@@ -88,10 +105,17 @@ def examined(name):
 @functools.cache
 def broken(name):
     shown_by = FAULTS[name][0]
-    return report_card.card(getattr(broken_losses, name), properties=[shown_by] if shown_by != "same_as" else [])
+    return report_card.card(
+        getattr(broken_losses, name), properties=[shown_by] if shown_by != "same_as" else []
+    )
 
 
-CASES = [(p, name, side) for p, sides in EXPECTED.items() for side in (0, 1) for name in sides[side].split()]
+CASES = [
+    (p, name, side)
+    for p, sides in EXPECTED.items()
+    for side in (0, 1)
+    for name in sides[side].split()
+]
 
 
 @pytest.mark.parametrize(("name", "property", "side"), sorted((n, p, s) for p, n, s in CASES))
@@ -117,7 +141,9 @@ def test_a_planted_fault_is_caught(fault):
 
 
 def test_every_broken_loss_is_planted():
-    local = {n for n, f in vars(broken_losses).items() if getattr(f, "__module__", "") == "broken_losses"}
+    local = {
+        n for n, f in vars(broken_losses).items() if getattr(f, "__module__", "") == "broken_losses"
+    }
     assert {n for n in local if not n.startswith("_")} == set(FAULTS) | {"sound"}
 
 
@@ -125,7 +151,9 @@ def test_no_false_alarm():
     """The same words without a fault: every claim holds, and so does what the faults break."""
     wanted = sorted({shown_by for shown_by, _, _ in FAULTS.values()} - {"same_as"})
     card = report_card.card(broken_losses.sound, properties=wanted)
-    assert {f.verdict for f in card.findings.values()} == {NOT_REFUTED}  # not "proved": it is not one of cnnlab's
+    assert {f.verdict for f in card.findings.values()} == {
+        NOT_REFUTED
+    }  # not "proved": it is not one of cnnlab's
     assert {f.property for f in card.findings.values() if f.claimed} == {
         "strictly_proper", "convex", "finite", "same_as"
     }  # fmt: skip
@@ -136,13 +164,21 @@ def test_numbers():
     assert examined("cross_entropy")["smooth"].data["constant"] == pytest.approx(0.5, abs=1e-9)
     assert examined("sparsemax_loss")["smooth"].data["constant"] == pytest.approx(1, abs=1e-9)
     assert examined("mean_squared_error")["bounded"].data["supremum"] == pytest.approx(2, abs=1e-9)
-    assert examined("generalized_cross_entropy")["bounded"].data["supremum"] == pytest.approx(1 / 0.7, abs=1e-9)
-    assert examined("mean_absolute_error")["symmetric"].data["sum"] == pytest.approx(4, abs=1e-9)  # 2 (K - 1)
+    assert examined("generalized_cross_entropy")["bounded"].data["supremum"] == pytest.approx(
+        1 / 0.7, abs=1e-9
+    )
+    assert examined("mean_absolute_error")["symmetric"].data["sum"] == pytest.approx(
+        4, abs=1e-9
+    )  # 2 (K - 1)
     slopes = examined("cross_entropy")["strong_on_confident_mistakes"].data
-    assert dict(zip(slopes["margins"], slopes["gradients"], strict=True))[-100] == pytest.approx(2**0.5, abs=1e-9)
+    assert dict(zip(slopes["margins"], slopes["gradients"], strict=True))[-100] == pytest.approx(
+        2**0.5, abs=1e-9
+    )
     # label smoothing of 0.1 over 3 classes: entropy of (0.9333, 0.0333, 0.0333), found on a grid
     smoothed = -(14 / 15 * np.log(14 / 15) + 2 / 30 * np.log(1 / 30))
-    assert examined("label_smoothing")["zero_at_perfect"].data["loss"] == pytest.approx(smoothed, abs=1e-3)
+    assert examined("label_smoothing")["zero_at_perfect"].data["loss"] == pytest.approx(
+        smoothed, abs=1e-3
+    )
 
 
 def probabilities(z):
@@ -177,7 +213,10 @@ def test_a_counterexample_beats_a_citation(monkeypatch):
     monkeypatch.setattr(report_card, "citation", lambda *_: "a paper that errs")
     card = report_card.card(losses.focal, properties=["strictly_proper", "non_negative"])
     assert (card["strictly_proper"].verdict, card["strictly_proper"].citation) == (REFUTED, "")
-    assert (card["non_negative"].verdict, card["non_negative"].citation) == (PROVED, "a paper that errs")
+    assert (card["non_negative"].verdict, card["non_negative"].citation) == (
+        PROVED,
+        "a paper that errs",
+    )
 
 
 def test_a_proof_is_of_the_builtin_loss_and_of_its_hyperparameters():
@@ -189,7 +228,9 @@ def test_a_proof_is_of_the_builtin_loss_and_of_its_hyperparameters():
     def mean_absolute_error(logits, labels):
         return losses.mean_absolute_error(logits, labels)
 
-    assert report_card.card(mean_absolute_error, properties=both)["symmetric"].verdict == NOT_REFUTED
+    assert (
+        report_card.card(mean_absolute_error, properties=both)["symmetric"].verdict == NOT_REFUTED
+    )
 
 
 def test_citations_are_of_what_there_is_and_of_nothing_refuted():
@@ -197,18 +238,23 @@ def test_citations_are_of_what_there_is_and_of_nothing_refuted():
         for (property, text), names in tab.items():
             assert property in report_card.PROPERTIES and text and set(names) <= set(losses.LOSSES)
             assert not set(names) & set(EXPECTED[property][1].split())
-    calibrated = {n for n in losses.LOSSES if citations.citation(n, "classification_calibrated", True)}
+    calibrated = {
+        n for n in losses.LOSSES if citations.citation(n, "classification_calibrated", True)
+    }
     assert calibrated == {"cross_entropy", "mean_squared_error", "focal", "binary_cross_entropy"}
     assert {n for n in losses.LOSSES if citations.citation(n, "strictly_proper", True)} == {
         "cross_entropy", "mean_squared_error"
     }  # fmt: skip
     assert {n for n in losses.LOSSES if citations.citation(n, "symmetric", True)} == {
-        "mean_absolute_error", "reverse_cross_entropy", "normalized_cross_entropy", "normalized_focal", "active_passive"
+        "mean_absolute_error", "reverse_cross_entropy", "normalized_cross_entropy",
+        "normalized_focal", "active_passive"
     }  # fmt: skip
 
 
 def test_cosines_are_not_asked_what_makes_no_sense_of_them():
-    card = report_card.card(losses.cosine_softmax, properties=["strictly_proper", "bounded", "rewards_truth"])
+    card = report_card.card(
+        losses.cosine_softmax, properties=["strictly_proper", "bounded", "rewards_truth"]
+    )
     verdicts = [finding.verdict for finding in card.findings.values()]
     assert card.cosines and verdicts == [NOT_APPLICABLE, NOT_APPLICABLE, NOT_REFUTED]
     assert "cosines" in card["bounded"].detail
@@ -257,8 +303,14 @@ def test_claims_are_read_from_the_docstring():
 @pytest.mark.parametrize(
     ("claim", "message"),
     [
-        ("strictly_propr", "unknown claimed property 'strictly_propr': did you mean 'strictly_proper'"),
-        ("same as squentrpy", "unknown loss in the claim 'same as' 'squentrpy': did you mean 'squentropy'"),
+        (
+            "strictly_propr",
+            "unknown claimed property 'strictly_propr': did you mean 'strictly_proper'",
+        ),
+        (
+            "same as squentrpy",
+            "unknown loss in the claim 'same as' 'squentrpy': did you mean 'squentropy'",
+        ),
         ("same as", "names a loss"),
     ],
 )
@@ -280,8 +332,12 @@ def test_json_is_strict_and_whole():
     for card, copy in zip(cards, read, strict=True):
         assert copy["name"] == card.name and set(copy["findings"]) == set(card.findings)
         for name, finding in copy["findings"].items():
-            assert finding["verdict"] == card[name].verdict and finding["detail"] == card[name].detail
-    assert read[1]["findings"]["strictly_proper"]["data"]["q"] == list(cards[1]["strictly_proper"].data["q"])
+            assert (
+                finding["verdict"] == card[name].verdict and finding["detail"] == card[name].detail
+            )
+    assert read[1]["findings"]["strictly_proper"]["data"]["q"] == list(
+        cards[1]["strictly_proper"].data["q"]
+    )
     assert read[1]["findings"]["strictly_proper"]["claimed"] is True
 
 
@@ -374,26 +430,41 @@ def test_curves():
     np.testing.assert_allclose(curve.gradient, (1 - p) * np.sqrt(1.5), rtol=1e-9)
     cosine = report_card.curve(losses.cosine_softmax, {"scale": 2.0}, 2, cosines=True)
     assert cosine.axis == "cosine"
-    np.testing.assert_allclose(cosine.loss, np.log1p(np.exp(-4 * cosine.x)), rtol=1e-12)  # the other is -x
+    np.testing.assert_allclose(
+        cosine.loss, np.log1p(np.exp(-4 * cosine.x)), rtol=1e-12
+    )  # the other is -x
 
 
 def test_few_curves_share_panels_and_many_do_not(monkeypatch, tmp_path):
     from matplotlib.figure import Figure
 
     figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1])
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1]
+    )
     x = np.linspace(0.01, 0.99, 20)
     curve, cosine = ("probability", x, -np.log(x), 1 - x), ("cosine", 2 * x - 1, 1 - x, x)
     plots.loss_curves({"a": curve, "b": curve, "c": cosine}, tmp_path / "few.png")
-    plots.loss_curves({str(i): cosine if i == 3 else curve for i in range(11)}, tmp_path / "many.png", curve)
+    plots.loss_curves(
+        {str(i): cosine if i == 3 else curve for i in range(11)}, tmp_path / "many.png", curve
+    )
     few, many = figures
     assert [axis.get_xlabel() for axis in few.axes] == [f"{k} of the true class" for k in
-                                                        ("probability", "probability", "cosine", "cosine")]  # fmt: skip
-    assert [[line.get_label() for line in axis.get_lines()] for axis in few.axes] == [["a", "b"]] * 2 + [["c"]] * 2
+                                                        ("probability", "probability", "cosine",
+                                                            "cosine")]  # fmt: skip
+    assert [[line.get_label() for line in axis.get_lines()] for axis in few.axes] == [
+        ["a", "b"]
+    ] * 2 + [["c"]] * 2
     np.testing.assert_array_equal(few.axes[1].get_lines()[0].get_ydata(), curve[3])
     shown = [axis for axis in many.axes if axis.get_visible()]
     assert [axis.get_title() for axis in shown] == [str(i) for i in range(11)]
-    assert [len(axis.get_lines()) for axis in shown] == [4, 4, 4, 2, *[4] * 7]  # no grey without its axis
+    assert [len(axis.get_lines()) for axis in shown] == [
+        4,
+        4,
+        4,
+        2,
+        *[4] * 7,
+    ]  # no grey without its axis
     for name in ("few.png", "many.png"):
         with Image.open(tmp_path / name) as image:
             assert image.width > 1000
@@ -402,11 +473,19 @@ def test_few_curves_share_panels_and_many_do_not(monkeypatch, tmp_path):
 def script(*args):
     command = [sys.executable, str(ROOT / "experiments" / "report_card.py"), *map(str, args)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    return subprocess.run(command, cwd=ROOT / "tests", env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=ROOT / "tests", env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_the_script_examines_an_own_loss_and_exits_with_its_claims(tmp_path):
-    done = script("broken_losses.improper_focal", "--html", tmp_path / "card.html", "--json", tmp_path / "card.json")
+    done = script(
+        "broken_losses.improper_focal",
+        "--html",
+        tmp_path / "card.html",
+        "--json",
+        tmp_path / "card.json",
+    )
     assert done.returncode == 1, done.stderr
     assert "broken_losses.improper_focal claims strictly_proper: for q = " in done.stderr
     assert "NO!" in done.stdout and "Traceback" not in done.stderr and "\x1b" not in done.stdout

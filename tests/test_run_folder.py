@@ -1,4 +1,6 @@
-"""A run's folder: who may open it, what it refuses, what is in it afterwards; what a resumed run may change."""
+"""A run's folder: who may open it, what it refuses, what is in it afterwards; what a resumed run
+may change.
+"""
 
 import dataclasses
 import json
@@ -10,15 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from cnnlab import run_folder
+from cnnlab import files
 from cnnlab.config import FREE_ON_RESUME, PARTS, Config
 from cnnlab.errors import InputError
-from cnnlab.run_folder import RunFolder, conflicts, stored_form
+from cnnlab.training import run_folder
+from cnnlab.training.run_folder import RunFolder, conflicts, stored_form
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = {"python": "3.11", "jax": "0.10"}
 DATA = {
-    "digest": "abc", "class_names": ["a", "b"], "image_shape": [8, 8, 3], "mean": [1.0], "std": [2.0], "counts": {},
+    "digest": "abc", "class_names": ["a", "b"], "image_shape": [8, 8, 3], "mean": [1.0],
+    "std": [2.0], "counts": {},
     "class_counts": [3, 4],
 }  # fmt: skip
 
@@ -34,7 +38,12 @@ def trained(path, **kwargs):
 
 
 def row(epoch):
-    return {"epoch": epoch, "step": 10 * epoch, "train_loss": 1.5 / epoch, "validation_accuracy": 0.5}
+    return {
+        "epoch": epoch,
+        "step": 10 * epoch,
+        "train_loss": 1.5 / epoch,
+        "validation_accuracy": 0.5,
+    }
 
 
 @pytest.mark.parametrize(
@@ -43,7 +52,10 @@ def row(epoch):
         ({}, "shapes10-cnn-cross_entropy-seed0"),
         ({"loss": "focal,gamma=2.5", "seed": 3}, "shapes10-cnn-focal,gamma=2.5-seed3"),
         ({"loss": "my.loss,w=[1, 2]"}, "shapes10-cnn-my.loss,w=_1,_2_-seed0"),
-        ({"loss": "focal+z_loss", "model": "mlp,hidden=[8]"}, "shapes10-mlp,hidden=_8_-focal+z_loss-seed0"),
+        (
+            {"loss": "focal+z_loss", "model": "mlp,hidden=[8]"},
+            "shapes10-mlp,hidden=_8_-focal+z_loss-seed0",
+        ),
         ({"dataset": "../../etc/pass wd:1.0"}, ".._.._etc_pass_wd_1.0-cnn-cross_entropy-seed0"),
     ],
 )
@@ -56,7 +68,9 @@ def test_a_long_name_is_cut_and_stays_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     long = "focal" + "+label_smoothing,alpha=0.1" * 8
     names = {run_folder.default_path(Config(loss=long, seed=seed)).name for seed in (0, 1)}
-    assert len(names) == 2 and all(len(name) < 150 and name.startswith("shapes10-cnn-focal+label") for name in names)
+    assert len(names) == 2 and all(
+        len(name) < 150 and name.startswith("shapes10-cnn-focal+label") for name in names
+    )
 
 
 def test_workdir_is_the_path(tmp_path, monkeypatch):
@@ -70,7 +84,12 @@ def test_what_a_new_folder_holds(tmp_path):
     config = Config(seed=5, model="cnn,widths=[8]", label_noise=0.2)
     with opened(tmp_path / "a" / "run", config) as folder:
         assert folder.warnings == []
-        assert {p.name for p in folder.path.iterdir()} == {"lock", "config.json", "versions.json", "data.json"}
+        assert {p.name for p in folder.path.iterdir()} == {
+            "lock",
+            "config.json",
+            "versions.json",
+            "data.json",
+        }
     stored, facts, _ = run_folder.read(folder.path)
     assert facts == DATA and stored == Config(
         seed=5,
@@ -80,10 +99,16 @@ def test_what_a_new_folder_holds(tmp_path):
         schedule="cosine,warmup=0.0",
     )
     written = json.loads((folder.path / "config.json").read_text())["written"]
-    assert written.keys() > set(PARTS) and written["model"] == config.model and written["label_noise"] == 0.2
+    assert (
+        written.keys() > set(PARTS)
+        and written["model"] == config.model
+        and written["label_noise"] == 0.2
+    )
     assert stored_form(stored) | {"written": written} == stored_form(config)
     (folder.path / "data.json").write_text("{}")
-    with pytest.raises(InputError, match=r"data\.json is damaged: it lacks \['class_counts', 'class_names'"):
+    with pytest.raises(
+        InputError, match=r"data\.json is damaged: it lacks \['class_counts', 'class_names'"
+    ):
         run_folder.read(folder.path)
     assert json.loads((folder.path / "versions.json").read_text()) == VERSIONS
 
@@ -96,9 +121,13 @@ def test_versions():
 
 def test_changed_versions_warn(tmp_path):
     opened(tmp_path / "run").close()
-    with opened(tmp_path / "run", versions={"python": "3.11", "jax": "0.12", "flax": "1"}) as folder:
+    with opened(
+        tmp_path / "run", versions={"python": "3.11", "jax": "0.12", "flax": "1"}
+    ) as folder:
         assert folder.warnings == ["jax: 0.10 -> 0.12", "flax: None -> 1"]
-    with opened(tmp_path / "run", versions={"python": "3.11", "jax": "0.12", "flax": "1"}) as folder:
+    with opened(
+        tmp_path / "run", versions={"python": "3.11", "jax": "0.12", "flax": "1"}
+    ) as folder:
         assert folder.warnings == []
 
 
@@ -106,11 +135,16 @@ def test_another_configuration_is_refused_and_nothing_changes(tmp_path):
     path = tmp_path / "run"
     trained(path)
     before = {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()}
-    wanted = r"holds a run with another configuration: learning_rate: 0.001 -> 0.1; seed: 0 -> 1\. Choose another"
+    wanted = (
+        r"holds a run with another configuration: learning_rate: 0.001 -> 0.1; seed: 0 -> "
+        r"1\. Choose another"
+    )
     for refuse in (run_folder.check, opened):
         with pytest.raises(InputError, match=wanted):
             refuse(path, Config(seed=1, learning_rate=0.1))
-    with pytest.raises(InputError, match=r"epochs: 10 -> 20 \(epochs may grow where nothing depends on"):
+    with pytest.raises(
+        InputError, match=r"epochs: 10 -> 20 \(epochs may grow where nothing depends on"
+    ):
         run_folder.check(path, Config(epochs=20))
     assert {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()} == before
     with opened(path, Config(workers=2, progress="off")) as folder:  # free to change
@@ -118,7 +152,8 @@ def test_another_configuration_is_refused_and_nothing_changes(tmp_path):
 
 
 CHANGED = Config(
-    model="cnn,hidden=[],widths=[8,16]", clip_norm=1.0, dataset="mnist", loss="focal,gamma=2+z_loss", seed=7,
+    model="cnn,hidden=[],widths=[8,16]", clip_norm=1.0, dataset="mnist",
+    loss="focal,gamma=2+z_loss", seed=7,
     optimizer="sgd,nesterov=false", augment="none", fraction=0.5,
 )  # fmt: skip
 
@@ -136,8 +171,14 @@ def test_no_conflict_with_itself():
 
 
 def test_conflicts_are_named():
-    found = conflicts(stored(Config(seed=1, learning_rate=0.1)), Config(seed=2, model="cnn,widths=[8]"))
-    assert sorted(found) == ["learning_rate: 0.1 -> 0.001", "model: cnn -> cnn,widths=[8]", "seed: 1 -> 2"]
+    found = conflicts(
+        stored(Config(seed=1, learning_rate=0.1)), Config(seed=2, model="cnn,widths=[8]")
+    )
+    assert sorted(found) == [
+        "learning_rate: 0.1 -> 0.001",
+        "model: cnn -> cnn,widths=[8]",
+        "seed: 1 -> 2",
+    ]
     found = conflicts(stored(Config(label_noise=0.4)), Config(fraction=0.5, loss="ce"))
     assert found == ["dataset: shapes10+label_noise,rate=0.4 -> shapes10+fraction,share=0.5"]
 
@@ -148,14 +189,20 @@ def test_conflicts_are_named():
         ({"model": "cnn"}, {"model": "cnn,widths=[32,64],dropout=0"}),
         ({"model": "cnn,pool=average,widths=[8]"}, {"model": "cnn,widths=[8],pool=average"}),
         ({"loss": "ce"}, {"loss": "cross_entropy"}),
-        ({"loss": "cnnlab.losses.focal+z_loss"}, {"loss": "focal,gamma=2.0+with_z_loss,coefficient=0.0001"}),
+        (
+            {"loss": "cnnlab.losses.focal+z_loss"},
+            {"loss": "focal,gamma=2.0+with_z_loss,coefficient=0.0001"},
+        ),
         ({"loss": "kd", "teacher": "/t"}, {"loss": "distillation", "teacher": "/t"}),
         ({"optimizer": "sgd,momentum=0.9"}, {"optimizer": "sgd"}),
         ({"schedule": "cosine,warmup=0"}, {"schedule": "cosine"}),
         ({"augment": "flip+crop"}, {"augment": "flip+crop,padding=4,mode=zeros"}),
         ({"label_noise": 0.4}, {"label_noise": 0.4, "noise": "symmetric"}),
         ({"label_noise": 0.4}, {"dataset": "shapes10+label_noise,rate=0.4"}),
-        ({"dataset": "shapes10+fraction,share=0.5+long_tail,factor=8.0"}, {"fraction": 0.5, "long_tail": 8.0}),
+        (
+            {"dataset": "shapes10+fraction,share=0.5+long_tail,factor=8.0"},
+            {"fraction": 0.5, "long_tail": 8.0},
+        ),
     ],
 )
 def test_another_spelling_is_no_conflict(before, after):
@@ -175,7 +222,8 @@ def test_another_spelling_is_no_conflict(before, after):
         ),
         (
             {"label_noise": 0.4}, {"label_noise": 0.4, "noise": "asymmetric"},
-            "dataset: shapes10+label_noise,rate=0.4 -> shapes10+label_noise,kind=asymmetric,rate=0.4",
+            "dataset: shapes10+label_noise,rate=0.4 -> "
+            "shapes10+label_noise,kind=asymmetric,rate=0.4",
         ),
         ({"optimizer": "adam"}, {"optimizer": "optax.adam"}, "optimizer: adam -> optax.adam"),
     ],
@@ -216,15 +264,19 @@ def test_more_epochs(fields, before, after, allowed, tmp_path, monkeypatch):
 
 
 OTHER = {
-    "workdir": "elsewhere", "data_dir": "elsewhere", "workers": 3, "keep": 9, "checkpoint_steps": 5, "progress": "off",
+    "workdir": "elsewhere", "data_dir": "elsewhere", "workers": 3, "keep": 9, "checkpoint_steps": 5,
+    "progress": "off",
     "tensorboard": False, "test_on": "best", "parallel": "pmap", "devices": 2, "feed": "streaming",
     "dispatch_steps": 4, "mesh": "1x2", "coordinator": "localhost:1", "processes": 2, "process": 1,
 }  # fmt: skip
 BOUND = {
-    "dataset": "mnist", "model": "mlp", "loss": "focal", "optimizer": "sgd", "schedule": "linear", "augment": "none",
+    "dataset": "mnist", "model": "mlp", "loss": "focal", "optimizer": "sgd", "schedule": "linear",
+    "augment": "none",
     "metrics": ("accuracy",), "label_noise": 0.1, "noise": "asymmetric", "long_tail": 2.0,
-    "fraction": 0.5, "image_size": 8, "validation": 0.2, "split_seed": 1, "compute_dtype": "bfloat16", "teacher": "/t",
-    "learning_rate": 0.1, "clip_norm": 1.0, "epochs": 11, "batch_size": 64, "test_views": "mirror", "seed": 1,
+    "fraction": 0.5, "image_size": 8, "validation": 0.2, "split_seed": 1,
+    "compute_dtype": "bfloat16", "teacher": "/t",
+    "learning_rate": 0.1, "clip_norm": 1.0, "epochs": 11, "batch_size": 64, "test_views": "mirror",
+    "seed": 1,
 }  # fmt: skip
 
 
@@ -236,7 +288,9 @@ def test_free_fields_and_no_others():
 
 @pytest.mark.parametrize("field", BOUND)
 def test_any_other_field_is_a_conflict(field):
-    needed = {"noise": {"label_noise": 0.3}, "teacher": {"loss": "kd", "teacher": "/other"}}.get(field, {})
+    needed = {"noise": {"label_noise": 0.3}, "teacher": {"loss": "kd", "teacher": "/other"}}.get(
+        field, {}
+    )
     before, after = Config(**needed), Config(**{**needed, field: BOUND[field]})
     told = "dataset" if field in ("label_noise", "noise", "long_tail", "fraction") else field
     for one, other in ((before, after), (after, before)):
@@ -309,8 +363,9 @@ def test_check_returns_the_summary_of_a_finished_run(tmp_path):
     assert run_folder.check(path, config) is None
     with opened(path, config):
         assert run_folder.check(path, config) is None
-        run_folder.write_json(
-            path / "summary.json", {"epochs": 10, "test_on": "last", "tested_step": 9, "test": {"accuracy": 0.5}}
+        files.write_json(
+            path / "summary.json",
+            {"epochs": 10, "test_on": "last", "tested_step": 9, "test": {"accuracy": 0.5}},
         )
     assert run_folder.check(path, config)["test"] == {"accuracy": 0.5}
     assert run_folder.check(path, Config(schedule="constant", epochs=20)) is None
@@ -323,7 +378,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from cnnlab.config import Config
-from cnnlab.run_folder import RunFolder
+from cnnlab.training.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]), Config(), {}, {"digest": "abc"})
 print("open", flush=True)
 time.sleep(600)
@@ -332,7 +387,9 @@ time.sleep(600)
 
 def test_the_lock(tmp_path):
     path = tmp_path / "run"
-    with subprocess.Popen([sys.executable, "-c", HOLDER, path], cwd=ROOT, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, path], cwd=ROOT, stdout=subprocess.PIPE
+    ) as process:
         try:
             assert process.stdout.readline() == b"open\n"
             with pytest.raises(InputError, match="is in use by another process"):
@@ -361,7 +418,9 @@ def test_metrics_after_a_kill(tmp_path):
 
 
 def events(folder):
-    """(tag, step, value) of every scalar, from the files' TFRecords: length, its check, content, its check."""
+    """(tag, step, value) of every scalar, from the files' TFRecords: length, its check, content,
+    its check.
+    """
     from tensorboardX.proto import event_pb2
 
     found = []
@@ -376,7 +435,9 @@ def events(folder):
 
 
 def close(got, wanted):
-    return [(tag, step, pytest.approx(value, rel=1e-7)) for tag, step, value in wanted] == got  # written as float32
+    return [
+        (tag, step, pytest.approx(value, rel=1e-7)) for tag, step, value in wanted
+    ] == got  # written as float32
 
 
 def test_tensorboard_says_what_the_metrics_say(tmp_path):
@@ -385,7 +446,9 @@ def test_tensorboard_says_what_the_metrics_say(tmp_path):
         for epoch in (1, 2, 3):
             folder.add_metrics(row(epoch))
     scalars = lambda epochs: [
-        scalar for e in epochs for scalar in (("train/loss", 10 * e, 1.5 / e), ("validation/accuracy", 10 * e, 0.5))
+        scalar
+        for e in epochs
+        for scalar in (("train/loss", 10 * e, 1.5 / e), ("validation/accuracy", 10 * e, 0.5))
     ]
     assert close(events(folder.path), scalars([1, 2, 3]))
     with opened(tmp_path / "run") as folder:
@@ -396,7 +459,7 @@ def test_tensorboard_says_what_the_metrics_say(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     file = tmp_path / "config.json"
-    run_folder.write_json(file, {"a": 1})
+    files.write_json(file, {"a": 1})
     assert file.read_text() == '{\n  "a": 1\n}\n'
 
     def fail(*_):
@@ -406,15 +469,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(os, step, fail)
             with pytest.raises(OSError, match="disk full"):
-                run_folder.write_json(file, {"a": 2})
+                files.write_json(file, {"a": 2})
         assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
         assert json.loads(file.read_text()) == {"a": 1}
     with pytest.raises(TypeError):
-        run_folder.write_json(file, {"a": object()})
+        files.write_json(file, {"a": object()})
     assert json.loads(file.read_text()) == {"a": 1}
 
 
 def test_files_are_as_readable_as_any_other(tmp_path):
-    run_folder.write_json(tmp_path / "a.json", 1)
+    files.write_json(tmp_path / "a.json", 1)
     (tmp_path / "b").write_text("")
     assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "b").stat().st_mode

@@ -10,10 +10,10 @@ import pytest
 from run_worker import lenient
 from test_parallel import quick_compile
 
-from cnnlab import network, parallel, recipe
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.errors import InputError
+from cnnlab.training import devices, network, recipe
 
 SEEDS = (3, 0, 7, 11)
 # Everything that draws or reduces over the batch; 32 images a step, four steps an epoch.
@@ -43,7 +43,8 @@ def stepped(config, seeds, steps, dtype):
     """An experiment, and its state and totals after `steps` in a type."""
     experiment = recipe.build(config, Console("off"), seeds)
     state, totals = jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, (experiment.state, experiment.totals)
+        lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf,
+        (experiment.state, experiment.totals),
     )
     items, at_once = list(experiment.items(0, steps)), experiment.dispatch_steps
     for start in range(0, steps, at_once):
@@ -52,7 +53,9 @@ def stepped(config, seeds, steps, dtype):
 
 
 def taken(config, seeds, steps, dtype):
-    """Each seed's state, totals and validation after `steps`, on the host, in the order of the seeds."""
+    """Each seed's state, totals and validation after `steps`, on the host, in the order of the
+    seeds.
+    """
     double = dtype == "float64"
     with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), quick_compile(double):
         experiment, state, totals = stepped(config, seeds, steps, dtype)
@@ -70,7 +73,9 @@ def alone(seed, steps, dtype):
     return taken(config, None, steps, dtype)[0]
 
 
-@pytest.mark.parametrize(("steps", "dtype", "tolerance"), [(5, "float32", 1e-5), (20, "float64", 1e-10)])
+@pytest.mark.parametrize(
+    ("steps", "dtype", "tolerance"), [(5, "float32", 1e-5), (20, "float64", 1e-10)]
+)
 @pytest.mark.parametrize(
     ("devices", "seeds", "at_once"),
     [
@@ -89,8 +94,12 @@ def test_together_as_alone(devices, seeds, at_once, steps, dtype, tolerance):
         paths = jax.tree_util.tree_leaves_with_path(wanted[:2])
         for (path, theirs), ours in zip(paths, jax.tree.leaves(found[:2]), strict=True):
             assert ours.dtype == theirs.dtype
-            scale = steps * CONFIG.batch_size if "'loss'" in jax.tree_util.keystr(path) else 1  # a sum over examples
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * scale, err_msg=f"{seed} {path}")
+            scale = (
+                steps * CONFIG.batch_size if "'loss'" in jax.tree_util.keystr(path) else 1
+            )  # a sum over examples
+            np.testing.assert_allclose(
+                ours, theirs, rtol=0, atol=tolerance * scale, err_msg=f"{seed} {path}"
+            )
         assert found[2]["count"] == wanted[2]["count"] == 40
         np.testing.assert_allclose(found[2]["nll"], wanted[2]["nll"], rtol=1e-4)
     kernels = [state.params["Conv_0"]["kernel"] for state, _, _ in together]
@@ -100,10 +109,14 @@ def test_together_as_alone(devices, seeds, at_once, steps, dtype, tolerance):
 def test_seeds_are_trained_together_where_that_is_faster(monkeypatch):
     """vmap, as on an accelerator, gives what one after another gives."""
     with monkeypatch.context() as patch:
-        patch.setattr(parallel.Layout, "platform", "gpu")
-        together = taken(dataclasses.replace(CONFIG, devices=2, dispatch_steps=2), SEEDS, 5, "float32")
+        patch.setattr(devices.Layout, "platform", "gpu")
+        together = taken(
+            dataclasses.replace(CONFIG, devices=2, dispatch_steps=2), SEEDS, 5, "float32"
+        )
     for seed, found in zip(SEEDS, together, strict=True):
-        for theirs, ours in zip(jax.tree.leaves(alone(seed, 5, "float32")[0]), jax.tree.leaves(found[0]), strict=True):
+        for theirs, ours in zip(
+            jax.tree.leaves(alone(seed, 5, "float32")[0]), jax.tree.leaves(found[0]), strict=True
+        ):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
@@ -113,12 +126,16 @@ def test_no_copy_of_the_images_for_a_seed():
     experiment = recipe.build(config, Console("off"), SEEDS)
     experiment.step(experiment.state, experiment.totals, list(experiment.items(0, 1)))
     gc.collect()
-    images = {array.unsafe_buffer_pointer() for array in jax.live_arrays() if array.shape[-2:] == (200, 8 * 8 * 3)}
+    images = {
+        array.unsafe_buffer_pointer()
+        for array in jax.live_arrays()
+        if array.shape[-2:] == (200, 8 * 8 * 3)
+    }
     assert len(images) == 1
 
 
 def test_layouts_of_seeds():
-    shape = lambda *arguments: dict(parallel.layout(*arguments).mesh.shape)
+    shape = lambda *arguments: dict(devices.layout(*arguments).mesh.shape)
     assert shape("auto", None, 128, 8) == {"seed": 8, "data": 1}
     assert shape("auto", None, 64, 4) == {"seed": 4, "data": 2}
     assert shape("auto", None, 128, 3) == {"seed": 3, "data": 2}
@@ -126,7 +143,7 @@ def test_layouts_of_seeds():
     assert shape("auto", None, 20, 8) == {"seed": 8, "data": 1}
     assert shape("jit", None, 20, 8) == {"seed": 1, "data": 1}
     with pytest.raises(InputError, match="pmap"):
-        parallel.layout("pmap", 2, 128, 2)
+        devices.layout("pmap", 2, 128, 2)
 
 
 @pytest.mark.parametrize("seeds", [[], [1.5], [-1], [2**32]])

@@ -12,7 +12,15 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cnnlab.data import builders
-from cnnlab.data.builders.shapes10 import CLASS_NAMES, SPLITS, draw, draw_many, drawing, split_labels, split_seeds
+from cnnlab.data.builders.shapes10 import (
+    CLASS_NAMES,
+    SPLITS,
+    draw,
+    draw_many,
+    drawing,
+    split_labels,
+    split_seeds,
+)
 
 GOLDEN = {
     "train": "f6b15776af826ba9e16e9f3a042e4a71e18e3571b8eb0a80173516d52ea19ac7",
@@ -22,18 +30,28 @@ GOLDEN = {
 
 @pytest.fixture(scope="module")
 def data() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    return {split: (draw_many(split_labels(split), split_seeds(split)), split_labels(split)) for split in SPLITS}
+    return {
+        split: (draw_many(split_labels(split), split_seeds(split)), split_labels(split))
+        for split in SPLITS
+    }
 
 
 def test_golden_bits(data):
     for split, (images, labels) in data.items():
-        assert hashlib.sha256(images.tobytes() + labels.astype("<i4").tobytes()).hexdigest() == GOLDEN[split], split
+        assert (
+            hashlib.sha256(images.tobytes() + labels.astype("<i4").tobytes()).hexdigest()
+            == GOLDEN[split]
+        ), split
 
 
 def test_shapes_and_balance(data):
     assert SPLITS == {"train": 10_000, "test": 2_000}
     for split, (images, labels) in data.items():
-        assert (images.shape, images.dtype, labels.dtype) == ((SPLITS[split], 32, 32, 3), np.uint8, np.int32)
+        assert (images.shape, images.dtype, labels.dtype) == (
+            (SPLITS[split], 32, 32, 3),
+            np.uint8,
+            np.int32,
+        )
         assert (np.bincount(labels, minlength=10) == SPLITS[split] // 10).all()
         assert (images.min(), images.max()) == (0, 255)
         assert 110 < images.mean() < 145
@@ -60,7 +78,10 @@ def test_an_image_depends_on_its_own_label_and_seed_only(data):
 
 
 def test_another_process_draws_the_same(data):
-    code = "import sys; from cnnlab.data.builders.shapes10 import draw; sys.stdout.buffer.write(draw(1, 1).tobytes())"
+    code = (
+        "import sys; from cnnlab.data.builders.shapes10 import draw; "
+        "sys.stdout.buffer.write(draw(1, 1).tobytes())"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
     assert out == data["train"][0][1].tobytes()
 
@@ -72,19 +93,30 @@ def test_label_outside(label):
 
 
 def test_all_shapes_have_the_same_area():
-    """The area would otherwise show in the mean colour's distance from the background, and so tell the class."""
+    """The area would otherwise show in the mean colour's distance from the background, and so tell
+    the class.
+    """
     axis = (np.arange(800.0) - 399.5) / 200
     u, v = (grid.reshape(1, -1) for grid in np.meshgrid(axis, axis))
     for name, shape in zip(CLASS_NAMES, drawing._SHAPES, strict=True):
         inside = shape(u, v) < 0
         assert abs(inside.sum() / 200**2 - 2.25) < 0.04, name
-        assert abs((u * inside).sum() / inside.sum()) < 0.05 and abs((v * inside).sum() / inside.sum()) < 0.05, name
+        assert (
+            abs((u * inside).sum() / inside.sum()) < 0.05
+            and abs((v * inside).sum() / inside.sum()) < 0.05
+        ), name
 
 
 def test_hash_is_splitmix64():
-    """The first outputs of the reference implementation for the seed 1234567 (Rosetta Code, Pseudo-random numbers)."""
+    """The first outputs of the reference implementation for the seed 1234567 (Rosetta Code,
+    Pseudo-random numbers).
+    """
     states = np.uint64(1234567) + np.arange(3, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    assert drawing._mix(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert drawing._mix(states).tolist() == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
 
 
 def test_random_numbers():
@@ -99,7 +131,9 @@ def test_random_numbers():
     assert min(cosine.min(), sine.min()) < -0.9 and max(cosine.max(), sine.max()) > 0.9
 
 
-def accuracy_of_linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray, wanted: np.ndarray) -> float:
+def accuracy_of_linear_probe(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, wanted: np.ndarray
+) -> float:
     """Least squares onto one-hot labels, features standardised."""
     mean, deviation = train.mean(0), train.std(0) + 1e-9
     add_one = lambda x: np.concatenate([(x - mean) / deviation, np.ones((len(x), 1))], axis=1)
@@ -111,7 +145,9 @@ def test_mean_colour_does_not_tell_the_class(data):
     def features(images):
         mean = images.reshape(len(images), -1, 3).mean(1) / 255
         spread = images.reshape(len(images), -1, 3).std(1) / 255
-        return np.concatenate([mean, mean**2], 1), np.concatenate([mean, mean**2, spread, spread**2], 1)
+        return np.concatenate([mean, mean**2], 1), np.concatenate(
+            [mean, mean**2, spread, spread**2], 1
+        )
 
     (train, labels), (test, wanted) = data["train"], data["test"]
     for of_train, of_test in zip(features(train), features(test), strict=True):
@@ -119,7 +155,9 @@ def test_mean_colour_does_not_tell_the_class(data):
 
 
 def test_softmax_regression_on_pixels_fails(data):
-    """Too many places, colours and polarities for one template a class; the best of six epochs counts."""
+    """Too many places, colours and polarities for one template a class; the best of six epochs
+    counts.
+    """
     prepare = lambda images: (images.reshape(len(images), -1).astype(np.float32) - 127.5) / 64
     (train, labels), (test, wanted) = data["train"], data["test"]
     train, test, hot = prepare(train), prepare(test), np.eye(10, dtype=np.float32)[labels]
@@ -147,9 +185,13 @@ def test_prepared_equals_drawn_and_is_quick(data, tmp_path):
     assert {name: split.num_examples for name, split in builder.info.splits.items()} == SPLITS
     for split, (images, labels) in data.items():
         source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-        order = sorted(range(SPLITS[split]), key=lambda i: hashlib.md5(f"{split}{i}".encode()).digest())
+        order = sorted(
+            range(SPLITS[split]), key=lambda i: hashlib.md5(f"{split}{i}".encode()).digest()
+        )
         for i, place in zip(order, range(len(source)), strict=True):
             example = source[place]
             assert (example["id"], example["label"]) == (f"{split}_{i:05d}".encode(), labels[i])
             if i < 1000:
-                assert np.array_equal(np.asarray(Image.open(io.BytesIO(example["image"]))), images[i])
+                assert np.array_equal(
+                    np.asarray(Image.open(io.BytesIO(example["image"]))), images[i]
+                )

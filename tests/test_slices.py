@@ -1,4 +1,6 @@
-"""What a slice that is not here needs: reading the compiler's words, the model of communication, real compilations."""
+"""What a slice that is not here needs: reading the compiler's words, the model of communication,
+real compilations.
+"""
 
 import dataclasses
 import functools
@@ -14,25 +16,33 @@ import jax
 import numpy as np
 import pytest
 
-from cnnlab import models, parallel, program, recipe, slices
+from cnnlab import models
 from cnnlab.config import Config
 from cnnlab.errors import InputError
 from cnnlab.parts import resolve
+from cnnlab.tpu import slices
+from cnnlab.training import devices, program, recipe
 
 ROOT = Path(__file__).parents[1]
 FACTS = program.Facts((12, 12, 3), np.full(3, 128.0), np.full(3, 64.0), np.full(10, 100), 1000)
 CONFIG = Config(model="cnn,widths=[4],hidden=[8]", batch_size=64, dispatch_steps=2)
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="pip install -e '.[tpu]'")
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="pip install -e '.[tpu]'"
+)
 
 
 def build(config, devices, seeds=None, facts=FACTS):
     parts = resolve(config)
     with jax.numpy_dtype_promotion("standard"):
-        return program.build(config, parts, recipe.layout(config, parts, seeds, devices), facts, seeds)
+        return program.build(
+            config, parts, recipe.layout(config, parts, seeds, devices), facts, seeds
+        )
 
 
 def state_bytes(made):
-    """What the devices have to agree on in a step: gradients, running statistics, the loss, the number of hits."""
+    """What the devices have to agree on in a step: gradients, running statistics, the loss, the
+    number of hits.
+    """
     state = made.arguments()[0]
     leaves = jax.tree.leaves((state.params, state.batch_stats))
     return 4 * (sum(math.prod(leaf.shape) for leaf in leaves) // (made.seeds or 1) + 2)
@@ -51,7 +61,8 @@ def test_a_step_communicates_once_and_as_much_as_its_weights(devices, batch_norm
     if devices == 1:
         assert found == ()
         return
-    # batch norm's mean and mean square of each layer's channels (4 and 8), forward, and their gradients
+    # batch norm's mean and mean square of each layer's channels (4 and 8), forward, and their
+    # gradients
     norms = [] if batch_norm == "false" else [2 * 4 * 4, 2 * 4 * 8] * 2
     assert sum(each.bytes for each in found) == state_bytes(made) + sum(norms)
     assert len(found) == 1 + len(norms)
@@ -68,8 +79,10 @@ def test_seeds_on_devices_of_their_own_do_not_communicate():
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_the_step_lowers_for_every_platform(platform, monkeypatch):
-    """As a program for the platform, with the convolutions that are used there; nothing is compiled."""
-    monkeypatch.setattr(parallel.Layout, "platform", platform)
+    """As a program for the platform, with the convolutions that are used there; nothing is
+    compiled.
+    """
+    monkeypatch.setattr(devices.Layout, "platform", platform)
     made = build(CONFIG, jax.devices())
     with jax.numpy_dtype_promotion("standard"):
         text = made.step.trace(*made.arguments()).lower(lowering_platforms=(platform,)).as_text()
@@ -78,13 +91,13 @@ def test_the_step_lowers_for_every_platform(platform, monkeypatch):
 
 
 HLO = """
-  %a = f32[128]{0} all-reduce(%x), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
-  %b = (bf16[8,4]{1,0}, pred[3]{0}) all-reduce-start(%x, %y), replica_groups=[4,2]<=[8], to_apply=%add
+  %a = f32[128]{0} all-reduce(%x), replica_groups={{0,1},{2,3}}
+  %b = (bf16[8,4]{1,0}, pred[3]{0}) all-reduce-start(%x, %y), replica_groups=[4,2]<=[8]
   %c = (bf16[8,4]{1,0}, pred[3]{0}) all-reduce-done(%b)
   %d = f32[2,4]{1,0} all-gather(%z), replica_groups={}, dimensions={0}
-  %m = f32[4]{0} all-reduce(%z), channel_id=2, replica_groups=mesh['seed'=4,'data'=2] {'data'}, to_apply=%add
-  %n = f32[4]{0} all-reduce(%z), channel_id=3, replica_groups=mesh['seed'=8,'data'=1] {'data'}, to_apply=%add
-  %o = f32[4]{0} all-gather(%z), replica_groups=mesh['a'=2,'b'=3,'c'=8] {'b','c':(2)4}, dimensions={0}
+  %m = f32[4]{0} all-reduce(%z), replica_groups=mesh['seed'=4,'data'=2] {'data'}
+  %n = f32[4]{0} all-reduce(%z), replica_groups=mesh['seed'=8,'data'=1] {'data'}
+  %o = f32[4]{0} all-gather(%z), replica_groups=mesh['a'=2,'b'=3,'c'=8] {'b','c':(2)4}
   %e = f32[] add(%p, %q), metadata={op_name="not an all-reduce(nor a call)"}
 """
 
@@ -102,9 +115,13 @@ def test_collectives_are_read_from_the_compilers_text():
 
 def test_the_time_of_an_all_reduce():
     chip = slices.Chip(1, 1, 1, 100e9, 1, ())
-    of = lambda n, size=1e9: slices.all_reduce_seconds(slices.Collective("all-reduce", size, n), chip)
+    of = lambda n, size=1e9: slices.all_reduce_seconds(
+        slices.Collective("all-reduce", size, n), chip
+    )
     assert of(1) == 0
-    np.testing.assert_allclose(of(4), 2 * 0.75 * 1e9 / 100e9 + 4e-6)  # 15 ms, and 2 sqrt(4) hops of a microsecond
+    np.testing.assert_allclose(
+        of(4), 2 * 0.75 * 1e9 / 100e9 + 4e-6
+    )  # 15 ms, and 2 sqrt(4) hops of a microsecond
     np.testing.assert_allclose(of(256, 0), 32e-6)
 
 
@@ -112,10 +129,22 @@ def test_a_plan_carried_to_its_own_size_is_itself():
     chip = slices.CHIPS["v5e"]
     cost = slices.Cost(1, 1, 0, 4e9, 2e8, None, (slices.Collective("all-reduce", 2e6, 8),))
     seconds, by = slices.step_seconds(cost, chip)
-    np.testing.assert_allclose(seconds, 2e8 / 819e9 + 2 * 7 / 8 * 2e6 / 200e9 + 2 * math.sqrt(8) * 1e-6)
+    np.testing.assert_allclose(
+        seconds, 2e8 / 819e9 + 2 * 7 / 8 * 2e6 / 200e9 + 2 * math.sqrt(8) * 1e-6
+    )
     assert by == "memory"
-    plan = {"topology": "v5e:2x4", "devices_used": 8, "seeds": 1, "mesh": [1, 8], "batch_size": 1024}
-    plan |= {"flops": 4e9, "traffic": 2e8, "collectives": [{"kind": "all-reduce", "bytes": 2e6, "devices": 8}]}
+    plan = {
+        "topology": "v5e:2x4",
+        "devices_used": 8,
+        "seeds": 1,
+        "mesh": [1, 8],
+        "batch_size": 1024,
+    }
+    plan |= {
+        "flops": 4e9,
+        "traffic": 2e8,
+        "collectives": [{"kind": "all-reduce", "bytes": 2e6, "devices": 8}],
+    }
     for grow in (True, False):
         np.testing.assert_allclose(slices.predicted(plan, 8, grow)[0], 1024 / seconds)
         rate, waits = slices.predicted(plan, 1, grow)
@@ -141,9 +170,19 @@ def test_slices_that_cannot_be(name, words):
 
 
 def plan(*flags, path=None):
-    command = [sys.executable, "experiments/tpu_plan.py", *flags, *(["--json", str(path)] if path else [])]
-    lenient = os.environ | {"JAX_NUMPY_RANK_PROMOTION": "allow", "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=540, env=lenient)
+    command = [
+        sys.executable,
+        "experiments/tpu_plan.py",
+        *flags,
+        *(["--json", str(path)] if path else []),
+    ]
+    lenient = os.environ | {
+        "JAX_NUMPY_RANK_PROMOTION": "allow",
+        "JAX_NUMPY_DTYPE_PROMOTION": "standard",
+    }
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=540, env=lenient
+    )
 
 
 @needs_libtpu
@@ -151,7 +190,20 @@ def plan(*flags, path=None):
     ("flags", "collectives", "mesh"),
     [
         (["--topology", "v5e:2x4", "--batch-size", "1024"], [("all-reduce", 8)], [1, 8]),
-        (["--topology", "v5p:2x2x1", "--batch-size", "256", "--seeds", "4", "--model", "cnn,widths=[16]"], [], [4, 1]),
+        (
+            [
+                "--topology",
+                "v5p:2x2x1",
+                "--batch-size",
+                "256",
+                "--seeds",
+                "4",
+                "--model",
+                "cnn,widths=[16]",
+            ],
+            [],
+            [4, 1],
+        ),
     ],
     ids=["v5e", "v5p"],
 )
@@ -162,12 +214,16 @@ def test_a_plan_by_the_compiler_of_the_tpu(flags, collectives, mesh, tmp_path):
     assert [(each["kind"], each["devices"]) for each in told["collectives"]] == collectives
     assert told["mesh"] == mesh
     if collectives:
-        weights = models.count_parameters(jax.eval_shape(functools.partial(initial, ()), jax.random.key(0)))
+        weights = models.count_parameters(
+            jax.eval_shape(functools.partial(initial, ()), jax.random.key(0))
+        )
         assert told["collectives"][0]["bytes"] == 4 * (weights + 2)  # gradients, loss, hits
-        # 128 images: forward and two products back, two operations each, of two convolutions and two dense layers,
-        # the first convolution without its gradient in the images
+        # 128 images: forward and two products back, two operations each, of two convolutions and
+        # two dense layers, the first convolution without its gradient in the images
         first, second, dense = 32 * 32 * 32 * 27, 16 * 16 * 64 * 288, 4096 * 128 + 128 * 10
-        np.testing.assert_allclose(told["flops"], 128 * 2 * (2 * first + 3 * second + 3 * dense), rtol=0.1)
+        np.testing.assert_allclose(
+            told["flops"], 128 * 2 * (2 * first + 3 * second + 3 * dense), rtol=0.1
+        )
     images = 50_000 * 3072
     assert images < told["arguments"] < images + 3e7
     assert 0 < told["temporaries"] < 2e8  # no copy of the images
@@ -184,9 +240,28 @@ def initial(_, key):
 @needs_libtpu
 def test_what_does_not_fit_says_what_would(tmp_path):
     """A resident data set of 19 GB for chips of 16 GiB, whatever the batch."""
-    flags = ["--dataset", "big", "--image-shape", "64", "64", "3", "--classes", "10", "--feed", "resident"]
+    flags = [
+        "--dataset",
+        "big",
+        "--image-shape",
+        "64",
+        "64",
+        "3",
+        "--classes",
+        "10",
+        "--feed",
+        "resident",
+    ]
     run = plan(
-        "--topology", "v5e:2x2", "--model", "softmax_regression", *flags, "--images", "1600000", "--batch-size", "8"
+        "--topology",
+        "v5e:2x2",
+        "--model",
+        "softmax_regression",
+        *flags,
+        "--images",
+        "1600000",
+        "--batch-size",
+        "8",
     )
     assert run.returncode == 2 and run.stderr.count("\n") == 2, run.stderr
     assert "does not fit" in run.stderr and "--feed streaming" in run.stderr
@@ -204,7 +279,18 @@ def test_what_does_not_fit_says_what_would(tmp_path):
         (["--classes", "0"], "--classes must be at least 2"),
         (["--augment", "crop,padding=40"], "smaller than the image"),
         (
-            ["--dataset", "foo", "--image-shape", "2", "2", "3", "--classes", "4", "--images", "5000"],
+            [
+                "--dataset",
+                "foo",
+                "--image-shape",
+                "2",
+                "2",
+                "3",
+                "--classes",
+                "4",
+                "--images",
+                "5000",
+            ],
             "does not fit images",
         ),
     ],
@@ -217,12 +303,26 @@ def test_plans_that_cannot_be(flags, words):
 
 
 def test_scaling_draws_from_plans(tmp_path):
-    told = {"topology": "v5e:2x4", "chips": 8, "devices_used": 8, "seeds": 1, "mesh": [1, 8], "batch_size": 1024}
-    told |= {"flops": 4e9, "traffic": 2e8, "collectives": [{"kind": "all-reduce", "bytes": 2e6, "devices": 8}]}
+    told = {
+        "topology": "v5e:2x4",
+        "chips": 8,
+        "devices_used": 8,
+        "seeds": 1,
+        "mesh": [1, 8],
+        "batch_size": 1024,
+    }
+    told |= {
+        "flops": 4e9,
+        "traffic": 2e8,
+        "collectives": [{"kind": "all-reduce", "bytes": 2e6, "devices": 8}],
+    }
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(told | {"images_per_second": 4e6}))
     scale = lambda *args: subprocess.run(
-        [sys.executable, "experiments/scaling.py", *map(str, args)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "experiments/scaling.py", *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     run = scale(path, "--out", tmp_path / "scaling.png")
     assert run.returncode == 0, run.stderr
@@ -232,7 +332,12 @@ def test_scaling_draws_from_plans(tmp_path):
     other = tmp_path / "other.json"
     other.write_text(json.dumps(told | {"topology": "v4:2x2x1", "images_per_second": 1}))
     (tmp_path / "none.json").write_text("[]")
-    (tmp_path / "part.json").write_text('{"topology": "v5e:2x4", "collectives": [1], "images_per_second": 5}')
-    for args in ([path, other], *([tmp_path / f"{name}.json"] for name in ("none", "part", "missing"))):
+    (tmp_path / "part.json").write_text(
+        '{"topology": "v5e:2x4", "collectives": [1], "images_per_second": 5}'
+    )
+    for args in (
+        [path, other],
+        *([tmp_path / f"{name}.json"] for name in ("none", "part", "missing")),
+    ):
         run = scale(*args, "--out", tmp_path / "no.png")
         assert run.returncode == 2 and run.stderr.count("\n") == 1, run.stderr

@@ -1,4 +1,6 @@
-"""softmax and its relatives against formulas in long double: values, gradients, Hessians and the edges."""
+"""softmax and its relatives against formulas in long double: values, gradients, Hessians and the
+edges.
+"""
 
 import itertools
 import math
@@ -34,8 +36,9 @@ def probabilities(logits, temperature=1.0):
 
 
 def tolerance(logits):
-    """The exponential turns the rounding of its argument (half an ulp of the spread) into a relative error of the
-    result; the sum rounds once per class; exp, log and the division cost up to 2 ulp each."""
+    """The exponential turns the rounding of its argument (half an ulp of the spread) into a
+    relative error of the result; the sum rounds once per class; exp, log and the division cost up
+    to 2 ulp each."""
     finite = np.where(np.isinf(logits), np.nan, np.asarray(logits, np.float64))
     return (np.nanmax(finite) - np.nanmin(finite) + np.shape(logits)[-1] + 6) * EPS
 
@@ -61,7 +64,9 @@ def test_random_values(scale):
 
 @jax.jit
 def derivatives(z):
-    return [d(f)(z) for d, f in itertools.product((jax.jacrev, jax.jacfwd, jax.hessian), NORMALISED)]
+    return [
+        d(f)(z) for d, f in itertools.product((jax.jacrev, jax.jacfwd, jax.hessian), NORMALISED)
+    ]
 
 
 @pytest.mark.parametrize("logits", EXTREMES)
@@ -70,7 +75,9 @@ def test_extremes(logits):
     p, logp = sm.softmax(z), sm.log_softmax(z)
     with np.errstate(divide="ignore"):  # log 0 = -inf is the wanted value
         exact = np.where(
-            np.isinf(logits), -INF, np.float64(logits) - np.max(logits) - np.log(np.sum(wanted == wanted.max()))
+            np.isinf(logits),
+            -INF,
+            np.float64(logits) - np.max(logits) - np.log(np.sum(wanted == wanted.max())),
         )
         wanted_log = np.where(wanted > 1e-30, np.log(wanted), exact)
     np.testing.assert_allclose(p, wanted, rtol=8 * EPS, atol=TINY)
@@ -79,7 +86,9 @@ def test_extremes(logits):
     assert np.all(np.asarray(p)[masked] == 0)
 
     q = wanted.astype(np.float64)
-    jacobian, log_jacobian, forward, log_forward, hessian, log_second = (np.asarray(d) for d in derivatives(z))
+    jacobian, log_jacobian, forward, log_forward, hessian, log_second = (
+        np.asarray(d) for d in derivatives(z)
+    )
     np.testing.assert_allclose(jacobian, np.diag(q) - np.outer(q, q), atol=4 * EPS)
     np.testing.assert_allclose(forward, jacobian, atol=EPS)
     np.testing.assert_allclose(log_jacobian[~masked], (np.eye(3) - q)[~masked], atol=4 * EPS)
@@ -91,7 +100,9 @@ def test_extremes(logits):
     second = q[:, None, None] * ((eye - q)[:, :, None] * (eye - q)[:, None, :] - covariance)
     np.testing.assert_allclose(hessian, second, atol=8 * EPS)
     assert np.all(np.isfinite(log_second)) and np.all(log_second[:, masked] == 0)
-    np.testing.assert_allclose(log_second[~masked], np.broadcast_to(-covariance, (3, 3, 3))[~masked], atol=8 * EPS)
+    np.testing.assert_allclose(
+        log_second[~masked], np.broadcast_to(-covariance, (3, 3, 3))[~masked], atol=8 * EPS
+    )
 
 
 @pytest.mark.parametrize("function", NORMALISED)
@@ -101,7 +112,9 @@ def test_no_possible_class_is_nan(function):
     assert np.all(np.isnan(function(jnp.zeros(3), where=jnp.zeros(3, bool))))
 
 
-@pytest.mark.parametrize("temperature", [0, 0.0, -1.0, -3, float("nan"), np.float32(0), np.int32(-1)])
+@pytest.mark.parametrize(
+    "temperature", [0, 0.0, -1.0, -3, float("nan"), np.float32(0), np.int32(-1)]
+)
 @pytest.mark.parametrize("function", ALL)
 def test_temperature_must_be_positive(function, temperature):
     with pytest.raises(ValueError, match="temperature must be positive, got"):
@@ -112,10 +125,14 @@ def test_temperature_must_be_positive(function, temperature):
 def test_temperature_divides(temperature):
     z = [2.0, -INF, 0.1, 1.5]
     np.testing.assert_allclose(
-        sm.softmax(jnp.array(z), temperature=temperature), probabilities(z, float(temperature)), rtol=20 * EPS
+        sm.softmax(jnp.array(z), temperature=temperature),
+        probabilities(z, float(temperature)),
+        rtol=20 * EPS,
     )
     wanted = 1 / (1 + np.exp(-np.float64(z) / float(temperature)))
-    np.testing.assert_allclose(sm.sigmoid(jnp.array(z), temperature=temperature), wanted, rtol=20 * EPS)
+    np.testing.assert_allclose(
+        sm.sigmoid(jnp.array(z), temperature=temperature), wanted, rtol=20 * EPS
+    )
 
 
 @pytest.mark.parametrize("logits", [[2.0, 1.0, 0.1], [2.0, -INF, 0.1]])
@@ -124,7 +141,9 @@ def test_gradient_in_the_temperature(logits):
     z = np.where(np.isinf(logits), 0, logits)  # 0 * inf = 0: an impossible class adds nothing
     log_slope = -(z - p @ z) / t**2
     np.testing.assert_allclose(
-        jax.jit(jax.jacrev(lambda t: sm.softmax(jnp.array(logits), temperature=t)))(t), p * log_slope, atol=8 * EPS
+        jax.jit(jax.jacrev(lambda t: sm.softmax(jnp.array(logits), temperature=t)))(t),
+        p * log_slope,
+        atol=8 * EPS,
     )
     possible = np.isfinite(logits)
     slope = jax.jit(jax.jacrev(lambda t: sm.log_softmax(jnp.array(logits), temperature=t)))(t)
@@ -152,9 +171,13 @@ def test_where_leaves_the_classes_out():
     assert np.all(np.asarray(p)[:, ~mask] == 0)
     assert np.all(np.asarray(sm.log_softmax(z, where=mask[None]))[:, ~mask] == -INF)
     slope = jax.grad(lambda t: sm.softmax(z, temperature=t, where=mask[None])[1, 0])(2.0)
-    assert slope == 0  # the only possible class stays certain; -inf / t inside the mask stays out of it
+    assert (
+        slope == 0
+    )  # the only possible class stays certain; -inf / t inside the mask stays out of it
     gradient = np.asarray(jax.grad(total)(z))
-    assert np.all(np.isfinite(gradient)) and np.all(gradient[:, ~mask] == 0) and gradient[0, 0] > 0.1
+    assert (
+        np.all(np.isfinite(gradient)) and np.all(gradient[:, ~mask] == 0) and gradient[0, 0] > 0.1
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32", "int8", "uint8", "float32"])
@@ -162,10 +185,15 @@ def test_accumulates_in_float32(dtype):
     # 1000 classes: sums in bfloat16 or float16 would be wrong in the second digit.
     z = jnp.asarray(np.random.default_rng(2).uniform(0, 8, 1000), dtype)
     exact = np.asarray(z, np.float64)
-    for function, wanted in ((sm.softmax, probabilities(exact)), (sm.log_softmax, np.log(probabilities(exact)))):
+    for function, wanted in (
+        (sm.softmax, probabilities(exact)),
+        (sm.log_softmax, np.log(probabilities(exact))),
+    ):
         got = function(z)
         assert got.dtype == jnp.float32
-        np.testing.assert_allclose(got, wanted, rtol=tolerance(exact) / 20)  # errors of a sum grow like its root
+        np.testing.assert_allclose(
+            got, wanted, rtol=tolerance(exact) / 20
+        )  # errors of a sum grow like its root
     for function in (sm.sigmoid, sm.log_sigmoid):
         assert function(z).dtype == jnp.float32
 
@@ -175,8 +203,13 @@ def test_float64_stays(function):
     with jax.enable_x64():
         z = jnp.array([2.0, 1.0, 0.1])
         got = np.asarray(function(z))
-    p, s = probabilities([2.0, 1.0, 0.1]), 1 / (1 + np.exp(-np.array([2.0, 1.0, 0.1], np.longdouble)))
-    wanted = {"softmax": p, "log_softmax": np.log(p), "sigmoid": s, "log_sigmoid": np.log(s)}[function.__name__]
+    p, s = (
+        probabilities([2.0, 1.0, 0.1]),
+        1 / (1 + np.exp(-np.array([2.0, 1.0, 0.1], np.longdouble))),
+    )
+    wanted = {"softmax": p, "log_softmax": np.log(p), "sigmoid": s, "log_sigmoid": np.log(s)}[
+        function.__name__
+    ]
     assert got.dtype == np.float64
     np.testing.assert_allclose(got, wanted.astype(np.float64), rtol=4 * 2.0**-52)
 
@@ -204,7 +237,9 @@ def test_sigmoid_is_a_softmax_of_two():
     wanted = np.minimum(z, 0) - np.log1p(np.exp(-abs(z.astype(np.longdouble))))
     np.testing.assert_allclose(sm.log_sigmoid(z), wanted, rtol=8 * EPS, atol=TINY)
     # log_softmax subtracts near-equal numbers there: absolute accuracy only
-    np.testing.assert_allclose(sm.log_sigmoid(z), sm.log_softmax(pair)[:, 0], rtol=8 * EPS, atol=2 * EPS)
+    np.testing.assert_allclose(
+        sm.log_sigmoid(z), sm.log_softmax(pair)[:, 0], rtol=8 * EPS, atol=2 * EPS
+    )
 
 
 @pytest.mark.parametrize(
@@ -223,7 +258,12 @@ def test_sigmoid_derivatives(function, first, second):
 
 
 def test_predict():
-    cases = [([2.0, 1.0, 0.1], 0), ([0.0, 3.0, 3.0], 1), ([5.0, 5.0, 5.0], 0), ([-INF, -1e4, -INF], 1)]
+    cases = [
+        ([2.0, 1.0, 0.1], 0),
+        ([0.0, 3.0, 3.0], 1),
+        ([5.0, 5.0, 5.0], 0),
+        ([-INF, -1e4, -INF], 1),
+    ]
     got = sm.predict(jnp.array([logits for logits, _ in cases]))
     assert got.dtype == jnp.int32
     assert got.tolist() == [wanted for _, wanted in cases]
@@ -236,13 +276,18 @@ def test_predict():
 def test_jit_and_vmap(function):
     z = jnp.array(np.random.default_rng(5).standard_normal((4, 3)), jnp.float32)
     t = jnp.array([0.5, 1.0, 2.0, 4.0])
-    one_by_one = np.stack([function(row, temperature=float(u)) for row, u in zip(z, t, strict=True)])
+    one_by_one = np.stack(
+        [function(row, temperature=float(u)) for row, u in zip(z, t, strict=True)]
+    )
     tempered = lambda row, u: function(row, temperature=u)
     np.testing.assert_allclose(jax.vmap(tempered)(z, t), one_by_one, rtol=4 * EPS, atol=EPS)
-    np.testing.assert_allclose(jax.jit(jax.vmap(tempered))(z, t), one_by_one, rtol=4 * EPS, atol=EPS)
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(tempered))(z, t), one_by_one, rtol=4 * EPS, atol=EPS
+    )
 
 
-# The relatives: one family, p = exp_t(z - c) with c such that they sum to one (softmax at t = 1, sparsemax at t = 0).
+# The relatives: one family, p = exp_t(z - c) with c such that they sum to one (softmax at t = 1,
+# sparsemax at t = 0).
 RELATIVES = {
     "sparsemax": sm.sparsemax,
     "entmax15": sm.entmax15,
@@ -252,7 +297,9 @@ RELATIVES = {
     "gumbel": partial(sm.gumbel_softmax, jax.random.key(0)),
 }
 relative = pytest.mark.parametrize("name", RELATIVES)
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # these take long to compile
+jit = partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)  # these take long to compile
 
 
 def test_relatives_by_hand():
@@ -262,13 +309,22 @@ def test_relatives_by_hand():
             sm.sparsemax([0.25, 0.0, 0.0]),  # c = -0.25
             sm.sparsemax([3.0, 0.0]),
             sm.entmax15([0.0, 0.0, 0.0, 0.0]),
-            sm.entmax15([1.4, 0.2, -9.0]),  # roots 0.8 and 0.2, which is 0.6 below: sum of squares 0.64 + 0.04 < 1
-            sm.entmax([0.5, 0.0, -1.0], 3.0),  # p² = (2 z - c): roots of 1 - c and -c add up to 1 at c = 0
-            sm.tempered_softmax([1.0, 0.0], 2.0),  # 1 / (1 - z + c): 1 / c + 1 / (1 + c) = 1 at the golden ratio
+            sm.entmax15(
+                [1.4, 0.2, -9.0]
+            ),  # roots 0.8 and 0.2, which is 0.6 below: sum of squares 0.64 + 0.04 < 1
+            sm.entmax(
+                [0.5, 0.0, -1.0], 3.0
+            ),  # p² = (2 z - c): roots of 1 - c and -c add up to 1 at c = 0
+            sm.tempered_softmax(
+                [1.0, 0.0], 2.0
+            ),  # 1 / (1 - z + c): 1 / c + 1 / (1 + c) = 1 at the golden ratio
             sm.tempered_softmax([2.0, 1.0, 0.1], 1.0),
         ]
     )()
-    spread = (0.6 + math.sqrt(2 - 0.36)) / 2, (-0.6 + math.sqrt(2 - 0.36)) / 2  # a² + b² = 1, a - b = 0.6
+    spread = (
+        (0.6 + math.sqrt(2 - 0.36)) / 2,
+        (-0.6 + math.sqrt(2 - 0.36)) / 2,
+    )  # a² + b² = 1, a - b = 0.6
     golden = (1 + math.sqrt(5)) / 2
     wanted = [
         [0.75, 0.25, 0],
@@ -287,7 +343,9 @@ def test_relatives_by_hand():
 
 @relative
 def test_relatives_of_a_batch(name):
-    """Sum, order, shift, type, axis, temperature and mask, as softmax has them; a row does not see the others."""
+    """Sum, order, shift, type, axis, temperature and mask, as softmax has them; a row does not see
+    the others.
+    """
     function, rng = RELATIVES[name], np.random.default_rng(0)
     z = rng.integers(-40, 40, (6, 7)).astype(np.float32) / 8
     z[1], z[2, 3], z[3] = -INF, -INF, [1e4, -1e4, 0, 1e4, -INF, 1, 2]
@@ -299,7 +357,15 @@ def test_relatives_of_a_batch(name):
         batch = lambda z, **options: function(z, **options)
         masked = batch(z, where=jnp.broadcast_to(mask, z.shape))
         cut = batch(jnp.where(mask[None], z, -INF))
-        return batch(z), batch(z + 1024), batch(z.T, axis=0).T, batch(z, temperature=4.0), batch(z / 4), masked, cut
+        return (
+            batch(z),
+            batch(z + 1024),
+            batch(z.T, axis=0).T,
+            batch(z, temperature=4.0),
+            batch(z / 4),
+            masked,
+            cut,
+        )
 
     p, shifted, along, warm, divided, masked, cut = map(np.asarray, ways(z))
     assert p.dtype == np.float32 and np.all(np.isnan(p[1])) and np.all(np.isnan(masked[1]))
@@ -308,7 +374,9 @@ def test_relatives_of_a_batch(name):
     np.testing.assert_allclose(p[good].sum(-1), 1, atol=(128 if name == "entmax3" else 16) * EPS)
     np.testing.assert_array_equal(masked, cut)
     assert np.all(masked[good][:, ~mask] == 0)
-    if name == "gumbel":  # other noise along another axis; the noise is not tempered with the logits
+    if (
+        name == "gumbel"
+    ):  # other noise along another axis; the noise is not tempered with the logits
         return
     np.testing.assert_array_equal(shifted[[0, 4, 5]], p[[0, 4, 5]])
     np.testing.assert_allclose(along, p, atol=4 * EPS)
@@ -330,12 +398,14 @@ def test_a_row_is_the_same_alone_and_in_a_batch(name):
     np.testing.assert_array_equal(function(z[::-1])[3], alone[0])
 
 
-@pytest.mark.parametrize("name", ["sparsemax", "entmax15", "entmax", "entmax3", "tempered", "gumbel"])
+@pytest.mark.parametrize(
+    "name", ["sparsemax", "entmax15", "entmax", "entmax3", "tempered", "gumbel"]
+)
 def test_relatives_derivatives_are_finite_at_extremes(name):
     function = RELATIVES[name]
-    jacobian, hessian = jit(jax.vmap(lambda z: (jax.jacrev(function)(z), jax.hessian(function)(z))))(
-        np.float32(EXTREMES)
-    )
+    jacobian, hessian = jit(
+        jax.vmap(lambda z: (jax.jacrev(function)(z), jax.hessian(function)(z)))
+    )(np.float32(EXTREMES))
     jacobian, hessian = np.asarray(jacobian), np.asarray(hessian)
     assert np.all(np.isfinite(jacobian)) and np.all(np.isfinite(hessian))
     np.testing.assert_allclose(jacobian.sum(1), 0, atol=8 * EPS)  # probabilities keep their sum
@@ -384,14 +454,20 @@ def test_relatives_need_a_positive_temperature(name):
 def test_gumbel_samples_have_the_softmax_frequencies():
     z, draws = jnp.array([1.0, 0.0, -1.0, -INF]), 10_000
     keys = jax.random.split(jax.random.key(1), draws)
-    hard = np.asarray(jit(jax.vmap(lambda key: sm.gumbel_softmax(key, z, hard=True)))(keys), np.float64)
+    hard = np.asarray(
+        jit(jax.vmap(lambda key: sm.gumbel_softmax(key, z, hard=True)))(keys), np.float64
+    )
     assert np.all((np.abs(hard) < EPS) | (np.abs(hard - 1) < EPS))
     p = probabilities([1.0, 0.0, -1.0, -INF]).astype(np.float64)
     assert np.all(np.abs(hard.mean(0) - p) <= 5 * np.sqrt(p * (1 - p) / draws))
 
 
 def test_hard_samples_are_one_hot_with_the_soft_gradient():
-    z, key, weights = jnp.array([1.0, 0.0, -1.0]), jax.random.key(3), np.array([1.0, 2.0, 4.0], np.float32)
+    z, key, weights = (
+        jnp.array([1.0, 0.0, -1.0]),
+        jax.random.key(3),
+        np.array([1.0, 2.0, 4.0], np.float32),
+    )
 
     @jit
     def both(t):
@@ -425,4 +501,7 @@ def test_logarithms_of_tempered_probabilities_do_not_underflow():
     log_p = sm.log_tempered_softmax(jnp.array([1e4, 0.0, -jnp.inf]), 1.05)
     wanted = -20 * np.log1p(0.05 * 1e4)  # exp_t(-1e4), whose 20th power of 501 is beyond float32
     np.testing.assert_allclose(log_p[1], wanted, rtol=1e-6)
-    assert log_p[2] == -np.inf and np.isnan(sm.log_tempered_softmax(jnp.array([-jnp.inf] * 2), 1.2)).all()
+    assert (
+        log_p[2] == -np.inf
+        and np.isnan(sm.log_tempered_softmax(jnp.array([-jnp.inf] * 2), 1.2)).all()
+    )

@@ -41,7 +41,9 @@ def failure(call, *args, **kwargs) -> str:
 
 
 def as_set(images, labels):
-    return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+    return sorted(
+        (image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)
+    )
 
 
 def test_every_image_and_label_comes_back(tfds_root, cache):
@@ -64,7 +66,9 @@ def test_statistics_are_those_of_the_training_part_only(tfds_root, cache):
     mean, std = summary.mean_std(own)
     np.testing.assert_allclose(mean, images[own].mean((0, 1, 2), dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(std, images[own].std((0, 1, 2), dtype=np.float64), rtol=1e-12)
-    assert np.abs(mean - images.mean((0, 1, 2))).max() > 1e-3  # over all images it would be another number
+    assert (
+        np.abs(mean - images.mean((0, 1, 2))).max() > 1e-3
+    )  # over all images it would be another number
     summary.sums[held_out] = 0  # what is held out has no influence
     np.testing.assert_array_equal(summary.mean_std(own)[0], mean)
 
@@ -82,14 +86,18 @@ def test_the_cache_is_used_and_its_damage_noticed(tfds_root, cache, monkeypatch)
     images, summary = source.decoded(train)
     (file,) = cache.glob("*-images*")
     content, reads = file.read_bytes(), []
-    monkeypatch.setattr(source, "_passes", lambda *_: reads.append(1) or iter([train.read(range(200))]))
+    monkeypatch.setattr(
+        source, "_passes", lambda *_: reads.append(1) or iter([train.read(range(200))])
+    )
     again, _ = source.decoded(train)
     np.testing.assert_array_equal(again, images)
     assert not reads
     rng = random.Random(0)
     damages = [b"", content[:-1], content[: len(content) // 2], bytes(len(content)), content[100:]]
     # Flips in the first header, anywhere, and in the directory at the end.
-    for place in [rng.randrange(400) for _ in range(40)] + [rng.randrange(-len(content), 0) for _ in range(20)]:
+    for place in [rng.randrange(400) for _ in range(40)] + [
+        rng.randrange(-len(content), 0) for _ in range(20)
+    ]:
         flipped = bytearray(content)
         flipped[place] ^= 1 << rng.randrange(8)
         damages.append(bytes(flipped))
@@ -110,25 +118,34 @@ def test_the_cache_is_used_and_its_damage_noticed(tfds_root, cache, monkeypatch)
 def test_a_cache_that_cannot_be_written_costs_only_time(tfds_root, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("CNNLAB_CACHE", str(tmp_path / "file"))
-    assert source.decoded(source.open_dataset("tiny", str(tfds_root)).train)[0].shape == (200, 8, 8, 3)
+    assert source.decoded(source.open_dataset("tiny", str(tfds_root)).train)[0].shape == (
+        200,
+        8,
+        8,
+        3,
+    )
 
 
 def test_a_start_from_the_cache_imports_no_tfds(tfds_root, cache):
     script = (
-        "import sys; from cnnlab.data import source\n"
-        "dataset = source.open_dataset('tiny', sys.argv[1])\n"
-        "images, summary = source.decoded(dataset.train)\n"
-        "print(dataset.class_names, len(dataset.train), len(dataset.test), dataset.train.image_shape, images.sum())\n"
-        "print('tensorflow_datasets' in sys.modules)\n"
-        "print(dataset.test.read([0, 49])['label'].shape, 'tensorflow_datasets' in sys.modules)\n"
+        "import sys; from cnnlab.data import source\ndataset = source.open_dataset('tiny', "
+        "sys.argv[1])\nimages, summary = source.decoded(dataset.train)\nprint(dataset.class_names, "
+        "len(dataset.train), len(dataset.test), dataset.train.image_shape, "
+        "images.sum())\nprint('tensorflow_datasets' in sys.modules)\nprint(dataset.test.read([0, "
+        "49])['label'].shape, 'tensorflow_datasets' in sys.modules)\n"
     )
     first, second = (
         subprocess.run(
-            [sys.executable, "-c", script, str(tfds_root)], check=True, capture_output=True, text=True
+            [sys.executable, "-c", script, str(tfds_root)],
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout.splitlines()
         for _ in range(2)
     )
-    assert first[0] == second[0] and "('class 0', 'class 1', 'class 2') 200 50 (8, 8, 3)" in first[0]
+    assert (
+        first[0] == second[0] and "('class 0', 'class 1', 'class 2') 200 50 (8, 8, 3)" in first[0]
+    )
     assert (first[1], second[1], second[2]) == ("True", "False", "(2,) True")
 
 
@@ -136,8 +153,12 @@ def test_what_is_wrong_with_a_data_set_is_said_again(own_tiny, cache):
     root, folder = own_tiny
     source.open_dataset("tiny", str(root))  # sound, and its facts are kept
     next(folder.glob("tiny-test.array_record*")).unlink()
-    for _ in range(2):  # both splits are opened before the facts are kept, though only train is read at first
-        assert "tiny test: the prepared files cannot be read" in failure(source.open_dataset, "tiny", str(root))
+    for _ in range(
+        2
+    ):  # both splits are opened before the facts are kept, though only train is read at first
+        assert "tiny test: the prepared files cannot be read" in failure(
+            source.open_dataset, "tiny", str(root)
+        )
 
 
 def test_other_data_under_the_same_name(own_tiny, cache):
@@ -164,7 +185,11 @@ def test_official_data(name, shape, counts):
     assert (dataset.train.image_shape, dataset.num_classes) == (shape, 10)
     assert (len(dataset.train), len(dataset.test)) == counts
     part = dataset.test.read(range(200))
-    assert (part["image"].shape, part["image"].dtype, part["label"].dtype) == ((200, *shape), np.uint8, np.int32)
+    assert (part["image"].shape, part["image"].dtype, part["label"].dtype) == (
+        (200, *shape),
+        np.uint8,
+        np.int32,
+    )
     assert set(part["label"]) == set(range(10)) and 20 < part["image"].mean() < 150
 
 
@@ -176,7 +201,9 @@ def test_labels_outside_the_classes(own_tiny, cache):
     train = source.open_dataset("tiny", str(root)).train
     message = failure(source.summary, train)
     assert "labels" in message and "[0, 2)" in message and "tiny" in message
-    low = dataclasses.replace(train, records=_Records([{"image": np.zeros((8, 8, 3), np.uint8), "label": -1}]))
+    low = dataclasses.replace(
+        train, records=_Records([{"image": np.zeros((8, 8, 3), np.uint8), "label": -1}])
+    )
     assert "[0, 2), got -1" in failure(low.read, [0])
 
 
@@ -207,13 +234,17 @@ def test_file_of_garbage_in_the_middle(own_tiny, cache):
     content = bytearray(file.read_bytes())
     content[len(content) // 3 : len(content) // 3 + 2000] = bytes(2000)
     file.write_bytes(content)
-    assert "prepare again" in failure(lambda: source.decoded(source.open_dataset("tiny", str(root)).train))
+    assert "prepare again" in failure(
+        lambda: source.decoded(source.open_dataset("tiny", str(root)).train)
+    )
 
 
 def test_missing_file(own_tiny, cache):
     root, folder = own_tiny
     next(folder.glob("tiny-train.array_record*")).unlink()
-    assert "prepare again" in failure(lambda: source.decoded(source.open_dataset("tiny", str(root)).train))
+    assert "prepare again" in failure(
+        lambda: source.decoded(source.open_dataset("tiny", str(root)).train)
+    )
 
 
 def test_another_file_format(own_tiny):
@@ -241,13 +272,17 @@ def test_no_test_split(tmp_path):
 def test_images_of_many_sizes(tmp_path, cache):
     images = [np.full((4 + i, 9 - i, 3), 20 * i, np.uint8) for i in range(6)]
     labels = [i % 2 for i in range(6)]
-    write_dataset(tmp_path, "sizes", {"train": (images, labels), "test": (images, labels)}, 2, (None, None, 3))
+    write_dataset(
+        tmp_path, "sizes", {"train": (images, labels), "test": (images, labels)}, 2, (None, None, 3)
+    )
     assert "--image-size" in failure(source.open_dataset, "sizes", str(tmp_path))
     train = source.open_dataset("sizes", str(tmp_path), image_size=5).train
     decoded, _ = source.decoded(train)
     assert decoded.shape == (6, 5, 5, 3)
     assert (
-        sorted(image.min() for image in decoded) == sorted(image.max() for image in decoded) == list(range(0, 120, 20))
+        sorted(image.min() for image in decoded)
+        == sorted(image.max() for image in decoded)
+        == list(range(0, 120, 20))
     )
 
 
@@ -271,11 +306,10 @@ def test_fit():
 
 def test_no_tensorflow(tfds_root, cache):
     script = (
-        "import sys; from cnnlab.data import source, feed\n"
-        "split = source.open_dataset('tiny', sys.argv[1]).train\n"
-        "images, summary = source.decoded(split)\n"
-        "next(feed.streaming(split, summary.labels, summary.labels.argsort(), 0, 10).items(0, 2))\n"
-        "assert 'tensorflow' not in sys.modules\n"
+        "import sys; from cnnlab.data import source, feed\nsplit = source.open_dataset('tiny', "
+        "sys.argv[1]).train\nimages, summary = source.decoded(split)\nnext(feed.streaming(split, "
+        "summary.labels, summary.labels.argsort(), 0, 10).items(0, 2))\nassert 'tensorflow' not in "
+        "sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script, str(tfds_root)], check=True)
 
@@ -293,7 +327,9 @@ def test_an_image_that_is_a_tensor_is_read_too(tmp_path):
 
         def _info(self):
             tensor = tfds.features.Tensor(shape=(4, 4, 3), dtype=np.uint8)
-            features = tfds.features.FeaturesDict({"image": tensor, "label": tfds.features.ClassLabel(num_classes=2)})
+            features = tfds.features.FeaturesDict(
+                {"image": tensor, "label": tfds.features.ClassLabel(num_classes=2)}
+            )
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
@@ -307,6 +343,8 @@ def test_an_image_that_is_a_tensor_is_read_too(tmp_path):
         Builder(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     train = source.open_dataset("tensors", str(tmp_path)).train
     found = train.read(range(6))
-    order = [int(np.flatnonzero((images == image).all((1, 2, 3)))[0]) for image in found["image"]]  # TFDS shuffles
+    order = [
+        int(np.flatnonzero((images == image).all((1, 2, 3)))[0]) for image in found["image"]
+    ]  # TFDS shuffles
     assert sorted(order) == list(range(6))
     np.testing.assert_array_equal(found["label"], np.array(order) % 2)

@@ -1,4 +1,6 @@
-"""The grammar of parts: text -> spec -> text, what a name or path finds, what its keywords may be, whose files."""
+"""The grammar of parts: text -> spec -> text, what a name or path finds, what its keywords may be,
+whose files.
+"""
 
 import dataclasses
 import functools
@@ -37,7 +39,11 @@ def find(kind, text):
         ("cross_entropy", "cross_entropy", {}),
         (" focal , gamma=2 ", "focal", {"gamma": 2}),
         ("focal,gamma=2.5,kind=soft", "focal", {"gamma": 2.5, "kind": "soft"}),
-        ("my.module.loss,a=1e-3,b=-1,c=True,d=None", "my.module.loss", {"a": 1e-3, "b": -1, "c": True, "d": None}),
+        (
+            "my.module.loss,a=1e-3,b=-1,c=True,d=None",
+            "my.module.loss",
+            {"a": 1e-3, "b": -1, "c": True, "d": None},
+        ),
         (
             "f,a=true,b=FALSE,c=none,d=inf,e=-inf",
             "f",
@@ -50,7 +56,11 @@ def find(kind, text):
         ("f,a={'b': [1, 2], 'c': 3}", "f", {"a": {"b": [1, 2], "c": 3}}),
         ("f,a=x=y", "f", {"a": "x=y"}),
         ("f,a='quoted'", "f", {"a": "quoted"}),
-        ("f,a='1',b='true',c='a, b=(c',d=\"it's\"", "f", {"a": "1", "b": "true", "c": "a, b=(c", "d": "it's"}),
+        (
+            "f,a='1',b='true',c='a, b=(c',d=\"it's\"",
+            "f",
+            {"a": "1", "b": "true", "c": "a, b=(c", "d": "it's"},
+        ),
         (r"f,a='it\'s',b='\\',c=1", "f", {"a": "it's", "b": "\\", "c": 1}),
         ("f,a=1_000,b=0x10,c=1e+3,d=nan", "f", {"a": 1000, "b": 16, "c": 1000.0, "d": "nan"}),
     ],
@@ -58,11 +68,27 @@ def find(kind, text):
 def test_parse(text, name, keywords):
     got = spec.parse(text)
     assert got == Spec(name, keywords)
-    assert {k: type(v) for k, v in got.keywords.items()} == {k: type(v) for k, v in keywords.items()}
+    assert {k: type(v) for k, v in got.keywords.items()} == {
+        k: type(v) for k, v in keywords.items()
+    }
 
 
 @pytest.mark.parametrize(
-    "text", ["", "  ", ",a=1", "f,2", "f,a", "f,a=", "f,=2", "f,1a=2", "f,a b=2", "f,,a=1", "f,", "f,a=1,a=2"]
+    "text",
+    [
+        "",
+        "  ",
+        ",a=1",
+        "f,2",
+        "f,a",
+        "f,a=",
+        "f,=2",
+        "f,1a=2",
+        "f,a b=2",
+        "f,,a=1",
+        "f,",
+        "f,a=1,a=2",
+    ],
 )
 def test_what_is_no_spec(text):
     for read in (spec.parse, spec.parse_pipeline):
@@ -88,7 +114,9 @@ def test_parse_pipeline(text, parts):
 
 @pytest.mark.parametrize("text", ["+", "flip+", "+flip", "flip++crop", "flip+,a=1", "flip+crop,4"])
 def test_what_is_no_pipeline(text):
-    """A "+" before anything but a letter belongs to what it follows, and that is found to be no name."""
+    """A "+" before anything but a letter belongs to what it follows, and that is found to be no
+    name.
+    """
     with pytest.raises(InputError):
         for part in spec.parse_pipeline(text):
             find("augmentation", part)
@@ -110,9 +138,12 @@ def test_split(text, separator, pieces):
 
 
 VALUES = [
-    True, False, None, math.inf, -math.inf, 0, 1, -7, 10**20, 0.0, -0.5, 1e-300, 1e22, 1 / 3, 2.0, (), (1,), (1, 2.5),
-    ((1, 2), (3,)), ("a", "b,c", True, None), "soft", "a.b", "a-b", "x=y", "", " ", "\t", "a\nb", "true", "NONE", "inf",
-    "1", "1e3", "[1]", "a,b", "a+b", "a'b", 'a"b', "a'b\"c,+d", "\\", "a\\'b", "(", "]", "{}", "naïve", "a b",
+    True, False, None, math.inf, -math.inf, 0, 1, -7, 10**20, 0.0, -0.5, 1e-300, 1e22, 1 / 3, 2.0,
+    (), (1,), (1, 2.5),
+    ((1, 2), (3,)), ("a", "b,c", True, None), "soft", "a.b", "a-b", "x=y", "", " ", "\t", "a\nb",
+    "true", "NONE", "inf",
+    "1", "1e3", "[1]", "a,b", "a+b", "a'b", 'a"b', "a'b\"c,+d", "\\", "a\\'b", "(", "]", "{}",
+    "naïve", "a b",
 ]  # fmt: skip
 
 
@@ -137,24 +168,32 @@ def test_several_values_written_and_read_are_the_same():
     ("kind", "text", "said"),
     [
         # ranges that the docstrings state
-        *(("model", f"mlp,dropout={x}", "dropout must lie in [0, 1), got") for x in (-0.1, 1, 1.5, "inf", "-inf")),
+        *(("model", f"mlp,dropout={x}", "dropout must lie in [0, 1), "
+                                        "got") for x in (-0.1, 1, 1.5, "inf", "-inf")),
         ("model", "cnn,widths=[32,0]", "widths must lie in [1, inf), got [32,0]"),
         ("model", "mlp,hidden=[-128]", "hidden must lie in [1, inf), got [-128]"),
-        *(("optimizer", f"sgd,momentum={x}", "momentum must lie in [0, 1), got") for x in (-0.1, 1, "inf")),
-        *(("optimizer", f"{name},weight_decay=-0.1", "weight_decay must lie in [0, inf)") for name in optim.OPTIMIZERS),
+        *(("optimizer", f"sgd,momentum={x}", "momentum must lie in [0, 1), "
+                                             "got") for x in (-0.1, 1, "inf")),
+        *(("optimizer", f"{name},weight_decay=-0.1", "weight_decay must lie in [0, "
+                                                     "inf)") for name in optim.OPTIMIZERS),
         *(("optimizer", f"adam,{beta}=1", f"{beta} must lie in [0, 1)") for beta in ("b1", "b2")),
         ("optimizer", "adamw,eps=0", "eps must lie in (0, inf)"),
         ("optimizer", "muon,head_rate=0", "head_rate must lie in (0, inf)"),
-        *(("schedule", f"cosine,warmup={x}", "warmup must lie in [0, inf), got") for x in (-0.1, "inf", "-inf")),
+        *(("schedule", f"cosine,warmup={x}", "warmup must lie in [0, inf), "
+                                             "got") for x in (-0.1, "inf", "-inf")),
         ("schedule", "one_cycle,rise=1", "rise must lie in (0, 1), got 1"),
         ("schedule", "steps,at=[80,0]", "at must lie in (0, inf), got [80,0]"),
         ("schedule", "restarts,period=1,growth=0.5", "growth must lie in [1, inf)"),
         ("augmentation", "crop,padding=0", "padding must lie in [1, inf)"),
         ("augmentation", "cutout,size=-1", "size must lie in [1, inf)"),
-        *(("augmentation", f"mixup,alpha={x}", "alpha must lie in (0, inf), got") for x in (-0.1, 0, "inf")),
-        *(("transform", f"label_smoothing,alpha={x}", "alpha must lie in [0, 1], got") for x in (-0.1, 1.1, "inf")),
-        *(("transform", f"temperature,t={x}", "t must lie in (0, inf), got") for x in (0, -1e-3, "inf")),
-        *(("transform", f"z_loss,coefficient={x}", "coefficient must lie in [0, inf), got") for x in (-0.1, "inf")),
+        *(("augmentation", f"mixup,alpha={x}", "alpha must lie in (0, inf), "
+                                               "got") for x in (-0.1, 0, "inf")),
+        *(("transform", f"label_smoothing,alpha={x}", "alpha must lie in [0, 1], "
+                                                      "got") for x in (-0.1, 1.1, "inf")),
+        *(("transform", f"temperature,t={x}", "t must lie in (0, inf), "
+                                              "got") for x in (0, -1e-3, "inf")),
+        *(("transform", f"z_loss,coefficient={x}", "coefficient must lie in [0, inf), "
+                                                   "got") for x in (-0.1, "inf")),
         ("transform", "class_balanced,beta=1", "beta must lie in [0, 1)"),
         ("loss", "focal,gamma=-1", "loss focal: gamma must lie in [0, inf), got -1"),
         ("corruption", "label_noise,rate=1", "rate must lie in (0, 1)"),
@@ -176,19 +215,23 @@ def test_several_values_written_and_read_are_the_same():
         ("loss", "focal,gamma=true", "gamma must be a number, got true"),
         ("loss", "focal,gamma=much", "gamma must be a number, got much"),
         # what comes from the run
-        ("model", "cnn,num_classes=3", "model cnn: num_classes comes from the run; its hyperparameters: widths in"),
-        *(("model", f"cnn,{name}=x", f"{name} comes from the run") for name in ("dtype", "conv", "axis_name")),
+        ("model", "cnn,num_classes=3", "model cnn: num_classes comes from the run; its "
+                                       "hyperparameters: widths in"),
+        *(("model", f"cnn,{name}=x", f"{name} comes from the "
+                                     "run") for name in ("dtype", "conv", "axis_name")),
         ("optimizer", "muon,steps_per_epoch=3", "steps_per_epoch comes from the run"),
         ("schedule", "cosine,total_steps=3", "total_steps comes from the run"),
         ("augmentation", "mixup,num_classes=3", "num_classes comes from the run"),
         ("augmentation", "alternating_flip,run_key=3", "run_key comes from the run"),
         ("dataset", "cifar10,data_dir=here", "data_dir comes from the run"),
         # what there is not, and what is missing
-        ("model", "cnn,name=mine", "model cnn has no hyperparameter 'name'; its hyperparameters: widths"),
+        ("model", "cnn,name=mine", "model cnn has no hyperparameter 'name'; its hyperparameters: "
+                                   "widths"),
         ("optimizer", "sgd,learning_rate=2", "has no hyperparameter 'learning_rate'"),
         ("loss", "focal,logits=1", "has no hyperparameter 'logits'"),
         ("loss", "cross_entropy,gama=2", "its hyperparameters: none"),
-        ("schedule", "steps", "schedule steps needs at; its hyperparameters: at in (0, inf); factor in"),
+        ("schedule", "steps", "schedule steps needs at; its hyperparameters: at in (0, inf); "
+                              "factor in"),
         ("transform", "temperature", "loss transform temperature needs t"),
         ("corruption", "label_noise", "corruption label_noise needs rate"),
     ],
@@ -243,7 +286,8 @@ def test_a_range_is_as_it_is_written():
         ("loss", "cnnlab.losses.focal,gamma=1", "focal,gamma=1.0", "focal,gamma=1"),
         ("loss", "ldam,class_counts=[3,1],scale=30", "ldam,class_counts=[3,1]", None),
         ("transform", "z_loss", "with_z_loss", "with_z_loss,coefficient=0.0001"),
-        ("augmentation", "crop,padding=4,mode=reflect", "crop,mode=reflect", "crop,mode=reflect,padding=4"),
+        ("augmentation", "crop,padding=4,mode=reflect", "crop,mode=reflect",
+         "crop,mode=reflect,padding=4"),
         ("augmentation", "mixup", "mixup", "mixup,alpha=0.2"),
         ("optimizer", "sgd,weight_decay=5e-4,momentum=0.9", "sgd,weight_decay=0.0005", None),
         ("schedule", "cosine,warmup=1", "cosine,warmup=1.0", "cosine,warmup=1"),
@@ -268,8 +312,14 @@ def test_the_shortest_and_the_whole_spec_of_a_part(kind, text, shortest, whole):
 
 
 def test_the_whole_spec_names_every_hyperparameter_with_a_default():
-    assert str(find("model", "mlp").resolved()) == "mlp,activation=relu,batch_norm=false,dropout=0.0,hidden=[128]"
-    assert str(find("optimizer", "sgd").resolved()) == "sgd,momentum=0.9,nesterov=none,weight_decay=0.0"
+    assert (
+        str(find("model", "mlp").resolved())
+        == "mlp,activation=relu,batch_norm=false,dropout=0.0,hidden=[128]"
+    )
+    assert (
+        str(find("optimizer", "sgd").resolved())
+        == "sgd,momentum=0.9,nesterov=none,weight_decay=0.0"
+    )
     for kind in KINDS.values():
         for name, function in kind.builtin().items():
             whole = spec.Part(kind, name, function, {}).resolved()
@@ -377,7 +427,9 @@ def own(tmp_path, monkeypatch):
 
 
 def test_what_a_dotted_path_finds(own):
-    """A function, an attribute of a class, a class in a class, a functools.partial, an object that can be called."""
+    """A function, an attribute of a class, a class in a class, a functools.partial, an object that
+    can be called.
+    """
     logits, ids = jnp.zeros((2, 3), jnp.float32), jnp.array([0, 1])
     assert find("loss", "own_parts_here.scaled").bind()(logits, ids) == 2
     assert find("loss", "own_parts_here.scaled,factor=3").call(logits, ids) == 3
@@ -386,7 +438,8 @@ def test_what_a_dotted_path_finds(own):
     sharp = find("loss", "own_parts_here.sharp")
     np.testing.assert_array_equal(sharp.call(logits, ids), losses.focal(logits, ids, gamma=5.0))
     assert (
-        str(sharp.resolved()) == "own_parts_here.sharp,gamma=5.0" and str(sharp.canonical()) == "own_parts_here.sharp"
+        str(sharp.resolved()) == "own_parts_here.sharp,gamma=5.0"
+        and str(sharp.canonical()) == "own_parts_here.sharp"
     )
     blunt = find("loss", "own_parts_here.sharp,gamma=0")
     np.testing.assert_allclose(blunt.call(logits, ids), math.log(3), rtol=1e-6)
@@ -411,7 +464,9 @@ def test_own_parts_are_held_to_what_they_say(own):
         ("typed,flag=true,sizes=[1],word=2", "word must be a word, got 2"),
     ):
         assert said in failure(find, "loss", f"own_parts_here.{text}")
-    assert find("loss", "own_parts_here.typed,flag=true,sizes=[],word=none").keywords["word"] is None
+    assert (
+        find("loss", "own_parts_here.typed,flag=true,sizes=[],word=none").keywords["word"] is None
+    )
 
 
 def test_the_whole_spec_of_an_own_part_is_read_again(own):
@@ -421,7 +476,10 @@ def test_the_whole_spec_of_an_own_part_is_read_again(own):
 
 
 def test_marks_are_found_within_wrappers(own):
-    marks = {name: find("loss", f"own_parts_here.{name}").mark("head") for name in ("wrapped", "again", "instance")}
+    marks = {
+        name: find("loss", f"own_parts_here.{name}").mark("head")
+        for name in ("wrapped", "again", "instance")
+    }
     assert set(marks.values()) == {"cosine"}
     assert find("loss", "own_parts_here.sharp").mark("head", "linear") == "linear"
     assert find("loss", "arcface").mark("head") == "cosine"
@@ -439,10 +497,19 @@ def test_marks_are_found_within_wrappers(own):
         ("own_parts_here.number", "unknown loss in own_parts_here 'number'"),
         ("own_package_here.nothing.loss", "'nothing'"),
         ("needing_here.loss", "no module 'surely_not_installed', here or installed"),
-        ("raising_here.loss", "module 'raising_here' cannot be imported: RuntimeError: at (raising_here.py:2)"),
-        ("leaving_here.loss", "cannot be imported: SystemExit: usage: leaving_here FILE (leaving_here.py:2)"),
+        (
+            "raising_here.loss",
+            "module 'raising_here' cannot be imported: RuntimeError: at (raising_here.py:2)",
+        ),
+        (
+            "leaving_here.loss",
+            "cannot be imported: SystemExit: usage: leaving_here FILE (leaving_here.py:2)",
+        ),
         ("broken_here.loss", "module 'broken_here' cannot be imported: SyntaxError: "),
-        ("builtins.max", "'builtins.max' is no loss(logits, labels, ...) -> float32[B] written in Python"),
+        (
+            "builtins.max",
+            "'builtins.max' is no loss(logits, labels, ...) -> float32[B] written in Python",
+        ),
         ("a..b", "loss 'a..b' is no dotted path to something in Python"),
         (".b", "is no dotted path"),
         ("a.b-c", "is no dotted path"),
@@ -453,7 +520,9 @@ def test_paths_that_lead_nowhere(own, text, said):
 
 
 def test_an_optimizer_that_is_only_in_optax_is_pointed_to():
-    assert failure(find, "optimizer", "lion") == "unknown optimizer 'lion': did you mean 'optax.lion'?"
+    assert (
+        failure(find, "optimizer", "lion") == "unknown optimizer 'lion': did you mean 'optax.lion'?"
+    )
     assert find("optimizer", "optax.lion,b1=0.5").keywords == {"b1": 0.5}
     assert "did you mean 'adam'" in failure(find, "optimizer", "adamm")
     assert "did you mean 'cosine'" in failure(find, "schedule", "cosin")
@@ -466,9 +535,13 @@ def test_what_a_part_asks_for_is_passed_and_nothing_else(own):
     ldam = find("loss", "ldam")
     assert ldam.asks("class_counts") and ldam.requires("class_counts") and not ldam.asks("progress")
     logits, ids = jnp.zeros((2, 3), jnp.float32), jnp.array([0, 1])
-    np.testing.assert_array_equal(ldam.bind(**supply)(logits, ids), losses.ldam(logits, ids, (3, 1, 2)))
+    np.testing.assert_array_equal(
+        ldam.bind(**supply)(logits, ids), losses.ldam(logits, ids, (3, 1, 2))
+    )
     written = find("loss", "ldam,class_counts=[1,1,1]")
-    assert not written.asks("class_counts") and written.bind(**supply).keywords == {"class_counts": (1, 1, 1)}
+    assert not written.asks("class_counts") and written.bind(**supply).keywords == {
+        "class_counts": (1, 1, 1)
+    }
 
 
 def test_what_a_part_raises_is_one_line(own):
@@ -478,28 +551,37 @@ def test_what_a_part_raises_is_one_line(own):
     message = failure(find("schedule", "cosine,warmup=3").call, 0.1)
     assert "total_steps" in message
     message = failure(
-        functools.partial(find("schedule", "cosine,warmup=3").call, total_steps=20, steps_per_epoch=10), 1
+        functools.partial(
+            find("schedule", "cosine,warmup=3").call, total_steps=20, steps_per_epoch=10
+        ),
+        1,
     )
     assert message == (
-        "schedule cosine,warmup=3: warmup must be at most the run, 2 epochs, got 3; "
-        "its hyperparameters: warmup in [0, inf) (default 0.0)"
+        "schedule cosine,warmup=3: warmup must be at most the run, 2 epochs, got 3; its "
+        "hyperparameters: warmup in [0, inf) (default 0.0)"
     )
 
 
 def digests(folder, *names):
     paths = {name: folder / (name.replace(".", "/") + ".py") for name in names}
-    paths = {name: path if path.exists() else path.parent / path.stem / "__init__.py" for name, path in paths.items()}
+    paths = {
+        name: path if path.exists() else path.parent / path.stem / "__init__.py"
+        for name, path in paths.items()
+    }
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
 
 
 OF_OWN = [
     "own_parts_here", "own_helpers_here", "own_second_here", "own_lazy_here", "own_package_here",
-    "own_package_here.beside", "own_package_here.inner", "own_package_here.inner.deep", "own_package_here.third",
+    "own_package_here.beside", "own_package_here.inner", "own_package_here.inner.deep",
+    "own_package_here.third",
 ]  # fmt: skip
 
 
 def test_sources_are_the_users_files_that_a_part_is_made_of(own):
-    """What its module imports too, also within functions and relative to a package; not what is installed."""
+    """What its module imports too, also within functions and relative to a package; not what is
+    installed.
+    """
     part = find("loss", "own_parts_here.scaled,factor=3")
     assert part.sources() == digests(own, *OF_OWN)
     assert list(part.sources()) == sorted(OF_OWN)
@@ -512,7 +594,11 @@ def test_sources_are_the_users_files_that_a_part_is_made_of(own):
 
 
 def test_what_is_installed_has_no_sources(own):
-    for kind, text in (("loss", "focal,gamma=2"), ("loss", "cnnlab.losses.focal"), ("optimizer", "optax.lion")):
+    for kind, text in (
+        ("loss", "focal,gamma=2"),
+        ("loss", "cnnlab.losses.focal"),
+        ("optimizer", "optax.lion"),
+    ):
         assert find(kind, text).sources() == {}
     assert provenance.sources("json") == provenance.sources("jax.numpy", jnp.sum.__module__) == {}
 
@@ -526,7 +612,9 @@ def test_a_listing_names_every_part_and_hyperparameter(kind):
         block = text[start.start() :].split("\n\n")[0]
         for key in spec.Part(KINDS[kind], name, function, {}).hyperparameters():
             assert f"\n  {key} (" in block, (name, key)
-    assert text.endswith(f"\n\n{KINDS[kind].flag} also takes your own, by its dotted path: {KINDS[kind].contract}")
+    assert text.endswith(
+        f"\n\n{KINDS[kind].flag} also takes your own, by its dotted path: {KINDS[kind].contract}"
+    )
 
 
 def test_an_entry_of_what_has_no_docstring():
@@ -535,9 +623,14 @@ def test_an_entry_of_what_has_no_docstring():
 
     entry = docstrings.entry(bare)
     assert dataclasses.astuple(entry) == ("bare", "", "", {}, "")
-    assert docstrings.entry(functools.partial(losses.poly, epsilon=2)).source == docstrings.entry(losses.poly).source
+    assert (
+        docstrings.entry(functools.partial(losses.poly, epsilon=2)).source
+        == docstrings.entry(losses.poly).source
+    )
     assert docstrings.accepted(bare, {}) == "none"
-    assert docstrings.accepted(bare, {"a": inspect.signature(bare).parameters["a"]}) == "a (default 1)"
+    assert (
+        docstrings.accepted(bare, {"a": inspect.signature(bare).parameters["a"]}) == "a (default 1)"
+    )
 
 
 def test_a_section_of_a_docstring():

@@ -1,4 +1,6 @@
-"""experiments/speedrun.py and what it stands on: whole trainings in a dispatch, again and again, on any platform."""
+"""experiments/speedrun.py and what it stands on: whole trainings in a dispatch, again and again, on
+any platform.
+"""
 
 import dataclasses
 import json
@@ -13,11 +15,12 @@ import pytest
 from test_experiments import ROOT, one_line_error, readme_commands, script
 from test_parallel import quick_compile
 
-from cnnlab import cli, network, parallel, recipe
+from cnnlab import cli
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.errors import InputError
 from cnnlab.parts import resolve
+from cnnlab.training import devices, network, recipe
 
 sys.path.insert(0, str(ROOT / "experiments"))
 import speedrun
@@ -29,12 +32,17 @@ TINY = dict(
     batch_size=20,
     epochs=2,
 )
-FLAGS = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+FLAGS = [
+    word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))
+]
 STAND_IN = """#!/bin/sh
-# As benchmarks/airbench_torch.py is started and answers; the i-th seed has accuracy 0.i and takes i seconds.
+# As benchmarks/airbench_torch.py is started and answers: the i-th seed has accuracy 0.i, takes i s.
 cp "$3" "{folder}/data.npz"; shift 3; echo "$@" > "{folder}/options"
 echo '{{"torch": "0.0"}}'
-i=0; while read seed; do i=$((i + 1)); echo "{{\\"accuracy\\": 0.$i, \\"seconds\\": $i, \\"memory\\": $seed}}"; done
+i=0
+while read seed; do
+  i=$((i + 1)); echo "{{\\"accuracy\\": 0.$i, \\"seconds\\": $i, \\"memory\\": $seed}}"
+done
 """
 
 
@@ -63,21 +71,27 @@ def assert_same_bits(found, wanted):
 
 
 def test_many_runs_are_one_program(ordinary):
-    """A second seed's run is, bit for bit, what it is when built for it; nothing is compiled for it."""
+    """A second seed's run is, bit for bit, what it is when built for it; nothing is compiled for
+    it.
+    """
     compiled = []
     config = speedrun.SpeedRun(**TINY)
     first = recipe.build(config, Console("off"), (3, 4), whole=True)
     assert first.dispatch_steps == 20 and len(list(first.items(0, 20))) == 20
     whole_run(first)
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **_: compiled.append(name) if name.endswith("backend_compile_duration") else None
+        lambda name, seconds, **_: (
+            compiled.append(name) if name.endswith("backend_compile_duration") else None
+        )
     )
     try:
         state, totals = whole_run(first.again((7, 3)))
     finally:
         jax.monitoring.clear_event_listeners()
     assert not compiled
-    assert_same_bits((state, totals), whole_run(recipe.build(config, Console("off"), (7, 3), whole=True)))
+    assert_same_bits(
+        (state, totals), whole_run(recipe.build(config, Console("off"), (7, 3), whole=True))
+    )
     kernels = state.params["Conv_0"]["kernel"]
     assert np.abs(kernels[0] - kernels[1]).max() > 0.01
 
@@ -88,42 +102,71 @@ def test_a_whole_run_is_its_steps(ordinary, monkeypatch):
     whole, _ = whole_run(recipe.build(config, Console("off"), (3, 4), whole=True))
     _, steps = recipe.trained(config, seeds=(3, 4))
     assert_same_bits(jax.device_get(steps.state), whole)
-    monkeypatch.setattr(parallel.Layout, "platform", "gpu")
+    monkeypatch.setattr(devices.Layout, "platform", "gpu")
     together, _ = whole_run(recipe.build(config, Console("off"), (3, 4), whole=True))
-    # Sums in another order, which 20 float32 steps amplify: measured up to 1.5e-3, another seed is 0.28 away.
+    # Sums in another order, which 20 float32 steps amplify: measured up to 1.5e-3, another seed is
+    # 0.28 away.
     for its, mine in zip(jax.tree.leaves(together), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(its, mine, rtol=0, atol=1e-2 * max(1.0, float(np.abs(mine).max())))
+        np.testing.assert_allclose(
+            its, mine, rtol=0, atol=1e-2 * max(1.0, float(np.abs(mine).max()))
+        )
 
 
 @pytest.mark.parametrize("name", ["cuda", "tpu"])
 def test_the_whole_training_is_lowered(name, ordinary, monkeypatch):
-    """First weights with the whitening's eigenvectors, and all steps of two seeds, for devices that are not here."""
+    """First weights with the whitening's eigenvectors, and all steps of two seeds, for devices that
+    are not here.
+    """
     config = speedrun.SpeedRun(**TINY, compute_dtype="bfloat16", devices=1)
-    traced, compile_ = [], parallel.Layout.compile
+    traced, compile_ = [], devices.Layout.compile
 
     def kept(layout, *arguments, **options):
         program = compile_(layout, *arguments, **options)
-        return lambda state, totals, *rest: (traced.append(program.trace(state, totals, *rest)), (state, totals))[1]
+        return lambda state, totals, *rest: (
+            traced.append(program.trace(state, totals, *rest)),
+            (state, totals),
+        )[1]
 
-    monkeypatch.setattr(parallel.Layout, "platform", "gpu" if name == "cuda" else name)
-    monkeypatch.setattr(parallel.Layout, "compile", kept)
+    monkeypatch.setattr(devices.Layout, "platform", "gpu" if name == "cuda" else name)
+    monkeypatch.setattr(devices.Layout, "compile", kept)
     experiment = recipe.build(config, Console("off"), (3, 4), whole=True)
     experiment.step(experiment.state, experiment.totals, list(experiment.items(0, 20)))
     text = traced[0].lower(lowering_platforms=(name,)).as_text()
     convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
-    # Whitening only forward; four layers forward, by their kernel and by their input. All of both seeds at once.
-    assert len(convolutions) == 13 and all("bf16" in line and "f32" not in line for line in convolutions)
+    # Whitening only forward; four layers forward, by their kernel and by their input. All of both
+    # seeds at once.
+    assert len(convolutions) == 13 and all(
+        "bf16" in line and "f32" not in line for line in convolutions
+    )
     parts = resolve(config)
-    model, tx = parts.build_model(3, config.compute_dtype), network.build_optimizer(config, parts, 10)
+    model, tx = (
+        parts.build_model(3, config.compute_dtype),
+        network.build_optimizer(config, parts, 10),
+    )
     keys = network.run_keys(config, (3, 4))
-    first = network._initial.trace(model, tx, keys, jnp.zeros((9, 8, 8, 3))).lower(lowering_platforms=(name,))
+    first = network._initial.trace(model, tx, keys, jnp.zeros((9, 8, 8, 3))).lower(
+        lowering_platforms=(name,)
+    )
     assert ("syevd" if name == "cuda" else "Eigh") in first.as_text()
 
 
 def test_runs_with_a_target(tfds_root, tmp_path):
     """What is printed and stored is of the runs; a mean that misses the target is exit status 1."""
     path = tmp_path / "result.json"
-    done = script("speedrun", *FLAGS, "--runs", 4, "--together", 2, "--seed", 5, "--target", 1.0, "--json", path)
+    done = script(
+        "speedrun",
+        *FLAGS,
+        "--runs",
+        4,
+        "--together",
+        2,
+        "--seed",
+        5,
+        "--target",
+        1.0,
+        "--json",
+        path,
+    )
     assert done.returncode == 1, done.stderr
     assert "target 100.00%: missed" in done.stdout
     found = json.loads(path.read_text())
@@ -131,7 +174,9 @@ def test_runs_with_a_target(tfds_root, tmp_path):
     assert [row["seed"] for row in rows] == [5, 6, 7, 8]
     for what in ("accuracy", "seconds"):
         values, summary = [row[what] for row in rows], found["summary"]["cnnlab"][what]
-        assert summary["mean"] == pytest.approx(np.mean(values)) and summary["low"] <= summary["mean"]
+        assert (
+            summary["mean"] == pytest.approx(np.mean(values)) and summary["low"] <= summary["mean"]
+        )
         assert summary["sd"] == pytest.approx(np.std(values, ddof=1))
         assert f"mean {summary['mean']:.4f} ± {summary['sd']:.4f}" in done.stdout
     config = {**found["config"], "metrics": tuple(found["config"]["metrics"])}
@@ -150,7 +195,9 @@ def test_taking_turns(tfds_root, tmp_path, stand_in):
     assert turns == ["cnnlab", "airbench", "airbench", "cnnlab"]
     result = json.loads((tmp_path / "r.json").read_text())
     theirs = result["runs"]["airbench"]
-    assert theirs == [{"seed": i, "accuracy": (i + 1) / 10, "seconds": i + 1, "memory": i} for i in (0, 1)]
+    assert theirs == [
+        {"seed": i, "accuracy": (i + 1) / 10, "seconds": i + 1, "memory": i} for i in (0, 1)
+    ]
     ours, found = result["runs"]["cnnlab"], result["summary"]["cnnlab against airbench"]
     assert found["accuracy"]["mean"] == pytest.approx(np.mean([o["accuracy"] for o in ours]) - 0.15)
     ratios = [o["seconds"] / t["seconds"] for o, t in zip(ours, theirs, strict=True)]
@@ -165,10 +212,18 @@ def test_taking_turns(tfds_root, tmp_path, stand_in):
 
 def test_a_companion_that_cannot_be(tfds_root, tmp_path):
     beside = [*FLAGS, "--beside", __file__, "--json", tmp_path / "r.json"]
-    assert "is no file" in one_line_error(script("speedrun", *FLAGS, "--beside", "airbench94_muon.py", cwd=tmp_path))
-    assert "cannot be run" in one_line_error(script("speedrun", *beside, "--torch-python", tmp_path / "none"))
+    assert "is no file" in one_line_error(
+        script("speedrun", *FLAGS, "--beside", "airbench94_muon.py", cwd=tmp_path)
+    )
+    assert "cannot be run" in one_line_error(
+        script("speedrun", *beside, "--torch-python", tmp_path / "none")
+    )
     done = script("speedrun", *beside, "--torch-python", "false")
-    assert done.returncode == 2 and "ended with status 1" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "ended with status 1" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert not (tmp_path / "r.json").exists()
 
 
@@ -193,15 +248,29 @@ def test_flags_without_a_meaning_are_refused(flags, said):
 
 
 def test_the_recipe_is_airbench_s():
-    """Its rates are of a loss summed over the batch; ours is a mean, so they grow with it. What is asked for stays."""
-    default, small = (resolve(speedrun.SpeedRun(batch_size=size)).optimizer for size in (2_000, 500))
+    """Its rates are of a loss summed over the batch; ours is a mean, so they grow with it. What is
+    asked for stays.
+    """
+    default, small = (
+        resolve(speedrun.SpeedRun(batch_size=size)).optimizer for size in (2_000, 500)
+    )
     assert default.name == small.name == "muon"
     assert default.keywords == pytest.approx(
-        {"head_rate": 0.67 / 256**2 * 2_000, "bias_rate": 106, "weight_decay": 4e-3, "momentum": 0.85}
+        {
+            "head_rate": 0.67 / 256**2 * 2_000,
+            "bias_rate": 106,
+            "weight_decay": 4e-3,
+            "momentum": 0.85,
+        }
     )
     scaled = ("head_rate", "bias_rate", "weight_decay")
-    assert small.keywords == pytest.approx({k: v / 4 if k in scaled else v for k, v in default.keywords.items()})
-    assert speedrun.SpeedRun(batch_size=500, optimizer="muon,bias_rate=1").optimizer == "muon,bias_rate=1"
+    assert small.keywords == pytest.approx(
+        {k: v / 4 if k in scaled else v for k, v in default.keywords.items()}
+    )
+    assert (
+        speedrun.SpeedRun(batch_size=500, optimizer="muon,bias_rate=1").optimizer
+        == "muon,bias_rate=1"
+    )
     assert isinstance(speedrun.SpeedRun(), Config)
 
 
@@ -228,9 +297,15 @@ def test_intervals_by_hand(capsys):
     assert found["seconds"]["median"] == 2.5
     single = speedrun.summarised(rows[:1], "x", Console("off"))["accuracy"]
     assert (single["mean"], single["sd"], single["low"]) == (0.9, None, None)
-    against = speedrun.compared(rows, [row | {"seconds": 2 * row["seconds"]} for row in rows], Console("off"))
+    against = speedrun.compared(
+        rows, [row | {"seconds": 2 * row["seconds"]} for row in rows], Console("off")
+    )
     assert against["seconds"] == pytest.approx({"mean": 0.5, "low": 0.5, "high": 0.5})
     assert against["accuracy"]["mean"] == 0
-    for target, reached, said in ((0.9, True, "open"), (0.5, True, "and by its"), (0.93, False, "open")):
+    for target, reached, said in (
+        (0.9, True, "open"),
+        (0.5, True, "and by its"),
+        (0.93, False, "open"),
+    ):
         assert speedrun.judged(found["accuracy"], target, Console("off")) is reached
         assert said in capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""Cells of a study: paired, trained once however many processes there are, the same numbers after any kill."""
+"""Cells of a study: paired, trained once however many processes there are, the same numbers after
+any kill.
+"""
 
 import dataclasses
 import fcntl
@@ -11,15 +13,17 @@ import jax
 import numpy as np
 import pytest
 
-from cnnlab import loop, recipe, spec
+from cnnlab import spec
 from cnnlab.console import Console
 from cnnlab.errors import InputError
 from cnnlab.study import cells, folder, plan, results
 from cnnlab.study.board import Board
 from cnnlab.study.plan import Study
+from cnnlab.training import loop, recipe
 
 SMALL = Study(
-    dataset="tiny", losses=("cross_entropy", "mse"), label_noise=(0.0, 0.3), seeds=2, model="mlp,hidden=[8]",
+    dataset="tiny", losses=("cross_entropy", "mse"), label_noise=(0.0, 0.3), seeds=2,
+    model="mlp,hidden=[8]",
     batch_size=32, validation=0.2, epochs=3, learning_rate=0.01, devices=1, progress="off",
 )  # fmt: skip
 
@@ -41,7 +45,9 @@ def run(asked):
 def numbers(found):
     """All that a study found, without what is of the machine and the hour."""
     machine = ("seconds", "images_per_second", "devices", "versions")
-    return [[{k: v for k, v in cell.items() if k not in machine} for cell in row] for row in found.cells]
+    return [
+        [{k: v for k, v in cell.items() if k not in machine} for cell in row] for row in found.cells
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,11 @@ def test_what_a_cell_holds(whole):
     assert whole.conditions == [{"label_noise": 0.0}, {"label_noise": 0.3}]
     for row, condition in zip(whole.cells, whole.conditions, strict=True):
         for cell, loss in zip(row, SMALL.losses, strict=True):
-            assert (cell["loss"], cell["condition"], cell["learning_rate"]) == (loss, condition, 0.01)
+            assert (cell["loss"], cell["condition"], cell["learning_rate"]) == (
+                loss,
+                condition,
+                0.01,
+            )
             assert [run["seed"] for run in cell["runs"]] == [0, 1] and cell["tuning"] is None
             for each in cell["runs"]:
                 assert each["diverged"] is None and each["test"]["count"] == 50
@@ -87,16 +97,21 @@ def test_a_cell_is_what_train_gives_each_seed_alone(whole):
     assert found["confusion"] == wanted["confusion"]
     # 15 float32 steps: parameters agree to some 1e-5 (test_seeds), and so do mean losses of order 1
     np.testing.assert_allclose(
-        [found[k] for k in ("nll", "brier", "ece")], [wanted[k] for k in ("nll", "brier", "ece")], rtol=1e-4
+        [found[k] for k in ("nll", "brier", "ece")],
+        [wanted[k] for k in ("nll", "brier", "ece")],
+        rtol=1e-4,
     )
 
 
 def test_seeds_are_paired():
     """The same weights, images in the same order and the same wrong labels, whichever the loss."""
     one, two = (
-        recipe.build(plan.config(SMALL, loss, {"label_noise": 0.3}), Console("off"), [0, 1]) for loss in SMALL.losses
+        recipe.build(plan.config(SMALL, loss, {"label_noise": 0.3}), Console("off"), [0, 1])
+        for loss in SMALL.losses
     )
-    for a, b in zip(jax.tree.leaves(one.state.params), jax.tree.leaves(two.state.params), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(one.state.params), jax.tree.leaves(two.state.params), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
     clean = recipe.build(plan.config(SMALL, "mse", {"label_noise": 0.0}), Console("off"), [0, 1])
     wrong = []
@@ -110,7 +125,9 @@ def test_seeds_are_paired():
     assert not np.array_equal(images[0], images[1])  # but each seed has its own
 
 
-def test_the_same_study_again_trains_nothing_and_a_larger_one_only_what_is_new(tmp_path, monkeypatch, whole):
+def test_the_same_study_again_trains_nothing_and_a_larger_one_only_what_is_new(
+    tmp_path, monkeypatch, whole
+):
     asked = study(tmp_path)
     shutil.copytree(whole.study.workdir, asked.workdir)
     trained = []
@@ -119,7 +136,10 @@ def test_the_same_study_again_trains_nothing_and_a_larger_one_only_what_is_new(t
     run(dataclasses.replace(asked, label_noise=(0.0,)))
     assert not trained  # the same cells without a condition
     run(dataclasses.replace(asked, losses=(*asked.losses, "focal"), baseline="focal"))
-    assert [(cell.loss, cell.condition["label_noise"]) for cell in trained] == [("focal", 0.0), ("focal", 0.3)]
+    assert [(cell.loss, cell.condition["label_noise"]) for cell in trained] == [
+        ("focal", 0.0),
+        ("focal", 0.3),
+    ]
     trained.clear()
     run(dataclasses.replace(asked, epochs=4))
     assert len(trained) == 4
@@ -160,7 +180,9 @@ def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch,
     with (tmp_path / "study/locks" / name).open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert run(asked) is None
-        assert len(trained) == 3 and ("mse", 0.0) not in [(c.loss, c.condition["label_noise"]) for c in trained]
+        assert len(trained) == 3 and ("mse", 0.0) not in [
+            (c.loss, c.condition["label_noise"]) for c in trained
+        ]
     assert run(asked) is not None and len(trained) == 4
 
 
@@ -176,12 +198,15 @@ def test_shards_share_the_grid_out(tmp_path, monkeypatch, whole):
 
 def test_a_run_that_diverges_is_said_and_not_compared(tmp_path):
     """Under SGD a rate of 1e18 breaks squared_logits at once; the study goes on."""
-    asked = study(tmp_path, losses=("cross_entropy", "squared_logits"), label_noise=(0.0,), optimizer="sgd",
+    asked = study(tmp_path, losses=("cross_entropy", "squared_logits"), label_noise=(0.0,),
+        optimizer="sgd",
                   vary=("learning_rate=0.01,1e25",), seeds=6)  # fmt: skip
     found = run(asked)
     sound, broken = found.cells[0][1], found.cells[1][1]
     assert all(run["diverged"] is None for run in sound["runs"])
-    assert [run["diverged"] for run in broken["runs"]] == [1] * 6  # the square of 1e25 is no float32
+    assert [run["diverged"] for run in broken["runs"]] == [
+        1
+    ] * 6  # the square of 1e25 is no float32
     assert all(run["test"] is None for run in broken["runs"])
     assert broken["example_variance"] is None
     first, second = results.verdicts(found)
@@ -201,7 +226,8 @@ def test_every_cell_is_tuned_with_the_same_budget(tmp_path):
         assert best["accuracy"] > cell["tuning"][0]["accuracy"]  # nothing is learnt at 1e-5
     # Each rate is what a run of its own with that rate reaches.
     config = dataclasses.replace(
-        plan.config(asked, "cross_entropy", {"label_noise": 0.3}, plan.TUNING_SEED), learning_rate=rates[1]
+        plan.config(asked, "cross_entropy", {"label_noise": 0.3}, plan.TUNING_SEED),
+        learning_rate=rates[1],
     )
     experiment = recipe.build(config, Console("off"))
     state, totals = experiment.state, experiment.totals
@@ -212,7 +238,9 @@ def test_every_cell_is_tuned_with_the_same_budget(tmp_path):
 
 
 def test_conditions_share_a_compilation(tmp_path, monkeypatch):
-    """Label noise is data: the second condition of a loss, and a tuning as wide as the seeds, compile nothing."""
+    """Label noise is data: the second condition of a loss, and a tuning as wide as the seeds,
+    compile nothing.
+    """
     compiled = []
 
     def note(event, **_):
@@ -224,7 +252,15 @@ def test_conditions_share_a_compilation(tmp_path, monkeypatch):
     for noise in ((0.0,), (0.0, 0.1, 0.3)):
         jax.clear_caches()
         compiled.clear()
-        run(study(tmp_path, losses=("focal,gamma=1.7", "gce"), label_noise=noise, tune="lr=1e-4..1e-2", budget=2))
+        run(
+            study(
+                tmp_path,
+                losses=("focal,gamma=1.7", "gce"),
+                label_noise=noise,
+                tune="lr=1e-4..1e-2",
+                budget=2,
+            )
+        )
         counts.append(len(compiled))
     assert counts[0] > 0 == counts[1]
 
@@ -244,7 +280,9 @@ def of_two(logits, labels):
 
 
 def filters_only(learning_rate):
-    """An optimizer of convolution kernels: a user's, for which another's seeds must not look like a fourth axis."""
+    """An optimizer of convolution kernels: a user's, for which another's seeds must not look like a
+    fourth axis.
+    """
     import optax
 
     def init(params):
@@ -261,16 +299,22 @@ def test_an_optimizer_sees_the_parameters_of_one_seed(tmp_path):
     ) as e:
         run(study(tmp_path, optimizer="test_study.filters_only"))
     assert len(str(e.value).splitlines()) == 1
-    config = plan.config(study(tmp_path, optimizer="test_study.filters_only", model="cnn,widths=[2]"), "mse", {})
+    config = plan.config(
+        study(tmp_path, optimizer="test_study.filters_only", model="cnn,widths=[2]"), "mse", {}
+    )
     recipe.build(config, Console("off"), [0, 1])
     recipe.build(dataclasses.replace(config, optimizer="muon"), Console("off"), [0, 1])
 
 
-@pytest.mark.parametrize("content", ['{"a": 1}', "[1]", "{", '{"loss": "mse", "runs": [], "digest": ""}'])
+@pytest.mark.parametrize(
+    "content", ['{"a": 1}', "[1]", "{", '{"loss": "mse", "runs": [], "digest": ""}']
+)
 def test_a_damaged_cell_is_named(tmp_path, content, whole):
     asked = study(tmp_path)
     shutil.copytree(whole.study.workdir, asked.workdir)
-    (path,) = Path(asked.workdir, "cells").glob(f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json")
+    (path,) = Path(asked.workdir, "cells").glob(
+        f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json"
+    )
     path.write_text(content)
     with pytest.raises(InputError, match=f"{path.name}.*delete it") as error:
         run(asked)
@@ -282,7 +326,9 @@ def test_a_damaged_cell_is_named(tmp_path, content, whole):
 def test_cells_of_other_data_or_another_teacher_are_refused(tmp_path, whole):
     asked = study(tmp_path)
     shutil.copytree(whole.study.workdir, asked.workdir)
-    (path,) = Path(asked.workdir, "cells").glob(f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json")
+    (path,) = Path(asked.workdir, "cells").glob(
+        f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json"
+    )
     held = json.loads(path.read_text())
     for name in ("digest", "teacher_digest"):
         path.write_text(json.dumps(held | {name: "0" * 64}))
@@ -299,7 +345,10 @@ def test_a_cell_of_a_version_without_some_hyperparameter_is_accepted(tmp_path, m
     for path in Path(asked.workdir, "cells").iterdir():
         held = json.loads(path.read_text())
         model, optimizer = (spec.parse(held["config"][name]) for name in ("model", "optimizer"))
-        assert (model.keywords["dropout"], optimizer.keywords["b1"]) == (0.0, 0.9)  # defaults are stored too
+        assert (model.keywords["dropout"], optimizer.keywords["b1"]) == (
+            0.0,
+            0.9,
+        )  # defaults are stored too
         for name, part, gone in (("model", model, "dropout"), ("optimizer", optimizer, "b1")):
             kept = {key: value for key, value in part.keywords.items() if key != gone}
             held["config"][name] = str(spec.Spec(part.name, kept))
@@ -318,17 +367,23 @@ def test_a_cell_of_a_version_without_some_hyperparameter_is_accepted(tmp_path, m
         ("optimizer", "adam", "b1=0.8", "optimizer: adam,b1=0.8 -> adam"),
     ],
 )
-def test_a_cell_of_a_version_with_another_default_is_refused(tmp_path, whole, name, part, stored, said):
+def test_a_cell_of_a_version_with_another_default_is_refused(
+    tmp_path, whole, name, part, stored, said
+):
     asked = study(tmp_path)
     shutil.copytree(whole.study.workdir, asked.workdir)
-    (path,) = Path(asked.workdir, "cells").glob(f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json")
+    (path,) = Path(asked.workdir, "cells").glob(
+        f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json"
+    )
     held = json.loads(path.read_text())
     key, _, value = stored.partition("=")
     then = spec.parse(held["config"][name])
     assert then.name == part and then.keywords[key] != float(value)
     held["config"][name] = str(spec.Spec(part, {**then.keywords, key: float(value)}))
     path.write_text(json.dumps(held))
-    wanted = f"{path.name} was trained by a version of cnnlab with other defaults ({said}); delete it"
+    wanted = (
+        f"{path.name} was trained by a version of cnnlab with other defaults ({said}); delete it"
+    )
     with pytest.raises(InputError, match=re.escape(wanted)) as error:
         run(asked)
     assert len(str(error.value).splitlines()) == 1
@@ -342,7 +397,9 @@ def test_a_finished_study_in_a_folder_that_cannot_be_written_is_read(tmp_path, m
 
 
 def test_the_teacher_is_for_the_losses_that_take_one(tmp_path):
-    asked = study(tmp_path, losses=("cross_entropy", "distillation"), teacher=str(tmp_path / "teacher"))
+    asked = study(
+        tmp_path, losses=("cross_entropy", "distillation"), teacher=str(tmp_path / "teacher")
+    )
     teachers = [folder.config(asked, loss, {}).teacher for loss in asked.losses]
     assert teachers == [None, str(tmp_path / "teacher")]
 
@@ -358,17 +415,32 @@ def test_a_loss_that_no_rate_trains_is_reported_as_diverged(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"losses": ("cross_entropy", "test_study.constant")}, "test_study.constant gives values that are not finite"),
-        ({"losses": ("cross_entropy", "jax.numpy.sum")}, "must return one value per example|fails on"),
+        (
+            {"losses": ("cross_entropy", "test_study.constant")},
+            "test_study.constant gives values that are not finite",
+        ),
+        (
+            {"losses": ("cross_entropy", "jax.numpy.sum")},
+            "must return one value per example|fails on",
+        ),
         ({"losses": ("cross_entropy", "no.such")}, "no module 'no'"),
         ({"batch_size": 200}, "--batch-size 200 is larger than the 160 training images"),
         ({"dataset": "tinny"}, "unknown data set 'tinny'"),
-        ({"losses": ("cross_entropy", "test_study.of_two")}, "test_study.of_two fails on a batch of 32"),
-        ({"vary": ("augment=crop,padding=1,crop,padding=8",)}, "must be smaller than the image, 8 pixels"),
+        (
+            {"losses": ("cross_entropy", "test_study.of_two")},
+            "test_study.of_two fails on a batch of 32",
+        ),
+        (
+            {"vary": ("augment=crop,padding=1,crop,padding=8",)},
+            "must be smaller than the image, 8 pixels",
+        ),
         ({"vary": ("optimizer=adam,adamm",)}, "did you mean 'adam'"),
         ({"vary": ("model=mlp,hiden=[8]",)}, "model mlp has no hyperparameter 'hiden'"),
         ({"metric": "acuracy"}, "unknown metric 'acuracy': did you mean 'accuracy'"),
-        ({"losses": ("cross_entropy", "focal+smoothing"), "label_noise": (0.0,)}, "unknown loss transform 'smoothing'"),
+        (
+            {"losses": ("cross_entropy", "focal+smoothing"), "label_noise": (0.0,)},
+            "unknown loss transform 'smoothing'",
+        ),
         ({"devices": 9}, "--devices 9 wanted, but there are 8"),
         ({"long_tail": (1.0, 10_000.0), "batch_size": 100}, "--batch-size 100 is larger"),
     ],
@@ -382,8 +454,12 @@ def test_what_is_known_to_fail_is_refused_before_any_training(tmp_path, monkeypa
 
 def test_the_announcement_says_how_many_seeds_a_verdict_takes(tmp_path):
     lines = cells.announcement(study(tmp_path, losses=("cross_entropy", "mse", "focal")))
-    assert lines[0].startswith("3 losses x 2 conditions x 2 seeds of 3 epochs, 4 comparisons with cross_entropy")
-    assert any("at least 8 seeds" in line and "--seeds 8" in line for line in lines)  # 1 + log2(4 / 0.05) = 7.3
+    assert lines[0].startswith(
+        "3 losses x 2 conditions x 2 seeds of 3 epochs, 4 comparisons with cross_entropy"
+    )
+    assert any(
+        "at least 8 seeds" in line and "--seeds 8" in line for line in lines
+    )  # 1 + log2(4 / 0.05) = 7.3
     assert not any("underpowered" in line for line in cells.announcement(study(tmp_path, seeds=7)))
 
 
@@ -391,4 +467,7 @@ def test_spread_is_that_of_the_seeds(whole):
     cell = whole.cells[0][0]
     on_test, over_sets = results.spread(cell)
     accuracies = [run["test"]["accuracy"] for run in cell["runs"]]
-    assert on_test == pytest.approx(np.std(accuracies, ddof=1)) and 0 <= over_sets <= on_test * (50 / 49) ** 0.5
+    assert (
+        on_test == pytest.approx(np.std(accuracies, ddof=1))
+        and 0 <= over_sets <= on_test * (50 / 49) ** 0.5
+    )

@@ -7,7 +7,12 @@ from rich.console import Console as Screen
 from cnnlab.study.board import Board, UnderWay
 
 CELLS = [("ce", "noise 0"), ("mse", "noise 0"), ("ce", "noise 0.4"), ("mse", "noise 0.4")]
-DONE = {"runs": [{"diverged": None, "test": {"accuracy": 0.5}}, {"diverged": None, "test": {"accuracy": 0.6}}]}
+DONE = {
+    "runs": [
+        {"diverged": None, "test": {"accuracy": 0.5}},
+        {"diverged": None, "test": {"accuracy": 0.6}},
+    ]
+}
 BROKEN = {"runs": [{"diverged": 3, "test": None}, {"diverged": None, "test": {"accuracy": 0.25}}]}
 
 
@@ -30,7 +35,9 @@ def test_the_table_shows_what_is_done_and_how_far_the_rest_is():
             assert "training 12 %" in drawn(board)  # half of one epoch of four
         board.epoch({"epoch": 2, "train_accuracy": [0.1, 0.3], "validation_accuracy": [0.4, 0.5]})
         text = drawn(board)
-        assert "1 of 4 cells done" in text and "55.00 %" in text and "training 50 % (45.0 %)" in text
+        assert (
+            "1 of 4 cells done" in text and "55.00 %" in text and "training 50 % (45.0 %)" in text
+        )
         board.mode = "off"
         board.finished("mse", "noise 0", BROKEN)
         assert "25.00 % (1 diverged)" in drawn(board) and "left" in drawn(board)
@@ -44,7 +51,11 @@ def test_lines_elsewhere(capsys):
         board.epoch({"epoch": 1, "train_accuracy": [0.1]})
         board.finished("mse", "noise 0", DONE)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("2/4 mse, noise 0: 55.00 %; about ") and lines[0].endswith(" left")
+    assert (
+        len(lines) == 1
+        and lines[0].startswith("2/4 mse, noise 0: 55.00 %; about ")
+        and lines[0].endswith(" left")
+    )
 
 
 def test_several_cells_under_way_elsewhere(capsys):

@@ -27,29 +27,56 @@ def test_the_grid_is_every_loss_under_every_condition():
     cells = plan.grid(asked)
     assert len(cells) == 16 == len({(loss, plan.label(condition)) for loss, condition in cells})
     config = plan.config(asked, *cells[-1], seed=3)
-    assert (config.loss, config.label_noise, config.optimizer, config.learning_rate, config.seed) == (
+    assert (config.loss, config.label_noise, config.optimizer, config.learning_rate,
+            config.seed) == (
         "focal,gamma=2", 0.4, "sgd", 0.05, 3,
     )  # fmt: skip
     assert plan.conditions(study()) == [{}] and plan.label({}) == "as configured"
 
 
 def test_a_condition_of_one_value_is_one():
-    assert plan.conditions(study(label_noise=(0.2,), long_tail=(10.0,))) == [{"label_noise": 0.2, "long_tail": 10.0}]
+    assert plan.conditions(study(label_noise=(0.2,), long_tail=(10.0,))) == [
+        {"label_noise": 0.2, "long_tail": 10.0}
+    ]
 
 
 def test_values_take_the_type_of_their_flag():
-    asked = study(vary=("batch_size=32,64", "learning_rate=1,5e-4", "clip_norm=none,1.5", "model=mlp,hidden=[8],mlp"))
+    asked = study(
+        vary=(
+            "batch_size=32,64",
+            "learning_rate=1,5e-4",
+            "clip_norm=none,1.5",
+            "model=mlp,hidden=[8],mlp",
+        )
+    )
     first = plan.conditions(asked)[0]
-    assert first == {"batch_size": 32, "learning_rate": 1.0, "clip_norm": None, "model": "mlp,hidden=[8]"}
+    assert first == {
+        "batch_size": 32,
+        "learning_rate": 1.0,
+        "clip_norm": None,
+        "model": "mlp,hidden=[8]",
+    }
     assert type(first["learning_rate"]) is float
-    assert all(isinstance(plan.config(asked, PAIR[0], condition), Config) for condition in plan.conditions(asked))
+    assert all(
+        isinstance(plan.config(asked, PAIR[0], condition), Config)
+        for condition in plan.conditions(asked)
+    )
     json.dumps(asked.to_json())
 
 
 def test_the_flags_of_the_issue():
-    flags = "--losses cross_entropy mean_squared_error focal,gamma=2 my_module.my_loss --dataset cifar10 --seeds 8"
-    asked = cli.parse(Study, [*flags.split(), "--label-noise", "0", "0.4", "--workdir", "runs/losses"])
-    assert len(asked.losses) == 4 and asked.label_noise == (0.0, 0.4) and plan.baseline(asked) == "cross_entropy"
+    flags = (
+        "--losses cross_entropy mean_squared_error focal,gamma=2 my_module.my_loss --dataset "
+        "cifar10 --seeds 8"
+    )
+    asked = cli.parse(
+        Study, [*flags.split(), "--label-noise", "0", "0.4", "--workdir", "runs/losses"]
+    )
+    assert (
+        len(asked.losses) == 4
+        and asked.label_noise == (0.0, 0.4)
+        and plan.baseline(asked) == "cross_entropy"
+    )
     assert plan.margin(asked) == 0.01
 
 
@@ -87,7 +114,10 @@ def test_the_flags_of_the_issue():
         ({"workdir": ""}, "--workdir"),
         ({"seeds": 10**9}, "at most 10000"),
         ({"vary": ("epochs=1,2", "epochs=3")}, "varied already"),
-        ({"vary": ("widths=8,16",)}, r"a hyperparameter of its part now, as in --model cnn,widths=\[32,64\]"),
+        (
+            {"vary": ("widths=8,16",)},
+            r"a hyperparameter of its part now, as in --model cnn,widths=\[32,64\]",
+        ),
         ({"vary": ("metrics=a,b",)}, "unknown flag to vary 'metrics'"),
         ({"vary": ("optimizer=adam,sgd,",)}, "a part starts with a name"),
     ],

@@ -1,4 +1,6 @@
-"""One golden step against float64 numpy, and what a step must keep: totals, the first bad step, the key."""
+"""One golden step against float64 numpy, and what a step must keep: totals, the first bad step, the
+key.
+"""
 
 import dataclasses
 import functools
@@ -10,8 +12,18 @@ import optax
 import pytest
 from run_worker import drawn, lenient
 
-from cnnlab import augment, losses, network, optim, parts, program, train
+from cnnlab import augment, losses, optim, parts
 from cnnlab.config import Config
+from cnnlab.training import network, program
+from cnnlab.training.step import (
+    EARLY,
+    NEVER,
+    Objective,
+    create_state,
+    eval_step,
+    train_step,
+    zero_totals,
+)
 
 CLASSES, BATCH, RATE = 4, 6, 0.1
 IMAGES, LABELS = drawn(BATCH, CLASSES, (3, 3, 2), seed=0)
@@ -26,9 +38,9 @@ def build(config=CONFIG, loss_fn=losses.cross_entropy, tx=None, **objective):
     model = resolved.build_model(CLASSES, config.compute_dtype)
     tx = tx or optim.sgd(RATE, momentum=0.0)
     operations = resolved.pipeline(CLASSES, None, mirror=True)
-    made = train.Objective(loss_fn, **objective)
+    made = Objective(loss_fn, **objective)
     step = functools.partial(
-        train.train_step,
+        train_step,
         apply_fn=network.apply_for_training(model, "features" in made.asks),
         objective=made,
         tx=tx,
@@ -36,11 +48,13 @@ def build(config=CONFIG, loss_fn=losses.cross_entropy, tx=None, **objective):
         pixels=lambda images: augment.pixels(images, *network.statistics(MEAN, STD)),
     )
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 3, 3, 2), jnp.float32))
-    return jax.jit(step), train.create_state(variables, tx)
+    return jax.jit(step), create_state(variables, tx)
 
 
 def reference(kernel, bias):
-    """Softmax regression by hand, float64: probabilities, mean loss, hits, parameters after one step."""
+    """Softmax regression by hand, float64: probabilities, mean loss, hits, parameters after one
+    step.
+    """
     x = ((IMAGES.astype(np.float64) - MEAN) / STD).reshape(BATCH, -1)
     logits = x @ kernel + bias
     p = np.exp(logits - logits.max(1, keepdims=True))
@@ -59,18 +73,25 @@ def weights(state):
 def test_two_golden_steps():
     step, state = build()
     kernel, bias = weights(state)
-    totals, loss_sum, hit_sum = train.zero_totals(), 0.0, 0
+    totals, loss_sum, hit_sum = zero_totals(), 0.0, 0
     for number in (1, 2):
         before = kernel, bias
         loss, hits, kernel, bias = reference(kernel, bias)
-        moved = sum(np.sum((new - old) ** 2) for new, old in zip((kernel, bias), before, strict=True)) ** 0.5
+        moved = (
+            sum(np.sum((new - old) ** 2) for new, old in zip((kernel, bias), before, strict=True))
+            ** 0.5
+        )
         loss_sum, hit_sum = loss_sum + loss * BATCH, hit_sum + hits
         state, totals = step(state, totals, PART, jax.random.key(0))
         np.testing.assert_allclose(weights(state)[0], kernel, rtol=0, atol=2e-6)
         np.testing.assert_allclose(weights(state)[1], bias, rtol=0, atol=2e-6)
         np.testing.assert_allclose(totals["loss"], loss_sum, rtol=1e-5)
-        assert (int(state.step), int(totals["count"]), int(totals["correct"])) == (number, number * BATCH, hit_sum)
-        assert int(totals["bad_step"]) == train.NEVER
+        assert (int(state.step), int(totals["count"]), int(totals["correct"])) == (
+            number,
+            number * BATCH,
+            hit_sum,
+        )
+        assert int(totals["bad_step"]) == NEVER
         np.testing.assert_allclose(totals["gradient_norms"][number - 1], moved / RATE, rtol=1e-5)
     assert not np.any(totals["gradient_norms"][2:])
 
@@ -78,7 +99,7 @@ def test_two_golden_steps():
 def test_scaling_a_loss_by_a_power_of_two_changes_no_bit():
     step, state = build()
     scaled = jax.jit(functools.partial(step, loss_scale=1024.0))
-    wanted, found = (run(state, train.zero_totals(), PART, jax.random.key(0)) for run in (step, scaled))
+    wanted, found = (run(state, zero_totals(), PART, jax.random.key(0)) for run in (step, scaled))
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
@@ -92,7 +113,7 @@ def test_what_float16_would_lose_is_kept_by_a_scaled_loss():
     for scale in (1.0, 1024.0):
         step, state = build(dataclasses.replace(CONFIG, compute_dtype="float16"), loss_fn=tiny)
         after, _ = jax.jit(functools.partial(step, loss_scale=scale))(
-            state, train.zero_totals(), PART, jax.random.key(0)
+            state, zero_totals(), PART, jax.random.key(0)
         )
         moves.append(np.abs(weights(after)[1] - weights(state)[1]).max())
     assert moves[0] == 0
@@ -102,7 +123,7 @@ def test_what_float16_would_lose_is_kept_by_a_scaled_loss():
 
 def test_only_early_gradients_are_kept():
     step, state = build()
-    full = train.zero_totals() | {"count": jnp.int32(train.EARLY * BATCH)}
+    full = zero_totals() | {"count": jnp.int32(EARLY * BATCH)}
     _, totals = step(state, full, PART, jax.random.key(0))
     assert not np.any(totals["gradient_norms"])
 
@@ -112,22 +133,24 @@ def test_state_keeps_its_shapes_and_may_be_donated():
     step, state = build(config, tx=lenient(optim.adam(1e-3)))
     describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     kept = jax.tree.map(np.array, state)
-    wanted, _ = step(state, train.zero_totals(), PART, jax.random.key(0))
+    wanted, _ = step(state, zero_totals(), PART, jax.random.key(0))
     assert describe(wanted) == describe(state)
     donated = jax.jit(step, donate_argnums=0)
-    found, _ = donated(jax.tree.map(jnp.asarray, kept), train.zero_totals(), PART, jax.random.key(0))
+    found, _ = donated(jax.tree.map(jnp.asarray, kept), zero_totals(), PART, jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
     before, after = kept.batch_stats, wanted.batch_stats
-    assert all((a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+    assert all(
+        (a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    )
 
 
 def test_the_first_step_that_is_not_finite_is_kept():
     nan = lambda logits, labels: losses.cross_entropy(logits, labels).at[0].set(jnp.nan)
     good, state = build()
     bad, _ = build(loss_fn=nan)
-    totals, key = train.zero_totals(), jax.random.key(0)
+    totals, key = zero_totals(), jax.random.key(0)
     state, totals = good(state, totals, PART, key)
-    assert int(totals["bad_step"]) == train.NEVER
+    assert int(totals["bad_step"]) == NEVER
     state, totals = bad(state, totals, PART, key)
     assert int(totals["bad_step"]) == 1
     state, totals = good(state, totals, PART, key)  # its parameters are NaN by now
@@ -137,20 +160,25 @@ def test_the_first_step_that_is_not_finite_is_kept():
 def test_parameters_that_overflow_under_a_finite_loss_are_seen():
     explode = optax.GradientTransformation(
         lambda params: (),
-        lambda grads, state, params=None: (jax.tree.map(lambda g: g * jnp.float32(jnp.inf), grads), state),
+        lambda grads, state, params=None: (
+            jax.tree.map(lambda g: g * jnp.float32(jnp.inf), grads),
+            state,
+        ),
     )
     step, state = build(tx=explode)
-    _, totals = step(state, train.zero_totals(), PART, jax.random.key(0))
+    _, totals = step(state, zero_totals(), PART, jax.random.key(0))
     assert np.isfinite(totals["loss"]) and int(totals["bad_step"]) == 0
 
 
 def test_the_step_is_folded_into_the_key():
     config = Config(model="mlp,hidden=[32],dropout=0.5", augment="none")
     step, state = build(config)
-    first = lambda state, key: np.asarray(step(state, train.zero_totals(), PART, key)[1]["loss"])
+    first = lambda state, key: np.asarray(step(state, zero_totals(), PART, key)[1]["loss"])
     at = lambda number: state.replace(step=jnp.int32(number))
     assert first(at(3), jax.random.key(0)) == first(at(3), jax.random.key(0))
-    draws = {float(first(at(number), jax.random.key(seed))) for number in range(3) for seed in range(2)}
+    draws = {
+        float(first(at(number), jax.random.key(seed))) for number in range(3) for seed in range(2)
+    }
     assert len(draws) == 6
 
 
@@ -171,9 +199,9 @@ def test_augmentation_and_dropout_draw_from_different_keys():
     tx = optim.sgd(RATE)
     _, state = build(Config(model="mlp,hidden=[4]", augment="none"), tx=tx)
     for step in (0, 1):
-        train.train_step(
-            state.replace(step=jnp.int32(step)), train.zero_totals(), PART, jax.random.key(0),
-            apply_fn=apply_fn, objective=train.Objective(losses.cross_entropy), tx=tx, prepare=prepare,
+        train_step(
+            state.replace(step=jnp.int32(step)), zero_totals(), PART, jax.random.key(0),
+            apply_fn=apply_fn, objective=Objective(losses.cross_entropy), tx=tx, prepare=prepare,
         )  # fmt: skip
     words = [tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in seen]
     assert len(words) == 6 and words[1] == words[4]  # the run's key is the same at every step
@@ -181,13 +209,20 @@ def test_augmentation_and_dropout_draw_from_different_keys():
 
 
 def test_a_loss_is_given_what_it_asks_for():
-    """Progress and epoch by the step, the teacher's logits of the very pixels, the input of the last layer."""
+    """Progress and epoch by the step, the teacher's logits of the very pixels, the input of the
+    last layer.
+    """
     seen = []
 
     def asking(logits, labels, teacher_logits, view_logits, progress, epoch, features):
-        seen.append(jax.tree.map(jnp.shape, (teacher_logits, view_logits, progress, epoch, features)))
+        seen.append(
+            jax.tree.map(jnp.shape, (teacher_logits, view_logits, progress, epoch, features))
+        )
         jax.debug.callback(
-            lambda *values: seen.append([np.array(value) for value in values]), progress, epoch, teacher_logits
+            lambda *values: seen.append([np.array(value) for value in values]),
+            progress,
+            epoch,
+            teacher_logits,
         )
         return losses.cross_entropy(logits, labels) + 0 * jnp.sum(features, -1)
 
@@ -197,8 +232,12 @@ def test_a_loss_is_given_what_it_asks_for():
     def teacher(pixels):
         return pixels.reshape(len(pixels), -1)[:, :CLASSES]
 
-    step, state = build(config, asking, asks=asks, total_steps=20, steps_per_epoch=5, teacher=teacher)
-    step(state.replace(step=jnp.int32(7)), train.zero_totals(), PART, jax.random.key(0))[1]["loss"].block_until_ready()
+    step, state = build(
+        config, asking, asks=asks, total_steps=20, steps_per_epoch=5, teacher=teacher
+    )
+    step(state.replace(step=jnp.int32(7)), zero_totals(), PART, jax.random.key(0))[1][
+        "loss"
+    ].block_until_ready()
     jax.effects_barrier()
     shapes, (progress, epoch, taught) = seen
     assert shapes == ((BATCH, CLASSES), (2, BATCH, CLASSES), (), (), (BATCH, 5))
@@ -211,10 +250,14 @@ def test_a_loss_is_given_what_it_asks_for():
 def test_in_evaluation_the_run_is_over_and_an_image_is_its_only_view():
     def asking(logits, labels, view_logits, progress, epoch):
         return jnp.stack(
-            [progress, epoch.astype(progress.dtype), jnp.sum(view_logits == logits[None], dtype=progress.dtype)]
+            [
+                progress,
+                epoch.astype(progress.dtype),
+                jnp.sum(view_logits == logits[None], dtype=progress.dtype),
+            ]
         )
 
-    objective = train.Objective(asking, frozenset({"view_logits", "progress", "epoch"}), 20, 5)
+    objective = Objective(asking, frozenset({"view_logits", "progress", "epoch"}), 20, 5)
     logits = jnp.ones((BATCH, CLASSES), jnp.float32)
     found = objective(logits, LABELS, pixels=lambda: IMAGES, features=None)
     np.testing.assert_array_equal(found, [1, 3, BATCH * CLASSES])
@@ -224,8 +267,8 @@ def test_in_evaluation_the_run_is_over_and_an_image_is_its_only_view():
 def test_padding_does_not_count_in_evaluation(filler):
     _, state = build()
     apply_fn = network.apply_for_evaluation(parts.resolve(CONFIG).build_model(CLASSES), MEAN, STD)
-    objective = train.Objective(losses.cross_entropy)
-    step = jax.jit(functools.partial(train.eval_step, apply_fn=apply_fn, objective=objective))
+    objective = Objective(losses.cross_entropy)
+    step = jax.jit(functools.partial(eval_step, apply_fn=apply_fn, objective=objective))
     images, labels = IMAGES.copy(), LABELS.copy()
     images[4:], labels[4:] = filler, 1
     padded = {"image": images, "label": labels, "mask": np.arange(BATCH) < 4}

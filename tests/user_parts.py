@@ -46,10 +46,16 @@ def blocks(count=240, size=8):
     """Three classes of brightness."""
     rng = np.random.default_rng(0)
     labels = np.arange(count) % 3
-    images = (rng.integers(0, 90, (count, size, size, 3)) + 80 * labels[:, None, None, None]).astype(np.uint8)
+    images = (
+        rng.integers(0, 90, (count, size, size, 3)) + 80 * labels[:, None, None, None]
+    ).astype(np.uint8)
     half = count // 2
     names = ["dark", "grey", "bright"]
-    return {"train": (images[half:], labels[half:]), "test": (images[:half], labels[:half]), "class_names": names}
+    return {
+        "train": (images[half:], labels[half:]),
+        "test": (images[:half], labels[:half]),
+        "class_names": names,
+    }
 
 
 def without(dataset, seed, label=0):
@@ -66,7 +72,9 @@ not_last = Metric("not_last", smallest_first, larger_is_better=True, margin=0.02
 
 
 def within(k=2):
-    """A metric with a hyperparameter: the share of images whose class is among the k largest logits."""
+    """A metric with a hyperparameter: the share of images whose class is among the k largest
+    logits.
+    """
 
     def hits(logits, labels, mask):
         own = jnp.take_along_axis(logits, labels[:, None], -1)
@@ -80,14 +88,18 @@ def within(k=2):
 
 @made_for_cosines
 def deferred_ldam(logits, labels, class_counts, epoch, start=160):
-    """LDAM-DRW (Cao et al., 2019): LDAM, its classes weighted by their effective numbers from an epoch on."""
+    """LDAM-DRW (Cao et al., 2019): LDAM, its classes weighted by their effective numbers from an
+    epoch on.
+    """
     weights = jnp.where(epoch >= start, jnp.asarray(effective_number(class_counts)), 1.0)
     return weights.astype(logits.dtype)[labels] * ldam(logits, labels, class_counts)
 
 
 def focal_schedule(logits, labels, epoch, change=100):
     """Focal loss with gamma 5 before an epoch and 3 after it (Mukhoti et al., 2020: FLSD)."""
-    return jnp.where(epoch < change, focal(logits, labels, gamma=5.0), focal(logits, labels, gamma=3.0))
+    return jnp.where(
+        epoch < change, focal(logits, labels, gamma=5.0), focal(logits, labels, gamma=3.0)
+    )
 
 
 def faded(logits, labels, progress):
@@ -130,7 +142,10 @@ class WithoutLayers(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train):
-        return self.param("bias", nn.initializers.zeros, (1, self.num_classes)) + images.mean((1, 2, 3))[:, None]
+        return (
+            self.param("bias", nn.initializers.zeros, (1, self.num_classes))
+            + images.mean((1, 2, 3))[:, None]
+        )
 
 
 def python_schedule(peak, total_steps):

@@ -1,1 +1,3 @@
-"""Data: TFDS sources without TensorFlow (source), who comes when (order), how the step gets it (feed)."""
+"""Data: TFDS sources without TensorFlow (source), who comes when (order), how the step gets it
+(feed).
+"""

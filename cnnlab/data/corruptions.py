@@ -1,9 +1,10 @@
-"""What is done to a training set on purpose: wrong labels, a long tail, fewer images. Pure functions of a seed.
+"""What is done to a training set on purpose: wrong labels, a long tail, fewer images. Pure
+functions of a seed.
 
-A corruption is `(dataset, seed, **hyperparameters) -> dataset`: it returns the data set with other `targets` or
-`positions` (`dataset.Dataset`), by `dataclasses.replace`. How many images are left must not depend on the seed. The
-draws of a seed are nested: whatever is wrong at a rate of 0.2 is wrong in the same way at 0.4, and a half of the images
-holds the quarter.
+A corruption is `(dataset, seed, **hyperparameters) -> dataset`: it returns the data set with other
+`targets` or `positions` (`dataset.Dataset`), by `dataclasses.replace`. How many images are left
+must not depend on the seed. The draws of a seed are nested: whatever is wrong at a rate of 0.2 is
+wrong in the same way at 0.4, and a half of the images holds the quarter.
 """
 
 from __future__ import annotations
@@ -24,19 +25,23 @@ def label_noise(dataset: Dataset, seed: int, rate: float, kind: str = "symmetric
 
     Args:
       rate: in (0, 1), share of the labels of classes that err.
-      kind: symmetric (any other class is as likely) or asymmetric (a class like it, a cat for a dog).
+      kind: symmetric (any other class is as likely) or asymmetric (a class like it, a cat for a
+        dog).
 
     Raises:
       InputError: another kind.
 
-    Source: Patrini et al., 2017, "Making deep neural networks robust to label noise", https://arxiv.org/abs/1609.03683
+    Source: Patrini et al., 2017, "Making deep neural networks robust to label noise",
+    https://arxiv.org/abs/1609.03683
     """
     if kind not in KINDS:
         raise unknown("kind of label noise", str(kind), KINDS)
     if kind == "symmetric":
         targets = symmetric_noise(dataset.targets, rate, dataset.num_classes, seed)
     else:
-        targets = asymmetric_noise(dataset.targets, rate, taken_for(dataset.taken_for, dataset.num_classes), seed)
+        targets = asymmetric_noise(
+            dataset.targets, rate, taken_for(dataset.taken_for, dataset.num_classes), seed
+        )
     return dataclasses.replace(dataset, targets=targets)
 
 
@@ -61,17 +66,21 @@ def fraction(dataset: Dataset, seed: int, share: float) -> Dataset:
 
 
 def _thinned(dataset: Dataset, seed: int, counts: np.ndarray) -> Dataset:
-    return dataclasses.replace(dataset, positions=subset(dataset.labels, dataset.positions, counts, seed))
+    return dataclasses.replace(
+        dataset, positions=subset(dataset.labels, dataset.positions, counts, seed)
+    )
 
 
-CORRUPTIONS: dict[str, Callable[..., Dataset]] = {f.__name__: f for f in (label_noise, long_tail, fraction)}
+CORRUPTIONS: dict[str, Callable[..., Dataset]] = {
+    f.__name__: f for f in (label_noise, long_tail, fraction)
+}
 
 
 def taken_for(pairs: Mapping[int, int], num_classes: int) -> np.ndarray:
     """The class that each is taken for, int32[K]; itself where it is always told apart.
 
-    Without pairs each class is taken for the next, the last for the first (pair flipping; Han et al., 2018, arXiv
-    1804.06872).
+    Without pairs each class is taken for the next, the last for the first (pair flipping; Han et
+    al., 2018, arXiv 1804.06872).
     """
     if not pairs:
         return (np.arange(num_classes, dtype=np.int32) + 1) % num_classes
@@ -90,14 +99,18 @@ def symmetric_noise(labels: np.ndarray, rate: float, num_classes: int, seed: int
     Returns:
       int32[N].
     """
-    shift = np.random.default_rng([seed, 0x5E11]).integers(1, num_classes, len(labels), dtype=np.int32)
+    shift = np.random.default_rng([seed, 0x5E11]).integers(
+        1, num_classes, len(labels), dtype=np.int32
+    )
     return np.where(_mistaken(len(labels), rate, seed), (labels + shift) % num_classes, labels)
 
 
 def asymmetric_noise(labels: np.ndarray, rate: float, other: np.ndarray, seed: int) -> np.ndarray:
-    """Labels of which each is, with probability `rate`, that of the class it is taken for (`taken_for`).
+    """Labels of which each is, with probability `rate`, that of the class it is taken for
+    (`taken_for`).
 
-    Args as for `symmetric_noise`; the same images are mistaken, where their class is one that can be.
+    Args as for `symmetric_noise`; the same images are mistaken, where their class is one that can
+    be.
     """
     return np.where(_mistaken(len(labels), rate, seed), other[labels], labels)
 
@@ -112,8 +125,9 @@ def class_counts(counts: np.ndarray, fraction: float, long_tail: float) -> np.nd
     Args:
       counts: int[K], how many there are.
       fraction: of each class, in (0, 1].
-      long_tail: factor between the first class and the last; class k then keeps factor^(-k / (K - 1)) of the smallest
-        class's images (Cui et al., 2019, arXiv 1901.05555), and no more than it has.
+      long_tail: factor between the first class and the last; class k then keeps factor^(-k / (K -
+        1)) of the smallest class's images (Cui et al., 2019, arXiv 1901.05555), and no more than it
+        has.
 
     Returns:
       int[K], at least one of each class that there is.
@@ -121,7 +135,9 @@ def class_counts(counts: np.ndarray, fraction: float, long_tail: float) -> np.nd
     kept = counts * fraction
     if long_tail > 1:
         places = np.arange(len(counts)) / max(len(counts) - 1, 1)
-        kept = np.floor(np.min(kept[counts > 0]) * long_tail**-places + 1e-9)  # 12,406 images of CIFAR-10 at 100
+        kept = np.floor(
+            np.min(kept[counts > 0]) * long_tail**-places + 1e-9
+        )  # 12,406 images of CIFAR-10 at 100
     return np.minimum(counts, np.maximum(1, np.round(kept))).astype(int)
 
 

@@ -1,7 +1,9 @@
-"""A data set: its splits, what its classes are called, and what is known of them; from TFDS or from arrays.
+"""A data set: its splits, what its classes are called, and what is known of them; from TFDS or from
+arrays.
 
-A data set is a part: `(**hyperparameters) -> Dataset`, or a function that returns arrays, {"train": (images uint8[N, H,
-W, C], labels int[N]), "test": (images, labels), "class_names": [...]}. It may ask for `data_dir` and `image_size`.
+A data set is a part: `(**hyperparameters) -> Dataset`, or a function that returns arrays, {"train":
+(images uint8[N, H, W, C], labels int[N]), "test": (images, labels), "class_names": [...]}. It may
+ask for `data_dir` and `image_size`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class Split:
     """One split of a prepared data set.
 
     Attributes:
-      records: lists of records by `__getitems__`; picklable, so that reader processes can have them.
+      records: lists of records by `__getitems__`; picklable, so that reader processes can have
+        them.
       fingerprint: SHA-256 of what identifies the files, for the cache.
       image_shape: (H, W, C) of every image once read.
       num_classes: K; labels are checked to lie in [0, K).
@@ -56,7 +59,8 @@ class Split:
         label = np.array([example["label"] for example in examples], np.int32)
         if len(label) and not (label.min() >= 0 and label.max() < self.num_classes):
             raise InputError(
-                f"{self.name}: labels must lie in [0, {self.num_classes}), got {label.min()}..{label.max()}"
+                f"{self.name}: labels must lie in [0, {self.num_classes}), got "
+                f"{label.min()}..{label.max()}"
             )
         images = np.empty((len(examples), *self.image_shape), np.uint8)
         for i, example in enumerate(examples):
@@ -73,8 +77,10 @@ class Dataset:
       train, test: its splits.
       class_names: of its K classes.
       mirror: whether a mirrored image is of the same class.
-      taken_for: class -> the class that it is taken for where labels err; for no class: the next one.
-      labels: int32[N], the right ones of the training split. These three are filled in before corruptions change them.
+      taken_for: class -> the class that it is taken for where labels err; for no class: the next
+        one.
+      labels: int32[N], the right ones of the training split. These three are filled in before
+        corruptions change them.
       targets: int32[N], the labels as they are taught.
       positions: int64[n], ascending: which images of the training split are trained on.
     """
@@ -127,18 +133,22 @@ def from_arrays(name: str, arrays: Mapping[str, Any], image_size: int | None = N
 
     Args:
       name: for messages and folders.
-      arrays: train and test, each (images uint8[N, H, W] or [N, H, W, C] with 1 or 3 channels, labels int[N]);
-        class_names, else the numbers of the classes; mirror and taken_for as in `Dataset`.
+      arrays: train and test, each (images uint8[N, H, W] or [N, H, W, C] with 1 or 3 channels,
+        labels int[N]); class_names, else the numbers of the classes; mirror and taken_for as in
+        `Dataset`.
       image_size: side to which the images are scaled; None keeps theirs.
 
     Raises:
       InputError: whatever in them does not fit.
     """
     if missing := {"train", "test"} - set(arrays):
-        raise InputError(f"data set {name} has no {' and no '.join(sorted(missing))}; it has {sorted(arrays)}")
+        raise InputError(
+            f"data set {name} has no {' and no '.join(sorted(missing))}; it has {sorted(arrays)}"
+        )
     if strange := set(arrays) - {"train", "test", "class_names", "mirror", "taken_for"}:
         raise InputError(
-            f"data set {name}: {sorted(strange)} is not used; it takes train, test, class_names, mirror and taken_for"
+            f"data set {name}: {sorted(strange)} is not used; it takes train, test, class_names, "
+            "mirror and taken_for"
         )
     splits = {which: _checked(f"{name} {which}", arrays[which]) for which in ("train", "test")}
     highest = max(int(split.labels.max(initial=0)) for split in splits.values())
@@ -146,13 +156,18 @@ def from_arrays(name: str, arrays: Mapping[str, Any], image_size: int | None = N
     names = tuple(map(str, range(highest + 1) if given is None else given))
     shapes = {split.images.shape[1:] for split in splits.values()}
     if len(shapes) > 1:
-        raise InputError(f"data set {name}: images to train on and to test have different shapes, {sorted(shapes)}")
+        raise InputError(
+            f"data set {name}: images to train on and to test have different shapes, "
+            f"{sorted(shapes)}"
+        )
     height, width, channels = shapes.pop()
     shape = (image_size or height, image_size or width, channels)
 
     def split(which: str) -> Split:
         records = splits[which]
-        parts = [np.ascontiguousarray(a).view(np.uint8).data for a in (records.images, records.labels)]
+        parts = [
+            np.ascontiguousarray(a).view(np.uint8).data for a in (records.images, records.labels)
+        ]
         digest = hashlib.sha256(f"{shape} {records.images.shape}".encode())
         for part in parts:
             digest.update(part)
@@ -160,7 +175,13 @@ def from_arrays(name: str, arrays: Mapping[str, Any], image_size: int | None = N
 
     mirror = arrays.get("mirror", channels == 3)
     return Dataset(
-        name, "", split("train"), split("test"), names, mirror=bool(mirror), taken_for=arrays.get("taken_for", {})
+        name,
+        "",
+        split("train"),
+        split("test"),
+        names,
+        mirror=bool(mirror),
+        taken_for=arrays.get("taken_for", {}),
     )
 
 
@@ -168,7 +189,9 @@ def _checked(name: str, pair: Any) -> Arrays:
     try:
         images, labels = (np.asarray(array) for array in pair)
     except (TypeError, ValueError) as error:
-        raise InputError(f"data set {name} must be (images, labels), got {type(pair).__name__}") from error
+        raise InputError(
+            f"data set {name} must be (images, labels), got {type(pair).__name__}"
+        ) from error
     images = images[..., None] if images.ndim == 3 else images
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise InputError(
@@ -187,7 +210,9 @@ def _checked(name: str, pair: Any) -> Arrays:
 
 @contextlib.contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Reading errors of array_record, PIL and TFDS in one line: the libraries raise anything from KeyError on."""
+    """Reading errors of array_record, PIL and TFDS in one line: the libraries raise anything from
+    KeyError on.
+    """
     try:
         yield
     except InputError:
@@ -195,5 +220,6 @@ def readable(name: str) -> Iterator[None]:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"{name}: the prepared files cannot be read ({reason}); delete that folder, prepare again"
+            f"{name}: the prepared files cannot be read ({reason}); delete that folder, prepare "
+            "again"
         ) from error

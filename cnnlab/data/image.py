@@ -36,11 +36,14 @@ def _fit(picture: Any, shape: tuple[int, int, int]) -> np.ndarray:
     scale = min(picture.height / height, picture.width / width)  # picture pixels per pixel wanted
     left, top = (picture.width - width * scale) / 2, (picture.height - height * scale) / 2
     box = left, top, left + width * scale, top + height * scale
-    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box)).reshape(shape)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box)).reshape(
+        shape
+    )
 
 
 def read(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarray:
-    """Read an image file of any size and mode: turned as its EXIF says, transparency over white, 16 bits to 8.
+    """Read an image file of any size and mode: turned as its EXIF says, transparency over white, 16
+    bits to 8.
 
     Args:
       path: PNG, JPEG or whatever Pillow reads.
@@ -60,13 +63,21 @@ def read(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarra
             picture = ImageOps.exif_transpose(picture)
     except FileNotFoundError as error:
         raise InputError(f"there is no image file {path}") from error
-    except Exception as error:  # Pillow's readers raise anything on damaged files, struct.error among them
+    except (
+        Exception
+    ) as error:  # Pillow's readers raise anything on damaged files, struct.error among them
         raise InputError(f"{path} cannot be read as an image ({error})") from error
     if picture.mode.startswith(("I", "F")):  # convert("L") would clip, not scale
         values = np.nan_to_num(np.asarray(picture, np.float64))
         # The file does not say its range: the smallest usual one that holds the values.
         top = next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), values.max())
-        top = 65535.0 if picture.mode.startswith("I;16") else max(top, 255.0) if picture.mode == "I" else top
+        top = (
+            65535.0
+            if picture.mode.startswith("I;16")
+            else max(top, 255.0)
+            if picture.mode == "I"
+            else top
+        )
         picture = Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")

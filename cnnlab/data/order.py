@@ -1,4 +1,6 @@
-"""Which image comes when: pure functions of seeds and steps, so that the step alone says where to go on."""
+"""Which image comes when: pure functions of seeds and steps, so that the step alone says where to
+go on.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ import numpy as np
 def split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hold out a stratified share of a data set.
 
-    Each class gives `fraction` of its images, rounded so that the whole is round(fraction * N) (largest remainders).
+    Each class gives `fraction` of its images, rounded so that the whole is round(fraction * N)
+    (largest remainders).
 
     Args:
       labels: int[N].
@@ -26,7 +29,9 @@ def split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, n
     short = round(fraction * len(labels)) - take.sum()
     take[np.argsort(take - quota, kind="stable")[:short]] += 1
     rng = np.random.default_rng([seed, 0x5917])
-    held = [rng.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(classes, take, strict=True)]
+    held = [
+        rng.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(classes, take, strict=True)
+    ]
     held_out = np.sort(np.concatenate(held)) if held else np.zeros(0, np.int64)
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
@@ -39,7 +44,8 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 def batch_positions(seed: int, step: int, count: int, batch_size: int) -> np.ndarray:
     """Positions, among `count` training images, of the batch of a step.
 
-    Every epoch visits each image at most once, in an order of its own; the last count % batch_size of it wait.
+    Every epoch visits each image at most once, in an order of its own; the last count % batch_size
+    of it wait.
 
     Args:
       seed: of the order.

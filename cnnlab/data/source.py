@@ -1,7 +1,7 @@
 """A prepared TFDS data set as arrays, read without TensorFlow.
 
-`open_dataset` finds or prepares it, `Split.read` decodes any images of it, `summary` and `decoded` go through all of
-a split once and keep what they found in a cache.
+`open_dataset` finds or prepares it, `Split.read` decodes any images of it, `summary` and `decoded`
+go through all of a split once and keep what they found in a cache.
 """
 
 from __future__ import annotations
@@ -17,28 +17,41 @@ from typing import Any
 
 import numpy as np
 
-from cnnlab import cache
-from cnnlab.data import builders
+from cnnlab.data import builders, cache
 from cnnlab.data.dataset import Arrays, Dataset, Split, readable
 from cnnlab.errors import InputError, unknown
 
-# TFDS recommends OpenCV in a warning at the first image; Pillow decodes the same pixels and is there already.
-logging.getLogger("absl").addFilter(lambda record: "OpenCV is not installed" not in record.getMessage())
+# TFDS recommends OpenCV in a warning at the first image; Pillow decodes the same pixels and is
+# there already.
+logging.getLogger("absl").addFilter(
+    lambda record: "OpenCV is not installed" not in record.getMessage()
+)
 
-READ_AT_ONCE = 512  # images per read in a pass over a split: batched reads take 0.4 of the time of single ones
+READ_AT_ONCE = (
+    512  # images per read in a pass over a split: batched reads take 0.4 of the time of single ones
+)
 
-# What TFDS does not say of its sets. Colour images whose mirror image is another class, or none (starts of names):
+# What TFDS does not say of its sets. Colour images whose mirror image is another class, or none
+# (starts of names):
 NOT_TO_MIRROR = ("svhn", "colored_mnist", "omniglot", "cmaterdb")
-# Classes that are taken for others: those of CIFAR-10 and MNIST of Patrini et al., 2017, arXiv 1609.03683.
+# Classes that are taken for others: those of CIFAR-10 and MNIST of Patrini et al., 2017, arXiv
+# 1609.03683.
 TAKEN_FOR = {
-    "cifar10": {9: 1, 2: 0, 4: 7, 3: 5, 5: 3},  # truck car, bird plane, deer horse, cat dog, dog cat
+    "cifar10": {
+        9: 1,
+        2: 0,
+        4: 7,
+        3: 5,
+        5: 3,
+    },  # truck car, bird plane, deer horse, cat dog, dog cat
     "mnist": {7: 1, 2: 7, 5: 6, 6: 5, 3: 8},
 }
 
 
 @dataclass(frozen=True)
 class Records:
-    """The records of a split. TFDS, half a second to import, opens them at the first read: a cached start reads none.
+    """The records of a split. TFDS, half a second to import, opens them at the first read: a cached
+    start reads none.
 
     Attributes:
       folder: of the prepared data set.
@@ -59,8 +72,13 @@ class Records:
 
         records, features = self._opened.__getitems__(positions), self._opened.dataset_info.features
         if not isinstance(features["image"], tfds.features.Image):  # a tensor, say
-            skipped = {key: tfds.decode.SkipDecoding() for key in features if key not in ("image", "label")}
-            return [features.deserialize_example_np(record, decoders=skipped or None) for record in records]
+            skipped = {
+                key: tfds.decode.SkipDecoding() for key in features if key not in ("image", "label")
+            }
+            return [
+                features.deserialize_example_np(record, decoders=skipped or None)
+                for record in records
+            ]
         # The way that TFDS has for features of any kind takes 30 µs more an image.
         proto: Any = tf_example_generated_pb2  # protobuf makes its classes at import
         examples = [proto.Example.FromString(record).features.feature for record in records]
@@ -93,15 +111,24 @@ class Summary:
     pixels: int
 
     def mean_std(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation per channel, float64[C] in 0..255, over the images at `positions`."""
+        """Mean and standard deviation per channel, float64[C] in 0..255, over the images at
+        `positions`.
+        """
         n = len(positions) * self.pixels
         mean = self.sums[positions].sum(0) / n
         variance = self.squares[positions].sum(0) / n - mean**2
-        return mean, np.sqrt(np.maximum(variance, 1.0))  # a constant channel must not divide by zero
+        return mean, np.sqrt(
+            np.maximum(variance, 1.0)
+        )  # a constant channel must not divide by zero
 
     def digest(self) -> str:
-        """SHA-256 over labels and per-image sums: another data set under the same name is noticed."""
-        parts = [np.ascontiguousarray(array).tobytes() for array in (self.labels, self.sums, self.squares)]
+        """SHA-256 over labels and per-image sums: another data set under the same name is
+        noticed.
+        """
+        parts = [
+            np.ascontiguousarray(array).tobytes()
+            for array in (self.labels, self.sums, self.squares)
+        ]
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
@@ -115,7 +142,9 @@ def data_root(data_dir: str | None) -> Path:
         return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     root = Path(os.path.expanduser(data_dir)).resolve()
     if not root.is_dir():
-        raise InputError(f"--data-dir {data_dir} is not a directory; make it first, or leave the flag out")
+        raise InputError(
+            f"--data-dir {data_dir} is not a directory; make it first, or leave the flag out"
+        )
     return root
 
 
@@ -125,21 +154,28 @@ def prepared(name: str) -> Callable[..., Dataset]:
 
 
 def open_dataset(
-    name: str, data_dir: str | None = None, image_size: int | None = None, mirror: bool | None = None
+    name: str,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    mirror: bool | None = None,
 ) -> Dataset:
     """A data set of TFDS, prepared first if it is one of ours.
 
     Args:
-      name: shapes10, cifar10, mnist, or the name of any image-classification set prepared as array_record.
+      name: shapes10, cifar10, mnist, or the name of any image-classification set prepared as
+        array_record.
       data_dir: TFDS data directory; None for the default.
-      image_size: side of the images in pixels; None keeps the features' own, which must then be fixed.
-      mirror: whether a mirrored image is of the same class; none: for colour images that are not digits or letters.
+      image_size: side of the images in pixels; None keeps the features' own, which must then be
+        fixed.
+      mirror: whether a mirrored image is of the same class; none: for colour images that are not
+        digits or letters.
 
     Returns:
       The data set; nothing is read but its description.
 
     Raises:
-      InputError: no such data set, not in array_record, no image and label, sizes that vary, no network.
+      InputError: no such data set, not in array_record, no image and label, sizes that vary, no
+        network.
     """
     root = data_root(data_dir)
     folder = builders.prepare(name, root) if name in builders.OWN else _prepared(name, root)
@@ -163,17 +199,26 @@ def open_dataset(
     if mirror is None:
         mirror = shape[2] == 3 and not name.startswith(NOT_TO_MIRROR)
     return Dataset(
-        name, version, split("train"), split("test"), classes, mirror=mirror, taken_for=TAKEN_FOR.get(name, {})
+        name,
+        version,
+        split("train"),
+        split("test"),
+        classes,
+        mirror=mirror,
+        taken_for=TAKEN_FOR.get(name, {}),
     )
 
 
 def shapes10(data_dir: str | None = None, image_size: int | None = None) -> Dataset:
-    """Ten drawn shapes in any place, size and colour: 10,000 and 2,000 images of 32x32x3, made on the spot."""
+    """Ten drawn shapes in any place, size and colour: 10,000 and 2,000 images of 32x32x3, made on
+    the spot.
+    """
     return open_dataset("shapes10", data_dir, image_size)
 
 
 def cifar10(data_dir: str | None = None, image_size: int | None = None) -> Dataset:
-    """Ten kinds of animals and vehicles: 50,000 and 10,000 images of 32x32x3, downloaded through TFDS.
+    """Ten kinds of animals and vehicles: 50,000 and 10,000 images of 32x32x3, downloaded through
+    TFDS.
 
     Source: Krizhevsky, 2009, "Learning multiple layers of features from tiny images".
     """
@@ -195,7 +240,8 @@ def _facts(name: str, folder: Path) -> dict[str, np.ndarray]:
     """What TFDS knows of a data set, once it is known to be of use and its files can be opened.
 
     Returns:
-      version: str[]; image_shape: int64[3], -1 for sides that vary; class_names: str[K]; train, test: int64[], images.
+      version: str[]; image_shape: int64[3], -1 for sides that vary; class_names: str[K]; train,
+        test: int64[], images.
     """
     import tensorflow_datasets as tfds
 
@@ -205,17 +251,25 @@ def _facts(name: str, folder: Path) -> dict[str, np.ndarray]:
     features = info.features or {}
     label = features["label"] if {"image", "label"} <= set(features) else None
     if not isinstance(label, tfds.features.ClassLabel) or label.num_classes is None:
-        raise InputError(f"{name} is no image-classification set: its features are not 'image' and a class 'label'")
+        raise InputError(
+            f"{name} is no image-classification set: its features are not 'image' and a class "
+            "'label'"
+        )
     if missing := {"train", "test"} - set(info.splits):
         raise InputError(
-            f"{name} has no split {sorted(missing)}, only {sorted(info.splits)}; train and test are needed"
+            f"{name} has no split {sorted(missing)}, only {sorted(info.splits)}; train and test "
+            "are needed"
         )
     if np.dtype(features["image"].np_dtype) != np.uint8:
-        raise InputError(f"the images of {name} are {features['image'].np_dtype}; only uint8 ones can be read")
+        raise InputError(
+            f"the images of {name} are {features['image'].np_dtype}; only uint8 ones can be read"
+        )
     counts = {}
     for which in ("train", "test"):
         counts[which] = count = info.splits[which].num_examples
-        if count:  # TFDS opens nothing before it reads; the test is read last, and must not fail then
+        if (
+            count
+        ):  # TFDS opens nothing before it reads; the test is read last, and must not fail then
             with readable(f"{name} {which}"):
                 Records(folder, which, count).__getitems__([0, count - 1])
     shape = [-1 if side is None else side for side in features["image"].shape]
@@ -233,7 +287,9 @@ def _open(folder: Path, which: str) -> Any:
 
     builder: Any = tfds.builder_from_directory(folder)
     promised = builder.info.splits[which].num_examples
-    records = builder.as_data_source(which, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    records = builder.as_data_source(
+        which, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    )
     if len(records) != promised:
         raise OSError(f"{len(records)} records where {promised} are promised")
     return records
@@ -241,15 +297,22 @@ def _open(folder: Path, which: str) -> Any:
 
 def _prepared(name: str, root: Path) -> Path:
     """The newest version folder of a data set that stands prepared under `root`."""
-    candidates = sorted(root.glob(f"{name}/**/dataset_info.json")) if name.replace("_", "").isalnum() else []
+    candidates = (
+        sorted(root.glob(f"{name}/**/dataset_info.json")) if name.replace("_", "").isalnum() else []
+    )
     if not candidates:
-        there = sorted(p.name for p in root.glob("*") if any(p.glob("*/dataset_info.json"))) if root.is_dir() else []
+        there = (
+            sorted(p.name for p in root.glob("*") if any(p.glob("*/dataset_info.json")))
+            if root.is_dir()
+            else []
+        )
         raise unknown("data set", name, dict.fromkeys([*builders.OWN, *there]))
     with_records = [p.parent for p in candidates if any(p.parent.glob("*.array_record*"))]
     if not with_records:
         raise InputError(
-            f"{name} stands in {root} in another file format; prepare it as array_record, "
-            f"with tfds.builder('{name}', file_format='array_record', data_dir=...).download_and_prepare()"
+            f"{name} stands in {root} in another file format; prepare it as array_record, with "
+            f"tfds.builder('{name}', file_format='array_record', "
+            "data_dir=...).download_and_prepare()"
         )
     version = lambda p: tuple(int(n) if n.isdigit() else -1 for n in p.name.split("."))
     return max(with_records, key=version)
@@ -274,16 +337,27 @@ def summary(split: Split, progress: Any = iter) -> Summary:
         return _concatenate(_sums(part) for part in _passes(split, progress))
 
     found = (
-        compute() if isinstance(split.records, Arrays) else cache.arrays(f"{split.fingerprint[:24]}-summary", compute)
+        compute()
+        if isinstance(split.records, Arrays)
+        else cache.arrays(f"{split.fingerprint[:24]}-summary", compute)
     )
-    return Summary(found["labels"], found["sums"], found["squares"], split.image_shape[0] * split.image_shape[1])
+    return Summary(
+        found["labels"],
+        found["sums"],
+        found["squares"],
+        split.image_shape[0] * split.image_shape[1],
+    )
 
 
 def decoded(split: Split, progress: Any = iter) -> tuple[np.ndarray, Summary]:
-    """All images of a split, uint8[N, H, W, C], and its summary: decoded once, then from the cache."""
+    """All images of a split, uint8[N, H, W, C], and its summary: decoded once, then from
+    the cache.
+    """
 
     def compute() -> dict[str, np.ndarray]:
-        return _concatenate({"images": part["image"], **_sums(part)} for part in _passes(split, progress))
+        return _concatenate(
+            {"images": part["image"], **_sums(part)} for part in _passes(split, progress)
+        )
 
     if isinstance(split.records, Arrays) and split.records.fit(split.image_shape):
         return split.records.images, summary(split, progress)

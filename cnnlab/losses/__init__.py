@@ -1,16 +1,26 @@
-"""Losses: `loss(logits, labels, **hyperparameters) -> float32[...]`, one value per example; the caller reduces.
+"""Losses: `loss(logits, labels, **hyperparameters) -> float32[...]`, one value per example; the
+caller reduces.
 
-`logits` are float[..., K] of any float type and batch rank; `labels` are int[...] class ids or float[..., K] target
-distributions, told apart by their type. A label outside [0, K) never gets another class's loss: ValueError where its
-value can be seen, NaN under jit. jit, vmap, grad, jacfwd and hessian all work. In the formulas p = softmax(z).
+`logits` are float[..., K] of any float type and batch rank; `labels` are int[...] class ids or
+float[..., K] target distributions, told apart by their type. A label outside [0, K) never gets
+another class's loss: ValueError where its value can be seen, NaN under jit. jit, vmap, grad, jacfwd
+and hessian all work. In the formulas p = softmax(z).
 
-LOSSES are all of them by name, ALIASES their short names; TRANSFORMS make losses of losses, as weighted_sum does. A
-loss with the attribute `head = "cosine"` is made for logits that are cosines (`made_for_cosines` sets it).
+LOSSES are all of them by name, ALIASES their short names; TRANSFORMS make losses of losses, as
+weighted_sum does. A loss with the attribute `head = "cosine"` is made for logits that are cosines
+(`made_for_cosines` sets it).
 """
 
 from cnnlab.losses.entropy import asymmetric, binary_cross_entropy, cross_entropy, focal, poly
 from cnnlab.losses.imbalance import balanced_softmax, effective_number, ldam, logit_adjusted
-from cnnlab.losses.margin import arcface, cosface, cosine_softmax, logit_norm, made_for_cosines, multiclass_hinge
+from cnnlab.losses.margin import (
+    arcface,
+    cosface,
+    cosine_softmax,
+    logit_norm,
+    made_for_cosines,
+    multiclass_hinge,
+)
 from cnnlab.losses.robust import (
     active_passive,
     bi_tempered,
@@ -47,11 +57,18 @@ hinge = multiclass_hinge
 kd = distillation
 
 # A loss is what takes logits and labels first; an alias is one under another name than its own.
-LOSSES = {f.__name__: f for f in [*vars().values()] if [*getattr(f, "__annotations__", ())][:2] == ["logits", "labels"]}
+LOSSES = {
+    f.__name__: f
+    for f in [*vars().values()]
+    if [*getattr(f, "__annotations__", ())][:2] == ["logits", "labels"]
+}
 ALIASES = {name: f for name, f in [*vars().items()] if f in LOSSES.values() and name != f.__name__}
 
 # What takes a loss first, for pipelines such as focal+label_smoothing,alpha=0.1.
-TRANSFORMS = {f.__name__: f for f in (label_smoothing, temperature, class_weights, class_balanced, with_z_loss)}
+TRANSFORMS = {
+    f.__name__: f
+    for f in (label_smoothing, temperature, class_weights, class_balanced, with_z_loss)
+}
 SHORT_TRANSFORMS = {"z_loss": with_z_loss}
 
 __all__ = [

@@ -1,4 +1,6 @@
-"""What a label and a hyperparameter may be, and how a label picks its loss: the half of every loss that is the same."""
+"""What a label and a hyperparameter may be, and how a label picks its loss: the half of every loss
+that is the same.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def check(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
       float32[..., K] and int32[...] (int64 stays) or float32[..., K].
 
     Raises:
-      ValueError: the shapes do not fit, the labels are neither, or a visible id lies outside [0, K).
+      ValueError: the shapes do not fit, the labels are neither, or a visible id lies outside [0,
+        K).
     """
     logits, given, labels = as_float(logits), labels, jnp.asarray(labels)
     if logits.ndim == 0:
@@ -35,24 +38,31 @@ def check(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
     if jnp.issubdtype(labels.dtype, jnp.floating):
         if labels.shape != logits.shape:
             raise ValueError(
-                f"float labels are target distributions and must have the logits' shape {logits.shape}, "
-                f"got {labels.shape}; class ids must be integers"
+                "float labels are target distributions and must have the logits' shape "
+                f"{logits.shape}, got {labels.shape}; class ids must be integers"
             )
         return logits, as_float(labels).astype(logits.dtype)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be integer class ids or float distributions, got {labels.dtype}")
+        raise ValueError(
+            f"labels must be integer class ids or float distributions, got {labels.dtype}"
+        )
     if labels.shape != logits.shape[:-1]:
         hint = ""
         if labels.shape == logits.shape:
             hint = "; one-hot labels must be float (labels.astype(float)), or take their argmax"
         elif labels.shape == (*logits.shape[:-1], 1):
             hint = "; drop the last axis (labels[..., 0])"
-        raise ValueError(f"class ids must have the logits' batch shape {logits.shape[:-1]}, got {labels.shape}{hint}")
+        raise ValueError(
+            f"class ids must have the logits' batch shape {logits.shape[:-1]}, got "
+            f"{labels.shape}{hint}"
+        )
     if not isinstance(given, Tracer) and labels.size:
         # As given: jnp.asarray wraps 2**32 + 1 to class 1.
         classes, low, high = logits.shape[-1], np.min(given), np.max(given)
         if low < 0 or high >= classes:
-            raise ValueError(f"class ids must lie in [0, {classes}), got {low if low < 0 else high}")
+            raise ValueError(
+                f"class ids must lie in [0, {classes}), got {low if low < 0 else high}"
+            )
     return logits, labels if labels.dtype.itemsize > 4 else labels.astype(jnp.int32)
 
 
@@ -70,13 +80,20 @@ def poison(loss: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
 
 
 def pick(x: jax.Array, labels: jax.Array) -> jax.Array:
-    """x[..., y] for checked ids; some other class's for an id that lies outside, which `poison` must follow."""
+    """x[..., y] for checked ids; some other class's for an id that lies outside, which `poison`
+    must follow.
+    """
     return jnp.take_along_axis(x, labels[..., None], -1, mode="clip")[..., 0]
 
 
 def is_label(labels: jax.Array, classes: int) -> jax.Array:
-    """bool[..., K]: which class the checked id names. Fuses into what reads it, where a one-hot matrix would not."""
-    return lax.broadcasted_iota(labels.dtype, (*labels.shape, classes), labels.ndim) == labels[..., None]
+    """bool[..., K]: which class the checked id names. Fuses into what reads it, where a one-hot
+    matrix would not.
+    """
+    return (
+        lax.broadcasted_iota(labels.dtype, (*labels.shape, classes), labels.ndim)
+        == labels[..., None]
+    )
 
 
 def distribution(labels: jax.Array, classes: int, dtype: Any) -> jax.Array:
@@ -85,7 +102,10 @@ def distribution(labels: jax.Array, classes: int, dtype: Any) -> jax.Array:
 
 
 def by_class(
-    loss: Callable[[jax.Array, jax.Array], jax.Array], logits: ArrayLike, labels: ArrayLike, weights: Any = None
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    logits: ArrayLike,
+    labels: ArrayLike,
+    weights: Any = None,
 ) -> jax.Array:
     """A loss of class ids, lifted to distributions: loss(z, y), or sum_k q_k loss(z, k).
 
@@ -95,7 +115,8 @@ def by_class(
       weights: float32[K] factors of the classes; None for ones.
 
     Returns:
-      float32[...]. A distribution costs K evaluations, one after the other; none of them is kept for the backward pass.
+      float32[...]. A distribution costs K evaluations, one after the other; none of them is kept
+      for the backward pass.
 
     Raises:
       ValueError: as `check`.
@@ -104,7 +125,11 @@ def by_class(
     classes = logits.shape[-1]
     if is_ids(labels):
         value = loss(logits, labels)
-        return poison(value if weights is None else value * jnp.take(weights, labels, mode="clip"), labels, classes)
+        return poison(
+            value if weights is None else value * jnp.take(weights, labels, mode="clip"),
+            labels,
+            classes,
+        )
     q = labels if weights is None else labels * jnp.broadcast_to(weights, labels.shape)
 
     def add(total: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
@@ -117,7 +142,8 @@ def by_class(
 
 
 def in_range(name: str, value: Any, interval: str) -> Any:
-    """A hyperparameter, once it is known to lie in an interval such as "(0, 1]"; traced values pass.
+    """A hyperparameter, once it is known to lie in an interval such as "(0, 1]"; traced values
+    pass.
 
     Raises:
       ValueError: it is no number in there.
@@ -144,7 +170,12 @@ def per_class(name: str, values: ArrayLike, classes: int, dtype: Any) -> jax.Arr
     """
     given = values if isinstance(values, jax.Array) else np.asarray(values)
     if given.shape != (classes,) or not jnp.issubdtype(given.dtype, jnp.number):
-        raise ValueError(f"{name} must be one number for each of the {classes} classes, got {given.dtype}{given.shape}")
-    if not isinstance(given, Tracer) and not np.all((np.asarray(given) > 0) & (np.asarray(given) < np.inf)):
+        raise ValueError(
+            f"{name} must be one number for each of the {classes} classes, got "
+            f"{given.dtype}{given.shape}"
+        )
+    if not isinstance(given, Tracer) and not np.all(
+        (np.asarray(given) > 0) & (np.asarray(given) < np.inf)
+    ):
         raise ValueError(f"{name} must all be positive and finite, got {given}")
     return jnp.asarray(given, dtype)

@@ -21,12 +21,14 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
       labels: int[...] class ids, or float[..., K] target distributions.
 
     Returns:
-      float32[...], in nats, at least 0; for ids to a few ulp also near 0; NaN for an id outside [0, K) under jit.
+      float32[...], in nats, at least 0; for ids to a few ulp also near 0; NaN for an id outside [0,
+      K) under jit.
 
     Raises:
       ValueError: labels that do not fit the logits, or a visible id outside [0, K).
 
-    Source: Good, 1952, "Rational decisions", J. R. Stat. Soc. B 14, https://doi.org/10.1111/j.2517-6161.1952.tb00104.x
+    Source: Good, 1952, "Rational decisions", J. R. Stat. Soc. B 14,
+    https://doi.org/10.1111/j.2517-6161.1952.tb00104.x
 
     >>> import jax.numpy as jnp
     >>> print(f"{cross_entropy(jnp.log(jnp.array([0.7, 0.2, 0.1])), 0):.4f}")
@@ -35,7 +37,9 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     return of_log_probability(jnp.negative, logits, labels)
 
 
-def binary_cross_entropy(logits: ArrayLike, labels: ArrayLike, target_threshold: float | None = None) -> jax.Array:
+def binary_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, target_threshold: float | None = None
+) -> jax.Array:
     """One yes/no question per class, each answered by a sigmoid.
 
         L(z, y) = -log s(z_y) - sum_{j != y} log s(-z_j),  s = sigmoid;
@@ -43,18 +47,22 @@ def binary_cross_entropy(logits: ArrayLike, labels: ArrayLike, target_threshold:
 
     Args:
       logits: float[..., K].
-      labels: int[...] class ids, or float[..., K] independent targets in [0, 1], which need not sum to 1.
-      target_threshold: in [0, 1) or None; targets above it count as 1, the others as 0 (for mixed images).
+      labels: int[...] class ids, or float[..., K] independent targets in [0, 1], which need not sum
+        to 1.
+      target_threshold: in [0, 1) or None; targets above it count as 1, the others as 0 (for mixed
+        images).
 
     Returns:
-      float32[...], the sum over the classes, in nats, at least 0; NaN for an id outside [0, K) under jit.
+      float32[...], the sum over the classes, in nats, at least 0; NaN for an id outside [0, K)
+      under jit.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or a threshold outside [0, 1).
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or a threshold
+        outside [0, 1).
 
     Source: Cox, 1958, "The regression analysis of binary sequences", J. R. Stat. Soc. B 20,
-    https://doi.org/10.1111/j.2517-6161.1958.tb00292.x; for exclusive classes, with the threshold: Wightman et al.,
-    2021, "ResNet strikes back", https://arxiv.org/abs/2110.00476
+    https://doi.org/10.1111/j.2517-6161.1958.tb00292.x; for exclusive classes, with the threshold:
+    Wightman et al., 2021, "ResNet strikes back", https://arxiv.org/abs/2110.00476
 
     >>> print(f"{binary_cross_entropy([0.0, 0.0], 1):.4f}")
     1.3863
@@ -69,7 +77,9 @@ def binary_cross_entropy(logits: ArrayLike, labels: ArrayLike, target_threshold:
         labels = (labels > target_threshold).astype(labels.dtype)
     # max(z, 0) - t z + log(1 + exp(-|z|)), its two kinks at 0 on one side of it, where they cancel
     up = logits > 0
-    linear = jnp.where(up, logits, 0) - labels * jnp.where(labels != 0, logits, 0)  # an impossible class: 0 * -inf = 0
+    linear = jnp.where(up, logits, 0) - labels * jnp.where(
+        labels != 0, logits, 0
+    )  # an impossible class: 0 * -inf = 0
     return jnp.sum(linear - log_sigmoid(jnp.where(up, logits, -logits)), -1)
 
 
@@ -84,12 +94,15 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 2.0) -> jax.Array
       gamma: in [0, inf); 0 is cross-entropy.
 
     Returns:
-      float32[...], in nats, at least 0; exactly 0 where 1 - p_y < 1e-12; NaN for an id outside [0, K) under jit.
+      float32[...], in nats, at least 0; exactly 0 where 1 - p_y < 1e-12; NaN for an id outside [0,
+      K) under jit.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or gamma outside its range.
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or gamma outside
+        its range.
 
-    Source: Lin et al., 2017, "Focal loss for dense object detection", https://arxiv.org/abs/1708.02002 (softmax form)
+    Source: Lin et al., 2017, "Focal loss for dense object detection",
+    https://arxiv.org/abs/1708.02002 (softmax form)
 
     >>> import jax.numpy as jnp
     >>> print(f"{focal(jnp.log(jnp.array([0.5, 0.5])), 0):.4f}")  # 0.25 log 2
@@ -113,7 +126,8 @@ def poly(logits: ArrayLike, labels: ArrayLike, epsilon: float = 1.0) -> jax.Arra
       float32[...], in nats, at least 0; NaN for an id outside [0, K) under jit.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or epsilon outside its range.
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or epsilon outside
+        its range.
 
     Source: Leng et al., 2022, "PolyLoss", https://arxiv.org/abs/2204.12511
 
@@ -126,28 +140,37 @@ def poly(logits: ArrayLike, labels: ArrayLike, epsilon: float = 1.0) -> jax.Arra
 
 
 def asymmetric(
-    logits: ArrayLike, labels: ArrayLike, gamma_pos: float = 1.0, gamma_neg: float = 4.0, clip: float = 0.05
+    logits: ArrayLike,
+    labels: ArrayLike,
+    gamma_pos: float = 1.0,
+    gamma_neg: float = 4.0,
+    clip: float = 0.05,
 ) -> jax.Array:
-    """Binary cross-entropy that focuses more on the classes that are absent than on those that are there.
+    """Binary cross-entropy that focuses more on the classes that are absent than on those that are
+    there.
 
         L(z, y) = -(1 - s_y)^gamma_pos log s_y - sum_{j != y} n_j^gamma_neg log(1 - n_j),
         s = sigmoid(z),  n = max(0, s - clip)
 
     Args:
       logits: float[..., K].
-      labels: int[...] class ids, or float[..., K] independent targets t in [0, 1]: t_k and 1 - t_k weigh the two terms.
+      labels: int[...] class ids, or float[..., K] independent targets t in [0, 1]: t_k and 1 - t_k
+        weigh the two terms.
       gamma_pos: in [0, inf), focusing of the classes that are there.
       gamma_neg: in [0, inf), focusing of the absent ones.
       clip: in [0, 1), the probability below which an absent class costs nothing.
 
     Returns:
-      float32[...], the sum over the classes, in nats, at least 0; NaN for an id outside [0, K) under jit.
+      float32[...], the sum over the classes, in nats, at least 0; NaN for an id outside [0, K)
+      under jit.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or a number outside its range.
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or a number
+        outside its range.
 
-    Source: Ridnik et al., 2021, "Asymmetric loss for multi-label classification", https://arxiv.org/abs/2009.14119 (the
-    authors' code detaches the focusing factors unless asked not to; here the gradient is the formula's)
+    Source: Ridnik et al., 2021, "Asymmetric loss for multi-label classification",
+    https://arxiv.org/abs/2009.14119 (the authors' code detaches the focusing factors unless asked
+    not to; here the gradient is the formula's)
 
     >>> print(f"{asymmetric([0.0, 0.0], 0):.4f}")  # 0.5 log 2 - 0.45^4 log 0.55
     0.3711

@@ -1,4 +1,6 @@
-"""Losses that know how many training examples each class has. The experiment scripts fill the counts in."""
+"""Losses that know how many training examples each class has. The experiment scripts fill the
+counts in.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,14 @@ from cnnlab.losses.margin import made_for_cosines
 
 @made_for_cosines
 def ldam(
-    logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, max_margin: float = 0.5, scale: float = 30.0
+    logits: ArrayLike,
+    labels: ArrayLike,
+    class_counts: ArrayLike,
+    max_margin: float = 0.5,
+    scale: float = 30.0,
 ) -> jax.Array:
-    """Cross-entropy with a margin that is wider for rarer classes: label-distribution-aware margins.
+    """Cross-entropy with a margin that is wider for rarer classes: label-distribution-aware
+    margins.
 
         L(z, y) = -log softmax(scale (z - m_y e_y))_y,  m_k = max_margin (min_j n_j / n_k)^(1/4)
 
@@ -32,10 +39,11 @@ def ldam(
       float32[...], in nats, at least 0; NaN for an id outside [0, K) under jit.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or a number outside its range.
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or a number
+        outside its range.
 
-    Source: Cao et al., 2019, "Learning imbalanced datasets with label-distribution-aware margin loss",
-    https://arxiv.org/abs/1906.07413
+    Source: Cao et al., 2019, "Learning imbalanced datasets with label-distribution-aware margin
+    loss", https://arxiv.org/abs/1906.07413
 
     >>> print(f"{ldam([0.5, 0.0], 1, class_counts=[16, 1]):.4f}")  # 30 (0.5 + 0.5)
     30.0000
@@ -48,13 +56,18 @@ def ldam(
 
     def of_id(z: jax.Array, y: jax.Array) -> jax.Array:
         own = _labels.is_label(y, z.shape[-1])
-        return -log_probability(scale * (z - jnp.where(own, jnp.broadcast_to(margins, z.shape), 0)), y)
+        return -log_probability(
+            scale * (z - jnp.where(own, jnp.broadcast_to(margins, z.shape), 0)), y
+        )
 
     return _labels.by_class(of_id, logits, labels)
 
 
-def logit_adjusted(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, tau: float = 1.0) -> jax.Array:
-    """Cross-entropy of logits to which the classes' frequencies are added: the network learns what is left.
+def logit_adjusted(
+    logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, tau: float = 1.0
+) -> jax.Array:
+    """Cross-entropy of logits to which the classes' frequencies are added: the network learns what
+    is left.
 
         L(z, y) = -log softmax(z + tau log(n / sum n))_y
 
@@ -68,9 +81,11 @@ def logit_adjusted(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike
       float32[...], in nats, at least 0; NaN for an id outside [0, K) under jit.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or a number outside its range.
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or a number
+        outside its range.
 
-    Source: Menon et al., 2021, "Long-tail learning via logit adjustment", https://arxiv.org/abs/2007.07314
+    Source: Menon et al., 2021, "Long-tail learning via logit adjustment",
+    https://arxiv.org/abs/2007.07314
 
     >>> print(f"{logit_adjusted([0.0, 0.0], 1, class_counts=[3, 1]):.4f}")  # log 4
     1.3863
@@ -83,7 +98,8 @@ def logit_adjusted(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike
 
 
 def balanced_softmax(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike) -> jax.Array:
-    """Cross-entropy of a softmax weighted with the classes' frequencies: logit_adjusted with tau = 1.
+    """Cross-entropy of a softmax weighted with the classes' frequencies: logit_adjusted with tau =
+    1.
 
         L(z, y) = -log(n_y exp z_y / sum_k n_k exp z_k)
 
@@ -96,7 +112,8 @@ def balanced_softmax(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLi
       float32[...], in nats, at least 0; NaN for an id outside [0, K) under jit.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or counts that are not positive.
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or counts that are
+        not positive.
 
     Source: Ren et al., 2020, "Balanced meta-softmax for long-tailed visual recognition",
     https://arxiv.org/abs/2007.10740
@@ -108,7 +125,8 @@ def balanced_softmax(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLi
 
 
 def effective_number(class_counts: ArrayLike, beta: float = 0.9999) -> np.ndarray:
-    """Class weights for `class_weights`: the inverse of how many different examples a class really has.
+    """Class weights for `class_weights`: the inverse of how many different examples a class really
+    has.
 
         w_k = (1 - beta) / (1 - beta^n_k), scaled to mean 1
 

@@ -1,4 +1,6 @@
-"""Losses made for labels that are sometimes wrong: bounded ones, symmetric ones, and their sums with cross-entropy."""
+"""Losses made for labels that are sometimes wrong: bounded ones, symmetric ones, and their sums
+with cross-entropy.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,8 @@ def mean_absolute_error(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     Raises:
       ValueError: labels that do not fit the logits, or a visible id outside [0, K).
 
-    Source: Ghosh, Kumar & Sastry, 2017, "Robust loss functions under label noise for deep neural networks",
-    https://arxiv.org/abs/1712.09482
+    Source: Ghosh, Kumar & Sastry, 2017, "Robust loss functions under label noise for deep neural
+    networks", https://arxiv.org/abs/1712.09482
 
     >>> import jax.numpy as jnp
     >>> print(mean_absolute_error(jnp.zeros(4), 1))
@@ -45,7 +47,8 @@ def mean_absolute_error(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
 
 def generalized_cross_entropy(logits: ArrayLike, labels: ArrayLike, q: float = 0.7) -> jax.Array:
-    """Between cross-entropy (q towards 0) and mean absolute error (q = 1, which is half of it): a Box-Cox transform.
+    """Between cross-entropy (q towards 0) and mean absolute error (q = 1, which is half of it): a
+    Box-Cox transform.
 
         L(z, y) = (1 - p_y^q) / q
 
@@ -58,10 +61,11 @@ def generalized_cross_entropy(logits: ArrayLike, labels: ArrayLike, q: float = 0
       float32[...], in [0, 1 / q]; NaN for an id outside [0, K) under jit.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or q outside its range.
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or q outside its
+        range.
 
-    Source: Zhang & Sabuncu, 2018, "Generalized cross entropy loss for training deep neural networks with noisy
-    labels", https://arxiv.org/abs/1805.07836
+    Source: Zhang & Sabuncu, 2018, "Generalized cross entropy loss for training deep neural networks
+    with noisy labels", https://arxiv.org/abs/1805.07836
 
     >>> import jax.numpy as jnp
     >>> print(generalized_cross_entropy(jnp.zeros(4), 1, q=0.5))  # 2 (1 - sqrt(1/4))
@@ -71,7 +75,9 @@ def generalized_cross_entropy(logits: ArrayLike, labels: ArrayLike, q: float = 0
     return of_log_probability(lambda log_p: -jnp.expm1(q * log_p) / q, logits, labels)
 
 
-def reverse_cross_entropy(logits: ArrayLike, labels: ArrayLike, log_zero: float = -4.0) -> jax.Array:
+def reverse_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, log_zero: float = -4.0
+) -> jax.Array:
     """Cross-entropy with prediction and label exchanged, log 0 being a constant.
 
         L(z, y) = -log_zero (1 - p_y)
@@ -85,7 +91,8 @@ def reverse_cross_entropy(logits: ArrayLike, labels: ArrayLike, log_zero: float 
       float32[...], in [0, -log_zero]; NaN for an id outside [0, K) under jit.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or log_zero outside its range.
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or log_zero
+        outside its range.
 
     Source: Wang et al., 2019, "Symmetric cross entropy for robust learning with noisy labels",
     https://arxiv.org/abs/1908.06112
@@ -99,7 +106,11 @@ def reverse_cross_entropy(logits: ArrayLike, labels: ArrayLike, log_zero: float 
 
 
 def symmetric_cross_entropy(
-    logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1, beta: float = 1.0, log_zero: float = -4.0
+    logits: ArrayLike,
+    labels: ArrayLike,
+    alpha: float = 0.1,
+    beta: float = 1.0,
+    log_zero: float = -4.0,
 ) -> jax.Array:
     """Cross-entropy, which fits, plus reverse cross-entropy, which does not mind wrong labels.
 
@@ -116,7 +127,8 @@ def symmetric_cross_entropy(
       float32[...], at least 0; NaN for an id outside [0, K) under jit.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or a number outside its range.
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or a number
+        outside its range.
 
     Source: Wang et al., 2019, "Symmetric cross entropy for robust learning with noisy labels",
     https://arxiv.org/abs/1908.06112
@@ -125,7 +137,10 @@ def symmetric_cross_entropy(
     >>> print(f"{symmetric_cross_entropy(jnp.zeros(4), 1):.4f}")  # 0.1 log 4 + 3
     3.1386
     """
-    alpha, beta = _labels.in_range("alpha", alpha, "[0, inf)"), _labels.in_range("beta", beta, "[0, inf)")
+    alpha, beta = (
+        _labels.in_range("alpha", alpha, "[0, inf)"),
+        _labels.in_range("beta", beta, "[0, inf)"),
+    )
     log_zero = _labels.in_range("log_zero", log_zero, "(-inf, 0)")
     term = lambda log_p: -alpha * log_p + beta * log_zero * jnp.expm1(log_p)
     return of_log_probability(term, logits, labels)
@@ -141,7 +156,8 @@ def normalized_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
       labels: int[...] class ids, or float[..., K] target distributions: sum_k q_k L(z, k).
 
     Returns:
-      float32[...], in [0, 1]; 0 beside an impossible class. NaN for an id outside [0, K) under jit, for a single
+      float32[...], in [0, 1]; 0 beside an impossible class. NaN for an id outside [0, K) under jit,
+      for a single
       class, and where the true class is the impossible one.
 
     Raises:
@@ -171,14 +187,17 @@ def normalized_focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 0.5) -
       gamma: in [0, inf); 0 is normalized cross-entropy.
 
     Returns:
-      float32[...], in [0, 1]; 0 beside an impossible class. NaN for an id outside [0, K) under jit, for a single
+      float32[...], in [0, 1]; 0 beside an impossible class. NaN for an id outside [0, K) under jit,
+      for a single
       class, and where the true class is the impossible one.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or gamma outside its range.
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or gamma outside
+        its range.
 
     Source: Ma et al., 2020, "Normalized loss functions for deep learning with noisy labels",
-    https://arxiv.org/abs/2006.13554 (the authors' code detaches p_y, so that its gradient is another)
+    https://arxiv.org/abs/2006.13554 (the authors' code detaches p_y, so that its gradient is
+    another)
 
     >>> import jax.numpy as jnp
     >>> print(normalized_focal(jnp.zeros(4), 1))
@@ -208,7 +227,8 @@ def active_passive(
 
     Args:
       logits: float[..., K].
-      labels: int[...] class ids, or float[..., K] target distributions, as the two losses take them.
+      labels: int[...] class ids, or float[..., K] target distributions, as the two losses take
+        them.
       alpha: in [0, inf), weight of the active loss.
       beta: in [0, inf), weight of the passive loss.
       active: A: cross_entropy, focal, normalized_cross_entropy, normalized_focal, or a function.
@@ -218,7 +238,8 @@ def active_passive(
       float32[...]; NaN for an id outside [0, K) under jit.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), a number outside its range, or a
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), a number outside
+        its range, or a
     name that is none of those above.
 
     Source: Ma et al., 2020, "Normalized loss functions for deep learning with noisy labels",
@@ -228,7 +249,10 @@ def active_passive(
     >>> print(active_passive(jnp.zeros(4), 1))  # 1/4 + 3
     3.25
     """
-    alpha, beta = _labels.in_range("alpha", alpha, "[0, inf)"), _labels.in_range("beta", beta, "[0, inf)")
+    alpha, beta = (
+        _labels.in_range("alpha", alpha, "[0, inf)"),
+        _labels.in_range("beta", beta, "[0, inf)"),
+    )
     first, second = _member("active", active, ACTIVE), _member("passive", passive, PASSIVE)
     logits = as_float(logits)  # so that their gradients are added in float32
     return alpha * first(logits, labels) + beta * second(logits, labels)
@@ -248,24 +272,29 @@ PASSIVE = {f.__name__: f for f in (mean_absolute_error, reverse_cross_entropy)}
 PASSIVE |= {"mae": mean_absolute_error, "rce": reverse_cross_entropy}
 
 
-def bi_tempered(logits: ArrayLike, labels: ArrayLike, t1: float = 0.8, t2: float = 1.2) -> jax.Array:
+def bi_tempered(
+    logits: ArrayLike, labels: ArrayLike, t1: float = 0.8, t2: float = 1.2
+) -> jax.Array:
     """Cross-entropy with a bounded logarithm (t1 < 1) and a heavy-tailed softmax (t2 > 1).
 
-        L(z, y) = -log_t1 p_y - (1 - sum_k p_k^(2-t1)) / (2-t1),
-        p = tempered_softmax(z, t2),  log_t x = (x^(1-t) - 1) / (1-t);
-        for a distribution q: sum_k q_k (log_t1 q_k - log_t1 p_k) - (q_k^(2-t1) - p_k^(2-t1)) / (2-t1)
+        L(z, y) = -log_t1 p_y - (1 - sum_k p_k^(2-t1)) / (2-t1), p = tempered_softmax(z, t2),  log_t
+        x = (x^(1-t) - 1) / (1-t); for a distribution q: sum_k q_k (log_t1 q_k - log_t1 p_k) -
+        (q_k^(2-t1) - p_k^(2-t1)) / (2-t1)
 
     Args:
       logits: float[..., K].
       labels: int[...] class ids, or float[..., K] target distributions.
-      t1: in [0, 2); below 1 the loss is bounded by 1 / (1 - t1) plus a constant; 1 takes the logarithm.
+      t1: in [0, 2); below 1 the loss is bounded by 1 / (1 - t1) plus a constant; 1 takes the
+        logarithm.
       t2: in (0, 10]; above 1 the tails are heavier than softmax's, below 1 lighter; 1 is softmax.
 
     Returns:
-      float32[...], at least 0; NaN for an id outside [0, K) under jit. (1, 1) is cross-entropy, less q's entropy.
+      float32[...], at least 0; NaN for an id outside [0, K) under jit. (1, 1) is cross-entropy,
+      less q's entropy.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or t1 or t2 outside its range.
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or t1 or t2
+        outside its range.
 
     Source: Amid et al., 2019, "Robust bi-tempered logistic loss based on Bregman divergences",
     https://arxiv.org/abs/1906.03361

@@ -39,7 +39,8 @@ def sparsemax_loss(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
 
 def entmax_loss(logits: ArrayLike, labels: ArrayLike, alpha: float = 1.5) -> jax.Array:
-    """The Fenchel-Young loss of entmax: from cross-entropy (alpha = 1) to the sparsemax loss (2) and beyond.
+    """The Fenchel-Young loss of entmax: from cross-entropy (alpha = 1) to the sparsemax loss (2)
+    and beyond.
 
         L(z, y) = p . z - z_y + (1 - sum_k p_k^alpha) / (alpha (alpha - 1)),  p = entmax(z, alpha)
 
@@ -54,10 +55,11 @@ def entmax_loss(logits: ArrayLike, labels: ArrayLike, alpha: float = 1.5) -> jax
       float32[...], at least 0; NaN for an id outside [0, K) under jit.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or alpha outside its range.
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or alpha outside
+        its range.
 
-    Source: Peters, Niculae & Martins, 2019, https://arxiv.org/abs/1905.05702; Blondel, Martins & Niculae, 2020,
-    "Learning with Fenchel-Young losses", https://arxiv.org/abs/1901.02324
+    Source: Peters, Niculae & Martins, 2019, https://arxiv.org/abs/1905.05702; Blondel, Martins &
+    Niculae, 2020, "Learning with Fenchel-Young losses", https://arxiv.org/abs/1901.02324
 
     >>> print(f"{entmax_loss([0.0, 0.0], 0):.4f}")  # (1 - 2 (1/2)^1.5) / 0.75
     0.3905
@@ -66,7 +68,8 @@ def entmax_loss(logits: ArrayLike, labels: ArrayLike, alpha: float = 1.5) -> jax
     if isinstance(alpha, float) and alpha == 1:
         return cross_entropy(logits, labels)
     logits, labels = _labels.check(logits, labels)
-    # The conjugate moves with the logits, so their maximum can be taken off: no digits are lost to its size.
+    # The conjugate moves with the logits, so their maximum can be taken off: no digits are lost to
+    # its size.
     z = logits - lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
     conjugate = _fixed_conjugate if isinstance(alpha, float) else _free_conjugate
     if _labels.is_ids(labels):
@@ -76,9 +79,10 @@ def entmax_loss(logits: ArrayLike, labels: ArrayLike, alpha: float = 1.5) -> jax
     return mass * conjugate(z, alpha) - jnp.sum(labels * jnp.where(labels != 0, z, 0), -1)
 
 
-# The conjugate is max over distributions p of p . z + H(p), H the Tsallis entropy. Where the maximum is attained p has
-# no first-order effect (Danskin): only the explicit z and alpha remain in its slope, and the terms of the size of z
-# that autodiff would cancel against each other never appear.
+# The conjugate is max over distributions p of p . z + H(p), H the Tsallis entropy. Where the
+# maximum is attained p has no first-order effect (Danskin): only the explicit z and alpha remain in
+# its slope, and the terms of the size of z that autodiff would cancel against each other never
+# appear.
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _fixed_conjugate(z: jax.Array, alpha: float) -> jax.Array:
     return _attained(entmax(z, alpha), z, alpha)
@@ -99,7 +103,9 @@ def _free_conjugate(z: jax.Array, alpha: jax.Array) -> jax.Array:
 def _(primals, tangents):
     (z, alpha), (dz, dalpha) = primals, tangents
     p = entmax(z, alpha)
-    value, by_alpha = jax.jvp(lambda alpha: _attained(lax.stop_gradient(p), z, alpha), (alpha,), (dalpha,))
+    value, by_alpha = jax.jvp(
+        lambda alpha: _attained(lax.stop_gradient(p), z, alpha), (alpha,), (dalpha,)
+    )
     return value, jnp.sum(p * dz, -1) + by_alpha
 
 
@@ -107,7 +113,11 @@ def _attained(p: jax.Array, z: jax.Array, alpha: Any) -> jax.Array:
     """p . z + sum_k (p_k - p_k^alpha) / (alpha (alpha - 1))."""
     shown = p > 0
     if isinstance(alpha, float) and alpha in (1.5, 2.0):  # by products
-        entropy = p * (1 - (jnp.sqrt(jnp.where(shown, p, 1)) if alpha == 1.5 else p)) / (alpha * (alpha - 1))
+        entropy = (
+            p
+            * (1 - (jnp.sqrt(jnp.where(shown, p, 1)) if alpha == 1.5 else p))
+            / (alpha * (alpha - 1))
+        )
     else:
         log_p, a = jnp.log(jnp.where(shown, p, 1)), alpha - 1
         tempered = jnp.where(a == 0, log_p, jnp.expm1(a * log_p) / jnp.where(a == 0, 1, a))

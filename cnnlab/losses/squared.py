@@ -26,8 +26,8 @@ def mean_squared_error(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     Raises:
       ValueError: labels that do not fit the logits, or a visible id outside [0, K).
 
-    Source: Brier, 1950, "Verification of forecasts expressed in terms of probability", Mon. Weather Rev. 78,
-    https://doi.org/10.1175/1520-0493%281950%29078%3C0001%3AVOFEIT%3E2.0.CO%3B2
+    Source: Brier, 1950, "Verification of forecasts expressed in terms of probability", Mon. Weather
+    Rev. 78, https://doi.org/10.1175/1520-0493%281950%29078%3C0001%3AVOFEIT%3E2.0.CO%3B2
 
     >>> import jax.numpy as jnp
     >>> print(mean_squared_error(jnp.zeros(4), 1))
@@ -40,7 +40,11 @@ def mean_squared_error(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
 
 def squared_logits(
-    logits: ArrayLike, labels: ArrayLike, k: float = 1.0, m: float = 1.0, where: ArrayLike | None = None
+    logits: ArrayLike,
+    labels: ArrayLike,
+    k: float = 1.0,
+    m: float = 1.0,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Least squares on the logits themselves, without softmax.
 
@@ -51,16 +55,18 @@ def squared_logits(
       labels: int[...] class ids, or float[..., K] target distributions: sum_k q_k L(z, k).
       k: in (0, inf), the weight of the true class.
       m: in (0, inf), the target of the true class; the paper takes larger k and m for many classes.
-      where: bool[..., K], the classes that exist; K counts them. A logit of -inf has no finite square.
+      where: bool[..., K], the classes that exist; K counts them. A logit of -inf has no finite
+        square.
 
     Returns:
       float32[...], at least 0 (squared logits); NaN for an id outside [0, K) under jit.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or k or m outside its range.
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or k or m outside
+        its range.
 
-    Source: Hui & Belkin, 2020, "Evaluation of neural architectures trained with square loss vs cross-entropy in
-    classification tasks", https://arxiv.org/abs/2006.07322
+    Source: Hui & Belkin, 2020, "Evaluation of neural architectures trained with square loss vs
+    cross-entropy in classification tasks", https://arxiv.org/abs/2006.07322
 
     >>> print(squared_logits([0.5, 2.0], 0))  # (0.25 + 4) / 2
     2.125
@@ -81,7 +87,8 @@ def squentropy(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = N
     Args:
       logits: float[..., K].
       labels: int[...] class ids, or float[..., K] target distributions: sum_k q_k L(z, k).
-      where: bool[..., K], the classes that exist; K counts them. A logit of -inf has no finite square.
+      where: bool[..., K], the classes that exist; K counts them. A logit of -inf has no finite
+        square.
 
     Returns:
       float32[...], at least 0; NaN for an id outside [0, K) under jit.
@@ -89,7 +96,8 @@ def squentropy(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = N
     Raises:
       ValueError: labels that do not fit the logits, or a visible id outside [0, K).
 
-    Source: Hui, Belkin & Wright, 2023, "Cut your losses with squentropy", https://arxiv.org/abs/2302.03952
+    Source: Hui, Belkin & Wright, 2023, "Cut your losses with squentropy",
+    https://arxiv.org/abs/2302.03952
 
     >>> print(f"{squentropy([0.0, 0.0, 2.0], 0):.4f}")  # log(2 + e^2) + 4 / 2
     4.2395
@@ -108,7 +116,8 @@ def logit_penalty(
 
         L(z, y) = -log p_y + beta sum_k z_k^2
 
-    It sees the logits only. (The same paper's L2 penalty on the last layer's weights is the optimizer's weight decay.)
+    It sees the logits only. (The same paper's L2 penalty on the last layer's weights is the
+    optimizer's weight decay.)
 
     Args:
       logits: float[..., K].
@@ -120,10 +129,11 @@ def logit_penalty(
       float32[...], at least 0; NaN for an id outside [0, K) under jit.
 
     Raises:
-      ValueError: labels that do not fit the logits, a visible id outside [0, K), or beta outside its range.
+      ValueError: labels that do not fit the logits, a visible id outside [0, K), or beta outside
+        its range.
 
-    Source: Kornblith et al., 2021, "Why do better loss functions lead to less transferable features?",
-    https://arxiv.org/abs/2010.16402
+    Source: Kornblith et al., 2021, "Why do better loss functions lead to less transferable
+    features?", https://arxiv.org/abs/2010.16402
 
     >>> print(f"{logit_penalty([3.0, 4.0], 1, beta=0.1):.4f}")  # log(1 + 1/e) + 2.5
     2.8133
@@ -134,7 +144,9 @@ def logit_penalty(
     return cross_entropy(masked, labels) + beta * jnp.sum(z**2, -1)
 
 
-def _existing(logits: jax.Array, where: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array | int]:
+def _existing(
+    logits: jax.Array, where: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | int]:
     """Logits with 0, and with -inf, for the classes that do not exist, and how many do."""
     if where is None:
         return logits, logits, logits.shape[-1]

@@ -1,4 +1,6 @@
-"""Losses that compare with other logits for the same example: a teacher's, or those of other views of it."""
+"""Losses that compare with other logits for the same example: a teacher's, or those of other views
+of it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ from cnnlab.softmax import as_float, log_softmax
 
 
 def distillation(
-    logits: ArrayLike, labels: ArrayLike, teacher_logits: ArrayLike, temperature: float = 4.0, alpha: float = 0.9
+    logits: ArrayLike,
+    labels: ArrayLike,
+    teacher_logits: ArrayLike,
+    temperature: float = 4.0,
+    alpha: float = 0.9,
 ) -> jax.Array:
     """Agreement with a teacher's softened probabilities, and with the label.
 
@@ -33,12 +39,13 @@ def distillation(
       alpha: in [0, 1], weight of the first term.
 
     Returns:
-      float32[...], in nats, at least 0; NaN for an id outside [0, K) under jit; inf where a class is impossible for the
+      float32[...], in nats, at least 0; NaN for an id outside [0, K) under jit; inf where a class
+      is impossible for the
       student alone.
 
     Raises:
-      ValueError: labels or teacher_logits that do not fit the logits, a visible id outside [0, K), or a number outside
-        its range.
+      ValueError: labels or teacher_logits that do not fit the logits, a visible id outside [0, K),
+        or a number outside its range.
 
     Source: Hinton, Vinyals & Dean, 2015, "Distilling the knowledge in a neural network",
     https://arxiv.org/abs/1503.02531
@@ -55,7 +62,9 @@ def distillation(
     return alpha * temperature**2 * divergence + (1 - alpha) * cross_entropy(logits, labels)
 
 
-def jensen_shannon(logits: ArrayLike, labels: ArrayLike, view_logits: ArrayLike, weight: float = 12.0) -> jax.Array:
+def jensen_shannon(
+    logits: ArrayLike, labels: ArrayLike, view_logits: ArrayLike, weight: float = 12.0
+) -> jax.Array:
     """Cross-entropy of an image plus the disagreement of the network about other views of it.
 
         L(z, y) = -log p_y + weight mean_v KL(p_v || mean_v p_v),  v over the image and its views
@@ -70,19 +79,23 @@ def jensen_shannon(logits: ArrayLike, labels: ArrayLike, view_logits: ArrayLike,
       float32[...], in nats, at least 0; NaN for an id outside [0, K) under jit.
 
     Raises:
-      ValueError: labels or view_logits that do not fit the logits, a visible id outside [0, K), or weight outside its
-        range.
+      ValueError: labels or view_logits that do not fit the logits, a visible id outside [0, K), or
+        weight outside its range.
 
     Source: Hendrycks et al., 2020, "AugMix", https://arxiv.org/abs/1912.02781
 
-    >>> print(f"{jensen_shannon([0.0, 0.0], 0, view_logits=[[0.0, 0.0], [0.0, 0.0]]):.4f}")  # agreement: log 2
+    >>> agreeing = [[0.0, 0.0], [0.0, 0.0]]
+    >>> print(f"{jensen_shannon([0.0, 0.0], 0, view_logits=agreeing):.4f}")  # log 2
     0.6931
     """
     weight = _labels.in_range("weight", weight, "[0, inf)")
     logits, labels = _labels.check(logits, labels)
     views = as_float(view_logits)
     if views.ndim != logits.ndim + 1 or views.shape[1:] != logits.shape or not len(views):
-        raise ValueError(f"view_logits must be float[V, ...] over the logits' shape {logits.shape}, got {views.shape}")
+        raise ValueError(
+            f"view_logits must be float[V, ...] over the logits' shape {logits.shape}, got "
+            f"{views.shape}"
+        )
     every = [log_softmax(view) for view in (logits, *views.astype(logits.dtype))]
     mixture = functools.reduce(operator.add, map(jnp.exp, every)) / len(every)
     log_mixture = jnp.where(mixture == 0, -jnp.inf, jnp.log(jnp.where(mixture == 0, 1, mixture)))
@@ -95,13 +108,16 @@ def _like(values: ArrayLike, shape: tuple[int, ...], name: str) -> jax.Array:
     try:
         return jnp.broadcast_to(values, shape)
     except ValueError as error:
-        raise ValueError(f"{name} must have the logits' shape {shape}, got {values.shape}") from error
+        raise ValueError(
+            f"{name} must have the logits' shape {shape}, got {values.shape}"
+        ) from error
 
 
 def _relative(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     """p log(p / q) + q - p, with 0 log 0 = 0: float32[..., K], at least 0.
 
-    Over distributions it sums to KL(p || q), and has no terms that cancel: p (d + expm1(-d)), d = log p - log q.
+    Over distributions it sums to KL(p || q), and has no terms that cancel: p (d + expm1(-d)), d =
+    log p - log q.
     """
     shown = log_p > -jnp.inf
     log_p = jnp.where(shown, log_p, 0)

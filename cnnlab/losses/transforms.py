@@ -1,4 +1,6 @@
-"""Functions from losses to losses: what changes any of them in the same way. Hyperparameters pass through."""
+"""Functions from losses to losses: what changes any of them in the same way. Hyperparameters pass
+through.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,11 @@ CONVENTIONS = ("uniform", "off_target")
 def label_smoothing(loss: Loss, alpha: float = 0.1, convention: str = "uniform") -> Loss:
     """A loss whose labels give a share of themselves away.
 
-        loss(z, q'),  uniform: q' = (1 - alpha) q + alpha / K;  off_target: q' = (1 - alpha) q + alpha (1 - q) / (K - 1)
+        loss(z, q'),  uniform: q' = (1 - alpha) q + alpha / K;  off_target: q' = (1 - alpha) q +
+        alpha (1 - q) / (K - 1)
 
-    uniform is the convention of the paper, PyTorch, Keras, Optax and timm; off_target, which leaves the true class
-    exactly 1 - alpha, that of T5X and Big Vision.
+    uniform is the convention of the paper, PyTorch, Keras, Optax and timm; off_target, which leaves
+    the true class exactly 1 - alpha, that of T5X and Big Vision.
 
     Args:
       loss: (logits, labels, **hyperparameters) -> float32[...]; it will meet distributions.
@@ -55,8 +58,12 @@ def label_smoothing(loss: Loss, alpha: float = 0.1, convention: str = "uniform")
         logits, labels = _labels.check(logits, labels)
         classes = logits.shape[-1]
         q = _labels.distribution(labels, classes, logits.dtype)
-        others = jnp.full_like(q, 1 / classes) if convention == "uniform" else (1 - q) / (classes - 1)
-        return _labels.poison(loss(logits, (1 - alpha) * q + alpha * others, **hyper), labels, classes)
+        others = (
+            jnp.full_like(q, 1 / classes) if convention == "uniform" else (1 - q) / (classes - 1)
+        )
+        return _labels.poison(
+            loss(logits, (1 - alpha) * q + alpha * others, **hyper), labels, classes
+        )
 
     return smoothed
 
@@ -76,7 +83,8 @@ def temperature(loss: Loss, t: float) -> Loss:
     Raises:
       ValueError: t outside its range.
 
-    Source: Guo et al., 2017, "On calibration of modern neural networks", https://arxiv.org/abs/1706.04599
+    Source: Guo et al., 2017, "On calibration of modern neural networks",
+    https://arxiv.org/abs/1706.04599
 
     >>> from cnnlab.losses import cross_entropy
     >>> print(temperature(cross_entropy, 2.0)([2.0, 0.0], 0) == cross_entropy([1.0, 0.0], 0))
@@ -91,7 +99,8 @@ def class_weights(loss: Loss, weights: ArrayLike) -> Loss:
 
         w_y loss(z, y);  for a distribution q: sum_k q_k w_k loss(z, k)
 
-    The weights are not divided by their sum over the batch, as torch.nn.CrossEntropyLoss does: the caller averages.
+    The weights are not divided by their sum over the batch, as torch.nn.CrossEntropyLoss does: the
+    caller averages.
 
     Args:
       loss: (logits, labels, **hyperparameters) -> float32[...].
@@ -119,7 +128,8 @@ def class_weights(loss: Loss, weights: ArrayLike) -> Loss:
 
 
 def class_balanced(loss: Loss, class_counts: ArrayLike, beta: float = 0.9999) -> Loss:
-    """A loss in which each class counts as much as the effective number of its images says: rare ones more.
+    """A loss in which each class counts as much as the effective number of its images says: rare
+    ones more.
 
         w_y loss(z, y),  w_k = (1 - beta) / (1 - beta^n_k), scaled to a mean of 1
 
@@ -159,8 +169,8 @@ def with_z_loss(loss: Loss, coefficient: float = 1e-4) -> Loss:
     Raises:
       ValueError: coefficient outside its range.
 
-    Source: Zoph et al., 2022, "ST-MoE", https://arxiv.org/abs/2202.08906; Chowdhery et al., 2022, "PaLM",
-    https://arxiv.org/abs/2204.02311
+    Source: Zoph et al., 2022, "ST-MoE", https://arxiv.org/abs/2202.08906; Chowdhery et al., 2022,
+    "PaLM", https://arxiv.org/abs/2204.02311
 
     >>> from cnnlab.losses import cross_entropy
     >>> print(f"{with_z_loss(cross_entropy, 1.0)([0.0, 0.0], 0):.4f}")  # log 2 + (log 2)^2
@@ -193,15 +203,20 @@ def weighted_sum(losses: Mapping[Loss, float]) -> Loss:
     Source: linearity.
 
     >>> from cnnlab.losses import cross_entropy, mean_squared_error
-    >>> print(f"{weighted_sum({cross_entropy: 1.0, mean_squared_error: 2.0})([0.0, 0.0], 0):.4f}")  # log 2 + 2/2
+    >>> loss = weighted_sum({cross_entropy: 1.0, mean_squared_error: 2.0})
+    >>> print(f"{loss([0.0, 0.0], 0):.4f}")  # log 2 + 2/2
     1.6931
     """
     if not losses:
         raise ValueError("weighted_sum needs at least one loss")
-    parts = [(loss, _labels.in_range("weight", weight, "(-inf, inf)")) for loss, weight in losses.items()]
+    parts = [
+        (loss, _labels.in_range("weight", weight, "(-inf, inf)")) for loss, weight in losses.items()
+    ]
 
     def summed(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
         logits = as_float(logits)  # so that the gradients are added in float32
-        return functools.reduce(operator.add, [weight * loss(logits, labels) for loss, weight in parts])
+        return functools.reduce(
+            operator.add, [weight * loss(logits, labels) for loss, weight in parts]
+        )
 
     return summed

@@ -1,4 +1,5 @@
-"""The report card of a loss: which properties it has, each with a counterexample, what was tried, or a proof.
+"""The report card of a loss: which properties it has, each with a counterexample, what was tried,
+or a proof.
 
     subject.py     a loss under examination: values, gradients and Hessians in float64
     risk.py        what minimises the expected risk: strict propriety, calibration
@@ -9,8 +10,8 @@
     finding.py     a verdict, and how it is written down
     page.py        cards as a self-contained HTML page; table.py: as text
 
-PROPERTIES are all of them; `card` examines a loss. A card that calls everything good is worthless: the tests assert
-the refutations too.
+PROPERTIES are all of them; `card` examines a loss. A card that calls everything good is worthless:
+the tests assert the refutations too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,17 @@ from cnnlab.report_card.finding import NOT_APPLICABLE, NOT_REFUTED, PROVED, REFU
 from cnnlab.report_card.subject import Subject, given
 from cnnlab.spec import parse
 
-__all__ = ["MATHEMATICAL", "PROPERTIES", "Card", "Curve", "Finding", "Property", "card", "curve", "given"]
+__all__ = [
+    "MATHEMATICAL",
+    "PROPERTIES",
+    "Card",
+    "Curve",
+    "Finding",
+    "Property",
+    "card",
+    "curve",
+    "given",
+]
 
 
 class Property(NamedTuple):
@@ -63,9 +74,18 @@ MATHEMATICAL = {
         "Ghosh et al. 2017",
         shape.symmetric,
     ),
-    "bounded": Property("bound", "no mistake costs more than a constant", "Ghosh et al. 2017", shape.bounded),
-    "non_negative": Property("nonneg", "the loss is never negative", "Blondel et al. 2020", shape.non_negative),
-    "convex": Property("convex", "convex in the logits", "Williamson et al. 2016; Blondel et al. 2020", shape.convex),
+    "bounded": Property(
+        "bound", "no mistake costs more than a constant", "Ghosh et al. 2017", shape.bounded
+    ),
+    "non_negative": Property(
+        "nonneg", "the loss is never negative", "Blondel et al. 2020", shape.non_negative
+    ),
+    "convex": Property(
+        "convex",
+        "convex in the logits",
+        "Williamson et al. 2016; Blondel et al. 2020",
+        shape.convex,
+    ),
     "shift_invariant": Property(
         "shift", "adding a number to all logits changes nothing", "softmax", shape.shift_invariant
     ),
@@ -82,22 +102,31 @@ MATHEMATICAL = {
         shape.strong_on_confident_mistakes,
     ),
     "zero_at_perfect": Property(
-        "zero", "a perfect answer costs nothing, in the limit", "Blondel et al. 2020", shape.zero_at_perfect
+        "zero",
+        "a perfect answer costs nothing, in the limit",
+        "Blondel et al. 2020",
+        shape.zero_at_perfect,
     ),
     "rewards_truth": Property(
-        "reward", "a larger logit of the true class never costs more", "common sense", shape.rewards_truth
+        "reward",
+        "a larger logit of the true class never costs more",
+        "common sense",
+        shape.rewards_truth,
     ),
 }
 IMPLEMENTATION = {
     "finite": Property(
         "finite",
-        "value, gradient and Hessian are finite in float32, bfloat16 and float16 wherever the formula is, "
-        "for logits of ±1e4 and -inf",
+        "value, gradient and Hessian are finite in float32, bfloat16 and float16 wherever the "
+        "formula is, for logits of ±1e4 and -inf",
         "optax #896, #898, #1020",
         soundness.finite,
     ),
     "true_gradient": Property(
-        "grad", "autodiff's gradient is that of the values", "central differences", soundness.true_gradient
+        "grad",
+        "autodiff's gradient is that of the values",
+        "central differences",
+        soundness.true_gradient,
     ),
     "float32_accumulation": Property(
         "accum",
@@ -112,10 +141,16 @@ IMPLEMENTATION = {
         soundness.transform_safe,
     ),
     "label_safe": Property(
-        "label", "a label outside [0, K) never gets another class's loss", "optax #1185", soundness.label_safe
+        "label",
+        "a label outside [0, K) never gets another class's loss",
+        "optax #1185",
+        soundness.label_safe,
     ),
     "one_hot_agrees": Property(
-        "onehot", "a one-hot distribution means the same as its class id", "mixup", soundness.one_hot_agrees
+        "onehot",
+        "a one-hot distribution means the same as its class id",
+        "mixup",
+        soundness.one_hot_agrees,
     ),
 }
 PROPERTIES = MATHEMATICAL | IMPLEMENTATION
@@ -149,7 +184,11 @@ class Card:
     @property
     def broken_claims(self) -> list[Finding]:
         """What is claimed and refuted, or could not be examined at all."""
-        return [f for f in self.findings.values() if f.claimed and f.verdict in (REFUTED, NOT_APPLICABLE)]
+        return [
+            f
+            for f in self.findings.values()
+            if f.claimed and f.verdict in (REFUTED, NOT_APPLICABLE)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Strict JSON."""
@@ -171,13 +210,14 @@ def card(
     """Examine a loss: a few seconds, most of them to compile it.
 
     Args:
-      loss: (logits, labels, **hyperparameters) -> float32[...]. What it takes from the data or from other networks
-        (class_counts, teacher_logits, view_logits) is filled in with `given`.
+      loss: (logits, labels, **hyperparameters) -> float32[...]. What it takes from the data or from
+        other networks (class_counts, teacher_logits, view_logits) is filled in with `given`.
       name: for the card; the function's own by default.
       hyperparameters: those to set.
       num_classes: K of the examination; the searches are made for few.
       cosines: whether the logits are cosines; by default where cnnlab.losses says so.
-      claims: properties said to hold, beside those that the docstring claims: `strictly_proper`, `same as squentropy`.
+      claims: properties said to hold, beside those that the docstring claims: `strictly_proper`,
+        `same as squentropy`.
       properties: which to examine; all by default, the claimed ones always.
 
     Returns:
@@ -216,11 +256,15 @@ def card(
         finding = _examine(lambda subject: soundness.same_as(subject, other), subject, "same_as")
         findings["same_as"] = replace(finding, property="same_as", claimed=True)
     seconds = round(time.perf_counter() - start, 2)
-    return Card(name or own, findings, entry(loss), loss, hyperparameters, num_classes, cosines, seconds)
+    return Card(
+        name or own, findings, entry(loss), loss, hyperparameters, num_classes, cosines, seconds
+    )
 
 
 def _examine(check: Callable[[Subject], Finding], subject: Subject, name: str) -> Finding:
-    """The check's finding; a loss that raises fails an implementation's property, and has no mathematical ones."""
+    """The check's finding; a loss that raises fails an implementation's property, and has no
+    mathematical ones.
+    """
     try:
         if (name in MATHEMATICAL or name == "true_gradient") and (broken := subject.no_number()):
             return Finding(name, REFUTED, broken, 1)
@@ -240,12 +284,18 @@ def _named(spec: str, num_classes: int) -> Subject:
         raise unknown("loss in the claim 'same as'", written.name, known)
     loss = known[written.name]
     return Subject(
-        loss, written.name, num_classes, bool(getattr(loss, "head", "linear") == "cosine"), dict(written.keywords)
+        loss,
+        written.name,
+        num_classes,
+        bool(getattr(loss, "head", "linear") == "cosine"),
+        dict(written.keywords),
     )
 
 
 class Curve(NamedTuple):
-    """A loss along a sweep of the true class: x, loss and |gradient| at it; x is `probability` or `cosine`."""
+    """A loss along a sweep of the true class: x, loss and |gradient| at it; x is `probability` or
+    `cosine`.
+    """
 
     axis: str
     x: np.ndarray
@@ -254,14 +304,18 @@ class Curve(NamedTuple):
 
 
 def curve(
-    loss: Callable, hyperparameters: Mapping[str, Any] | None = None, num_classes: int = 3, cosines: bool = False
+    loss: Callable,
+    hyperparameters: Mapping[str, Any] | None = None,
+    num_classes: int = 3,
+    cosines: bool = False,
 ) -> Curve:
-    """A loss and the length of its gradient against the true class's probability, the other classes being equal.
+    """A loss and the length of its gradient against the true class's probability, the other classes
+    being equal.
 
     Args:
       loss, hyperparameters, num_classes: as in `card`.
-      cosines: sweep the true class's cosine z_y instead, the others being -z_y / (K - 1): cosines do not reach every
-        probability.
+      cosines: sweep the true class's cosine z_y instead, the others being -z_y / (K - 1): cosines
+        do not reach every probability.
 
     Returns:
       float64[201] each. The other logits are 0, for the losses that see more than probabilities.

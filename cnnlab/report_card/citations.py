@@ -1,4 +1,5 @@
-"""Where a property of a built-in loss is proved. Few on purpose: each is what the paper states, for our formula.
+"""Where a property of a built-in loss is proved. Few on purpose: each is what the paper states, for
+our formula.
 
 A numeric counterexample beats a citation: `card` gives "proved" only to what it could not refute.
 """
@@ -12,9 +13,13 @@ GNEITING = "Gneiting & Raftery 2007, JASA 102, section 3"
 GHOSH = "Ghosh, Kumar & Sastry 2017, arXiv:1712.09482"
 MA = "any loss divided by its sum over the classes: Ma et al. 2020, arXiv:2006.13554"
 BLONDEL = "Blondel, Martins & Niculae 2020, arXiv:1901.02324, proposition 2"
-OF_PROBABILITIES = "a function of softmax(z) = softmax(z + c): Goodfellow, Bengio & Courville 2016, section 6.2.2.3"
+OF_PROBABILITIES = (
+    "a function of softmax(z) = softmax(z + c): Goodfellow, Bengio & Courville 2016, section "
+    "6.2.2.3"
+)
 
-# (property, citation) -> the losses it holds for, whatever their hyperparameters (in the ranges that they accept)
+# (property, citation) -> the losses it holds for, whatever their hyperparameters (in the ranges
+# that they accept)
 ALWAYS = {
     ("strictly_proper", f"logarithmic score: {GNEITING}"): ["cross_entropy"],
     ("strictly_proper", f"quadratic score: {GNEITING}"): ["mean_squared_error"],
@@ -28,8 +33,12 @@ ALWAYS = {
     ("symmetric", "Wang et al. 2019, arXiv:1908.06112"): ["reverse_cross_entropy"],
     ("symmetric", MA): ["normalized_cross_entropy", "normalized_focal"],
     ("bounded", GHOSH): ["mean_absolute_error"],
-    ("bounded", "Zhang & Sabuncu 2018, arXiv:1805.07836: within [0, 1/q]"): ["generalized_cross_entropy"],
-    ("bounded", "two distributions are never further apart than 2: Brier 1950"): ["mean_squared_error"],
+    ("bounded", "Zhang & Sabuncu 2018, arXiv:1805.07836: within [0, 1/q]"): [
+        "generalized_cross_entropy"
+    ],
+    ("bounded", "two distributions are never further apart than 2: Brier 1950"): [
+        "mean_squared_error"
+    ],
     ("bounded", "a share of a sum of losses, within [0, 1]: Ma et al. 2020, arXiv:2006.13554"): [
         "normalized_cross_entropy",
         "normalized_focal",
@@ -48,7 +57,9 @@ ALWAYS = {
         "squentropy",
         "logit_penalty",
     ],
-    ("convex", f"a maximum or sum of maxima of affine functions: {BOYD}, section 3.2.3"): ["multiclass_hinge"],
+    ("convex", f"a maximum or sum of maxima of affine functions: {BOYD}, section 3.2.3"): [
+        "multiclass_hinge"
+    ],
     ("convex", f"a Fenchel-Young loss: {BLONDEL}"): ["sparsemax_loss", "entmax_loss"],
     ("non_negative", f"a Fenchel-Young loss: {BLONDEL}"): ["sparsemax_loss", "entmax_loss"],
     ("shift_invariant", OF_PROBABILITIES): [
@@ -64,12 +75,16 @@ ALWAYS = {
         "normalized_focal",
     ],
     ("shift_invariant", "Martins & Astudillo 2016, arXiv:1602.02068"): ["sparsemax_loss"],
-    ("smooth", "constant 1/2: Böhning 1992, Ann. Inst. Stat. Math. 44; Blondel et al. 2020"): ["cross_entropy"],
+    ("smooth", "constant 1/2: Böhning 1992, Ann. Inst. Stat. Math. 44; Blondel et al. 2020"): [
+        "cross_entropy"
+    ],
     ("smooth", f"constant 1, of a 1-strongly convex entropy: {BLONDEL}"): ["sparsemax_loss"],
 }
 # The same for the default hyperparameters alone.
 BY_DEFAULT = {
-    ("symmetric", "a sum of symmetric losses: Ma et al. 2020, arXiv:2006.13554"): ["active_passive"],
+    ("symmetric", "a sum of symmetric losses: Ma et al. 2020, arXiv:2006.13554"): [
+        "active_passive"
+    ],
     ("bounded", "for t1 < 1: Amid et al. 2019, arXiv:1906.03361"): ["bi_tempered"],
 }
 
@@ -88,5 +103,10 @@ def citation(name: str, property: str, defaults: bool) -> str:
     ''
     """
     tables: Iterable[dict] = (ALWAYS, BY_DEFAULT) if defaults else (ALWAYS,)
-    found = [text for table in tables for (p, text), names in table.items() if p == property and name in names]
+    found = [
+        text
+        for table in tables
+        for (p, text), names in table.items()
+        if p == property and name in names
+    ]
     return found[0] if found else ""

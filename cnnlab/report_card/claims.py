@@ -24,14 +24,18 @@ def split(text: str) -> tuple[str, ...]:
     >>> split("strictly proper, same as focal,")
     ('strictly proper', 'same as focal')
     """
-    return tuple(part for part in (" ".join(p.split()) for p in text.rstrip(".").split(",")) if part)
+    return tuple(
+        part for part in (" ".join(p.split()) for p in text.rstrip(".").split(",")) if part
+    )
 
 
 def resolve(claims: Iterable[str], properties: Iterable[str]) -> dict[str, str]:
-    """Each claimed property with what it is compared to: {"strictly_proper": "", "same_as": "squentropy"}.
+    """Each claimed property with what it is compared to: {"strictly_proper": "", "same_as":
+    "squentropy"}.
 
     Args:
-      claims: as written: `strictly_proper`, `strictly proper`, `same as squentropy`, `same as focal gamma=1`.
+      claims: as written: `strictly_proper`, `strictly proper`, `same as squentropy`, `same as focal
+        gamma=1`.
       properties: the names that there are.
 
     Raises:

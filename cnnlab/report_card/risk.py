@@ -1,4 +1,5 @@
-"""Properties of the expected risk R(z) = sum_k q_k L(z, k): what a network that fits q perfectly would answer.
+"""Properties of the expected risk R(z) = sum_k q_k L(z, k): what a network that fits q perfectly
+would answer.
 
 Never L(z, q): a loss may define its value at a distribution otherwise (mean_absolute_error does).
 """
@@ -45,23 +46,31 @@ def strictly_proper(subject: Subject) -> Finding:
                 f"for q = {show(q[i])} the risk is {risk[i, best]:.6g} at softmax(z) = {show(p)}, "
                 f"{own:.6g} at q itself",
                 risk.size,
-                q=q[i], logits=z[i, best], softmax=p, risk=risk[i, best], risk_at_q=own,
-            )  # fmt: skip
-    return not_refuted(f"{len(q)} distributions q, {z.shape[1]} descents each, end at q or higher", risk.size)
+                q=q[i],
+                logits=z[i, best],
+                softmax=p,
+                risk=risk[i, best],
+                risk_at_q=own,
+            )
+    return not_refuted(
+        f"{len(q)} distributions q, {z.shape[1]} descents each, end at q or higher", risk.size
+    )
 
 
 def classification_calibrated(subject: Subject) -> Finding:
     """The largest logit of argmin R belongs to the likeliest class."""
     if subject.cosines:
-        return not_applicable("which cosines can occur together depends on the features and weights, not on the loss")
+        return not_applicable(
+            "which cosines can occur together depends on the features and weights, not on the loss"
+        )
     q, z, _ = _minima(subject)
     points = 0
     for i in range(len(q)):
         top, second = np.argsort(-q[i])[:2]
         if q[i, top] - q[i, second] < GAP:
             continue
-        # No preference at all, and where the search ended with a rival brought up to, or the likeliest class down to, a
-        # tie; the first of them that is as good is the plainest.
+        # No preference at all, and where the search ended with a rival brought up to, or the
+        # likeliest class down to, a tie; the first of them that is as good is the plainest.
         rivals = np.where(np.arange(len(q[i])) == top, -np.inf, z[i])
         down, up = z[i].copy(), z[i].copy()
         down[:, top] = np.minimum(down[:, top], rivals.max(-1))
@@ -75,12 +84,18 @@ def classification_calibrated(subject: Subject) -> Finding:
         if wrong.any():
             best = int(np.argmax(wrong))
             return refuted(
-                f"for q = {show(q[i])} the lowest risk {lowest:.6g} is reached at z = {show(tried[best])}, "
-                f"where class {top} does not lead",
+                f"for q = {show(q[i])} the lowest risk {lowest:.6g} is reached at z = "
+                f"{show(tried[best])}, where class {top} does not lead",
                 points,
-                q=q[i], logits=tried[best], risk=at[best], lowest_risk=lowest,
-            )  # fmt: skip
-    return not_refuted(f"the likeliest class leads at the lowest risk found for every q with a gap of {GAP}", points)
+                q=q[i],
+                logits=tried[best],
+                risk=at[best],
+                lowest_risk=lowest,
+            )
+    return not_refuted(
+        f"the likeliest class leads at the lowest risk found for every q with a gap of {GAP}",
+        points,
+    )
 
 
 def _softmax(z: np.ndarray) -> np.ndarray:
@@ -93,7 +108,9 @@ def _targets(classes: int) -> np.ndarray:
     if classes == 3:
         return np.array(TARGETS) / np.sum(TARGETS, -1, keepdims=True)
     pattern = np.random.default_rng(classes).permutation(np.linspace(-1, 1, classes))
-    plain = np.stack([_softmax(s * np.roll(pattern, i)) for i, s in enumerate((0.2, 0.6, 1.2, 2, 4))])
+    plain = np.stack(
+        [_softmax(s * np.roll(pattern, i)) for i, s in enumerate((0.2, 0.6, 1.2, 2, 4))]
+    )
     minority = np.full(classes, 0.6 / max(classes - 1, 1))
     minority[0] = 0.4  # the likeliest by far, and no majority (which two classes cannot lack)
     return np.concatenate([plain, [minority / minority.sum()]])
@@ -107,7 +124,9 @@ def _risk(subject: Subject, q: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def _at_truth(subject: Subject, q: np.ndarray) -> float:
-    """min_c R(log q + c): the risk of answering q, in whichever of the logits that mean it suits the loss best."""
+    """min_c R(log q + c): the risk of answering q, in whichever of the logits that mean it suits
+    the loss best.
+    """
     centre, width, best = 0.0, 64.0, np.inf
     for _ in range(16):
         shifts = centre + width * np.linspace(-1, 1, 65)
@@ -117,24 +136,34 @@ def _at_truth(subject: Subject, q: np.ndarray) -> float:
 
 
 def _minima(subject: Subject) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """q[M, K], and where S searches for its lowest risk end: z[M, S, K], R(z)[M, S]. Computed once per subject."""
+    """q[M, K], and where S searches for its lowest risk end: z[M, S, K], R(z)[M, S]. Computed once
+    per subject.
+    """
     if "minima" not in vars(subject):
         q = _targets(subject.classes)
         starts = np.stack([_starts(subject, row) for row in q])
         each = np.repeat(q, starts.shape[1], 0)
-        z, risk = descend(lambda z: _risk(subject, each.repeat(len(z) // len(each), 0), z),
-                          starts.reshape(-1, subject.classes))  # fmt: skip
+        z, risk = descend(
+            lambda z: _risk(subject, each.repeat(len(z) // len(each), 0), z),
+            starts.reshape(-1, subject.classes),
+        )
         vars(subject)["minima"] = q, z.reshape(starts.shape), risk.reshape(starts.shape[:2])
     return vars(subject)["minima"]
 
 
 def _starts(subject: Subject, q: np.ndarray) -> np.ndarray:
-    """Where the searches start: multiples of log q, the corners and the centre, and random points."""
+    """Where the searches start: multiples of log q, the corners and the centre, and random
+    points.
+    """
     eye, centred = np.eye(len(q)), np.log(q) - np.log(q).mean()
-    return np.concatenate([np.outer((0, 0.3, 1, 2, 8), centred), 4 * eye[:4], subject.logits(6, seed=1)])
+    return np.concatenate(
+        [np.outer((0, 0.3, 1, 2, 8), centred), 4 * eye[:4], subject.logits(6, seed=1)]
+    )
 
 
-def descend(function: Callable[[np.ndarray], np.ndarray], z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def descend(
+    function: Callable[[np.ndarray], np.ndarray], z: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Lower function(z) by trying steps along the axes, at random, and where the last step went.
 
     It reads values only: neither a kink nor a wrong gradient misleads it.
@@ -163,7 +192,9 @@ def descend(function: Callable[[np.ndarray], np.ndarray], z: np.ndarray) -> tupl
         better = lowest < value
         last = np.where(better[:, None], np.take_along_axis(moves, best[:, None, None], 1)[:, 0], 0)
         z, value = z + last, np.where(better, lowest, value)
-        step = np.clip(np.where(better, np.maximum(step, np.linalg.norm(last, axis=-1)), step / 2), 0, 100)
+        step = np.clip(
+            np.where(better, np.maximum(step, np.linalg.norm(last, axis=-1)), step / 2), 0, 100
+        )
         if step.max() < 1e-9:
             break
     return z, value

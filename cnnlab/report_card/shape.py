@@ -1,4 +1,6 @@
-"""Properties of a loss as a function of the logits: symmetry, bounds, curvature, slopes, limits. All in float64."""
+"""Properties of a loss as a function of the logits: symmetry, bounds, curvature, slopes, limits.
+All in float64.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from cnnlab.report_card.finding import Finding, not_applicable, not_refuted, ref
 from cnnlab.report_card.subject import SCALES, Subject
 
 SMALL = 1e-9  # relative: differences below it are rounding
-ZERO = 1e-6  # a loss below it is nothing; below 1 nat by as much as a true class's probability of 1 - 1e-6 is
+# A loss below it is nothing; below 1 nat by as much as a true class's probability of 1 - 1e-6 is
+ZERO = 1e-6
 VANISHED = 1e-3  # a gradient this much smaller than at its largest no longer teaches
 DECADES = (1.0, 10.0, 100.0, 1e3, 1e4)
 MARGINS = (0.0, 1.0, 2.0, 5.0, 20.0, 100.0)  # of a wrong class over the true one
@@ -23,11 +26,12 @@ def symmetric(subject: Subject) -> Finding:
     low, high = int(np.argmin(sums)), int(np.argmax(sums))
     if not sums[high] - sums[low] <= SMALL * max(1, abs(sums[high])):
         return refuted(
-            f"the losses of all classes sum to {sums[low]:.4g} at z = {show(z[low])}, to {sums[high]:.4g} at "
-            f"{show(z[high])}",
+            f"the losses of all classes sum to {sums[low]:.4g} at z = {show(z[low])}, to "
+            f"{sums[high]:.4g} at {show(z[high])}",
             len(z),
-            logits=z[[low, high]], sums=sums[[low, high]],
-        )  # fmt: skip
+            logits=z[[low, high]],
+            sums=sums[[low, high]],
+        )
     return not_refuted(f"the losses of all classes sum to {sums[0]:.6g}", len(z), sum=sums[0])
 
 
@@ -35,7 +39,9 @@ def bounded(subject: Subject) -> Finding:
     """L(z, y) stays below a constant."""
     if subject.cosines:
         highest = subject.values(subject.logits(1024, seed=3)).max()
-        return not_applicable(f"cosines are bounded themselves; up to {highest:.4g} seen", supremum=highest)
+        return not_applicable(
+            f"cosines are bounded themselves; up to {highest:.4g} seen", supremum=highest
+        )
     eye = np.eye(subject.classes)
     directions = np.concatenate([eye, -eye, subject.logits(128, seed=3, scales=(1.0,))])
     z = np.outer(DECADES, directions).reshape(-1, subject.classes)
@@ -43,14 +49,24 @@ def bounded(subject: Subject) -> Finding:
     growth = np.diff(highest)
     # A bounded loss grows less with every decade, a logarithm by the same, everything else by more.
     if not (growth[-1] <= 0.7 * max(growth[-2], 0) or growth[-1] <= SMALL * max(1, highest[-1])):
-        at = int(np.argmax(subject.values(z)[-len(directions) :].max(-1))) + len(z) - len(directions)
+        at = (
+            int(np.argmax(subject.values(z)[-len(directions) :].max(-1))) + len(z) - len(directions)
+        )
         return refuted(
             f"{highest[-1]:.4g} at z = {show(z[at])}, and growing with the logits: "
-            + ", ".join(f"{h:.3g} at scale {s:g}" for s, h in zip(DECADES[1:], highest[1:], strict=True)),
+            + ", ".join(
+                f"{h:.3g} at scale {s:g}" for s, h in zip(DECADES[1:], highest[1:], strict=True)
+            ),
             len(z),
-            logits=z[at], scales=DECADES, highest=highest,
-        )  # fmt: skip
-    return not_refuted(f"at most {highest.max():.4g} for logits up to {DECADES[-1]:g}", len(z), supremum=highest.max())
+            logits=z[at],
+            scales=DECADES,
+            highest=highest,
+        )
+    return not_refuted(
+        f"at most {highest.max():.4g} for logits up to {DECADES[-1]:g}",
+        len(z),
+        supremum=highest.max(),
+    )
 
 
 def non_negative(subject: Subject) -> Finding:
@@ -59,8 +75,13 @@ def non_negative(subject: Subject) -> Finding:
     values = subject.values(z)
     i, k = np.unravel_index(np.argmin(values), values.shape)
     if not values[i, k] >= -SMALL:
-        return refuted(f"L = {values[i, k]:.4g} at z = {show(z[i])}, label {k}", values.size,
-                       logits=z[i], label=k, loss=values[i, k])  # fmt: skip
+        return refuted(
+            f"L = {values[i, k]:.4g} at z = {show(z[i])}, label {k}",
+            values.size,
+            logits=z[i],
+            label=k,
+            loss=values[i, k],
+        )
     return not_refuted(f"at least {max(values[i, k], 0):.4g}", values.size)
 
 
@@ -69,8 +90,9 @@ def convex(subject: Subject) -> Finding:
     a, b = subject.logits(1024, seed=5), subject.logits(1024, seed=6)[::-1]
     z = subject.logits(256, seed=7)
     curvature, direction = np.linalg.eigh(subject.hessians(z))
-    # The direction of the most negative curvature, followed far enough that the values show it: a loss may have none
-    # (piecewise linear), or a wrong one (a detached gradient), so only values refute.
+    # The direction of the most negative curvature, followed far enough that the values show it: a
+    # loss may have none (piecewise linear), or a wrong one (a detached gradient), so only values
+    # refute.
     i, k = np.unravel_index(np.argmin(np.nan_to_num(curvature[..., 0])), curvature.shape[:2])
     steps = np.outer([0.01, 0.1, 0.3], direction[i, k, :, 0])
     if subject.cosines:
@@ -82,12 +104,19 @@ def convex(subject: Subject) -> Finding:
     points, least = excess.size + curvature[..., 0].size, curvature.min()
     if not excess[j, y] <= 1e-11:
         return refuted(
-            f"label {y}: L = {middle[j, y]:.6g} halfway between {show(a[j])} and {show(b[j])}, more than the mean "
-            f"{ends[j, y]:.6g} of the ends; smallest Hessian eigenvalue seen {least:.3g}",
+            f"label {y}: L = {middle[j, y]:.6g} halfway between {show(a[j])} and {show(b[j])}, "
+            f"more than the mean {ends[j, y]:.6g} of the ends; smallest Hessian eigenvalue seen "
+            f"{least:.3g}",
             points,
-            ends=[a[j], b[j]], label=y, middle=middle[j, y], mean=ends[j, y], smallest_eigenvalue=least,
-        )  # fmt: skip
-    return not_refuted(f"smallest Hessian eigenvalue seen {least:.3g}", points, smallest_eigenvalue=least)
+            ends=[a[j], b[j]],
+            label=y,
+            middle=middle[j, y],
+            mean=ends[j, y],
+            smallest_eigenvalue=least,
+        )
+    return not_refuted(
+        f"smallest Hessian eigenvalue seen {least:.3g}", points, smallest_eigenvalue=least
+    )
 
 
 def shift_invariant(subject: Subject) -> Finding:
@@ -102,10 +131,14 @@ def shift_invariant(subject: Subject) -> Finding:
     s, i, k = np.unravel_index(np.argmax(np.nan_to_num(change, nan=np.inf)), change.shape)
     if not change[s, i, k] <= SMALL:
         return refuted(
-            f"label {k}: {base[i, k]:.6g} at z = {show(z[i])}, {moved[s, i, k]:.6g} at z + {shifts[s]:g}",
+            f"label {k}: {base[i, k]:.6g} at z = {show(z[i])}, {moved[s, i, k]:.6g} at z + "
+            f"{shifts[s]:g}",
             change.size,
-            logits=z[i], label=k, shift=shifts[s], losses=[base[i, k], moved[s, i, k]],
-        )  # fmt: skip
+            logits=z[i],
+            label=k,
+            shift=shifts[s],
+            losses=[base[i, k], moved[s, i, k]],
+        )
     return not_refuted(f"changes by {change.max():.1g} at most", change.size)
 
 
@@ -127,16 +160,28 @@ def smooth(subject: Subject) -> Finding:
     best = int(np.argmax(largest))
     z, k = where[best]
     at = f"largest curvature {largest[best]:.4g} at z = {show(z)}, label {k}"
-    data = {"constant": largest[best], "logits": z, "label": k, "scales": scales, "curvatures": largest}
-    runaway = len(largest) > 1 and (largest[0] > 3 * largest[1] or largest[-1] > 3 * largest[-2] > 0)
+    data = {
+        "constant": largest[best],
+        "logits": z,
+        "label": k,
+        "scales": scales,
+        "curvatures": largest,
+    }
+    runaway = len(largest) > 1 and (
+        largest[0] > 3 * largest[1] or largest[-1] > 3 * largest[-2] > 0
+    )
     if runaway and best in (0, len(largest) - 1):
         end = "shrink" if best == 0 else "grow"
-        return refuted(f"{at}, and it increases without end as the logits {end}", 128 * len(scales), **data)
+        return refuted(
+            f"{at}, and it increases without end as the logits {end}", 128 * len(scales), **data
+        )
     return not_refuted(at, 128 * len(scales), **data)
 
 
 def _ties(classes: int) -> np.ndarray:
-    """Two classes level, the others far below, and one class ahead of one other: where curvature is largest."""
+    """Two classes level, the others far below, and one class ahead of one other: where curvature is
+    largest.
+    """
     rows = []
     for i, j in itertools.islice(itertools.combinations(range(classes), 2), 10):
         for lead in (0.0, 0.1, 0.3):
@@ -147,9 +192,14 @@ def _ties(classes: int) -> np.ndarray:
 
 
 def _kink(subject: Subject) -> Finding | None:
-    """Where the gradient jumps: of random segments keep the half over which it changes more, again and again."""
+    """Where the gradient jumps: of random segments keep the half over which it changes more, again
+    and again.
+    """
     classes = subject.classes
-    a, b = subject.logits(340, seed=10, scales=(1.0, 2.0)), subject.logits(340, seed=11, scales=(2.0, 1.0))
+    a, b = (
+        subject.logits(340, seed=10, scales=(1.0, 2.0)),
+        subject.logits(340, seed=11, scales=(2.0, 1.0)),
+    )
     label = np.resize(np.arange(classes), len(a))
     own = lambda z: subject.gradients(z)[np.arange(len(z)), label]
     at_a, at_b = own(a), own(b)
@@ -165,11 +215,13 @@ def _kink(subject: Subject) -> Finding | None:
     i = int(np.argmax(jump))
     if jump[i] > 1e-4 * size:
         return refuted(
-            f"label {label[i]}: at z = {show(a[i])} the gradient jumps from {show(at_a[i])} to {show(at_b[i])} within "
-            f"a distance of {distance[i]:.1g}",
+            f"label {label[i]}: at z = {show(a[i])} the gradient jumps from {show(at_a[i])} to "
+            f"{show(at_b[i])} within a distance of {distance[i]:.1g}",
             340 * 45,
-            logits=[a[i], b[i]], label=label[i], gradients=[at_a[i], at_b[i]],
-        )  # fmt: skip
+            logits=[a[i], b[i]],
+            label=label[i],
+            gradients=[at_a[i], at_b[i]],
+        )
     return None
 
 
@@ -188,12 +240,16 @@ def strong_on_confident_mistakes(subject: Subject) -> Finding:
     )
     data = {"margins": -margins, "gradients": size}
     if not last >= VANISHED * known.max():
-        return refuted(f"{text}; {known.max():.3g} at its largest", len(margins), logits=z, label=0, **data)
+        return refuted(
+            f"{text}; {known.max():.3g} at its largest", len(margins), logits=z, label=0, **data
+        )
     return not_refuted(text, len(margins), **data)
 
 
 def zero_at_perfect(subject: Subject) -> Finding:
-    """The loss of a perfect answer is 0: along z = t e_y, -t (1 - e_y) or the mean of both, for some t up to 1e4."""
+    """The loss of a perfect answer is 0: along z = t e_y, -t (1 - e_y) or the mean of both, for
+    some t up to 1e4.
+    """
     classes = subject.classes
     own = np.eye(classes)[0]
     if subject.cosines:
@@ -204,8 +260,13 @@ def zero_at_perfect(subject: Subject) -> Finding:
     values = subject.values(z)[:, 0]
     i = int(np.nanargmin(np.abs(values)))
     if not abs(values[i]) <= ZERO:
-        return refuted(f"{values[i]:.4g} at best, at z = {show(z[i])}, label 0", len(z),
-                       logits=z[i], label=0, loss=values[i])  # fmt: skip
+        return refuted(
+            f"{values[i]:.4g} at best, at z = {show(z[i])}, label 0",
+            len(z),
+            logits=z[i],
+            label=0,
+            loss=values[i],
+        )
     return not_refuted(f"{show(values[i])} at z = {show(z[i])}, label 0", len(z), loss=values[i])
 
 
@@ -226,6 +287,9 @@ def rewards_truth(subject: Subject) -> Finding:
     _, i, k, to = worst
     after = base[i, k] + worst[0]
     return refuted(
-        f"label {k}: {base[i, k]:.4g} at z = {show(z[i])}, {after:.4g} once z_{k} is {to[k]:.4g}", points,
-        logits=[z[i], to], label=k, losses=[base[i, k], after],
-    )  # fmt: skip
+        f"label {k}: {base[i, k]:.4g} at z = {show(z[i])}, {after:.4g} once z_{k} is {to[k]:.4g}",
+        points,
+        logits=[z[i], to],
+        label=k,
+        losses=[base[i, k], after],
+    )

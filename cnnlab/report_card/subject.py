@@ -1,4 +1,6 @@
-"""A loss under examination: its values, gradients and Hessians in float64 at many points, each compiled once."""
+"""A loss under examination: its values, gradients and Hessians in float64 at many points, each
+compiled once.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,23 @@ from cnnlab.report_card.finding import show
 
 Loss = Callable[[Any, Any], jax.Array]
 
-CHUNK = 1024  # points per compiled call: every batch is padded to it, so that no second shape is compiled
+# Points per compiled call: every batch is padded to it, so that no second shape is compiled
+CHUNK = 1024
 FEW = 256  # the same for Hessians
 SCALES = (0.3, 1.0, 3.0, 10.0)  # standard deviations of random logits
 COSINE = 0.95  # random cosines stay this far inside [-1, 1], whose ends are special (arcface)
 
 
 def given(num_classes: int) -> dict[str, Any]:
-    """What stands in for hyperparameters that a loss takes from the data or from other networks, by name.
+    """What stands in for hyperparameters that a loss takes from the data or from other networks, by
+    name.
 
     Args:
       num_classes: K.
 
     Returns:
-      class_counts, K from 1000 down to 10; teacher_logits, K from 1 down to -1; view_logits, two views of one example;
+      class_counts, K from 1000 down to 10; teacher_logits, K from 1 down to -1; view_logits, two
+      views of one example;
       progress and epoch, those of the end of a run of one epoch.
     """
     slope = np.linspace(1, -1, num_classes)
@@ -66,7 +71,8 @@ def filled(loss: Callable, num_classes: int) -> Loss:
 class Subject:
     """A loss, the number of classes it is examined with, and whether its logits are cosines.
 
-    The methods take float64[N, K] and look at one example at a time: they need no batch semantics of the loss.
+    The methods take float64[N, K] and look at one example at a time: they need no batch semantics
+    of the loss.
     """
 
     function: Callable
@@ -112,10 +118,16 @@ class Subject:
         return jax.jit(jax.vmap(lambda z: one(z, jnp.arange(self.classes, dtype=jnp.int32))))
 
     def no_number(self) -> str:
-        """Where an ordinary point has no finite loss, which would look like anything; empty if there is none."""
+        """Where an ordinary point has no finite loss, which would look like anything; empty if
+        there is none.
+        """
         z = self.logits(64, seed=99)
         bad = np.argwhere(~np.isfinite(self.values(z)))
-        return f"L has no finite value at z = {show(z[bad[0, 0]])}, label {bad[0, 1]}" if len(bad) else ""
+        return (
+            f"L has no finite value at z = {show(z[bad[0, 0]])}, label {bad[0, 1]}"
+            if len(bad)
+            else ""
+        )
 
     def logits(self, count: int, seed: int = 0, scales: tuple[float, ...] = SCALES) -> np.ndarray:
         """Random float64[count, K]: normal of several scales in turn; uniform for cosines."""

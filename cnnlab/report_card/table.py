@@ -1,4 +1,6 @@
-"""Cards as text: a table of verdicts that stays whole where no terminal is, and a line for every finding."""
+"""Cards as text: a table of verdicts that stays whole where no terminal is, and a line for every
+finding.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,16 @@ from cnnlab.report_card.finding import NOT_APPLICABLE, NOT_REFUTED, PROVED, REFU
 MARKS = {PROVED: "proof", NOT_REFUTED: "ok", REFUTED: "NO", NOT_APPLICABLE: "-"}
 HOLDS = (PROVED, NOT_REFUTED)
 STYLES = {PROVED: "bold green", NOT_REFUTED: "green", REFUTED: "red", NOT_APPLICABLE: "dim"}
-LEGEND = "proof: cited and not refuted; ok: not refuted; NO: refuted; -: not applicable; NO!: claimed and refuted"
+LEGEND = (
+    "proof: cited and not refuted; ok: not refuted; NO: refuted; -: not applicable; NO!: claimed "
+    "and refuted"
+)
 
 
 def tables(cards: Sequence[Card]) -> Iterator[Any]:
-    """Two rich tables, losses by properties: the mathematical ones, and those of the implementation."""
+    """Two rich tables, losses by properties: the mathematical ones, and those of the
+    implementation.
+    """
     from rich.table import Table
 
     parts: list[Mapping[str, Property]] = [
@@ -78,11 +85,19 @@ WORDS = {
 
 
 def markdown(cards: Sequence[Card]) -> list[str]:
-    """The README's table, a line each: losses by name, formula, the properties not refuted, source."""
+    """The README's table, a line each: losses by name, formula, the properties not refuted,
+    source.
+    """
     lines = ["| loss | value | properties | source |", "|---|---|---|---|"]
     for card in cards:
-        held = [word for name, word in WORDS.items() if name in card.findings and card[name].verdict in HOLDS]
-        lines.append(f"{markdown_start(card.loss)} {', '.join(held)} | {_reference(card.about.source)} |")
+        held = [
+            word
+            for name, word in WORDS.items()
+            if name in card.findings and card[name].verdict in HOLDS
+        ]
+        lines.append(
+            f"{markdown_start(card.loss)} {', '.join(held)} | {_reference(card.about.source)} |"
+        )
     return lines
 
 
@@ -90,18 +105,31 @@ def markdown_start(loss: Callable) -> str:
     """A row of that table up to the properties, which need an examination."""
     about, parameters = entry(loss), list(inspect.signature(loss).parameters.values())[2:]
     given = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters]
-    value = about.formula.partition(";")[0].removeprefix("L(z, y) = ").replace("\n", " ").replace("|", "\\|")
+    value = (
+        about.formula.partition(";")[0]
+        .removeprefix("L(z, y) = ")
+        .replace("\n", " ")
+        .replace("|", "\\|")
+    )
     names = " ".join(f"`{alias}`" for alias, other in losses.ALIASES.items() if other is loss)
-    return f"| `{about.name}({', '.join(given)})` {names} | {value.rstrip(',')} |".replace("  ", " ")
+    return f"| `{about.name}({', '.join(given)})` {names} | {value.rstrip(',')} |".replace(
+        "  ", " "
+    )
 
 
 def _reference(source: str) -> str:
     """Authors and year, linked."""
     who = re.match(r".*?\d{4}", source)
     link = re.search(r"https?://\S+[^\s.,;)]", source)
-    return f"[{who[0].replace(',', '')}]({link[0]})" if who and link else source.partition('"')[0].strip(" ,")
+    return (
+        f"[{who[0].replace(',', '')}]({link[0]})"
+        if who and link
+        else source.partition('"')[0].strip(" ,")
+    )
 
 
 def broken_claims(cards: Sequence[Card]) -> list[str]:
     """A line for every claim that is refuted or could not be examined."""
-    return [f"{card.name} claims {f.property}: {f.detail}" for card in cards for f in card.broken_claims]
+    return [
+        f"{card.name} claims {f.property}: {f.detail}" for card in cards for f in card.broken_claims
+    ]

@@ -1,1 +1,3 @@
-"""Losses x conditions x paired seeds: plan asks for them, cells trains, folder keeps, board shows, results reads."""
+"""Losses x conditions x paired seeds: plan asks for them, cells trains, folder keeps, board shows,
+results reads.
+"""

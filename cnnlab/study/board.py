@@ -15,7 +15,9 @@ from cnnlab.console import Console
 
 @dataclass
 class UnderWay:
-    """How far a cell is: `share` of what is done to it now, with a note; where, if not in this process."""
+    """How far a cell is: `share` of what is done to it now, with a note; where, if not in this
+    process.
+    """
 
     began: float
     phase: str = ""
@@ -25,7 +27,9 @@ class UnderWay:
 
 
 class Board(Console):
-    """A console that shows a grid of cells, losses by conditions: accuracies of those done, how far the others are."""
+    """A console that shows a grid of cells, losses by conditions: accuracies of those done, how far
+    the others are.
+    """
 
     def __init__(self, mode: str = "auto", epochs: int = 1):
         super().__init__(mode)
@@ -33,13 +37,19 @@ class Board(Console):
         self._cells: list[tuple[str, str]] = []
         self._done: dict[tuple[str, str], str] = {}
         self._shard: set[tuple[str, str]] = set()
-        self._own: list[float] = []  # seconds of the cells trained by this process, or for it elsewhere
+        self._own: list[
+            float
+        ] = []  # seconds of the cells trained by this process, or for it elsewhere
         self._now: dict[tuple[str, str], UnderWay] = {}
         self.here = UnderWay(0.0)  # the cell that this process trains
 
     @contextmanager
-    def showing(self, cells: Sequence[tuple[str, str]], shard: slice = slice(None)) -> Iterator[None]:
-        """Show cells (loss, condition) while the body runs; `shard` is the part of them that is trained here."""
+    def showing(
+        self, cells: Sequence[tuple[str, str]], shard: slice = slice(None)
+    ) -> Iterator[None]:
+        """Show cells (loss, condition) while the body runs; `shard` is the part of them that is
+        trained here.
+        """
         self._cells, self._shard = list(cells), set(cells[shard])
         if self.mode != "bar":
             yield
@@ -64,17 +74,24 @@ class Board(Console):
     def epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch's metrics, a list over seeds each."""
         accuracy = row.get("validation_accuracy", row["train_accuracy"])
-        self.here.note, self.here.share = f"{100 * np.mean(accuracy):.1f} %", row["epoch"] / self._epochs
+        self.here.note, self.here.share = (
+            f"{100 * np.mean(accuracy):.1f} %",
+            row["epoch"] / self._epochs,
+        )
 
     def elsewhere(self, loss: str, condition: str, now: UnderWay) -> None:
         """How far a cell is that another process trains for this one; its clock is not ours."""
         before = self._now.get((loss, condition))
         same = before is not None and before.where == now.where
-        self._now[loss, condition] = replace(now, began=before.began if before and same else time.monotonic())
+        self._now[loss, condition] = replace(
+            now, began=before.began if before and same else time.monotonic()
+        )
         if not same and self.mode != "bar":
             self.say(f"training {loss}, {condition} on {now.where}")
 
-    def finished(self, loss: str, condition: str, cell: Mapping[str, Any], trained: bool = False) -> None:
+    def finished(
+        self, loss: str, condition: str, cell: Mapping[str, Any], trained: bool = False
+    ) -> None:
         """A cell's result is there; `trained`: now, even if it was not seen under way."""
         accuracies = [run["test"]["accuracy"] for run in cell["runs"] if run["diverged"] is None]
         broken = len(cell["runs"]) - len(accuracies)
@@ -84,14 +101,22 @@ class Board(Console):
         if now := self._now.pop((loss, condition), None):
             self._own.append(time.monotonic() - now.began)
         if (now or trained) and self.mode != "bar":
-            self.say(f"{len(self._done)}/{len(self._cells)} {loss}, {condition}: {text}{self._left()}")
+            self.say(
+                f"{len(self._done)}/{len(self._cells)} {loss}, {condition}: {text}{self._left()}"
+            )
 
     @contextmanager
-    def progress(self, what: str, total: int | None, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
+    def progress(
+        self, what: str, total: int | None, unit: str, done: int = 0
+    ) -> Iterator[Callable[..., None]]:
         """As a console's; on a terminal it moves the cell under way."""
         if self.mode != "bar":
-            where = "".join(f"{', '.join(key)}: " for key, now in self._now.items() if now is self.here)
-            with super().progress(f"{where}{self.here.phase}, {what}", total, unit, done) as advance:
+            where = "".join(
+                f"{', '.join(key)}: " for key, now in self._now.items() if now is self.here
+            )
+            with super().progress(
+                f"{where}{self.here.phase}, {what}", total, unit, done
+            ) as advance:
                 yield advance
             return
         before, position = self.here.share, done
@@ -105,7 +130,9 @@ class Board(Console):
         yield advance
 
     def _left(self) -> str:
-        """The time left for this shard, if each cell takes as long as those before and as many are trained at once."""
+        """The time left for this shard, if each cell takes as long as those before and as many are
+        trained at once.
+        """
         if not self._own:
             return ""
         under_way = self._now.values()
@@ -125,7 +152,9 @@ class Board(Console):
         for name in ("test accuracy", *conditions):
             table.add_column(escape(name))
         for loss in losses:
-            table.add_row(*[escape(text) for text in (loss, *[self._cell(loss, c) for c in conditions])])
+            table.add_row(
+                *[escape(text) for text in (loss, *[self._cell(loss, c) for c in conditions])]
+            )
         return table
 
     def _cell(self, loss: str, condition: str) -> str:

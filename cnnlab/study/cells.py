@@ -15,21 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnlab import cache, hosts, loop, metrics, models, network, parallel, recipe, run_folder, stats
-from cnnlab.checkpoint import Checkpoints
+from cnnlab import compilation_cache, files, metrics, models
+from cnnlab.checkpoint.manager import Checkpoints
 from cnnlab.config import Config
 from cnnlab.data import source
 from cnnlab.errors import Diverged, InputError
 from cnnlab.losses import cross_entropy
+from cnnlab.multihost import agree, processes, transfer
 from cnnlab.parts import Parts, resolve
 from cnnlab.softmax import predict
 from cnnlab.spec import where
 from cnnlab.study import folder as folders
-from cnnlab.study import on_ray, plan
+from cnnlab.study import on_ray, plan, statistics
 from cnnlab.study.board import Board
 from cnnlab.study.plan import Study
 from cnnlab.study.results import Results
-from cnnlab.train import Objective
+from cnnlab.training import devices, loop, network, recipe, run_folder
+from cnnlab.training.step import Objective
 
 SAVE_SECONDS = 60.0  # a killed cell loses so much and an epoch at most
 
@@ -53,7 +55,8 @@ def run(study: Study, board: Board, command: str) -> Results | None:
       command: to run again, for messages and the report.
 
     Returns:
-      The results; None while cells are missing that are another shard's or that another process is training.
+      The results; None while cells are missing that are another shard's or that another process is
+      training.
 
     Raises:
       InputError: whatever cannot be done; found before any training where it can be known.
@@ -69,19 +72,26 @@ def run(study: Study, board: Board, command: str) -> Results | None:
     remote = on_ray.joined(study, command) if study.executor == "ray" else contextlib.nullcontext()
     with remote as cluster:
         if cluster:
-            board.say("checking losses and data on a machine of Ray's")  # which may have to wait for one
-        here = lambda: hosts.together(lambda: check(study, board))
+            board.say(
+                "checking losses and data on a machine of Ray's"
+            )  # which may have to wait for one
+        here = lambda: agree.together(lambda: check(study, board))
         facts = cluster.call(check, study, Board("off")) if cluster else here()
-        hosts.agree("the data set or the teacher", facts)
-        read = lambda cell: hosts.on_first(
+        agree.agree("the data set or the teacher", facts)
+        read = lambda cell: agree.on_first(
             lambda: folders.read(folder, cell, plan.seeds(study), facts[cell.loss], measured)
         )
         with board.showing([cell.key for cell in cells], shard):
             for cell in cells:
                 if result := read(cell):
                     board.finished(*cell.key, result)
-                    shutil.rmtree(folders.checkpoints(folder, cell), ignore_errors=True)  # a kill may have left them
-            one, missing = partial(train, study, folder, facts, command), [c for c in cells[shard] if not read(c)]
+                    shutil.rmtree(
+                        folders.checkpoints(folder, cell), ignore_errors=True
+                    )  # a kill may have left them
+            one, missing = (
+                partial(train, study, folder, facts, command),
+                [c for c in cells[shard] if not read(c)],
+            )
             if cluster:
                 cluster.train(one, missing, folder, board)
             else:
@@ -90,7 +100,10 @@ def run(study: Study, board: Board, command: str) -> Results | None:
                         board.finished(*cell.key, result)
         found = [read(cell) for cell in cells]
     if missing := sum(result is None for result in found):
-        board.say(f"{missing} of {len(cells)} cells are left to others; the report comes with the last one")
+        board.say(
+            f"{missing} of {len(cells)} cells are left to others; the report comes with the last "
+            "one"
+        )
         return None
     rows: Any = [found[i : i + len(study.losses)] for i in range(0, len(cells), len(study.losses))]
     return Results(study, plan.conditions(study), rows, command)
@@ -116,32 +129,36 @@ def train(
       InputError: the file is damaged, or of other data, or the folder cannot be written.
       Stopped: a signal came; the cell is saved.
     """
-    cache.keep_compilations()
-    read = lambda: hosts.on_first(
+    compilation_cache.keep_compilations()
+    read = lambda: agree.on_first(
         lambda: folders.read(folder, cell, plan.seeds(study), facts[cell.loss], plan.metrics(study))
     )
     if result := read():
         return result
     with contextlib.ExitStack() as held:
         claim = folders.claimed(folder, cell.digest)
-        mine = hosts.on_first(lambda: held.enter_context(claim))  # for all processes of this study
+        mine = agree.on_first(lambda: held.enter_context(claim))  # for all processes of this study
         if mine and not read():
             board.started(*cell.key)
             trained = _train(study, cell, folder, board, command)
             path = folder / "cells" / f"{cell.words}-{cell.digest}.json"
-            hosts.on_first(lambda: run_folder.write_json(path, trained))
+            agree.on_first(lambda: files.write_json(path, trained))
     if result := read():
-        hosts.on_first(lambda: shutil.rmtree(folders.checkpoints(folder, cell), ignore_errors=True))
+        agree.on_first(lambda: shutil.rmtree(folders.checkpoints(folder, cell), ignore_errors=True))
     return result
 
 
 def _refuse_twins(cells: Sequence[folders.Cell]) -> None:
-    """Raises InputError where two cells are one under two names: a study would compare it with itself."""
+    """Raises InputError where two cells are one under two names: a study would compare it with
+    itself.
+    """
     seen: dict[str, str] = {}
     for cell in cells:
         name = f"{cell.loss}, {plan.label(cell.condition)}" if cell.condition else cell.loss
         if cell.digest in seen:
-            raise InputError(f"'{seen[cell.digest]}' and '{name}' are the same under two names; leave one out")
+            raise InputError(
+                f"'{seen[cell.digest]}' and '{name}' are the same under two names; leave one out"
+            )
         seen[cell.digest] = name
 
 
@@ -152,10 +169,11 @@ def check(study: Study, board: Board) -> Facts:
       For each loss the digests of the training data and of its teacher's weights.
 
     Raises:
-      InputError: no such data set, a loss that does not keep the contract or is not finite, too few images, too few
-        devices.
+      InputError: no such data set, a loss that does not keep the contract or is not finite, too few
+        images, too few devices.
     """
-    cache.keep_compilations()  # JAX looks whether there is a cache when it first compiles, and never again
+    # JAX looks whether there is a cache when it first compiles, and never again
+    compilation_cache.keep_compilations()
     facts: Facts = {}
     opened: dict[str, Any] = {}
     for loss, condition in plan.grid(study):
@@ -166,7 +184,11 @@ def check(study: Study, board: Board) -> Facts:
             dataset = parts.open_dataset(config.data_dir, config.image_size)
             track = board.track(f"decoding {dataset.train.name}", "reads")
             keep = recipe.resident(config, dataset.train)
-            summary = source.decoded(dataset.train, track)[1] if keep else source.summary(dataset.train, track)
+            summary = (
+                source.decoded(dataset.train, track)[1]
+                if keep
+                else source.summary(dataset.train, track)
+            )
             opened[name] = dataset, summary
         dataset, summary = opened[name]
         for together in (study.seeds, study.budget) if study.tune else (study.seeds,):
@@ -201,19 +223,26 @@ def _finite(config: Config, parts: Parts, num_classes: int, counts: np.ndarray) 
     try:
         found = jax.value_and_grad(total)(logits)
     except Exception as error:
-        raise InputError(f"loss {config.loss} fails on a batch of {batch}: {where(error)}") from error
+        raise InputError(
+            f"loss {config.loss} fails on a batch of {batch}: {where(error)}"
+        ) from error
     for what, values in zip(("values", "gradients"), found, strict=True):
         if not np.all(np.isfinite(values)):
-            raise InputError(f"loss {config.loss} gives {what} that are not finite for logits between -1 and 1")
+            raise InputError(
+                f"loss {config.loss} gives {what} that are not finite for logits between -1 and 1"
+            )
 
 
-def _train(study: Study, cell: folders.Cell, folder: Path, board: Board, command: str) -> dict[str, Any]:
+def _train(
+    study: Study, cell: folders.Cell, folder: Path, board: Board, command: str
+) -> dict[str, Any]:
     """What a cell's file holds (`Results`)."""
     config, seeds = folders.config(study, cell.loss, cell.condition), plan.seeds(study)
     checkpoints = folders.checkpoints(folder, cell)
     trials = _tune(study, config, checkpoints, board, command) if study.tune else []
     sound = [trial for trial in trials if trial["accuracy"] is not None]
-    # Where every rate diverged the lowest does, as a rate that was not tuned would: the study goes on.
+    # Where every rate diverged the lowest does, as a rate that was not tuned would: the study goes
+    # on.
     rate = trials[0]["learning_rate"] if trials else config.learning_rate
     if sound:
         rate = max(sound, key=lambda trial: trial["accuracy"])["learning_rate"]
@@ -251,25 +280,33 @@ def _train(study: Study, cell: folders.Cell, folder: Path, board: Board, command
         "seconds": seconds,
         "images_per_second": images / seconds if seconds else None,
         "parameters": models.count_parameters(experiment.state.params) // len(seeds),
-        "devices": f"{experiment.layout.device_count} x {experiment.layout.mesh.devices.flat[0].device_kind}",
+        "devices": f"{experiment.layout.device_count} x "
+        f"{experiment.layout.mesh.devices.flat[0].device_kind}",
         "versions": run_folder.versions(),
-        **{name: experiment.facts[name] for name in ("class_names", "counts", "digest", "teacher_digest")},
+        **{
+            name: experiment.facts[name]
+            for name in ("class_names", "counts", "digest", "teacher_digest")
+        },
     }
 
 
-def _tune(study: Study, config: Config, folder: Path, board: Board, command: str) -> list[dict[str, Any]]:
+def _tune(
+    study: Study, config: Config, folder: Path, board: Board, command: str
+) -> list[dict[str, Any]]:
     """The validation accuracy that each rate of the budget reaches; they are trained together."""
     rates, kept = plan.rates(study), folder / "tuning.json"
-    if before := hosts.on_first(lambda: _trials(kept)):
+    if before := agree.on_first(lambda: _trials(kept)):
         return before
     board.phase(f"tuning {len(rates)} rates")
-    trained = _fit(config, [plan.TUNING_SEED] * len(rates), rates, folder / "tuning", board, command)
+    trained = _fit(
+        config, [plan.TUNING_SEED] * len(rates), rates, folder / "tuning", board, command
+    )
     reached = trained.history[-1]["validation_accuracy"] if trained.history else [None] * len(rates)
     trials = [
         {"learning_rate": rate, "accuracy": accuracy if step is None else None}
         for rate, accuracy, step in zip(rates, reached, trained.diverged, strict=True)
     ]
-    hosts.on_first(lambda: run_folder.write_json(kept, {"trials": trials}))
+    agree.on_first(lambda: files.write_json(kept, {"trials": trials}))
     return trials
 
 
@@ -296,10 +333,19 @@ class Trained:
     diverged: list[int | None]
 
 
-def _fit(config: Config, seeds: list[int], rates: list[float], folder: Path, board: Board, command: str) -> Trained:
+def _fit(
+    config: Config, seeds: list[int], rates: list[float], folder: Path, board: Board, command: str
+) -> Trained:
     """Train seeds together, from where a killed process had saved."""
     experiment = recipe.build(config, board, seeds, rates)
-    steps = loop.Plan(experiment.steps_per_epoch, config.epochs, 0, command, experiment.dispatch_steps, SAVE_SECONDS)
+    steps = loop.Plan(
+        experiment.steps_per_epoch,
+        config.epochs,
+        0,
+        command,
+        experiment.dispatch_steps,
+        SAVE_SECONDS,
+    )
     history: list[dict[str, Any]] = []
 
     def record(row: dict[str, Any]) -> None:
@@ -312,12 +358,20 @@ def _fit(config: Config, seeds: list[int], rates: list[float], folder: Path, boa
         history += start.history
         try:
             state = loop.fit(
-                start, steps, step=experiment.step, items=experiment.items, validate=experiment.validate,
-                checkpoints=checkpoints, record=record, console=board,
-            ).state  # fmt: skip
+                start,
+                steps,
+                step=experiment.step,
+                items=experiment.items,
+                validate=experiment.validate,
+                checkpoints=checkpoints,
+                record=record,
+                console=board,
+            ).state
         except Diverged as error:  # the last of them
             last = error.steps.tolist()
-            return Trained(experiment, None, history, _diverged([*history, {"bad_step": last}], len(seeds)))
+            return Trained(
+                experiment, None, history, _diverged([*history, {"bad_step": last}], len(seeds))
+            )
     return Trained(experiment, state, history, _diverged(history, len(seeds)))
 
 
@@ -325,29 +379,45 @@ def _diverged(history: Sequence[dict[str, Any]], seeds: int) -> list[int | None]
     """For each seed the number, from 1, of its first step that was not finite."""
     first: list[int | None] = [None] * seeds
     for row in reversed(history):
-        first = [old if new is None else new + 1 for new, old in zip(row["bad_step"], first, strict=True)]
+        first = [
+            old if new is None else new + 1 for new, old in zip(row["bad_step"], first, strict=True)
+        ]
     return first
 
 
 def _own_rows(history: Sequence[dict[str, Any]], place: int) -> list[dict[str, Any]]:
     """A seed's epochs while it was finite, without what is of the machine."""
     left_out = ("seconds", "images_per_second", "bad_step", "gradient_norms")
-    sound = [{k: v for k, v in row.items() if k not in left_out} for row in history if row["bad_step"][place] is None]
+    sound = [
+        {k: v for k, v in row.items() if k not in left_out}
+        for row in history
+        if row["bad_step"][place] is None
+    ]
     return [{k: v[place] if isinstance(v, list) else v for k, v in row.items()} for row in sound]
 
 
-def _test(experiment: recipe.Experiment, state: Any, seeds: int) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """The metrics of each seed on the test set, and which images it was right about: bool[seeds, N]."""
+def _test(
+    experiment: recipe.Experiment, state: Any, seeds: int
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """The metrics of each seed on the test set, and which images it was right about: bool[seeds,
+    N].
+    """
     measure = jax.jit(jax.vmap(partial(_measured, own=experiment.metrics), (0, None)))
     parts, right = [], []
     for batch in experiment.test():
         logits = experiment.logits(state.params, state.batch_stats, batch)
-        known = experiment.layout.whole({name: batch[name] for name in ("label", "mask")}, parallel.BATCH)
-        logits, known = parallel.fetch((logits, known)) if hosts.count() > 1 else (logits, known)
+        known = experiment.layout.whole(
+            {name: batch[name] for name in ("label", "mask")}, devices.BATCH
+        )
+        logits, known = (
+            transfer.fetch((logits, known)) if processes.count() > 1 else (logits, known)
+        )
         sums, hits = jax.device_get(measure(logits, known))
         parts.append(sums)
         right.append(hits[:, known["mask"]])
-    by_seed = [[jax.tree.map(lambda leaf, i=i: leaf[i], part) for part in parts] for i in range(seeds)]
+    by_seed = [
+        [jax.tree.map(lambda leaf, i=i: leaf[i], part) for part in parts] for i in range(seeds)
+    ]
     return [metrics.summarise(own, experiment.metrics) for own in by_seed], np.concatenate(right, 1)
 
 
@@ -355,25 +425,33 @@ def _measured(
     logits: jax.Array, batch: dict[str, jax.Array], own: Sequence[metrics.Metric]
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     label = batch["label"]
-    return metrics.sums(logits, label, cross_entropy(logits, label), batch["mask"], own), predict(logits) == label
+    return metrics.sums(logits, label, cross_entropy(logits, label), batch["mask"], own), predict(
+        logits
+    ) == label
 
 
 def announcement(study: Study) -> list[str]:
-    """What to know before a study is paid for, a line each: its size, and whether it can end in a verdict at all."""
+    """What to know before a study is paid for, a line each: its size, and whether it can end in a
+    verdict at all.
+    """
     losses, conditions = len(study.losses), len(plan.conditions(study))
     comparisons = (losses - 1) * conditions
-    needed = stats.seeds_needed(comparisons)
+    needed = statistics.seeds_needed(comparisons)
     count = lambda n, what: f"{n:,} {what}{'s' * (n != 1)}"
     lines = [
         f"{losses} losses x {count(conditions, 'condition')} x {count(study.seeds, 'seed')} of "
-        f"{count(study.epochs, 'epoch')}, {count(comparisons, 'comparison')} with {plan.baseline(study)} "
-        f"in {plan.metric(study).name}"
+        f"{count(study.epochs, 'epoch')}, {count(comparisons, 'comparison')} with "
+        f"{plan.baseline(study)} in {plan.metric(study).name}"
     ]
     if study.seeds < needed:
         lines.append(
-            f"underpowered: {count(comparisons, 'comparison')} under Holm's correction need at least {needed} seeds "
-            f"before any verdict is possible; take --seeds {needed} now: later, all of them are trained again"
+            f"underpowered: {count(comparisons, 'comparison')} under Holm's correction need at "
+            f"least {needed} seeds before any verdict is possible; take --seeds {needed} now: "
+            "later, all of them are trained again"
         )
     if study.tune is None:
-        lines.append("the learning rate is not tuned per loss (--tune lr=1e-4..1e-1 does): the report says so")
+        lines.append(
+            "the learning rate is not tuned per loss (--tune lr=1e-4..1e-1 does): the report says "
+            "so"
+        )
     return lines

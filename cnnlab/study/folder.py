@@ -1,7 +1,9 @@
-"""A study's folder: `cells/` (results, each in one rename), `locks/` (who trains which now), checkpoints meanwhile.
+"""A study's folder: `cells/` (results, each in one rename), `locks/` (who trains which now),
+checkpoints meanwhile.
 
-The name of a result holds a digest of all that its numbers depend on; those of the data and of a teacher's weights
-are in it. (Not noticed: another cnnlab.) So a changed study keeps the cells it has in common with the old one.
+The name of a result holds a digest of all that its numbers depend on; those of the data and of a
+teacher's weights are in it. (Not noticed: another cnnlab.) So a changed study keeps the cells it
+has in common with the old one.
 """
 
 from __future__ import annotations
@@ -22,15 +24,17 @@ from cnnlab import spec
 from cnnlab.config import FREE_ON_RESUME, Config
 from cnnlab.errors import InputError
 from cnnlab.parts import find, resolve
-from cnnlab.run_folder import SHORT, conflicts, stored_form
 from cnnlab.spec import Part
 from cnnlab.study import plan
 from cnnlab.study.plan import Condition, Study
+from cnnlab.training.run_folder import SHORT, conflicts, stored_form
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A loss under a condition, what names its files (words for people, a digest for us), and its configuration."""
+    """A loss under a condition, what names its files (words for people, a digest for us), and its
+    configuration.
+    """
 
     loss: str
     condition: Condition
@@ -53,15 +57,22 @@ def config(study: Study, loss: str, condition: Condition) -> Config:
 
 
 def cell(study: Study, loss: str, condition: Condition) -> Cell:
-    """A study's cell. Its digest is of what its configuration changes, its seeds, its rates and the user's files.
+    """A study's cell. Its digest is of what its configuration changes, its seeds, its rates and the
+    user's files.
 
-    What is at its default is left out of the digest, so that a later version's new hyperparameter makes no finished
-    cell invalid; the file says what the defaults were, and `read` compares that.
+    What is at its default is left out of the digest, so that a later version's new hyperparameter
+    makes no finished cell invalid; the file says what the defaults were, and `read` compares that.
     """
     configured = config(study, loss, condition)
     parts, default = resolve(configured), Config().to_json()
-    fields = configured.to_json() | {"dataset": configured.corrupted_dataset()} | parts.specs(Part.canonical)
-    changed = {k: v for k, v in fields.items() if v != default[k] and k not in FREE_ON_RESUME | {*SHORT}}
+    fields = (
+        configured.to_json()
+        | {"dataset": configured.corrupted_dataset()}
+        | parts.specs(Part.canonical)
+    )
+    changed = {
+        k: v for k, v in fields.items() if v != default[k] and k not in FREE_ON_RESUME | {*SHORT}
+    }
     identity = [changed, plan.seeds(study), plan.rates(study), parts.sources()]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     words = re.sub(r"[^\w.=+-]+", "-", f"{loss}--{plan.label(condition)}")[:80]
@@ -75,7 +86,8 @@ def checkpoints(folder: Path, cell: Cell) -> Path:
 
 @contextlib.contextmanager
 def claimed(folder: Path, digest: str) -> Iterator[bool]:
-    """Whether nobody else, on this machine or one that shares the folder, holds the lock; a dead process holds none.
+    """Whether nobody else, on this machine or one that shares the folder, holds the lock; a dead
+    process holds none.
 
     Raises:
       InputError: the folder cannot be written, or has no locks.
@@ -86,7 +98,9 @@ def claimed(folder: Path, digest: str) -> Iterator[bool]:
         tempfile.TemporaryFile(dir=folder / "cells").close()
         file = (folder / "locks" / digest).open("a")
     except OSError as error:
-        raise InputError(f"the study's folder {folder} cannot be written: {error.strerror}") from error
+        raise InputError(
+            f"the study's folder {folder} cannot be written: {error.strerror}"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,7 +108,9 @@ def claimed(folder: Path, digest: str) -> Iterator[bool]:
             yield False
             return
         except OSError as error:
-            raise InputError(f"the study's folder {folder} has no locks ({error.strerror}); take another") from error
+            raise InputError(
+                f"the study's folder {folder} has no locks ({error.strerror}); take another"
+            ) from error
         yield True
 
 
@@ -126,17 +142,21 @@ def read(
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error!r}); delete it to train that cell again") from error
+        raise InputError(
+            f"{path} cannot be read ({error!r}); delete it to train that cell again"
+        ) from error
     if not sound:
-        raise InputError(f"{path} does not hold the cell that it is named after; delete it to train that again")
+        raise InputError(
+            f"{path} does not hold the cell that it is named after; delete it to train that again"
+        )
     if not same:
         raise InputError(
-            f"{path} was trained on other data, or by another teacher, of the same name; delete it, or "
-            "choose another --workdir"
+            f"{path} was trained on other data, or by another teacher, of the same name; delete "
+            "it, or choose another --workdir"
         )
     if differing:
         raise InputError(
-            f"{path} was trained by a version of cnnlab with other defaults ({'; '.join(differing)}); delete it to "
-            "train that cell again"
+            f"{path} was trained by a version of cnnlab with other defaults "
+            f"({'; '.join(differing)}); delete it to train that cell again"
         )
     return result | {"loss": cell.loss, "condition": cell.condition}

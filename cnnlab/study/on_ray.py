@@ -1,9 +1,11 @@
-"""A study's cells as Ray tasks: on the machines of the cluster that $RAY_ADDRESS names, else on this one.
+"""A study's cells as Ray tasks: on the machines of the cluster that $RAY_ADDRESS names, else on
+this one.
 
-A cell has a machine for itself: the accelerators of the largest kind of machine, or its cores; with --devices n only n
-of them. Nothing is shipped but the names of functions: the machines share the folder that the command runs in (own
-losses, relative paths) as they share the study's, and have the same cnnlab. (`ray job submit --working-dir .` brings
-the first where they do not.) A cell whose worker is lost goes on elsewhere from its last checkpoint.
+A cell has a machine for itself: the accelerators of the largest kind of machine, or its cores; with
+--devices n only n of them. Nothing is shipped but the names of functions: the machines share the
+folder that the command runs in (own losses, relative paths) as they share the study's, and have the
+same cnnlab. (`ray job submit --working-dir .` brings the first where they do not.) A cell whose
+worker is lost goes on elsewhere from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -22,20 +24,26 @@ from pathlib import Path
 from typing import Any
 
 import cnnlab
-from cnnlab import run_folder
+from cnnlab import files
 from cnnlab.cli import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
 from cnnlab.errors import InputError
-from cnnlab.loop import StopRequest, stop_signals
 from cnnlab.study import folder as folders
 from cnnlab.study.board import Board, UnderWay
 from cnnlab.study.folder import Cell
 from cnnlab.study.plan import Study
+from cnnlab.training.loop import StopRequest, stop_signals
 
-RETRIES = 20  # of a cell that lost its worker: spot machines go often, but no crash shall repeat forever
+RETRIES = (
+    20  # of a cell that lost its worker: spot machines go often, but no crash shall repeat forever
+)
 LOOK_SECONDS = 1.0  # between two looks at the cells under way
 STOP_SECONDS = 120.0  # that they have to save themselves when the study is stopped
 LOCK_SECONDS = 120  # after which a file server gives up the locks of a lost machine; NFS takes 90
-OBJECTS = 10**8  # bytes for what tasks hand over: a cell's result is some hundred kilobytes, Ray's own choice gigabytes
+OBJECTS = (
+    10**8
+    # Bytes for what tasks hand over: a cell's result is some hundred kilobytes, Ray's own choice
+    # gigabytes
+)
 
 OTHER_CODE = "other cnnlab than this one: install the same there"
 
@@ -46,7 +54,8 @@ class Preempted(Exception):
 
 @contextlib.contextmanager
 def joined(study: Study, again: str) -> Iterator[Cluster]:
-    """The cluster that $RAY_ADDRESS names (auto: this machine's), or one of this machine that ends with the body.
+    """The cluster that $RAY_ADDRESS names (auto: this machine's), or one of this machine that ends
+    with the body.
 
     Args:
       study: what will be trained on it.
@@ -59,16 +68,23 @@ def joined(study: Study, again: str) -> Iterator[Cluster]:
         import ray
     except ImportError as error:
         raise InputError("--executor ray needs the package ray: pip install -e '.[ray]'") from error
-    address, quiet = os.environ.get("RAY_ADDRESS"), {"log_to_driver": False, "logging_level": "error"}
+    address, quiet = (
+        os.environ.get("RAY_ADDRESS"),
+        {"log_to_driver": False, "logging_level": "error"},
+    )
     try:
         if address:
             ray.init(address, runtime_env={"env_vars": _environment()}, **quiet)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else it leaves one in the home
+            os.environ.setdefault(
+                "RAY_AUTH_TOKEN", secrets.token_hex(32)
+            )  # else it leaves one in the home
             ray.init("local", include_dashboard=False, object_store_memory=OBJECTS, **quiet)
     except Exception as error:  # Ray's are of many kinds, Exception itself among them
-        raise InputError(f"no Ray cluster at {address or 'this machine'}: {_line(error)}") from error
+        raise InputError(
+            f"no Ray cluster at {address or 'this machine'}: {_line(error)}"
+        ) from error
     try:
         with stop_signals() as stop:
             yield Cluster(ray, study, again, stop)
@@ -94,7 +110,11 @@ class Cluster:
         return results[0]
 
     def train(
-        self, one: Callable[[Cell, Board], dict[str, Any] | None], cells: Sequence[Cell], folder: Path, board: Board
+        self,
+        one: Callable[[Cell, Board], dict[str, Any] | None],
+        cells: Sequence[Cell],
+        folder: Path,
+        board: Board,
     ) -> None:
         """Train cells, as many at once as there are machines.
 
@@ -110,7 +130,10 @@ class Cluster:
         """
         (kind, number), all_of = self._share(), self._ray.cluster_resources()
         if cells:
-            board.say(f"{len(cells)} cells to train on Ray, {number} {kind} each of {all_of.get(kind, 0):.0f}")
+            board.say(
+                f"{len(cells)} cells to train on Ray, {number} {kind} each of "
+                f"{all_of.get(kind, 0):.0f}"
+            )
         for cell in cells:
             _under_way(folder, cell).unlink(missing_ok=True)  # a killed study's
 
@@ -121,22 +144,37 @@ class Cluster:
         def look(waiting: list[int]) -> None:
             for i in waiting:
                 with contextlib.suppress(OSError, ValueError):  # not begun
-                    board.elsewhere(*cells[i].key, UnderWay(**json.loads(_under_way(folder, cells[i]).read_text())))
+                    board.elsewhere(
+                        *cells[i].key,
+                        UnderWay(**json.loads(_under_way(folder, cells[i]).read_text())),
+                    )
 
         self._run([(_patiently, one, self._study, folder, cell) for cell in cells], done, look)
 
     def _share(self) -> tuple[str, int]:
-        return share([node["Resources"] for node in self._ray.nodes() if node["Alive"]], self._study.devices)
+        return share(
+            [node["Resources"] for node in self._ray.nodes() if node["Alive"]], self._study.devices
+        )
 
-    def _run(self, calls: Sequence[tuple], done: Callable[[int, Any], None], look: Callable[[list[int]], None]) -> None:
-        """Make calls (function, *args): `done` gets the number and the result of each, `look` the others' now and then.
+    def _run(
+        self,
+        calls: Sequence[tuple],
+        done: Callable[[int, Any], None],
+        look: Callable[[list[int]], None],
+    ) -> None:
+        """Make calls (function, *args): `done` gets the number and the result of each, `look` the
+        others' now and then.
 
         Raises:
           InputError, Stopped: as above, once all that is under way has saved.
         """
         ray = self._ray
-        task = ray.remote(**_options(*self._share()), max_retries=RETRIES, retry_exceptions=[Preempted])(_task)
-        waiting = {task.remote(os.getcwd(), _code(), pickle.dumps(call)): i for i, call in enumerate(calls)}
+        task = ray.remote(
+            **_options(*self._share()), max_retries=RETRIES, retry_exceptions=[Preempted]
+        )(_task)
+        waiting = {
+            task.remote(os.getcwd(), _code(), pickle.dumps(call)): i for i, call in enumerate(calls)
+        }
         try:
             while waiting and not self._stop.signal:
                 for ref in ray.wait(list(waiting), timeout=LOOK_SECONDS)[0]:
@@ -145,7 +183,11 @@ class Cluster:
         finally:
             for ref in waiting:
                 ray.cancel(ref)  # what is queued goes, what runs sees a Ctrl-C
-            late = ray.wait(list(waiting), num_returns=len(waiting), timeout=STOP_SECONDS)[1] if waiting else []
+            late = (
+                ray.wait(list(waiting), num_returns=len(waiting), timeout=STOP_SECONDS)[1]
+                if waiting
+                else []
+            )
         if waiting and self._stop.signal:
             status = EXIT_INTERRUPTED if self._stop.signal == signal.SIGINT else EXIT_PREEMPTED
             raise Stopped(
@@ -158,16 +200,26 @@ class Cluster:
         errors = self._ray.exceptions
         try:
             return self._ray.get(ref)
-        except (Preempted, errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
-            raise InputError(f"a cell lost its worker {RETRIES + 1} times; the last: {_line(error)}") from error
+        except (
+            Preempted,
+            errors.WorkerCrashedError,
+            errors.NodeDiedError,
+            errors.OutOfMemoryError,
+        ) as error:
+            raise InputError(
+                f"a cell lost its worker {RETRIES + 1} times; the last: {_line(error)}"
+            ) from error
         except errors.RayTaskError as error:
             if "failed to import" in str(error):  # Ray's word for a _task that is not there
-                raise InputError(f"a machine of the cluster has no cnnlab, or an{OTHER_CODE}") from error
+                raise InputError(
+                    f"a machine of the cluster has no cnnlab, or an{OTHER_CODE}"
+                ) from error
             raise error.cause from error
 
 
 def share(machines: Sequence[Mapping[str, float]], devices: int | None) -> tuple[str, int]:
-    """What a cell takes of a cluster's machines: all accelerators of the largest, or its cores, or `devices` of them.
+    """What a cell takes of a cluster's machines: all accelerators of the largest, or its cores, or
+    `devices` of them.
 
     >>> share([{"CPU": 8.0}, {"CPU": 2.0}], None)
     ('CPU', 8)
@@ -176,16 +228,25 @@ def share(machines: Sequence[Mapping[str, float]], devices: int | None) -> tuple
     >>> share([{"CPU": 208.0, "TPU": 8.0}], None)
     ('TPU', 8)
     """
-    most = {kind: int(max((machine.get(kind, 0) for machine in machines), default=0)) for kind in ("TPU", "GPU", "CPU")}
+    most = {
+        kind: int(max((machine.get(kind, 0) for machine in machines), default=0))
+        for kind in ("TPU", "GPU", "CPU")
+    }
     kind = next((kind for kind in most if most[kind]), "CPU")
-    return kind, min(devices or most[kind], most[kind]) or 1  # 1: a cluster that grows once it is asked
+    return kind, min(
+        devices or most[kind], most[kind]
+    ) or 1  # 1: a cluster that grows once it is asked
 
 
 def _options(kind: str, number: int) -> dict[str, Any]:
-    """In Ray's words. A process keeps an accelerator until it ends: it has one task; on CPU the next finds JAX warm."""
+    """In Ray's words. A process keeps an accelerator until it ends: it has one task; on CPU the
+    next finds JAX warm.
+    """
     if kind == "CPU":
         return {"num_cpus": number}
-    return ({"num_gpus": number} if kind == "GPU" else {"resources": {kind: number}}) | {"max_calls": 1}
+    return ({"num_gpus": number} if kind == "GPU" else {"resources": {kind: number}}) | {
+        "max_calls": 1
+    }
 
 
 def _task(place: str, code: str, call: bytes) -> Any:
@@ -194,7 +255,8 @@ def _task(place: str, code: str, call: bytes) -> Any:
     Args:
       place: the folder of the command.
       code: digest of the cnnlab that runs it.
-      call: (function, *arguments), pickled: unpickled after this machine is known to be like that one.
+      call: (function, *arguments), pickled: unpickled after this machine is known to be like that
+        one.
 
     Raises:
       InputError: it is not, or the function does.
@@ -219,13 +281,16 @@ def _task(place: str, code: str, call: bytes) -> Any:
 def _patiently(
     one: Callable[[Cell, Board], dict[str, Any] | None], study: Study, folder: Path, cell: Cell
 ) -> dict[str, Any] | None:
-    """Train a cell on a worker, after a while if its lock is held, as it is by a lost machine at first.
+    """Train a cell on a worker, after a while if its lock is held, as it is by a lost machine at
+    first.
 
     Raises:
       InputError: the user's files are others on this machine.
     """
     if folders.cell(study, cell.loss, cell.condition).digest != cell.digest:
-        raise InputError(f"{platform.node()} has other files behind the parts of {cell.loss} than this machine")
+        raise InputError(
+            f"{platform.node()} has other files behind the parts of {cell.loss} than this machine"
+        )
     board = Telling(study.epochs, _under_way(folder, cell))
     for _ in range(LOCK_SECONDS):
         if result := one(cell, board):
@@ -235,7 +300,9 @@ def _patiently(
 
 
 class Telling(Board):
-    """A worker's board: it leaves how far its cell is in a file, for the board of the one who waits."""
+    """A worker's board: it leaves how far its cell is in a file, for the board of the one who
+    waits.
+    """
 
     def __init__(self, epochs: int, path: Path):
         super().__init__("off", epochs)
@@ -256,7 +323,9 @@ class Telling(Board):
     def _tell(self) -> None:
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            run_folder.write_json(self._path, vars(self.here) | {"where": f"{platform.node()}, process {os.getpid()}"})
+            files.write_json(
+                self._path, vars(self.here) | {"where": f"{platform.node()}, process {os.getpid()}"}
+            )
 
 
 def _under_way(folder: Path, cell: Cell) -> Path:
@@ -274,7 +343,11 @@ def _code() -> str:
 def _environment() -> dict[str, str]:
     """What the cells have in common with the command: JAX's settings, and where data sets are."""
     names = ("XLA_FLAGS", "NPROC", "TFDS_DATA_DIR", "CNNLAB_CACHE")
-    return {name: value for name, value in os.environ.items() if name in names or name.startswith("JAX_")}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in names or name.startswith("JAX_")
+    }
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,6 @@
-"""What a study compares: losses x conditions x paired seeds. Imports no jax, so that `--help` is quick."""
+"""What a study compares: losses x conditions x paired seeds. Imports no jax, so that `--help` is
+quick.
+"""
 
 from __future__ import annotations
 
@@ -21,71 +23,101 @@ if TYPE_CHECKING:
 
 EXECUTORS = ("local", "ray")
 MOST_SEEDS = 10_000  # they are trained in one program
-TUNING_SEED = 2**32 - 1  # no study's own: the rates are chosen on other weights, orders and draws than are compared
+TUNING_SEED = (
+    2**32 - 1
+)  # no study's own: the rates are chosen on other weights, orders and draws than are compared
 
 Condition = dict[str, Any]  # fields of Config by name, with the values that they have under it
 
 
 @dataclass(frozen=True)
 class Study(Training):
-    """Compare losses over paired seeds: train each under every condition, and report what can be claimed."""
+    """Compare losses over paired seeds: train each under every condition, and report what can be
+    claimed.
+    """
 
     losses: tuple[str, ...] = ()
     """At least two, as for train.py's --loss: focal,gamma=2 or my_module.my_loss."""
     baseline: str | None = None
     """The loss that the others are compared with. None: the first."""
     seeds: int = 8
-    """How many seeds: with the same one every loss starts from the same weights and sees the same batches."""
+    """How many seeds: with the same one every loss starts from the same weights and sees the same
+    batches.
+    """
     first_seed: int = 0
     """The first of them; the others follow it."""
     label_noise: tuple[float, ...] = (0.0,)
-    """Conditions: shares of the training labels made wrong, each in [0, 1), of classes that err (see --noise)."""
+    """Conditions: shares of the training labels made wrong, each in [0, 1), of classes that err
+    (see --noise).
+    """
     long_tail: tuple[float, ...] = (1.0,)
     """Conditions: how many times more images the first class keeps than the last; 1: all."""
     fraction: tuple[float, ...] = (1.0,)
     """Conditions: shares of the training images that are used, each in (0, 1]."""
     vary: tuple[str, ...] = ()
-    """Conditions by any other flag: optimizer=adam,sgd,momentum=0 epochs=5,10; every combination is trained."""
+    """Conditions by any other flag: optimizer=adam,sgd,momentum=0 epochs=5,10; every combination is
+    trained.
+    """
     metric: str = "accuracy"
-    """What the verdicts are about, on the test set: accuracy, nll, brier, ece, top5, or one of --metrics by name."""
+    """What the verdicts are about, on the test set: accuracy, nll, brier, ece, top5, or one of
+    --metrics by name.
+    """
     margin: float | None = None
-    """Differences within it count as equivalent. None: the metric's own, 0.01 for accuracy (--list metric)."""
+    """Differences within it count as equivalent. None: the metric's own, 0.01 for accuracy (--list
+    metric).
+    """
     tune: str | None = None
-    """lr=1e-4..1e-1: before the comparison, choose each cell's learning rate on the validation split."""
+    """lr=1e-4..1e-1: before the comparison, choose each cell's learning rate on the validation
+    split.
+    """
     budget: int = 8
     """Learning rates tried for each loss under each condition when tuning."""
     shard: str = "0/1"
-    """i/n: train every n-th cell from the i-th on (0 <= i < n), for n machines that share the folder."""
+    """i/n: train every n-th cell from the i-th on (0 <= i < n), for n machines that share the
+    folder.
+    """
     executor: str = "local"
-    """local (a cell after the other, here) or ray: a task each, on the cluster of $RAY_ADDRESS or on this machine."""
+    """local (a cell after the other, here) or ray: a task each, on the cluster of $RAY_ADDRESS or
+    on this machine.
+    """
     workdir: str = "runs/study"
     """Folder of the results; cells that stand there already are not trained again."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.losses) < 2:
-            raise InputError(f"--losses must name at least two, to compare; got {' '.join(self.losses) or 'none'}")
+            raise InputError(
+                "--losses must name at least two, to compare; got "
+                f"{' '.join(self.losses) or 'none'}"
+            )
         for name in ("losses", "label_noise", "long_tail", "fraction", "vary"):
             values = getattr(self, name)
             if len(set(values)) < len(values) or not (values or name == "vary"):
                 flag = "--" + name.replace("_", "-")
                 raise InputError(
-                    f"{flag} takes each value once, at least one; got {' '.join(map(str, values)) or 'none'}"
+                    f"{flag} takes each value once, at least one; got "
+                    f"{' '.join(map(str, values)) or 'none'}"
                 )
         if not 1 <= self.seeds <= MOST_SEEDS:
-            raise InputError(f"--seeds must be at least 1 and at most {MOST_SEEDS}, got {self.seeds}")
+            raise InputError(
+                f"--seeds must be at least 1 and at most {MOST_SEEDS}, got {self.seeds}"
+            )
         if self.baseline is not None and self.baseline not in self.losses:
             raise unknown("baseline", self.baseline, self.losses)
         if not 0 <= self.first_seed <= TUNING_SEED - self.seeds:
             raise InputError(
-                f"--first-seed must be at least 0, and the last seed below 2**32 - 1; got {self.first_seed}"
+                "--first-seed must be at least 0, and the last seed below 2**32 - 1; got "
+                f"{self.first_seed}"
             )
         if self.margin is not None and not 0 < self.margin < math.inf:
             raise InputError(f"--margin must be positive and finite, got {self.margin}")
         if self.budget < 2:
             raise InputError(f"--budget must be at least 2, got {self.budget}")
         if not self.workdir or self.workdir.startswith("gs://"):
-            raise InputError("--workdir must name a folder on a disk: a study needs locks, which a bucket has not")
+            raise InputError(
+                "--workdir must name a folder on a disk: a study needs locks, which a bucket has "
+                "not"
+            )
         if self.executor not in EXECUTORS:
             raise unknown("executor", self.executor, EXECUTORS)
         if shard(self.shard) != (0, 1) and self.executor == "ray":
@@ -100,7 +132,9 @@ class Study(Training):
                 raise InputError("--tune chooses the learning rate: it cannot be varied beside it")
             for loss in self.losses:
                 if not config(self, loss, condition).validation and self.tune:
-                    raise InputError("--tune chooses on the validation split: --validation must be above 0")
+                    raise InputError(
+                        "--tune chooses on the validation split: --validation must be above 0"
+                    )
 
 
 def conditions(study: Study) -> list[Condition]:
@@ -130,7 +164,9 @@ def _axis(text: str) -> tuple[str, tuple]:
         if k not in FREE_ON_RESUME | {"dataset", "teacher", "noise", "metrics"}
     }
     if (former := name.replace("_", "-")) in FORMER:
-        raise InputError(f"--vary {text}: {former} is a hyperparameter of its part now, as in {FORMER[former]}")
+        raise InputError(
+            f"--vary {text}: {former} is a hyperparameter of its part now, as in {FORMER[former]}"
+        )
     if name not in kinds:  # those that are free on resume change no number but in its rounding
         raise unknown("flag to vary", name, sorted(kinds))
     values = tuple(_typed(text, part, kinds[name]) for part in _values(name, listed))
@@ -140,14 +176,20 @@ def _axis(text: str) -> tuple[str, tuple]:
 
 
 def _values(name: str, listed: str) -> list[str]:
-    """The values between commas; for a part, key=value belongs to the one before: adam,sgd,momentum=0 are two.
+    """The values between commas; for a part, key=value belongs to the one before:
+    adam,sgd,momentum=0 are two.
 
     >>> _values("optimizer", "adam,b1=0.8,b2=0.9,sgd"), _values("batch_size", "64,128")
     (['adam,b1=0.8,b2=0.9', 'sgd'], ['64', '128'])
     """
     values: list[str] = []
     for piece in map(str.strip, spec.split(listed, ",")):
-        if name in PARTS and values and piece.partition("=")[0].isidentifier() and "=" in piece.partition("+")[0]:
+        if (
+            name in PARTS
+            and values
+            and piece.partition("=")[0].isidentifier()
+            and "=" in piece.partition("+")[0]
+        ):
             values[-1] += f",{piece}"
         else:
             values.append(piece)
@@ -159,7 +201,9 @@ def _typed(text: str, value: str, kind: Any) -> Any:
     if kind is str:
         return value
     try:
-        read = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(value.lower(), value))
+        read = ast.literal_eval(
+            {"true": "True", "false": "False", "none": "None"}.get(value.lower(), value)
+        )
     except (ValueError, SyntaxError, TypeError):
         read = value
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
@@ -174,7 +218,9 @@ def _typed(text: str, value: str, kind: Any) -> Any:
 def config(study: Study, loss: str, condition: Condition, seed: int = 0) -> Config:
     """The configuration under which train.py would train one network of the study."""
     shared = {f.name: getattr(study, f.name) for f in dataclasses.fields(Training)}
-    fields = shared | {"loss": loss, "seed": seed, "test_on": "last", "tensorboard": False} | condition
+    fields = (
+        shared | {"loss": loss, "seed": seed, "test_on": "last", "tensorboard": False} | condition
+    )
     if not fields.get("label_noise"):
         fields["noise"] = None  # it says how labels err, and here none does
     return Config(**fields)
@@ -240,7 +286,9 @@ def _metrics(own: tuple[str, ...]) -> dict[str, Metric]:
     from cnnlab.metrics import METRICS
     from cnnlab.parts import resolve
 
-    return METRICS | {metric.name: metric for metric in resolve(Config(metrics=own)).build_metrics()}
+    return METRICS | {
+        metric.name: metric for metric in resolve(Config(metrics=own)).build_metrics()
+    }
 
 
 def metric(study: Study) -> Metric:
@@ -266,4 +314,7 @@ def label(condition: Condition) -> str:
     >>> label({"label_noise": 0.4, "optimizer": "sgd"})
     'label noise 0.4, optimizer sgd'
     """
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in condition.items()) or "as configured"
+    return (
+        ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in condition.items())
+        or "as configured"
+    )

@@ -1,13 +1,16 @@
-"""The original airbench94_muon.py (github.com/KellerJordan/cifar10-airbench) on images of ours: a contestant's worker.
+"""The original airbench94_muon.py (github.com/KellerJordan/cifar10-airbench) on images of ours: a
+contestant's worker.
 
-    python experiments/benchmarks/airbench_torch.py SCRIPT DATA.npz [cpu] [batch_size=500] [epochs=8]
+    python experiments/benchmarks/airbench_torch.py SCRIPT DATA.npz [cpu] [batch_size=500]
+    [epochs=8]
 
-SCRIPT is the user's copy, run as it stands but for what the options ask for; DATA.npz holds train_images
-uint8[N, 32, 32, 3], train_labels int[N], test_images and test_labels. On CUDA the network is compiled and warmed up;
-on the CPU half precision becomes float32, and only Muon's products stay bfloat16. Prints its version as JSON when it is
-ready; then for each seed read from standard input a line of JSON: accuracy (test-time augmentation), plain_accuracy
-(without, last epoch), seconds (by the script's count) and memory (the peak so far in bytes). Bad input: one line of
-standard error, exit status 2.
+SCRIPT is the user's copy, run as it stands but for what the options ask for; DATA.npz holds
+train_images uint8[N, 32, 32, 3], train_labels int[N], test_images and test_labels. On CUDA the
+network is compiled and warmed up; on the CPU half precision becomes float32, and only Muon's
+products stay bfloat16. Prints its version as JSON when it is ready; then for each seed read from
+standard input a line of JSON: accuracy (test-time augmentation), plain_accuracy (without, last
+epoch), seconds (by the script's count) and memory (the peak so far in bytes). Bad input: one line
+of standard error, exit status 2.
 """
 
 import contextlib
@@ -53,7 +56,9 @@ class Clock:
 
 
 def normalize(mean: Any, std: Any) -> Any:
-    """torchvision.transforms.Normalize, all that the script needs of torchvision once it has its images."""
+    """torchvision.transforms.Normalize, all that the script needs of torchvision once it has its
+    images.
+    """
     return lambda images: (images - mean.to(images)[:, None, None]) / std.to(images)[:, None, None]
 
 
@@ -63,7 +68,9 @@ def refuse(message: str) -> NoReturn:
 
 
 def load(script: Path, substitutions: dict[str, str]) -> Any:
-    """The script as a module, its `__main__` part not run; each substitution must find something to replace."""
+    """The script as a module, its `__main__` part not run; each substitution must find something to
+    replace.
+    """
     if not script.is_file():
         refuse(f"there is no script {script}")
     source = script.read_text(errors="replace")
@@ -74,12 +81,16 @@ def load(script: Path, substitutions: dict[str, str]) -> Any:
         source = source.replace(old, new)
     if not importlib.util.find_spec("torchvision"):
         stand_in: Any = types.ModuleType("torchvision")
-        stand_in.__spec__ = importlib.util.spec_from_loader("torchvision", None)  # whoever asks for it finds it
+        stand_in.__spec__ = importlib.util.spec_from_loader(
+            "torchvision", None
+        )  # whoever asks for it finds it
         stand_in.transforms, stand_in.Normalize = stand_in, normalize
         sys.modules.update({"torchvision": stand_in, "torchvision.transforms": stand_in})
     module: Any = types.ModuleType("airbench94_muon")
     module.Clock = Clock
-    sys.modules[module.__name__] = module  # there torch.compile looks for the globals of what it inlines
+    sys.modules[module.__name__] = (
+        module  # there torch.compile looks for the globals of what it inlines
+    )
     sys.argv[0] = str(script)  # there the script looks for its own source
     exec(compile(source, script, "exec"), vars(module))
     return module
@@ -89,7 +100,10 @@ def write_images(data: Path, batch_size: int) -> None:
     """Put the images into the current directory, where the script's loader looks for them."""
     try:
         arrays = dict(np.load(data))
-        splits = {which: (arrays[f"{which}_images"], arrays[f"{which}_labels"]) for which in ("train", "test")}
+        splits = {
+            which: (arrays[f"{which}_images"], arrays[f"{which}_labels"])
+            for which in ("train", "test")
+        }
     except Exception as error:  # a damaged file raises anything
         refuse(f"{data} cannot be read: {error}")
     os.mkdir("cifar10")
@@ -98,21 +112,32 @@ def write_images(data: Path, batch_size: int) -> None:
             refuse(f"{data}: {which}_images must be uint8[N, 32, 32, 3] and {which}_labels int[N]")
         if which == "train" and len(images) < batch_size:
             refuse(f"{data}: {len(images)} training images do not fill a batch of {batch_size}")
-        tensors = {"images": torch.from_numpy(images), "labels": torch.from_numpy(labels.astype(np.int64))}
+        tensors = {
+            "images": torch.from_numpy(images),
+            "labels": torch.from_numpy(labels.astype(np.int64)),
+        }
         torch.save(tensors | {"classes": [str(k) for k in range(10)]}, f"cifar10/{which}.pt")
 
 
 def main(script: str, data: str, *options: str) -> None:
-    if wrong := [option for option in options if not re.fullmatch(r"cpu|(batch_size|epochs)=[1-9]\d*", option)]:
+    if wrong := [
+        option
+        for option in options
+        if not re.fullmatch(r"cpu|(batch_size|epochs)=[1-9]\d*", option)
+    ]:
         refuse(f"unknown option {wrong[0]!r}: there are cpu, batch_size=N and epochs=N")
     sizes = dict(option.split("=") for option in options if option != "cpu")
     substitutions = {SIZES[name]: re.sub(r"\d+", size, SIZES[name]) for name, size in sizes.items()}
     device = "cpu" if "cpu" in options else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
         refuse("PyTorch finds no CUDA device; add cpu")
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     source, images, result = Path(script).resolve(), Path(data).resolve(), {}
-    say = functools.partial(print, file=sys.stdout, flush=True)  # what the script says goes elsewhere
+    say = functools.partial(
+        print, file=sys.stdout, flush=True
+    )  # what the script says goes elsewhere
     if not images.is_file():
         refuse(f"there is no {data}")
     with (
@@ -134,7 +159,10 @@ def main(script: str, data: str, *options: str) -> None:
         for seed in sys.stdin:
             torch.manual_seed(int(seed))
             module.main(int(seed), model)
-            peak = torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak = (
+                torch.cuda.max_memory_allocated()
+                or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            )
             say(json.dumps(result | {"memory": peak}))
 
 

@@ -1,10 +1,12 @@
-"""How long a loss and its gradient take, beside Optax's where Optax has the loss, and beside cross-entropy.
+"""How long a loss and its gradient take, beside Optax's where Optax has the loss, and beside
+cross-entropy.
 
     python experiments/benchmarks/losses.py --json losses.json
     python experiments/benchmarks/losses.py --losses cross_entropy focal --rounds 100
 
-Everything is compiled first and then timed in turns, so that a busy machine slows all alike; figures are medians over
-the rounds. Each timed call is the mean loss over the batch and its gradient, jitted.
+Everything is compiled first and then timed in turns, so that a busy machine slows all alike;
+figures are medians over the rounds. Each timed call is the mean loss over the batch and its
+gradient, jitted.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def main(arguments: Arguments) -> None:
     cli.writable(arguments.json)
     names = arguments.losses or tuple(losses.LOSSES)
     rows = []
-    for (batch, classes), dtype in [(shape, dtype) for shape in arguments.shapes for dtype in arguments.dtypes]:
+    for (batch, classes), dtype in [
+        (shape, dtype) for shape in arguments.shapes for dtype in arguments.dtypes
+    ]:
         rng = np.random.default_rng(0)
         logits = jax.numpy.asarray(3 * rng.standard_normal((batch, classes)), dtype)
         ids = jax.numpy.asarray(rng.integers(0, classes, batch), "int32")
@@ -62,22 +66,35 @@ def main(arguments: Arguments) -> None:
         }
         seconds = {key: [] for key in compiled}
         for _ in range(arguments.rounds):
-            for key in rng.permutation(list(compiled)).tolist():  # nobody always follows the same, whose cache it finds
+            for key in rng.permutation(
+                list(compiled)
+            ).tolist():  # nobody always follows the same, whose cache it finds
                 run = compiled[tuple(key)]
                 start = time.perf_counter()
                 jax.block_until_ready(run(logits, ids))
                 seconds[tuple(key)].append(time.perf_counter() - start)
         median = {key: float(np.median(taken)) for key, taken in seconds.items()}
         for name in names:
-            row = {"loss": name, "shape": [batch, classes], "dtype": dtype, "ms": 1e3 * median["ours", name]}
+            row = {
+                "loss": name,
+                "shape": [batch, classes],
+                "dtype": dtype,
+                "ms": 1e3 * median["ours", name],
+            }
             row["of cross_entropy"] = median["ours", name] / median["ours", "cross_entropy"]
             if ("optax", name) in median:
                 row["of optax"] = median["ours", name] / median["optax", name]
             rows.append(row)
             print(json.dumps(row), flush=True)
     if arguments.json:
-        versions = {"python": platform.python_version(), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
-        Path(arguments.json).write_text(json.dumps({"versions": versions, "rounds": arguments.rounds, "rows": rows}))
+        versions = {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+        }
+        Path(arguments.json).write_text(
+            json.dumps({"versions": versions, "rounds": arguments.rounds, "rows": rows})
+        )
 
 
 def contestants(names: tuple[str, ...], batch: int, classes: int) -> dict:
@@ -103,8 +120,12 @@ def contestants(names: tuple[str, ...], batch: int, classes: int) -> dict:
         "poly": lambda z, y: optax.losses.poly_loss_cross_entropy(z, one_hot(y), epsilon=1.0),
         "multiclass_hinge": optax.losses.multiclass_hinge_loss,
         # it fails on bfloat16
-        "sparsemax_loss": lambda z, y: optax.losses.multiclass_sparsemax_loss(z.astype("float32"), y),
-        "binary_cross_entropy": lambda z, y: optax.sigmoid_binary_cross_entropy(z, one_hot(y)).sum(-1),
+        "sparsemax_loss": lambda z, y: optax.losses.multiclass_sparsemax_loss(
+            z.astype("float32"), y
+        ),
+        "binary_cross_entropy": lambda z, y: optax.sigmoid_binary_cross_entropy(z, one_hot(y)).sum(
+            -1
+        ),
     }
     return ours | {("optax", name): theirs[name] for name in theirs if name in names}
 
@@ -112,7 +133,9 @@ def contestants(names: tuple[str, ...], batch: int, classes: int) -> dict:
 def value_and_gradient(loss):
     import jax
 
-    return lambda logits, ids: jax.value_and_grad(lambda z: loss(z, ids).astype("float32").mean())(logits)
+    return lambda logits, ids: jax.value_and_grad(lambda z: loss(z, ids).astype("float32").mean())(
+        logits
+    )
 
 
 if __name__ == "__main__":

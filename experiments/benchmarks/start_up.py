@@ -1,15 +1,17 @@
-"""Seconds from `python experiments/train.py` to its first finished step, beside the least that JAX itself takes.
+"""Seconds from `python experiments/train.py` to its first finished step, beside the least that JAX
+itself takes.
 
     python experiments/benchmarks/start_up.py --json start_up.json
     python experiments/benchmarks/start_up.py --dataset cifar10 --data-dir DIR --rounds 9
 
-    floor     import jax, flax and optax, and jit one addition
-    first     train.py, which has never been compiled; what XLA takes for that is also given, as train.py says it
-    second    the same command again: XLA's programs come from the cache
+    floor     import jax, flax and optax, and jit one addition first     train.py, which has never
+    been compiled; what XLA takes for that is also given, as train.py says it second    the same
+    command again: XLA's programs come from the cache
 
-Each start is a process of its own, timed from outside until it prints that it is there, and then killed; the three
-take turns in random order, and figures are medians over the rounds. The data set is decoded before, in a cache made
-for the occasion: a user's first run does that once for each data set.
+Each start is a process of its own, timed from outside until it prints that it is there, and then
+killed; the three take turns in random order, and figures are medians over the rounds. The data set
+is decoded before, in a cache made for the occasion: a user's first run does that once for each data
+set.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def main(arguments: Arguments) -> None:
         until_ready(train, warm)  # decodes, and compiles for the second start
         shutil.copytree(warm, cold)
         for _ in range(arguments.rounds):
-            for name in random.sample(list(seconds), len(seconds)):  # nobody always follows the same
+            for name in random.sample(
+                list(seconds), len(seconds)
+            ):  # nobody always follows the same
                 if name == "first":
                     shutil.rmtree(cold / "xla")
                 command = ["-c", FLOOR] if name == "floor" else train
@@ -72,30 +76,56 @@ def main(arguments: Arguments) -> None:
     floor = statistics.median(seconds["floor"])
     rows = [{"start": name, "s": statistics.median(taken)} for name, taken in seconds.items()]
     rows[1]["compilation s"] = statistics.median(compilation)
-    rest = [taken - compiling for taken, compiling in zip(seconds["first"], compilation, strict=True)]
+    rest = [
+        taken - compiling for taken, compiling in zip(seconds["first"], compilation, strict=True)
+    ]
     rows[1]["rest of floor"] = statistics.median(rest) / floor
     rows[2]["of floor"] = rows[2]["s"] / floor
     for row in rows:
-        print(json.dumps({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}))
+        print(
+            json.dumps(
+                {
+                    key: round(value, 2) if isinstance(value, float) else value
+                    for key, value in row.items()
+                }
+            )
+        )
     if arguments.json:
-        versions = {"python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
-        figures = {"versions": versions, "dataset": arguments.dataset, "rounds": arguments.rounds, "rows": rows}
-        Path(arguments.json).write_text(json.dumps(figures | {"seconds": seconds, "compilation": compilation}))
+        versions = {
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        }
+        figures = {
+            "versions": versions,
+            "dataset": arguments.dataset,
+            "rounds": arguments.rounds,
+            "rows": rows,
+        }
+        Path(arguments.json).write_text(
+            json.dumps(figures | {"seconds": seconds, "compilation": compilation})
+        )
 
 
 def until_ready(command: list[str], cache: Path) -> tuple[float, float]:
-    """Seconds until a Python command says that it is ready, and how many of them it says it compiled.
+    """Seconds until a Python command says that it is ready, and how many of them it says it
+    compiled.
 
     Raises:
       InputError: it ended before.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
+    }
     environment["CNNLAB_CACHE"] = str(cache)
     with tempfile.TemporaryDirectory() as folder, Path(folder, "errors").open("w+") as errors:
         workdir = ["--workdir", str(Path(folder, "run"))] if str(SCRIPT) in command else []
         start = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, *command, *workdir], env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            [sys.executable, *command, *workdir],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
         )
         assert process.stdout is not None
         try:

@@ -1,9 +1,11 @@
-"""The seed network's training step in PyTorch: a contestant that training.py starts, with the Python that has PyTorch.
+"""The seed network's training step in PyTorch: a contestant that training.py starts, with the
+Python that has PyTorch.
 
     python experiments/benchmarks/torch_step.py [bf16] [compile]
 
-NHWC memory, fused Adam, as many threads as cores. Prints "ready", then for each number of steps read from standard
-input the seconds that they took; at the end of the input its peak memory in bytes.
+NHWC memory, fused Adam, as many threads as cores. Prints "ready", then for each number of steps
+read from standard input the seconds that they took; at the end of the input its peak memory in
+bytes.
 """
 
 import os
@@ -19,7 +21,9 @@ BATCH = 128
 
 def main(options: set[str]) -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = nn.Sequential(
         *(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
@@ -29,7 +33,10 @@ def main(options: set[str]) -> None:
     net = net.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
     run = torch.compile(net) if "compile" in options else net
-    images = [torch.randn(BATCH, 3, 32, 32).to(device, memory_format=torch.channels_last) for _ in range(8)]
+    images = [
+        torch.randn(BATCH, 3, 32, 32).to(device, memory_format=torch.channels_last)
+        for _ in range(8)
+    ]
     labels = [torch.randint(0, 10, (BATCH,), device=device) for _ in range(8)]
 
     def step(i: int) -> torch.Tensor:

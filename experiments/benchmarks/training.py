@@ -1,12 +1,14 @@
-"""Images per second of training the seed network: the bare step, what surrounds it, many seeds, and PyTorch beside.
+"""Images per second of training the seed network: the bare step, what surrounds it, many seeds, and
+PyTorch beside.
 
     python experiments/benchmarks/training.py --json training.json
     python experiments/benchmarks/training.py --torch-python ../torch/bin/python --rounds 15
 
-Each contestant is a process of its own, started and warmed up before the first round. In a round each takes its turn,
-in random order, while the others sleep; figures are medians over the rounds. The bare steps take 128 images of noise,
-already normalised and on the device; the others are experiments/train.py itself (a short run each round) and the
-step that it compiles, on --dataset. PyTorch's contestants need a Python that has PyTorch.
+Each contestant is a process of its own, started and warmed up before the first round. In a round
+each takes its turn, in random order, while the others sleep; figures are medians over the rounds.
+The bare steps take 128 images of noise, already normalised and on the device; the others are
+experiments/train.py itself (a short run each round) and the step that it compiles, on --dataset.
+PyTorch's contestants need a Python that has PyTorch.
 """
 
 from __future__ import annotations
@@ -32,9 +34,13 @@ from cnnlab.errors import InputError, unknown
 
 HERE = Path(__file__).parent
 BATCH = 128
-# Of a GPU's memory each JAX process takes what it uses, not three quarters: several wait for their turn at once.
+# Of a GPU's memory each JAX process takes what it uses, not three quarters: several wait for their
+# turn at once.
 SHARE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}  # glibc gives nothing back
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+}  # glibc gives nothing back
 
 # name -> the worker below or torch_step.py with its options, and environment variables
 CONTESTANTS: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -91,8 +97,12 @@ def main(arguments: Arguments) -> None:
     torch_python = arguments.torch_python or sys.executable
     names = list(arguments.contestants or CONTESTANTS)
     if not has_torch(torch_python):
-        if arguments.torch_python or any(CONTESTANTS[name][0][0] == "torch" for name in arguments.contestants):
-            raise InputError(f"{torch_python} has no PyTorch; give one that has with --torch-python")
+        if arguments.torch_python or any(
+            CONTESTANTS[name][0][0] == "torch" for name in arguments.contestants
+        ):
+            raise InputError(
+                f"{torch_python} has no PyTorch; give one that has with --torch-python"
+            )
         print(f"{torch_python} has no PyTorch: its contestants are left out", file=sys.stderr)
         names = [name for name in names if CONTESTANTS[name][0][0] != "torch"]
     workers = {name: Worker(name, arguments, torch_python) for name in names}
@@ -104,23 +114,44 @@ def main(arguments: Arguments) -> None:
         print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
     rows = []
     for name, worker in workers.items():
-        row = {"name": name, "images per second": statistics.median(rates[name]), "memory": worker.stop()}
+        row = {
+            "name": name,
+            "images per second": statistics.median(rates[name]),
+            "memory": worker.stop(),
+        }
         row["quartiles"] = statistics.quantiles(rates[name], n=4) if len(rates[name]) > 1 else None
         rows.append(row)
     median = {row["name"]: row["images per second"] for row in rows}
     for row in rows:
         if AGAINST[row["name"]] in median:
-            row["ratio"], row["to"] = row["images per second"] / median[AGAINST[row["name"]]], AGAINST[row["name"]]
+            row["ratio"], row["to"] = (
+                row["images per second"] / median[AGAINST[row["name"]]],
+                AGAINST[row["name"]],
+            )
         ratio = f"{row['ratio']:.2f} of {row['to']}" if "ratio" in row else ""
-        print(f"{row['name']:28} {row['images per second']:8,.0f} images/s {row['memory'] / 2**20:8,.0f} MiB   {ratio}")
+        print(
+            f"{row['name']:28} {row['images per second']:8,.0f} images/s "
+            f"{row['memory'] / 2**20:8,.0f} MiB   {ratio}"
+        )
     if arguments.json:
-        facts = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
-        Path(arguments.json).write_text(json.dumps(facts | {"rounds": arguments.rounds, "rows": rows}, indent=1))
+        facts = {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+        }
+        Path(arguments.json).write_text(
+            json.dumps(facts | {"rounds": arguments.rounds, "rows": rows}, indent=1)
+        )
 
 
 def has_torch(python: str) -> bool:
     try:
-        return subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run(
+                [python, "-c", "import torch"], capture_output=True, check=False
+            ).returncode
+            == 0
+        )
     except OSError:
         return False
 
@@ -141,7 +172,11 @@ class Worker:
             command = [sys.executable, __file__, "--worker", kind, *(options or ["-"]), *self.data]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            list(map(str, command)), stdin=pipe, stdout=pipe, text=True, env=os.environ | SHARE | variables
+            list(map(str, command)),
+            stdin=pipe,
+            stdout=pipe,
+            text=True,
+            env=os.environ | SHARE | variables,
         )
         self.seeds = int(options[0]) if kind == "step" and options else 1
         self._read("ready")
@@ -153,7 +188,9 @@ class Worker:
         while wanted and line and line.strip() != wanted:
             line = self.process.stdout.readline()
         if not line:
-            raise InputError(f"the contestant {self.name!r} ended with status {self.process.wait()}; see above")
+            raise InputError(
+                f"the contestant {self.name!r} ended with status {self.process.wait()}; see above"
+            )
         return line
 
     def turn(self, steps: int) -> float:
@@ -168,19 +205,32 @@ class Worker:
 
     def _run_script(self) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, HERE.parent / "train.py", *self.data, "--feed", self.script, "--epochs", "2"]
+            command = [
+                sys.executable,
+                HERE.parent / "train.py",
+                *self.data,
+                "--feed",
+                self.script,
+                "--epochs",
+                "2",
+            ]
             command += ["--workdir", f"{folder}/run", "--progress", "off", "--no-tensorboard"]
             process = subprocess.Popen(list(map(str, command)), env=os.environ | SHARE)
             _, status, usage = os.wait4(process.pid, 0)  # of this child alone
             process.returncode = os.waitstatus_to_exitcode(status)
             if status:
                 raise InputError(f"train.py ended with status {process.returncode}; see above")
-            rows = [json.loads(line) for line in Path(f"{folder}/run/metrics.jsonl").read_text().splitlines()]
+            rows = [
+                json.loads(line)
+                for line in Path(f"{folder}/run/metrics.jsonl").read_text().splitlines()
+            ]
         self.memory = max(self.memory, 1024 * usage.ru_maxrss)
         return rows[-1]["images_per_second"]
 
     def stop(self) -> int:
-        """Ends it; its peak memory in bytes: a worker's on its device, where that is no CPU, else on the host."""
+        """Ends it; its peak memory in bytes: a worker's on its device, where that is no CPU, else
+        on the host.
+        """
         if self.script:
             return self.memory
         assert self.process.stdin
@@ -211,7 +261,9 @@ def work(kind: str, option: str, *data: str) -> None:
         jax.block_until_ready(ahead.pop())
         print((time.perf_counter() - start) * int(line) / (dispatches * at_once), flush=True)
     stats = jax.devices()[0].memory_stats() or {}
-    print(stats.get("peak_bytes_in_use") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(
+        stats.get("peak_bytes_in_use") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
 
 
 def bare_step(formulation: str):
@@ -221,21 +273,23 @@ def bare_step(formulation: str):
     import jax
     import jax.numpy as jnp
 
-    from cnnlab import losses, models, network, optim, parallel, train
-    from cnnlab.layers import Convolution
+    from cnnlab import losses, models, optim
+    from cnnlab.models.convolution import Convolution
+    from cnnlab.training import devices, network
+    from cnnlab.training.step import Objective, train_step, zero_totals
 
-    layout = parallel.layout("auto", None, BATCH)
+    layout = devices.layout("auto", None, BATCH)
     conv = Convolution(layout.formulation if formulation == "-" else formulation)
     model = models.CNN(conv=conv, axis_name=layout.axis_name)
     tx = optim.adam(1e-3)
     one = functools.partial(
-        train.train_step,
+        train_step,
         apply_fn=network.apply_for_training(model),
-        objective=train.Objective(losses.cross_entropy),
+        objective=Objective(losses.cross_entropy),
         tx=tx,
         prepare=lambda batch, key, run_key, axis_name: batch,
     )
-    specs = (parallel.SHARED, parallel.SHARED, parallel.BATCH, parallel.SHARED)
+    specs = (devices.SHARED, devices.SHARED, devices.BATCH, devices.SHARED)
     compiled = layout.compile(one, specs, donate=(0,))
     key = layout.place(jax.random.key(0))
     batches = [
@@ -245,9 +299,9 @@ def bare_step(formulation: str):
         }
         for i in range(8)
     ]
-    batches = [layout.place(batch, parallel.BATCH) for batch in batches]
+    batches = [layout.place(batch, devices.BATCH) for batch in batches]
     state = [layout.place(network.initial_state(model, tx, jax.random.key(0), (32, 32, 3)))]
-    totals = [layout.place(train.zero_totals(jnp.float32))]
+    totals = [layout.place(zero_totals(jnp.float32))]
 
     def step(i: int):
         state[0], totals[0] = compiled(state[0], totals[0], batches[i % 8], key)
@@ -257,12 +311,14 @@ def bare_step(formulation: str):
 
 
 def experiment_step(seeds: int | None, data: list[str]):
-    """The dispatch that experiments/train.py compiles, of several seeds if wanted; and how many steps it takes."""
+    """The dispatch that experiments/train.py compiles, of several seeds if wanted; and how many
+    steps it takes.
+    """
     import itertools
 
-    from cnnlab import recipe
     from cnnlab.config import Config
     from cnnlab.console import Console
+    from cnnlab.training import recipe
 
     given = dict(zip(data[::2], data[1::2], strict=True))
     config = Config(dataset=given["--dataset"], data_dir=given.get("--data-dir"))
@@ -271,7 +327,9 @@ def experiment_step(seeds: int | None, data: list[str]):
     carried = [experiment.state, experiment.totals]
 
     def step(_: int):
-        carried[:] = experiment.step(*carried, list(itertools.islice(items, experiment.dispatch_steps)))
+        carried[:] = experiment.step(
+            *carried, list(itertools.islice(items, experiment.dispatch_steps))
+        )
         return carried[1]
 
     return step, experiment.dispatch_steps
@@ -281,7 +339,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         try:
             work(*sys.argv[2:])
-        except InputError as error:  # of the data set; the process that started this one says that it has ended
+        except (
+            InputError
+        ) as error:  # of the data set; the process that started this one says that it has ended
             sys.exit(f"error: {error}")
     else:
         cli.main(main, Arguments)

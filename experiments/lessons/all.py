@@ -1,9 +1,10 @@
-"""Every claim about softmax, cross-entropy and CNNs that cnnlab stands on: run, checked and drawn, on one page.
+"""Every claim about softmax, cross-entropy and CNNs that cnnlab stands on: run, checked and drawn,
+on one page.
 
     python experiments/lessons/all.py --data-dir DIR
 
-Runs each lesson of this folder as a process of its own and writes lessons.html, one file that loads nothing from
-elsewhere. Exit status 1 if a claim does not hold or a lesson fails.
+Runs each lesson of this folder as a process of its own and writes lessons.html, one file that loads
+nothing from elsewhere. Exit status 1 if a claim does not hold or a lesson fails.
 """
 
 import os
@@ -12,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnlab import cli, lesson, run_folder
+from cnnlab import cli, files, lesson
 from cnnlab.console import Console
 from cnnlab.errors import InputError, unknown
 
@@ -36,13 +37,17 @@ class All:
     only: tuple[str, ...] = LESSONS
     """Which lessons, by name."""
     data_dir: str | None = None
-    """TFDS data directory with CIFAR-10 and MNIST. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """TFDS data directory with CIFAR-10 and MNIST. None: $TFDS_DATA_DIR, else
+    ~/tensorflow_datasets.
+    """
     workdir: str = "runs/lessons"
     """Folder for lessons.html, and what each lesson leaves."""
 
     def __post_init__(self) -> None:
         if not self.only or len(set(self.only)) < len(self.only):
-            raise InputError(f"--only takes each lesson once, at least one; got {' '.join(self.only) or 'none'}")
+            raise InputError(
+                f"--only takes each lesson once, at least one; got {' '.join(self.only) or 'none'}"
+            )
         for name in self.only:
             if name not in LESSONS:
                 raise unknown("lesson", name, LESSONS)
@@ -56,7 +61,12 @@ def main(flags: All) -> None:
         console.say(f"== {place}/{len(flags.only)} {name}")
         stored = folder / f"{name}.json"
         stored.unlink(missing_ok=True)  # so that what stands there afterwards is of this run
-        command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), "--workdir", str(folder)]
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name(f"{name}.py")),
+            "--workdir",
+            str(folder),
+        ]
         status = subprocess.run(command, env=environment).returncode
         if status == cli.EXIT_INTERRUPTED:
             raise KeyboardInterrupt
@@ -67,7 +77,9 @@ def main(flags: All) -> None:
     if not taught:
         raise InputError(f"no lesson could be taught: {', '.join(failed)}")
     page = folder / "lessons.html"
-    run_folder.write_text(page, lesson.page(taught, "Softmax, cross-entropy and CNNs: what holds", failed))
+    files.write_text(
+        page, lesson.page(taught, "Softmax, cross-entropy and CNNs: what holds", failed)
+    )
     refuted = sum(len(one.refuted) for one in taught)
     console.say(f"{refuted} claims do not hold, {len(failed)} lessons failed\n{page}")
     sys.exit(int(bool(refuted or failed)))

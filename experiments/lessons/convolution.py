@@ -1,18 +1,19 @@
 """Convolution by hand, the size of what comes out, and what a network learns to look for
 
-A filter is a small window of weights w, laid over the picture x at places S pixels apart. The dot product with what it
-covers answers for that place: y[i, j] = sum of x[S i + u, S j + v, c] w[u, v, c] over rows u, columns v and channels c;
-a bias may be added. That is what the layers of the usual libraries compute and call a convolution. In mathematics it is
-a cross-correlation, and a convolution turns the kernel by 180° first. To training that is all the same; a kernel that
-is carried from one to the other has to be turned.
+A filter is a small window of weights w, laid over the picture x at places S pixels apart. The dot
+product with what it covers answers for that place: y[i, j] = sum of x[S i + u, S j + v, c] w[u, v,
+c] over rows u, columns v and channels c; a bias may be added. That is what the layers of the usual
+libraries compute and call a convolution. In mathematics it is a cross-correlation, and a
+convolution turns the kernel by 180° first. To training that is all the same; a kernel that is
+carried from one to the other has to be turned.
 
-A kernel of K pixels has floor((W - K + 2 P) / S) + 1 places on W pixels with P zeros on each side. The formula is often
-written without the floor, as it is only where the division leaves no remainder; else, that many of the last rows and
-columns are not covered.
+A kernel of K pixels has floor((W - K + 2 P) / S) + 1 places on W pixels with P zeros on each side.
+The formula is often written without the floor, as it is only where the division leaves no
+remainder; else, that many of the last rows and columns are not covered.
 
-The pictures are of the seed network's first layer after training: its 32 filters in the colours of normalised pixels,
-grey for 0, all on one scale; a test image; and the answers of the first 16 to it, after bias and ReLU and before
-pooling, from black for 0 to white for the largest of each.
+The pictures are of the seed network's first layer after training: its 32 filters in the colours of
+normalised pixels, grey for 0, all on one scale; a test image; and the answers of the first 16 to
+it, after bias and ReLU and before pooling, from black for 0 to white for the largest of each.
 
     python experiments/lessons/convolution.py --data-dir DIR
 """
@@ -24,12 +25,15 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from cnnlab import layers, loop, recipe
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.lesson import Claim, Lesson, picture, run
+from cnnlab.models import convolution
+from cnnlab.training import loop, recipe
 
-X, *KERNEL = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32)  # one picture, four filters
+X, *KERNEL = (
+    np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32)
+)  # one picture, four filters
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ class Flags(Lesson):
 def convolve(x, kernel, stride, padding):
     """By hand: x[H, W, C], kernel[K, K, C, D] -> float64[H', W', D]."""
     x = np.pad(np.float64(x), ((padding, padding), (padding, padding), (0, 0)))
-    rows, columns = (range(0, n - len(kernel) + 1, stride) for n in x.shape[:2])  # the places where it fits
+    rows, columns = (
+        range(0, n - len(kernel) + 1, stride) for n in x.shape[:2]
+    )  # the places where it fits
     y = np.zeros((len(rows), len(columns), kernel.shape[3]))
     for i, j, u, v in np.ndindex(len(rows), len(columns), *kernel.shape[:2]):
         y[i, j] += x[rows[i] + u, columns[j] + v] @ kernel[u, v]  # the sum over channels
@@ -53,41 +59,87 @@ def convolve(x, kernel, stride, padding):
 
 
 def layer(x, kernel, stride, padding, how):
-    conv = nn.Conv(kernel.shape[3], kernel.shape[:2], stride, padding, use_bias=False, conv_general_dilated=how)
+    conv = nn.Conv(
+        kernel.shape[3], kernel.shape[:2], stride, padding, use_bias=False, conv_general_dilated=how
+    )
     with jax.default_matmul_precision("highest"):  # GPUs may round to TF32
         return np.asarray(conv.apply({"params": {"kernel": kernel}}, x[None]))[0]
 
 
 def compare(width, side, padding, stride, how):
-    """Whether sides are the formula's, whether n terms, each rounded n times, may be as far off; and how far it is."""
+    """Whether sides are the formula's, whether n terms, each rounded n times, may be as far off;
+    and how far it is.
+    """
     x, kernel = X[:width, :width], np.stack(KERNEL, -1)[:side, :side]
     exact, ours = convolve(x, kernel, stride, padding), layer(x, kernel, stride, padding, how)
-    sides = {layers.conv_output_size(width, side, padding, stride), len(exact), len(ours)}
-    bound = ((1 + 2**-24) ** kernel[..., 0].size - 1) * convolve(abs(x), abs(kernel), stride, padding)
+    sides = {convolution.conv_output_size(width, side, padding, stride), len(exact), len(ours)}
+    bound = ((1 + 2**-24) ** kernel[..., 0].size - 1) * convolve(
+        abs(x), abs(kernel), stride, padding
+    )
     return len(sides) == 1, np.all(abs(ours - exact) <= bound), np.max(abs(ours - exact))
 
 
 def teach(flags: Flags):
-    grid = list(product(range(4, 9), (1, 2, 3), (0, 1, 2), (1, 2, 3), map(layers.Convolution, layers.FORMULATIONS)))
+    grid = list(
+        product(
+            range(4, 9),
+            (1, 2, 3),
+            (0, 1, 2),
+            (1, 2, 3),
+            map(convolution.Convolution, convolution.FORMULATIONS),
+        )
+    )
     sized, within, errors = zip(*(compare(*case) for case in grid), strict=True)
-    found = f"{len(grid)} cases, {sum((w - k + 2 * p) % s > 0 for w, k, p, s, _ in grid)} of them with a remainder"
-    yield Claim("The layer's output has floor((W - K + 2 P) / S) + 1 pixels a side", all(sized), found)
-    found = f"strides 1 to 3, padding 0 to 2: off by at most {max(errors):.0e}, nowhere by more than float32 may be"
+    found = (
+        f"{len(grid)} cases, {sum((w - k + 2 * p) % s > 0 for w, k, p, s, _ in grid)} of them with "
+        "a remainder"
+    )
+    yield Claim(
+        "The layer's output has floor((W - K + 2 P) / S) + 1 pixels a side", all(sized), found
+    )
+    found = (
+        f"strides 1 to 3, padding 0 to 2: off by at most {max(errors):.0e}, nowhere by more than "
+        "float32 may be"
+    )
     yield Claim("It is what the loops compute, which do not turn the kernel", all(within), found)
-    x = nn.relu(np.array([[1, -3, 2, 4], [5, 6, -1, 2], [-7, -2, 8, 1], [0, -1, 3, -4]], np.float32)[None, ..., None])
-    largest, mean = (y.ravel().tolist() for y in (layers.max_pooling(x, 2, "native"), layers.average_pooling(x, 2)))
+    x = nn.relu(
+        np.array([[1, -3, 2, 4], [5, 6, -1, 2], [-7, -2, 8, 1], [0, -1, 3, -4]], np.float32)[
+            None, ..., None
+        ]
+    )
+    largest, mean = (
+        y.ravel().tolist()
+        for y in (convolution.max_pooling(x, 2, "native"), convolution.average_pooling(x, 2))
+    )
     right = largest == [6, 4, 0, 8] and mean == [3, 2, 0, 3]
-    yield Claim("ReLU and pooling from 4x4 to 2x2 give what they do by hand", right, f"largest {largest}, means {mean}")
+    yield Claim(
+        "ReLU and pooling from 4x4 to 2x2 give what they do by hand",
+        right,
+        f"largest {largest}, means {mean}",
+    )
 
-    experiment, progress = recipe.trained(Config(flags.dataset, flags.data_dir, epochs=flags.epochs), Console())
+    experiment, progress = recipe.trained(
+        Config(flags.dataset, flags.data_dir, epochs=flags.epochs), Console()
+    )
     accuracy = loop.evaluate(experiment.eval_step, progress.state, experiment.test())["accuracy"]
-    yield Claim("A network of such layers learns", accuracy > 0.5, f"{accuracy:.1%} of the test images")
-    kernel, bias = (np.asarray(progress.state.params["Conv_0"][name]) for name in ("kernel", "bias"))
-    yield from [picture(f"filter {k}", 0.5 + kernel[..., k] / abs(kernel).max() / 2, side=64) for k in range(32)]
+    yield Claim(
+        "A network of such layers learns", accuracy > 0.5, f"{accuracy:.1%} of the test images"
+    )
+    kernel, bias = (
+        np.asarray(progress.state.params["Conv_0"][name]) for name in ("kernel", "bias")
+    )
+    yield from [
+        picture(f"filter {k}", 0.5 + kernel[..., k] / abs(kernel).max() / 2, side=64)
+        for k in range(32)
+    ]
     image = next(iter(experiment.test()))["image"][5]
-    maps = convolve((image - experiment.facts["mean"]) / experiment.facts["std"], kernel, 1, 1) + bias
+    maps = (
+        convolve((image - experiment.facts["mean"]) / experiment.facts["std"], kernel, 1, 1) + bias
+    )
     yield picture("test image", image / 255)
-    yield from [picture(f"map of {k}", np.maximum(maps[..., k], 0)) for k in range(16)]  # after ReLU
+    yield from [
+        picture(f"map of {k}", np.maximum(maps[..., k], 0)) for k in range(16)
+    ]  # after ReLU
 
 
 if __name__ == "__main__":

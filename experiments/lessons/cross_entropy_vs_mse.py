@@ -1,12 +1,14 @@
 """Cross-entropy against mean squared error: what reaches the logits, and what training makes of it
 
-Through a softmax the gradient of the squared error (summed over the classes) carries p_k as a factor in logit k, so a
-network that is sure of one wrong class is told almost nothing; where several share the rest it still is told something.
-Cross-entropy's is p - onehot, largest just there. The notes conclude that under MSE gradients are low
-early on, and that cross-entropy gives stronger feedback and converges faster. Here each is measured: in the logits
-exactly, in training over paired seeds (same first weights, batches and mirroring), by exact sign flips corrected for
-three comparisons. The learning rate is tuned for neither, and Adam divides by the gradients' size, so that short ones
-alone slow nothing down. A run that never reaches the target counts all its epochs, which favours the slower loss.
+Through a softmax the gradient of the squared error (summed over the classes) carries p_k as a
+factor in logit k, so a network that is sure of one wrong class is told almost nothing; where
+several share the rest it still is told something. Cross-entropy's is p - onehot, largest just
+there. The notes conclude that under MSE gradients are low early on, and that cross-entropy gives
+stronger feedback and converges faster. Here each is measured: in the logits exactly, in training
+over paired seeds (same first weights, batches and mirroring), by exact sign flips corrected for
+three comparisons. The learning rate is tuned for neither, and Adam divides by the gradients' size,
+so that short ones alone slow nothing down. A run that never reaches the target counts all its
+epochs, which favours the slower loss.
 
     python experiments/lessons/cross_entropy_vs_mse.py --data-dir DIR
 """
@@ -16,11 +18,12 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from cnnlab import recipe, stats
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.lesson import Claim, Lesson, lines, run
 from cnnlab.losses import cross_entropy, mean_squared_error
+from cnnlab.study import statistics
+from cnnlab.training import recipe
 
 TARGET = 0.4  # validation accuracy
 
@@ -38,13 +41,17 @@ class Flags(Lesson):
 
 
 def gradient_norms(loss, p):
-    """Lengths of the gradient in the logits where the true class has p[N] and one wrong class all the rest."""
+    """Lengths of the gradient in the logits where the true class has p[N] and one wrong class all
+    the rest.
+    """
     gradients = jax.vmap(jax.grad(loss), (0, None))(np.log(np.stack([p, 1 - p], -1)), 0)
     return np.linalg.norm(gradients, axis=-1)
 
 
 def epochs_to(target, accuracy):
-    """Epochs until accuracy[epochs, seeds], joined by lines from chance on, is at the target; all if it never is."""
+    """Epochs until accuracy[epochs, seeds], joined by lines from chance on, is at the target; all
+    if it never is.
+    """
     curves = np.concatenate([np.full((1, accuracy.shape[1]), 0.1), accuracy])
     after = np.argmax(curves >= target, 0)  # 0 where it never does
     high, low = (curves[at, np.arange(len(after))] for at in (after, after - 1))
@@ -53,35 +60,77 @@ def epochs_to(target, accuracy):
 
 def train(loss, flags):
     """Gradient norms of the first epoch [seeds, steps], validation accuracies [epochs, seeds]."""
-    config = Config(flags.dataset, flags.data_dir, validation=0.04, epochs=flags.epochs, loss=loss, fraction=0.1)
+    config = Config(
+        flags.dataset, flags.data_dir, validation=0.04, epochs=flags.epochs, loss=loss, fraction=0.1
+    )
     history = recipe.trained(config, Console(), range(flags.seeds))[1].history
-    return np.array(history[0]["gradient_norms"]), np.array([row["validation_accuracy"] for row in history])
+    return np.array(history[0]["gradient_norms"]), np.array(
+        [row["validation_accuracy"] for row in history]
+    )
 
 
 def teach(flags: Flags):
     p = np.geomspace(1e-6, 1, 200, endpoint=False, dtype=np.float32)
     named = lambda of: {"cross-entropy": of[0], "mean squared error": of[1]}
     norms = [gradient_norms(loss, p) for loss in (cross_entropy, mean_squared_error)]
-    yield lines("What a mistake sends back", p, named(norms), "p of true class", "|gradient| in logits", xscale="log")
+    yield lines(
+        "What a mistake sends back",
+        p,
+        named(norms),
+        "p of true class",
+        "|gradient| in logits",
+        xscale="log",
+    )
     ours, theirs = norms[0][0], norms[1][0]
     found = f"where the true class has one in a million: {theirs:.1e} against {ours:.3f}"
-    yield Claim("Sure of one wrong class MSE's gradient vanishes, CE's does not", theirs < 1e-5 < 1.4 < ours, found)
+    yield Claim(
+        "Sure of one wrong class MSE's gradient vanishes, CE's does not",
+        theirs < 1e-5 < 1.4 < ours,
+        found,
+    )
 
     runs = [train(loss, flags) for loss in ("cross_entropy", "mean_squared_error")]
-    norms, curves = map(np.stack, zip(*runs, strict=True))  # [losses, seeds, steps], [losses, epochs, seeds]
+    norms, curves = map(
+        np.stack, zip(*runs, strict=True)
+    )  # [losses, seeds, steps], [losses, epochs, seeds]
     steps, epochs = (1 + np.arange(n) for n in (norms.shape[2], len(curves[0])))
-    yield lines("First epoch, mean of seeds", steps, named(norms.mean(1)), "step", "|gradient| in parameters")
-    yield lines("Validation, mean of seeds", epochs, named(100 * curves.mean(2)), "epoch", "accuracy (%)", markers=True)
+    yield lines(
+        "First epoch, mean of seeds",
+        steps,
+        named(norms.mean(1)),
+        "step",
+        "|gradient| in parameters",
+    )
+    yield lines(
+        "Validation, mean of seeds",
+        epochs,
+        named(100 * curves.mean(2)),
+        "epoch",
+        "accuracy (%)",
+        markers=True,
+    )
     measured = (  # of losses and seeds; the difference that would matter; whether more is better
-        ("Early gradients are longer under cross-entropy (log10)", np.log10(norms.mean(2)), 0.05, True),
-        (f"It takes fewer epochs to {TARGET:.0%}", np.stack([epochs_to(TARGET, c) for c in curves]), 0.25, False),
+        (
+            "Early gradients are longer under cross-entropy (log10)",
+            np.log10(norms.mean(2)),
+            0.05,
+            True,
+        ),
+        (
+            f"It takes fewer epochs to {TARGET:.0%}",
+            np.stack([epochs_to(TARGET, c) for c in curves]),
+            0.25,
+            False,
+        ),
         ("It is more accurate after the first epoch", curves[:, 0], 0.01, True),
     )
     for statement, (ours, theirs), margin, more in measured:
-        (c,) = stats.compare((ours - theirs)[None], margin, more, others=2)  # corrected for three
+        (c,) = statistics.compare(
+            (ours - theirs)[None], margin, more, others=2
+        )  # corrected for three
         interval = f"{c.mean:+.2f} [{c.low:+.2f}, {c.high:+.2f}], p {c.p_holm:.3f}, n = {c.n}"
         found = f"{ours.mean():.2f} against {theirs.mean():.2f}, paired {interval}"
-        yield Claim(statement, c.verdict == stats.BETTER, found)
+        yield Claim(statement, c.verdict == statistics.BETTER, found)
 
 
 if __name__ == "__main__":

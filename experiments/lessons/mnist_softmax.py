@@ -1,14 +1,16 @@
 """Ten weight vectors read digits, and whether the nearest one wins
 
-Softmax regression holds 784 weights for each digit, and they can be looked at as an image: ink on orange speaks for the
-class, ink on purple against it. The score of a class is the dot product of the picture x with its vector w, plus a
-bias b. That is in normalised pixels, as the network sees them: paper, too, counts there (-0.42 on MNIST).
+Softmax regression holds 784 weights for each digit, and they can be looked at as an image: ink on
+orange speaks for the class, ink on purple against it. The score of a class is the dot product of
+the picture x with its vector w, plus a bias b. That is in normalised pixels, as the network sees
+them: paper, too, counts there (-0.42 on MNIST).
 
-It is often said that the class whose vector is nearest to the picture wins. As |x - w|² = |x|² - 2 (w x - |w|²/2), the
-nearest vector has the largest w x - |w|²/2. So the largest dot product is the nearest vector where all norms are equal,
-and any two vectors of different norms have pictures where it is not. The largest score w x + b is the nearest vector
-where b + |w|²/2 is the same for all classes; equal norms without bias are one such case, not the only one. And a
-distance needs a unit: on raw pixels the same network has weights w / std and another bias, the same scores, and other
+It is often said that the class whose vector is nearest to the picture wins. As |x - w|² = |x|² - 2
+(w x - |w|²/2), the nearest vector has the largest w x - |w|²/2. So the largest dot product is the
+nearest vector where all norms are equal, and any two vectors of different norms have pictures where
+it is not. The largest score w x + b is the nearest vector where b + |w|²/2 is the same for all
+classes; equal norms without bias are one such case, not the only one. And a distance needs a unit:
+on raw pixels the same network has weights w / std and another bias, the same scores, and other
 nearest vectors. Dot products and biases describe the network in either unit, nearness does not.
 
     python experiments/lessons/mnist_softmax.py --data-dir DIR
@@ -19,10 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnnlab import loop, recipe
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.lesson import Claim, Lesson, Table, picture, run
+from cnnlab.training import loop, recipe
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,43 @@ def agreement(x, w, b):
 
 
 def counterexample(a, b):
-    """Its larger dot product is with the longer one, by a quarter of | |a|² - |b|² |, but the other one is nearer."""
+    """Its larger dot product is with the longer one, by a quarter of | |a|² - |b|² |, but the other
+    one is nearer.
+    """
     return (a @ a - b @ b) / (4 * (a - b) @ (a - b)) * (a - b)
 
 
 def teach(flags: Flags):
-    config = Config(flags.dataset, flags.data_dir, model="softmax_regression", epochs=flags.epochs, seed=flags.seed,
-                    optimizer="adamw,weight_decay=0.3")  # fmt: skip  # fades the noise of the first weights
+    config = Config(
+        flags.dataset,
+        flags.data_dir,
+        model="softmax_regression",
+        epochs=flags.epochs,
+        seed=flags.seed,
+        optimizer="adamw,weight_decay=0.3",
+    )  # fades the noise of the first weights
     experiment, progress = recipe.trained(config, Console())
     accuracy = loop.evaluate(experiment.eval_step, progress.state, experiment.test())["accuracy"]
-    yield Claim("784 inputs and ten vectors reach 92 %", accuracy >= 0.92, f"{accuracy:.2%} of the test images")
-    w, b = (np.asarray(progress.state.params["Dense_0"][name], np.float64) for name in ("kernel", "bias"))
-    images = np.concatenate([batch["image"][batch["mask"]] for batch in experiment.test()])  # uint8[N, H, W, C]
+    yield Claim(
+        "784 inputs and ten vectors reach 92 %",
+        accuracy >= 0.92,
+        f"{accuracy:.2%} of the test images",
+    )
+    w, b = (
+        np.asarray(progress.state.params["Dense_0"][name], np.float64)
+        for name in ("kernel", "bias")
+    )
+    images = np.concatenate(
+        [batch["image"][batch["mask"]] for batch in experiment.test()]
+    )  # uint8[N, H, W, C]
     pixels = images.reshape(-1, len(w))
-    mean, std = (np.tile(experiment.facts[name], images[0, ..., 0].size) for name in ("mean", "std"))  # of each pixel
+    mean, std = (
+        np.tile(experiment.facts[name], images[0, ..., 0].size) for name in ("mean", "std")
+    )  # of each pixel
     for k, one in enumerate(w.T):
-        yield picture(f"weights of {k}", one.reshape(images.shape[1:]).mean(-1), np.abs(w).max() / 2)  # few are larger
+        yield picture(
+            f"weights of {k}", one.reshape(images.shape[1:]).mean(-1), np.abs(w).max() / 2
+        )  # few are larger
 
     x, norms = (pixels - mean) / std, np.linalg.norm(w, axis=0)
     scores, nearest = x @ w + b, distances(x, w).argmin(1)
@@ -75,15 +98,40 @@ def teach(flags: Flags):
     raw = pixels / 255, w * 255 / std[:, None], b - mean / std @ w
     cases = (x, w, b), raw, (x, w / norms, 0), (x, w / norms, b), (x, w, -(norms**2) / 2)
     ours, others, equal, biased, balanced = (agreement(*case) for case in cases)
-    found = f"in {ours:.2%} of the test images it is; on pixels in [0, 1] in {others:.2%}, at the same scores"
-    yield Claim("The trained network's largest score is not always the nearest vector", max(ours, others) < 1, found)
-    found = f"norms scaled to 1: {equal:.2%} of {len(x):,} test images; with the trained bias {biased:.2%}"
-    yield Claim("With equal norms and no bias the largest score is the nearest vector", equal == 1 > biased, found)
+    found = (
+        f"in {ours:.2%} of the test images it is; on pixels in [0, 1] in {others:.2%}, at the same "
+        "scores"
+    )
+    yield Claim(
+        "The trained network's largest score is not always the nearest vector",
+        max(ours, others) < 1,
+        found,
+    )
+    found = (
+        f"norms scaled to 1: {equal:.2%} of {len(x):,} test images; with the trained bias "
+        f"{biased:.2%}"
+    )
+    yield Claim(
+        "With equal norms and no bias the largest score is the nearest vector",
+        equal == 1 > biased,
+        found,
+    )
     pairs = [np.stack(pair, 1) for pair in itertools.combinations(w.T, 2)]  # [784, 2] each
     misled = sum(agreement(counterexample(*pair.T)[None], pair, 0) == 0 for pair in pairs)
-    found = f"{misled} of {len(pairs)}; by hand: x = (1, 0), itself one of the vectors (1, 0) and (3, 0)"
-    yield Claim("Any two of different norms and no bias have a picture where it is not", misled == len(pairs), found)
-    yield Claim("With b = -|w|²/2 it is, whatever the norms", balanced == 1, f"{balanced:.2%} of the test images")
+    found = (
+        f"{misled} of {len(pairs)}; by hand: x = (1, 0), itself one of the vectors (1, 0) and (3, "
+        "0)"
+    )
+    yield Claim(
+        "Any two of different norms and no bias have a picture where it is not",
+        misled == len(pairs),
+        found,
+    )
+    yield Claim(
+        "With b = -|w|²/2 it is, whatever the norms",
+        balanced == 1,
+        f"{balanced:.2%} of the test images",
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Softmax turns scores into a distribution
 
-Exponentials are positive and growing, so p_i = exp(z_i) / sum_j exp(z_j) is positive, sums to one and keeps the order
-of the scores. Only differences of scores count, and they become ratios: p_i / p_j = exp(z_i - z_j). That is what
-"softmax amplifies differences" can mean; the difference of two probabilities is smaller than that of their scores.
+Exponentials are positive and growing, so p_i = exp(z_i) / sum_j exp(z_j) is positive, sums to one
+and keeps the order of the scores. Only differences of scores count, and they become ratios: p_i /
+p_j = exp(z_i - z_j). That is what "softmax amplifies differences" can mean; the difference of two
+probabilities is smaller than that of their scores.
 
     python experiments/lessons/softmax_1d.py
 """
@@ -19,22 +20,36 @@ W, B = np.array([[-2, 0.5, 1.5], [0, 1, -1]], np.float32)  # of the lines z_k = 
 
 def distribution(p):
     off, order = np.abs(p.sum(1) - 1).max(), np.all(np.argsort(p, 1) == np.argsort(SCORES, 1))
-    found = f"1000 rows of 5 scores: smallest {p.min():.0e}, sums within {off:.0e} of 1, order kept: {order}"
+    found = (
+        f"1000 rows of 5 scores: smallest {p.min():.0e}, sums within {off:.0e} of 1, order kept: "
+        f"{order}"
+    )
     return Claim("Positive, sums to one, order kept", p.min() > 0 and off < 1e-6 and order, found)
 
 
 def shift_invariance(p):
     off = np.abs(p - softmax(SCORES + 100)).max()  # z + 100 is rounded to within 2^-18
-    return Claim("The same when all scores grow by 100", off < 2**-17, f"probabilities within {off:.0e}")
+    return Claim(
+        "The same when all scores grow by 100", off < 2**-17, f"probabilities within {off:.0e}"
+    )
 
 
 def ratios(p):
     gaps = np.float64(SCORES[:, :1] - SCORES[:, 1:])
-    off, most = np.abs(np.log(p[:, :1] / p[:, 1:]) - gaps).max(), np.abs((p[:, :1] - p[:, 1:]) / gaps).max()
-    yield Claim("Differences become ratios: p_i / p_j = exp(z_i - z_j)", off < 1e-5, f"logarithms within {off:.0e}")
+    off, most = (
+        np.abs(np.log(p[:, :1] / p[:, 1:]) - gaps).max(),
+        np.abs((p[:, :1] - p[:, 1:]) / gaps).max(),
+    )
+    yield Claim(
+        "Differences become ratios: p_i / p_j = exp(z_i - z_j)",
+        off < 1e-5,
+        f"logarithms within {off:.0e}",
+    )
     gap = float(softmax(np.array([2.0, 1.0, 0.1])) @ np.array([1.0, -1.0, 0.0]))
     found = f"from 2.0 and 1.0 above to a gap of {gap:.3f}; at most {most:.3f} of it in 4000 pairs"
-    yield Claim("The gap of probabilities is at most half that of the scores", most <= 0.5 + 1e-6, found)
+    yield Claim(
+        "The gap of probabilities is at most half that of the scores", most <= 0.5 + 1e-6, found
+    )
 
 
 def naive(z):
@@ -51,8 +66,15 @@ def teach(flags: Lesson):
     e, p = np.exp(z), np.asarray(softmax(z))
     rows = [(f"{a}", f"{b:.3f}", f"{c:.3f}") for a, b, c in zip(z, e, p, strict=True)]
     yield Table(("score", "exponential", "probability"), rows, 0)
-    exact = np.abs(e - [7.389056, 2.718282, 1.105171]).max() < 1e-6 and np.abs(p - [0.659, 0.242, 0.099]).max() < 5e-4
-    yield Claim("[2.0, 1.0, 0.1] gives 0.659, 0.242, 0.099", exact, f"exponentials {e.round(3)}, sum {e.sum():.4f}")
+    exact = (
+        np.abs(e - [7.389056, 2.718282, 1.105171]).max() < 1e-6
+        and np.abs(p - [0.659, 0.242, 0.099]).max() < 5e-4
+    )
+    yield Claim(
+        "[2.0, 1.0, 0.1] gives 0.659, 0.242, 0.099",
+        exact,
+        f"exponentials {e.round(3)}, sum {e.sum():.4f}",
+    )
     p = np.float64(softmax(SCORES))
     yield from (distribution(p), shift_invariance(p), *ratios(p))
 
@@ -62,23 +84,39 @@ def teach(flags: Lesson):
     named = lambda y: {f"class {k}": y[:, k] for k in range(3)}
     yield lines("Three lines over one input", x, named(z), "input x", "score")
     yield lines("Their softmax", x, named(p), "input x", "probability")
-    rows = [(f"{x[i]:g}", *(f"{s:.1f}" for s in z[i]), f"{predict(z[i])}") for i in range(0, 401, 50)]
+    rows = [
+        (f"{x[i]:g}", *(f"{s:.1f}" for s in z[i]), f"{predict(z[i])}") for i in range(0, 401, 50)
+    ]
     yield Table(("x", "z_0", "z_1", "z_2", "argmax"), rows, 0)
-    tie = np.sort(softmax(np.array([[-0.4], [2]], np.float32) * W + B), 1)[:, 1:]  # where the top two cross
+    tie = np.sort(softmax(np.array([[-0.4], [2]], np.float32) * W + B), 1)[
+        :, 1:
+    ]  # where the top two cross
     same = np.all(p.argmax(1) == z.argmax(1)) and np.abs(tie[:, 0] - tie[:, 1]).max() < 1e-6
     found = f"401 inputs; at x = -0.4 both have {tie[0, 0]:.3f}, at 2 {tie[1, 0]:.3f}"
-    yield Claim("The largest score has the largest probability; where two lines cross, two tie", same, found)
+    yield Claim(
+        "The largest score has the largest probability; where two lines cross, two tie", same, found
+    )
 
     t = np.geomspace(0.01, 1000, 101)
     p = np.array([softmax(np.array([2.0, 1.0, 0.1]), temperature=one) for one in t])
     series = {f"score {score}": p[:, k] for k, score in enumerate((2.0, 1.0, 0.1))}
-    yield lines("From argmax to uniform", t, series, "temperature (log)", "probability", xscale="log")
+    yield lines(
+        "From argmax to uniform", t, series, "temperature (log)", "probability", xscale="log"
+    )
     found = f"largest probability {p[0].max():.6f} at 0.01 and {p[-1].max():.6f} at 1000"
-    yield Claim("Cold it is argmax, hot uniform", p[0].max() == 1 and np.abs(p[-1] - 1 / 3).max() < 1e-3, found)
+    yield Claim(
+        "Cold it is argmax, hot uniform",
+        p[0].max() == 1 and np.abs(p[-1] - 1 / 3).max() < 1e-3,
+        found,
+    )
     at = [overflow(dtype) for dtype in (jnp.float32, jnp.bfloat16, jnp.float16)]
     finite = np.isfinite(softmax(jnp.array([1e4, 0.0]))).all()
-    found = "fails from a score of {} in float32, {} in bfloat16, {} in float16; cnnlab's bears 10,000".format(*at)
-    yield Claim("Without subtracting the maximum it overflows", at == [89, 89, 12] and finite, found)
+    found = (
+        "fails from a score of {} in float32, {} in bfloat16, {} in float16; cnnlab's bears 10,000"
+    ).format(*at)
+    yield Claim(
+        "Without subtracting the maximum it overflows", at == [89, 89, 12] and finite, found
+    )
 
 
 if __name__ == "__main__":

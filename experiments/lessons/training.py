@@ -1,13 +1,15 @@
 """Training is four steps, repeated: forward, loss, backward, update
 
-Forward turns images into logits; the loss turns these and the labels into one number, and has a slope in each logit;
-backward carries the slopes through the network to its parameters (the chain rule); the update moves the parameters
-against them. Here each is written out once, with the updates of SGD (Nesterov's momentum) and Adam by their formulas,
-and gives what cnnlab's compiled train_step gives. In float64: Adam divides each gradient by its own size, so that in
-float32 the rounding of a gradient near 0 becomes a step of full length.
+Forward turns images into logits; the loss turns these and the labels into one number, and has a
+slope in each logit; backward carries the slopes through the network to its parameters (the chain
+rule); the update moves the parameters against them. Here each is written out once, with the updates
+of SGD (Nesterov's momentum) and Adam by their formulas, and gives what cnnlab's compiled train_step
+gives. In float64: Adam divides each gradient by its own size, so that in float32 the rounding of a
+gradient near 0 becomes a step of full length.
 
-Then both optimizers train the seed network. The training loss is the mean over an epoch while the weights change, the
-validation loss is measured after it; so early on the second can be the smaller one.
+Then both optimizers train the seed network. The training loss is the mean over an epoch while the
+weights change, the validation loss is measured after it; so early on the second can be the smaller
+one.
 
     python experiments/lessons/training.py
 """
@@ -19,11 +21,13 @@ import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from cnnlab import models, network, optim, recipe, train
+from cnnlab import models, optim
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.lesson import Claim, Lesson, lines, run
 from cnnlab.losses import cross_entropy
+from cnnlab.training import network, recipe
+from cnnlab.training.step import Objective, create_state, train_step, zero_totals
 
 RATES = {"sgd": 0.05, "adam": 0.001}
 
@@ -47,33 +51,55 @@ def adam(p, gradient, memory, t):
 
 
 def by_hand(update, model, state, step, batches):
-    """Each step by hand and by the library: the largest difference of their losses and parameters."""
+    """Each step by hand and by the library: the largest difference of their losses and
+    parameters.
+    """
     (p, unravel), memory, off = ravel_pytree(state.params), (0.0, 0.0), 0.0
     for t, (x, y) in enumerate(batches, 1):
-        logits, backward = jax.vjp(lambda p, x=x: model.apply({"params": unravel(p)}, x), p)  # 1. forward
-        loss, slopes = jax.value_and_grad(lambda z, y=y: cross_entropy(z, y).mean())(logits)  # 2. loss
+        logits, backward = jax.vjp(
+            lambda p, x=x: model.apply({"params": unravel(p)}, x), p
+        )  # 1. forward
+        loss, slopes = jax.value_and_grad(lambda z, y=y: cross_entropy(z, y).mean())(
+            logits
+        )  # 2. loss
         (gradient,) = backward(slopes)  # 3. backward
         p, memory = update(p, gradient, memory, t)  # 4. update
-        state, totals = step(state, train.zero_totals(x.dtype), {"image": x, "label": y}, jax.random.key(0))
-        off = max(off, abs(loss - totals["loss"] / len(x)), abs(p - ravel_pytree(state.params)[0]).max())
+        state, totals = step(
+            state, zero_totals(x.dtype), {"image": x, "label": y}, jax.random.key(0)
+        )
+        off = max(
+            off, abs(loss - totals["loss"] / len(x)), abs(p - ravel_pytree(state.params)[0]).max()
+        )
     return off
 
 
 def compare(update):
-    rng, model, name = np.random.default_rng(0), models.CNN(widths=(8, 16), hidden=(32,)), update.__name__
+    rng, model, name = (
+        np.random.default_rng(0),
+        models.CNN(widths=(8, 16), hidden=(32,)),
+        update.__name__,
+    )
     batches = [(rng.normal(size=(16, 32, 32, 3)), rng.integers(0, 10, 16)) for _ in range(10)]
     params = jax.tree.map(np.float64, model.init(jax.random.key(0), batches[0][0])["params"])
     tx, apply_fn = optim.OPTIMIZERS[name](RATES[name]), network.apply_for_training(model)
-    objective, prepare = train.Objective(cross_entropy), lambda batch, *keys: batch
-    step = jax.jit(partial(train.train_step, apply_fn=apply_fn, objective=objective, tx=tx, prepare=prepare))
-    off = by_hand(update, model, train.create_state({"params": params}, tx), step, batches)
-    return Claim(f"The four steps of {name} by hand are train_step", off < 1e-6, f"10 steps: within {off:.0e}")
+    objective, prepare = Objective(cross_entropy), lambda batch, *keys: batch
+    step = jax.jit(
+        partial(train_step, apply_fn=apply_fn, objective=objective, tx=tx, prepare=prepare)
+    )
+    off = by_hand(update, model, create_state({"params": params}, tx), step, batches)
+    return Claim(
+        f"The four steps of {name} by hand are train_step",
+        off < 1e-6,
+        f"10 steps: within {off:.0e}",
+    )
 
 
 def teach(flags: Flags):
     with jax.enable_x64(True):
         yield from [compare(update) for update in (sgd, adam)]
-    config = lambda name: Config(flags.dataset, optimizer=name, learning_rate=RATES[name], epochs=flags.epochs)
+    config = lambda name: Config(
+        flags.dataset, optimizer=name, learning_rate=RATES[name], epochs=flags.epochs
+    )
     runs = {name: recipe.trained(config(name), Console())[1].history for name in RATES}
     for key in ("train_loss", "validation_loss", "validation_accuracy"):
         curves = {name: [row[key] for row in rows] for name, rows in runs.items()}
@@ -83,7 +109,9 @@ def teach(flags: Flags):
         loss, right = [row["train_loss"] for row in rows], rows[-1]["validation_accuracy"]
         found = f"{loss[0]:.2f} to {loss[-1]:.3f}; {right:.1%} of the validation images right"
         holds = np.all(np.diff(loss) < 0) and right > 0.9
-        yield Claim(f"Each epoch of {name} lowers the training loss; it comes to 90 %", holds, found)
+        yield Claim(
+            f"Each epoch of {name} lowers the training loss; it comes to 90 %", holds, found
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Claim (b): MAE underfits; GCE and NCE+RCE beat cross-entropy under 40 % and 80 % symmetric label noise.
+"""Claim (b): MAE underfits; GCE and NCE+RCE beat cross-entropy under 40 % and 80 % symmetric label
+noise.
 
-Source: Zhang & Sabuncu 2018 (arXiv 1805.07836), Ma et al. 2020 (arXiv 2006.13554), with larger networks and 120 epochs.
-Written before the run: GCE and NCE+RCE each have a higher test accuracy than cross-entropy under each rate, four
-comparisons under Holm's correction: holds if better; refuted if worse or equivalent within +-1 point; else undecided.
-MAE's training accuracy on right labels is lower than cross-entropy's, by the same rule with +-5 points. (Amended before
-the first noisy cell was trained: the study's own nine comparisons would need nine seeds, as its first line said.)
+Source: Zhang & Sabuncu 2018 (arXiv 1805.07836), Ma et al. 2020 (arXiv 2006.13554), with larger
+networks and 120 epochs. Written before the run: GCE and NCE+RCE each have a higher test accuracy
+than cross-entropy under each rate, four comparisons under Holm's correction: holds if better;
+refuted if worse or equivalent within +-1 point; else undecided. MAE's training accuracy on right
+labels is lower than cross-entropy's, by the same rule with +-5 points. (Amended before the first
+noisy cell was trained: the study's own nine comparisons would need nine seeds, as its first line
+said.)
 
     python experiments/replications/label_noise.py --data-dir DIR
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cnnlab import cli
-from cnnlab.replication import Judged, Replication, better, judged, replicate
+from cnnlab.study.replication import Judged, Replication, better, judged, replicate
 from cnnlab.study.results import Results
 
 
@@ -22,15 +25,18 @@ from cnnlab.study.results import Results
 class LabelNoise(Replication):
     __doc__ = Replication.__doc__
     losses: tuple[str, ...] = (
-        "cross_entropy", "mean_absolute_error", "generalized_cross_entropy", "active_passive",
-    )  # fmt: skip
+        "cross_entropy",
+        "mean_absolute_error",
+        "generalized_cross_entropy",
+        "active_passive",
+    )
     label_noise: tuple[float, ...] = (0.0, 0.4, 0.8)
 
 
 def judge(results: Results) -> list[Judged]:
     import numpy as np
 
-    from cnnlab import stats
+    from cnnlab.study import statistics
     from cnnlab.study.results import curve, differences
 
     losses = results.study.losses
@@ -41,7 +47,7 @@ def judge(results: Results) -> list[Judged]:
     }
     finite = {place: row for place, row in claimed.items() if np.all(np.isfinite(row))}
     rows = np.array(list(finite.values())).reshape(len(finite), results.study.seeds)
-    compared = stats.compare(rows, margin=0.01, others=len(claimed) - len(finite))
+    compared = statistics.compare(rows, margin=0.01, others=len(claimed) - len(finite))
     by_place = dict(zip(finite, compared, strict=True))
     found = [
         judged(
@@ -52,7 +58,7 @@ def judge(results: Results) -> list[Judged]:
         for i, j in claimed
     ]
     entropy, absolute = (curve(cell, "train_accuracy")[:, -1] for cell in results.cells[0][:2])
-    (underfits,) = stats.compare((entropy - absolute)[None], margin=0.05)
+    (underfits,) = statistics.compare((entropy - absolute)[None], margin=0.05)
     return [judged("mean_absolute_error underfits right labels", underfits, better), *found]
 
 

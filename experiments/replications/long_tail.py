@@ -1,9 +1,10 @@
-"""Claim (d): logit adjustment or the balanced softmax beats cross-entropy on a long tail (balanced test set).
+"""Claim (d): logit adjustment or the balanced softmax beats cross-entropy on a long tail (balanced
+test set).
 
-Source: Menon et al. 2021 (arXiv 2007.07314), Ren et al. 2020 (arXiv 2007.10740): CIFAR-10-LT, factor 100.
-Written before the run: each has a higher test accuracy than cross-entropy where the first class has 100 times the
-images of the last: holds if better, refuted if worse or equivalent within +-1 point, else undecided. (At tau = 1 the
-two are the same function, and must agree.)
+Source: Menon et al. 2021 (arXiv 2007.07314), Ren et al. 2020 (arXiv 2007.10740): CIFAR-10-LT,
+factor 100. Written before the run: each has a higher test accuracy than cross-entropy where the
+first class has 100 times the images of the last: holds if better, refuted if worse or equivalent
+within +-1 point, else undecided. (At tau = 1 the two are the same function, and must agree.)
 
     python experiments/replications/long_tail.py --data-dir DIR
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cnnlab import cli
-from cnnlab.replication import Judged, Replication, better, judged, replicate
+from cnnlab.study.replication import Judged, Replication, better, judged, replicate
 from cnnlab.study.results import Results
 
 
@@ -28,7 +29,10 @@ class LongTail(Replication):
 def judge(results: Results) -> list[Judged]:
     from cnnlab.study.results import verdicts
 
-    return [judged(f"{v.loss} beats cross_entropy on the long tail", v.comparison, better) for v in verdicts(results)]
+    return [
+        judged(f"{v.loss} beats cross_entropy on the long tail", v.comparison, better)
+        for v in verdicts(results)
+    ]
 
 
 if __name__ == "__main__":

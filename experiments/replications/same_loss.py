@@ -1,8 +1,8 @@
 """Claim (f): a loss compared with itself, over other seeds, is not found to be better or worse.
 
-The A/A test of the study itself: cross-entropy, and mean squared error, over seeds 0.. against the same loss over
-seeds 1000... Written before the run: holds if both verdicts are undecided, equivalent or underpowered; refuted if one
-is better or worse.
+The A/A test of the study itself: cross-entropy, and mean squared error, over seeds 0.. against the
+same loss over seeds 1000... Written before the run: holds if both verdicts are undecided,
+equivalent or underpowered; refuted if one is better or worse.
 
     python experiments/replications/same_loss.py --data-dir DIR
 """
@@ -13,8 +13,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from cnnlab import cli
-from cnnlab.replication import Judged, Replication, indistinct, judged, replicate
 from cnnlab.study import plan
+from cnnlab.study.replication import Judged, Replication, indistinct, judged, replicate
 from cnnlab.study.results import Results
 
 
@@ -27,9 +27,9 @@ class SameLoss(Replication):
 def judge(results: Results) -> list[Judged]:
     import numpy as np
 
-    from cnnlab import run_folder, stats
-    from cnnlab.study import cells
+    from cnnlab.study import cells, statistics
     from cnnlab.study.results import values
+    from cnnlab.training import run_folder
 
     study = results.study
     others = dataclasses.replace(study, first_seed=study.first_seed + 1000)
@@ -37,8 +37,9 @@ def judge(results: Results) -> list[Judged]:
     if other is None:
         return []
     pairs = zip(results.cells[0], other.cells[0], strict=True)
-    compared = stats.compare(
-        np.array([values(one, study.metric) - values(two, study.metric) for one, two in pairs]), plan.margin(study)
+    compared = statistics.compare(
+        np.array([values(one, study.metric) - values(two, study.metric) for one, two in pairs]),
+        plan.margin(study),
     )
     return [
         judged(f"{loss} does not differ from itself", comparison, indistinct)

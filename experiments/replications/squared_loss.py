@@ -1,9 +1,9 @@
 """Claim (e): the squared loss on logits matches cross-entropy within one point of accuracy.
 
-Source: Hui & Belkin 2020 (arXiv 2006.07322): 95.9 beside 96.3 % on CIFAR-10 with a wide residual network.
-Written before the run: holds if the study's verdict is equivalent within +-1 point; refuted if the whole interval of
-the paired difference lies beyond one point; else undecided. The learning rate is that of the other replications,
-chosen for neither.
+Source: Hui & Belkin 2020 (arXiv 2006.07322): 95.9 beside 96.3 % on CIFAR-10 with a wide residual
+network. Written before the run: holds if the study's verdict is equivalent within +-1 point;
+refuted if the whole interval of the paired difference lies beyond one point; else undecided. The
+learning rate is that of the other replications, chosen for neither.
 
     python experiments/replications/squared_loss.py --data-dir DIR
 """
@@ -14,8 +14,8 @@ import functools
 from dataclasses import dataclass
 
 from cnnlab import cli
-from cnnlab.replication import Judged, Replication, equal, judged, replicate
 from cnnlab.study import plan
+from cnnlab.study.replication import Judged, Replication, equal, judged, replicate
 from cnnlab.study.results import Results
 
 
@@ -30,7 +30,10 @@ def judge(results: Results) -> list[Judged]:
 
     margin = plan.margin(results.study)
     rule = functools.partial(equal, margin=margin)
-    return [judged(f"{v.loss} is within {margin:.0%} of cross_entropy", v.comparison, rule) for v in verdicts(results)]
+    return [
+        judged(f"{v.loss} is within {margin:.0%} of cross_entropy", v.comparison, rule)
+        for v in verdicts(results)
+    ]
 
 
 if __name__ == "__main__":

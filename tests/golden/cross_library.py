@@ -1,21 +1,26 @@
-"""What other libraries return, values and gradients, on random logits: the second opinion on the golden files.
+"""What other libraries return, values and gradients, on random logits: the second opinion on the
+golden files.
 
-    python tests/golden/cross_library.py    # rewrites cross_library.json and cross_library_softmax.json beside it
+    python tests/golden/cross_library.py    # rewrites cross_library.json and
+    cross_library_softmax.json beside it
 
-Needs torch, optax, keras (on its torch backend) and deep-spin's entmax; all compute in float64. A row reads
+Needs torch, optax, keras (on its torch backend) and deep-spin's entmax; all compute in float64. A
+row reads
 
     {"library", "version", "call",
      "loss", "hyper", "transform", "logits", "labels", "value", "gradient", "scale", "atol"}
 
-value and gradient are theirs, to be multiplied by `scale` to be ours; `note` says why scale is not 1 or gradient is
-null; `atol` bounds the error of their arithmetic (an iteration that stops early, a float32 inside, a published
-rounding). `transform` names the wrapper of ours that reproduces the call: {"label_smoothing": {"alpha", "convention"}},
-{"class_weights": {"weights"}}, {"with_z_loss": {"coefficient"}}, {"temperature": {"t"}}. The rows of
-cross_library_softmax.json are those of softmax.json with library, version, call and atol.
+value and gradient are theirs, to be multiplied by `scale` to be ours; `note` says why scale is not
+1 or gradient is null; `atol` bounds the error of their arithmetic (an iteration that stops early, a
+float32 inside, a published rounding). `transform` names the wrapper of ours that reproduces the
+call: {"label_smoothing": {"alpha", "convention"}}, {"class_weights": {"weights"}}, {"with_z_loss":
+{"coefficient"}}, {"temperature": {"t"}}. The rows of cross_library_softmax.json are those of
+softmax.json with library, version, call and atol.
 
-Rows with "recorded": true come from research code that is no installed package, run once at the commit they name, or
-from numbers a repository publishes in its tests: this script keeps them as they stand. Every row, recorded or not, is
-held against the formulas of make_golden.py before it is written.
+Rows with "recorded": true come from research code that is no installed package, run once at the
+commit they name, or from numbers a repository publishes in its tests: this script keeps them as
+they stand. Every row, recorded or not, is held against the formulas of make_golden.py before it is
+written.
 """
 
 import json
@@ -46,10 +51,31 @@ def uniform(alpha):
     return {"label_smoothing": {"alpha": alpha, "convention": "uniform"}}
 
 
-def make_row(library, call, value, gradient, loss, z, label, hyper=None, transform=None, scale=1.0, atol=1e-12, **more):
+def make_row(
+    library,
+    call,
+    value,
+    gradient,
+    loss,
+    z,
+    label,
+    hyper=None,
+    transform=None,
+    scale=1.0,
+    atol=1e-12,
+    **more,
+):
     source = {"library": library, "version": version(library), "call": call} | more
-    ours = {"loss": loss, "hyper": hyper or {}, "transform": transform, "logits": z, "labels": label}
-    return source | ours | {"value": value, "gradient": gradient, "scale": float(scale), "atol": atol}
+    ours = {
+        "loss": loss,
+        "hyper": hyper or {},
+        "transform": transform,
+        "logits": z,
+        "labels": label,
+    }
+    return (
+        source | ours | {"value": value, "gradient": gradient, "scale": float(scale), "atol": atol}
+    )
 
 
 def by_torch(library, call, function, loss, z, label, **ours):
@@ -65,7 +91,9 @@ def by_jax(call, function, loss, z, label, **ours):
 
 
 def samples(seed):
-    """(classes, logits, true class, soft labels, teacher logits, class weights), clear of every kink."""
+    """(classes, logits, true class, soft labels, teacher logits, class weights), clear of every
+    kink.
+    """
     rng = np.random.default_rng(seed)
     for classes, scale in SHAPES:
         while True:
@@ -74,7 +102,14 @@ def samples(seed):
             if all(support_is_clear(z, a) for a in (1.2, 1.5, 2.0, 3.0)) and ordered.min() > 0.02:
                 break
         y, q = int(rng.integers(classes)), distribution(rng, classes)
-        yield classes, z, y, q, on_grid(2 * rng.normal(size=classes)), on_grid(rng.uniform(0.25, 4, classes))
+        yield (
+            classes,
+            z,
+            y,
+            q,
+            on_grid(2 * rng.normal(size=classes)),
+            on_grid(rng.uniform(0.25, 4, classes)),
+        )
 
 
 def torch_rows(classes, z, y, q, teacher, weights):
@@ -89,14 +124,38 @@ def torch_rows(classes, z, y, q, teacher, weights):
     yield row("cross_entropy(z, y)", lambda x: ce(x, torch.tensor(y)), "cross_entropy", z, y)
     yield row("cross_entropy(z, q)", lambda x: ce(x, f64(q)), "cross_entropy", z, q)
     smooth = lambda x: ce(x, torch.tensor(y), label_smoothing=0.1)
-    yield row("cross_entropy(z, y, label_smoothing=0.1)", smooth, "cross_entropy", z, y, transform=uniform(0.1))
+    yield row(
+        "cross_entropy(z, y, label_smoothing=0.1)",
+        smooth,
+        "cross_entropy",
+        z,
+        y,
+        transform=uniform(0.1),
+    )
     smooth = lambda x: ce(x, f64(q), label_smoothing=0.3)
-    yield row("cross_entropy(z, q, label_smoothing=0.3)", smooth, "cross_entropy", z, q, transform=uniform(0.3))
+    yield row(
+        "cross_entropy(z, q, label_smoothing=0.3)",
+        smooth,
+        "cross_entropy",
+        z,
+        q,
+        transform=uniform(0.3),
+    )
     weighted = lambda x: ce(x[None], torch.tensor([y]), weight=f64(weights), reduction="none")[0]
-    call, transform = "cross_entropy(z, y, weight=w, reduction='none')", {"class_weights": {"weights": weights}}
+    call, transform = (
+        "cross_entropy(z, y, weight=w, reduction='none')",
+        {"class_weights": {"weights": weights}},
+    )
     yield row(call, weighted, "cross_entropy", z, y, transform=transform)
     cooled = lambda x: ce(x / 2, torch.tensor(y))
-    yield row("cross_entropy(z / 2, y)", cooled, "cross_entropy", z, y, transform={"temperature": {"t": 2.0}})
+    yield row(
+        "cross_entropy(z / 2, y)",
+        cooled,
+        "cross_entropy",
+        z,
+        y,
+        transform={"temperature": {"t": 2.0}},
+    )
     for label, target in ((y, one_hot), (targets.tolist(), targets)):
         bce = lambda x, t=target: F.binary_cross_entropy_with_logits(x, t, reduction="sum")
         call = "binary_cross_entropy_with_logits(z, t, reduction='sum')"
@@ -104,10 +163,20 @@ def torch_rows(classes, z, y, q, teacher, weights):
     for margin in (1.0, 0.5):
         hinge = lambda x, m=margin: F.multi_margin_loss(x, torch.tensor(y), margin=m)
         hyper = {"margin": margin, "form": "weston_watkins"}
-        yield row(f"multi_margin_loss(z, y, margin={margin})", hinge, "multiclass_hinge", z, y, hyper=hyper, **by_k)
+        yield row(
+            f"multi_margin_loss(z, y, margin={margin})",
+            hinge,
+            "multiclass_hinge",
+            z,
+            y,
+            hyper=hyper,
+            **by_k,
+        )
     for t in (1.0, 4.0):
         soft = F.softmax(f64(teacher) / t, -1)
-        kl = lambda x, t=t, soft=soft: t**2 * F.kl_div(F.log_softmax(x / t, -1), soft, reduction="sum")
+        kl = lambda x, t=t, soft=soft: (
+            t**2 * F.kl_div(F.log_softmax(x / t, -1), soft, reduction="sum")
+        )
         hyper = {"teacher_logits": teacher, "temperature": t, "alpha": 1.0}
         call = f"T**2 * kl_div(log_softmax(z / T), softmax(teacher / T), reduction='sum'), T={t}"
         yield row(call, kl, "distillation", z, y, hyper=hyper)
@@ -167,7 +236,10 @@ def keras_rows(classes, z, y, q, *_):
         "CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)",
     )
     yield row(call, ce, raw, one_hot, "cross_entropy", z, y, transform=uniform(0.1))
-    focal, call = kl.CategoricalFocalCrossentropy(**logits), "CategoricalFocalCrossentropy(from_logits=True)"
+    focal, call = (
+        kl.CategoricalFocalCrossentropy(**logits),
+        "CategoricalFocalCrossentropy(from_logits=True)",
+    )
     balanced = {"scale": 4.0, "note": "balances every class by alpha=0.25"}
     yield row(call, focal, raw, one_hot, "focal", z, y, **balanced)
     yield row(call, focal, raw, q, "focal", z, q, **balanced)
@@ -177,17 +249,23 @@ def keras_rows(classes, z, y, q, *_):
     for power in (0.5, 0.7):
         gce = kl.CategoricalGeneralizedCrossEntropy(q=power, **each)
         call, hyper = f"CategoricalGeneralizedCrossEntropy(q={power}) on softmax(z)", {"q": power}
-        yield row(call, gce, lambda x: x.softmax(-1), y, "generalized_cross_entropy", z, y, hyper=hyper)
+        yield row(
+            call, gce, lambda x: x.softmax(-1), y, "generalized_cross_entropy", z, y, hyper=hyper
+        )
     bce, by_k = (
         kl.BinaryCrossentropy(**logits),
         {"scale": classes, "note": "means over the classes, in float32", "atol": 1e-6},
     )
-    yield row("BinaryCrossentropy(from_logits=True)", bce, raw, q, "binary_cross_entropy", z, q, **by_k)
+    yield row(
+        "BinaryCrossentropy(from_logits=True)", bce, raw, q, "binary_cross_entropy", z, q, **by_k
+    )
 
 
 def entmax_rows(classes, z, y, *_):
     def row(call, loss, name, z=z, y=y, **more):
-        return by_torch("entmax", call, lambda x: loss(x[None], torch.tensor([y]))[0], name, z, y, **more)
+        return by_torch(
+            "entmax", call, lambda x: loss(x[None], torch.tensor([y]))[0], name, z, y, **more
+        )
 
     yield row("sparsemax_loss(z, y)", entmax.sparsemax_loss, "sparsemax_loss")
     yield row("entmax15_loss(z, y)", entmax.entmax15_loss, "entmax_loss")
@@ -202,7 +280,9 @@ def entmax_mappings(classes, z, *_):
         x = torch.tensor(z, dtype=torch.float64)
         jacobian = torch.autograd.functional.jacobian(function, x).tolist()
         a = None if by_alpha is None else torch.tensor(alpha, dtype=torch.float64)
-        slope = None if by_alpha is None else torch.autograd.functional.jacobian(by_alpha, a).tolist()
+        slope = (
+            None if by_alpha is None else torch.autograd.functional.jacobian(by_alpha, a).tolist()
+        )
         source = {"library": "entmax", "version": version("entmax"), "call": call, "atol": atol}
         ours = {"function": name, "alpha": alpha, "logits": z, "value": function(x).tolist()}
         return source | ours | {"jacobian": jacobian, "d_alpha": slope}
@@ -211,16 +291,21 @@ def entmax_mappings(classes, z, *_):
     yield row("entmax15(z)", lambda x: entmax.entmax15(x, dim=-1), "entmax15", None, z)
     for alpha in (1.2, 1.5, 2.0, 3.0):
         bisect = lambda x, a=alpha: entmax.entmax_bisect(x, a, dim=-1, n_iter=100)
-        by_alpha = lambda a, z=z: entmax.entmax_bisect(torch.tensor([z], dtype=torch.float64), a, n_iter=100)[0]
+        by_alpha = lambda a, z=z: entmax.entmax_bisect(
+            torch.tensor([z], dtype=torch.float64), a, n_iter=100
+        )[0]
         call = f"entmax_bisect(z, {alpha}, n_iter=100)"
         yield row(call, bisect, "entmax", alpha, z, by_alpha, atol=1e-10)
 
 
-# ------------------------------------------------------------------------------------ held against the golden formulas
+# ------------------------------------------------------------------------------------ held against
+# the golden formulas
 
 
 def exact_loss(row):
-    """The value and gradient that make_golden's formulas give for a row, its transform applied by hand."""
+    """The value and gradient that make_golden's formulas give for a row, its transform applied by
+    hand.
+    """
     (transform, options), *_ = (row["transform"] or {None: {}}).items()
     z, y, classes = [mpf(x) for x in row["logits"]], row["labels"], len(row["logits"])
     q = [mpf(k == y) for k in range(classes)] if isinstance(y, int) else [mpf(x) for x in y]
@@ -244,7 +329,10 @@ def exact_loss(row):
 
 def check_loss(row):
     value, gradient = exact_loss(row)
-    pairs = [(row["value"], value), *zip(row["gradient"] or [], gradient, strict=bool(row["gradient"]))]
+    pairs = [
+        (row["value"], value),
+        *zip(row["gradient"] or [], gradient, strict=bool(row["gradient"])),
+    ]
     for theirs, ours in pairs:
         difference = abs(row["scale"] * theirs - ours)
         assert difference <= row["atol"] * max(1, abs(ours)), f"{float(difference):.1e} {row}"
@@ -257,9 +345,13 @@ def check_mapping(row):
     p = lambda z, i, a=alpha: make_golden.entmax(z, mpf(a))[i]
     for i in range(len(z)):
         pairs = [(row["value"][i], p(z, i))]
-        pairs += [(row["jacobian"][i][j], partial(lambda z, i=i: p(z, i), z, j)) for j in range(len(z))]
+        pairs += [
+            (row["jacobian"][i][j], partial(lambda z, i=i: p(z, i), z, j)) for j in range(len(z))
+        ]
         if row["d_alpha"]:
-            pairs.append((row["d_alpha"][i], make_golden.mpmath.diff(lambda a, i=i: p(z, i, a), mpf(alpha))))
+            pairs.append(
+                (row["d_alpha"][i], make_golden.mpmath.diff(lambda a, i=i: p(z, i, a), mpf(alpha)))
+            )
         for theirs, ours in pairs:
             assert abs(theirs - ours) <= 100 * row["atol"], f"{float(theirs - ours):.1e} {row}"
     return row
@@ -267,7 +359,11 @@ def check_mapping(row):
 
 def recorded():
     path = HERE / "cross_library.json"
-    return [row for row in json.loads(path.read_text()) if row.get("recorded")] if path.exists() else []
+    return (
+        [row for row in json.loads(path.read_text()) if row.get("recorded")]
+        if path.exists()
+        else []
+    )
 
 
 if __name__ == "__main__":

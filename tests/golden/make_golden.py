@@ -1,18 +1,24 @@
-"""Golden values of every loss and softmax, written straight from the papers in high-precision arithmetic.
+"""Golden values of every loss and softmax, written straight from the papers in high-precision
+arithmetic.
 
-    python tests/golden/make_golden.py        # rewrites losses.json and softmax.json beside this file
+    python tests/golden/make_golden.py        # rewrites losses.json and softmax.json beside this
+    file
 
-Needs only mpmath and numpy. Nothing here is clever: 1 - p is a subtraction, softmax a quotient of exponentials, and
-400 digits pay for it. Gradients come from `mpmath.diff` of the formula alone, an
+Needs only mpmath and numpy. Nothing here is clever: 1 - p is a subtraction, softmax a quotient of
+exponentials, and 400 digits pay for it. Gradients come from `mpmath.diff` of the formula alone, an
 independent route that is checked once against the simple analytic gradients. In both files
 
-* every logit, teacher logit and label probability is exact in float32, and each distribution sums to exactly 1;
-* the string "-inf" stands for minus infinity: the value is the formula's limit, the derivative of that logit is 0;
+* every logit, teacher logit and label probability is exact in float32, and each distribution sums
+  to exactly 1;
+* the string "-inf" stands for minus infinity: the value is the formula's limit, the derivative of
+  that logit is 0;
 * a magnitude below 1e-300 is written as 0.0;
-* no point lies at a kink (hinge tie, border of a sparse support, |cos| = 1), so every gradient exists.
+* no point lies at a kink (hinge tie, border of a sparse support, |cos| = 1), so every gradient
+  exists.
 
-Each line of losses.json is {"loss", "hyper", "logits", "labels", "value", "gradient"} (+ "extreme": true), each line of
-softmax.json {"function", "alpha", "logits", "value", "jacobian", "d_alpha"} with jacobian[i][j] = d p_i / d z_j.
+Each line of losses.json is {"loss", "hyper", "logits", "labels", "value", "gradient"} (+ "extreme":
+true), each line of softmax.json {"function", "alpha", "logits", "value", "jacobian", "d_alpha"}
+with jacobian[i][j] = d p_i / d z_j.
 """
 
 import functools
@@ -29,10 +35,13 @@ from mpmath import mp, mpf
 HERE = Path(__file__).parent
 INF = mpf("inf")
 DIGITS = 400  # the errors of 1 - p, even differenced, stay far below the 1e-300 that counts as zero
-GRID = 1 / 1024  # logits and label probabilities are multiples of it: exact in float32, and short to print
+GRID = (
+    1 / 1024
+)  # logits and label probabilities are multiples of it: exact in float32, and short to print
 KINK = 5e-3  # how far every point keeps from a non-differentiable one
 
-# ---------------------------------------------------------------------------------------------- probability mappings
+# ------------------------------------------------------------------------------
+# probability mappings
 
 
 def softmax(z):
@@ -46,7 +55,9 @@ def log_softmax(z):
 
 
 def descend(total, x, slope):
-    """The root of the convex decreasing `total`(x) - 1 by Newton from the left, where the iterates only climb."""
+    """The root of the convex decreasing `total`(x) - 1 by Newton from the left, where the iterates
+    only climb.
+    """
     for _ in range(1000):
         step = (total(x) - 1) / slope(x)
         x += step
@@ -68,17 +79,23 @@ def exp_t(x, t):
 
 
 def tempered_softmax(z, t):
-    """exp_t(z - lambda) with the lambda that makes it sum to 1 (Amid et al. 2019); (exp_t)' = exp_t^t."""
+    """exp_t(z - lambda) with the lambda that makes it sum to 1 (Amid et al. 2019); (exp_t)' =
+    exp_t^t.
+    """
 
     def p(shift):
         return [exp_t(x - shift, t) for x in z]
 
-    shift = descend(lambda s: mp.fsum(p(s)), max(z), lambda s: mp.fsum(mp.power(x, t) for x in p(s) if x > 0))
+    shift = descend(
+        lambda s: mp.fsum(p(s)), max(z), lambda s: mp.fsum(mp.power(x, t) for x in p(s) if x > 0)
+    )
     return p(shift)
 
 
 def entmax_threshold(z, alpha):
-    """The tau of p = [(alpha-1) z - tau]_+^(1/(alpha-1)): bisection to its support, then Newton on that support."""
+    """The tau of p = [(alpha-1) z - tau]_+^(1/(alpha-1)): bisection to its support, then Newton on
+    that support.
+    """
     x, power = [(alpha - 1) * v for v in z], 1 / (alpha - 1)
 
     def excess(tau):
@@ -99,7 +116,9 @@ def entmax_threshold(z, alpha):
 
 
 def entmax(z, alpha):
-    """argmax_p p.z + H_alpha(p) over the simplex, Tsallis entropy H (Peters, Niculae and Martins 2019)."""
+    """argmax_p p.z + H_alpha(p) over the simplex, Tsallis entropy H (Peters, Niculae and Martins
+    2019).
+    """
     if alpha == 1:
         return softmax(z)
     tau = entmax_threshold(z, mpf(alpha))
@@ -114,7 +133,8 @@ def sparsemax(z):
     return [max(mpf(0), x - tau) for x in z]
 
 
-# --------------------------------------------------------------------------------------------------------- the losses
+# ------------------------------------------------------------------------------
+# the losses
 
 LOSSES: dict[str, Callable] = {}
 
@@ -126,7 +146,9 @@ def on_distribution(formula):
 
 
 def on_class(formula):
-    """Registers a formula of (logits, y) for a true class y; a distribution q gets sum_k q_k L(z, k)."""
+    """Registers a formula of (logits, y) for a true class y; a distribution q gets sum_k q_k L(z,
+    k).
+    """
 
     def expected(z, q, /, **hyper):
         return mp.fsum(q_k * formula(z, k, **hyper) for k, q_k in enumerate(q) if q_k)
@@ -152,18 +174,22 @@ def sigmoid(x):
 def binary_cross_entropy(z, q):
     """1 - sigmoid(x) is written sigmoid(-x): its logarithm counts even where it is 1e-4343."""
     return -mp.fsum(
-        (q_k * mp.log(sigmoid(x)) if q_k else 0) + ((1 - q_k) * mp.log(sigmoid(-x)) if q_k < 1 else 0)
+        (q_k * mp.log(sigmoid(x)) if q_k else 0)
+        + ((1 - q_k) * mp.log(sigmoid(-x)) if q_k < 1 else 0)
         for q_k, x in zip(q, z, strict=True)
     )
 
 
 @on_distribution
 def asymmetric(z, q, gamma_pos=1.0, gamma_neg=4.0, clip=0.05):
-    """Ridnik et al. 2021: focal terms for what is there and, after a shift by `clip`, for what is not."""
+    """Ridnik et al. 2021: focal terms for what is there and, after a shift by `clip`, for what is
+    not.
+    """
     there = lambda s: mp.power(1 - s, gamma_pos) * mp.log(s)
     absent = lambda n: mp.power(n, gamma_neg) * mp.log(1 - n) if n > 0 else mpf(0)
     return -mp.fsum(
-        (q_k * there(sigmoid(x)) if q_k else 0) + ((1 - q_k) * absent(sigmoid(x) - clip) if q_k < 1 else 0)
+        (q_k * there(sigmoid(x)) if q_k else 0)
+        + ((1 - q_k) * absent(sigmoid(x) - clip) if q_k < 1 else 0)
         for q_k, x in zip(q, z, strict=True)
     )
 
@@ -239,24 +265,31 @@ def normalized_focal(z, y, gamma=0.5):
 
 
 @on_distribution
-def active_passive(z, q, alpha=1.0, beta=1.0, active="normalized_cross_entropy", passive="reverse_cross_entropy"):
+def active_passive(
+    z, q, alpha=1.0, beta=1.0, active="normalized_cross_entropy", passive="reverse_cross_entropy"
+):
     """Ma et al. 2020."""
     return alpha * LOSSES[active](z, q) + beta * LOSSES[passive](z, q)
 
 
 @on_distribution
 def bi_tempered(z, q, t1=0.8, t2=1.2):
-    """Amid et al. 2019: the Bregman divergence of temperature t1 between q and the tempered softmax of t2."""
+    """Amid et al. 2019: the Bregman divergence of temperature t1 between q and the tempered softmax
+    of t2.
+    """
     p = tempered_softmax(z, mpf(t2))
     t1 = mpf(t1)
     return mp.fsum(
-        (b * (log_t(b, t1) - log_t(a, t1)) if b else 0) - (mp.power(b, 2 - t1) - mp.power(a, 2 - t1)) / (2 - t1)
+        (b * (log_t(b, t1) - log_t(a, t1)) if b else 0)
+        - (mp.power(b, 2 - t1) - mp.power(a, 2 - t1)) / (2 - t1)
         for a, b in zip(p, q, strict=True)
     )
 
 
 def fenchel_young(z, y, alpha, p):
-    """(p - e_y).z + H_alpha(p) (Blondel, Martins and Niculae 2020), Tsallis entropy, Shannon's at alpha = 1."""
+    """(p - e_y).z + H_alpha(p) (Blondel, Martins and Niculae 2020), Tsallis entropy, Shannon's at
+    alpha = 1.
+    """
     p_support = [x for x in p if x > 0]
     if alpha == 1:
         entropy = -mp.fsum(x * mp.log(x) for x in p_support)
@@ -277,7 +310,9 @@ def sparsemax_loss(z, y):
 
 @on_class
 def multiclass_hinge(z, y, margin=1.0, form="crammer_singer"):
-    """Crammer and Singer 2001 (the worst class) and Weston and Watkins 1999 (the sum over classes)."""
+    """Crammer and Singer 2001 (the worst class) and Weston and Watkins 1999 (the sum over
+    classes).
+    """
     violations = [max(mpf(0), margin + x - z[y]) for x in others(z, y)]
     return {"crammer_singer": max, "weston_watkins": mp.fsum}[form](violations)
 
@@ -334,9 +369,15 @@ def cosface(z, y, margin=0.35, scale=64.0):
 
 @on_class
 def arcface(z, y, margin=0.5, scale=64.0):
-    """Deng et al. 2019, with the authors' continuation z_y - m sin(pi - m) past an angle of pi - m."""
+    """Deng et al. 2019, with the authors' continuation z_y - m sin(pi - m) past an angle of
+    pi - m.
+    """
     angle = mp.acos(z[y])
-    target = mp.cos(angle + margin) if angle <= mp.pi - margin else z[y] - margin * mp.sin(mp.pi - margin)
+    target = (
+        mp.cos(angle + margin)
+        if angle <= mp.pi - margin
+        else z[y] - margin * mp.sin(mp.pi - margin)
+    )
     return cosine_softmax(replaced(z, y, target), y, scale)
 
 
@@ -351,25 +392,36 @@ def distillation(z, q, teacher_logits, temperature=4.0, alpha=0.9):
 
 @on_distribution
 def jensen_shannon(z, q, view_logits, weight=12.0):
-    """Hendrycks et al. 2020 (AugMix): the mean divergence of every view's probabilities from their mixture."""
+    """Hendrycks et al. 2020 (AugMix): the mean divergence of every view's probabilities from their
+    mixture.
+    """
     views = [softmax(view) for view in [z, *view_logits]]
     mixture = [mp.fsum(column) / len(views) for column in zip(*views, strict=True)]
-    divergence = mp.fsum(p * mp.log(p / m) for view in views for p, m in zip(view, mixture, strict=True) if p)
+    divergence = mp.fsum(
+        p * mp.log(p / m) for view in views for p, m in zip(view, mixture, strict=True) if p
+    )
     return LOSSES["cross_entropy"](z, q) + weight * divergence / len(views)
 
 
-# ------------------------------------------------------------------------------------------------------ which settings
+# ------------------------------------------------------------------------------
+# which settings
 
 # Beside the defaults; class_counts, teacher_logits and view_logits are drawn with each case.
 OTHERS = {
     "squared_logits": [{"k": 15.0, "m": 30.0}, {"k": 0.5, "m": 2.0}],
     "focal": [{"gamma": 0.0}, {"gamma": 0.5}, {"gamma": 1.0}, {"gamma": 5.0}],
     "poly": [{"epsilon": -1.0}, {"epsilon": 2.0}, {"epsilon": 0.0}],
-    "asymmetric": [{"gamma_pos": 0.0, "clip": 0.0}, {"gamma_pos": 2.0, "gamma_neg": 2.0, "clip": 0.2}],
+    "asymmetric": [
+        {"gamma_pos": 0.0, "clip": 0.0},
+        {"gamma_pos": 2.0, "gamma_neg": 2.0, "clip": 0.2},
+    ],
     "jensen_shannon": [{"weight": 1.0}],
     "generalized_cross_entropy": [{"q": 1.0}, {"q": 0.1}, {"q": 0.5}],
     "reverse_cross_entropy": [{"log_zero": -6.0}, {"log_zero": -1.0}],
-    "symmetric_cross_entropy": [{"alpha": 6.0, "beta": 0.1}, {"alpha": 1.0, "beta": 0.5, "log_zero": -2.0}],
+    "symmetric_cross_entropy": [
+        {"alpha": 6.0, "beta": 0.1},
+        {"alpha": 1.0, "beta": 0.5, "log_zero": -2.0},
+    ],
     "normalized_focal": [{"gamma": 0.0}, {"gamma": 1.0}, {"gamma": 2.0}],
     "active_passive": [
         {"active": "normalized_focal", "passive": "mean_absolute_error"},
@@ -395,14 +447,21 @@ OTHERS = {
     "ldam": [{"max_margin": 1.0, "scale": 1.0}, {"max_margin": 0.3, "scale": 10.0}],
     "logit_adjusted": [{"tau": 0.0}, {"tau": 0.5}, {"tau": 2.0}],
     "cosface": [{"margin": 0.0, "scale": 30.0}, {"margin": 0.2, "scale": 10.0}],
-    "arcface": [{"margin": 0.0, "scale": 30.0}, {"margin": 1.0, "scale": 10.0}, {"margin": 0.1, "scale": 4.0}],
+    "arcface": [
+        {"margin": 0.0, "scale": 30.0},
+        {"margin": 1.0, "scale": 10.0},
+        {"margin": 0.1, "scale": 4.0},
+    ],
     "distillation": [
         {"temperature": 1.0, "alpha": 1.0},
         {"temperature": 2.0, "alpha": 0.5},
         {"temperature": 20.0, "alpha": 0.0},
     ],
 }
-COUNTED, COSINES = ("ldam", "logit_adjusted", "balanced_softmax"), ("arcface", "cosface", "cosine_softmax", "ldam")
+COUNTED, COSINES = (
+    ("ldam", "logit_adjusted", "balanced_softmax"),
+    ("arcface", "cosface", "cosine_softmax", "ldam"),
+)
 # (classes, scale of the logits, kind of label): at the defaults, then at each other setting.
 DEFAULT_SHAPES = [
     (2, 1, "id"),
@@ -435,7 +494,12 @@ EXTREMES = [
     (LONELY, 1),
     *((BOTH, y) for y in (0, 2)),
 ]
-UNBOUNDED = ("squared_logits", "squentropy", "logit_norm", "logit_penalty")  # no finite limit at a logit of -inf
+UNBOUNDED = (
+    "squared_logits",
+    "squentropy",
+    "logit_norm",
+    "logit_penalty",
+)  # no finite limit at a logit of -inf
 
 
 def on_grid(x):
@@ -443,7 +507,9 @@ def on_grid(x):
 
 
 def distribution(rng, classes):
-    """Dirichlet(1) in multiples of GRID: the last class takes what is left, so that it sums to exactly 1."""
+    """Dirichlet(1) in multiples of GRID: the last class takes what is left, so that it sums to
+    exactly 1.
+    """
     q = np.floor(rng.dirichlet(np.ones(classes)) / GRID) * GRID
     q[-1] += 1 - q.sum()
     return [float(v) for v in q]
@@ -467,10 +533,14 @@ def draw_label(rng, loss, kind, classes):
 
 def per_class_hyper(rng, loss, classes):
     if loss in COUNTED:
-        return {"class_counts": [int(n) for n in np.ceil(5000 * rng.uniform(0.02, 1, classes) ** 3)]}
+        return {
+            "class_counts": [int(n) for n in np.ceil(5000 * rng.uniform(0.02, 1, classes) ** 3)]
+        }
     if loss == "jensen_shannon":
         return {"view_logits": [on_grid(3 * rng.normal(size=classes)) for _ in range(2)]}
-    return {"teacher_logits": on_grid(3 * rng.normal(size=classes))} if loss == "distillation" else {}
+    return (
+        {"teacher_logits": on_grid(3 * rng.normal(size=classes))} if loss == "distillation" else {}
+    )
 
 
 def smooth_at(loss, hyper, z, label):
@@ -479,7 +549,8 @@ def smooth_at(loss, hyper, z, label):
     if loss == "multiclass_hinge":
         gaps = [[hyper.get("margin", 1.0) + x - z[y] for x in others(z, y)] for y in classes]
         return all(
-            min(map(abs, gap)) > KINK and (len(gap) == 1 or -np.subtract(*sorted(gap)[-2:]) > KINK) for gap in gaps
+            min(map(abs, gap)) > KINK and (len(gap) == 1 or -np.subtract(*sorted(gap)[-2:]) > KINK)
+            for gap in gaps
         )
     if loss == "arcface":
         return all(abs(z[y] - math.cos(math.pi - hyper.get("margin", 0.5))) > KINK for y in classes)
@@ -507,7 +578,9 @@ def random_cases(loss):
         cosines = loss == "arcface" or (loss in COSINES and i % 2 == 0)
         while True:
             hyper = per_class_hyper(rng, loss, classes) | setting
-            z = on_grid(rng.uniform(-0.95, 0.95, classes) if cosines else scale * rng.normal(size=classes))
+            z = on_grid(
+                rng.uniform(-0.95, 0.95, classes) if cosines else scale * rng.normal(size=classes)
+            )
             label = draw_label(rng, loss, kind, classes)
             if smooth_at(loss, hyper, z, label):
                 break
@@ -523,11 +596,16 @@ def extreme_cases(loss):
         if masked and loss in UNBOUNDED:
             continue
         hyper = per_class_hyper(rng, loss, len(z))
-        if masked and loss == "distillation":  # finite only where the teacher rules the class out too
-            hyper["teacher_logits"] = [x if v > NINF else v for x, v in zip(hyper["teacher_logits"], z, strict=True)]
+        if (
+            masked and loss == "distillation"
+        ):  # finite only where the teacher rules the class out too
+            hyper["teacher_logits"] = [
+                x if v > NINF else v for x, v in zip(hyper["teacher_logits"], z, strict=True)
+            ]
         if masked and loss == "jensen_shannon":  # a class that cannot be cannot be in any view
             hyper["view_logits"] = [
-                [x if v > NINF else v for x, v in zip(view, z, strict=True)] for view in hyper["view_logits"]
+                [x if v > NINF else v for x, v in zip(view, z, strict=True)]
+                for view in hyper["view_logits"]
             ]
         yield hyper, z, label
     if loss == "multiclass_hinge":
@@ -544,7 +622,8 @@ def extreme_cases(loss):
         yield OTHERS[loss][0], MASKED, 3
 
 
-# ---------------------------------------------------------------------------------------------------- values, gradients
+# ------------------------------------------------------------------------------
+# values, gradients
 
 
 def number(x):
@@ -553,7 +632,9 @@ def number(x):
 
 def partial(function, z, j):
     """d function / d z_j at z; 0 where z_j is -inf."""
-    return mpf(0) if z[j] == -INF else mpmath.diff(lambda x: function([*z[:j], x, *z[j + 1 :]]), z[j])
+    return (
+        mpf(0) if z[j] == -INF else mpmath.diff(lambda x: function([*z[:j], x, *z[j + 1 :]]), z[j])
+    )
 
 
 def exactly(value):
@@ -564,7 +645,11 @@ def exactly(value):
 
 def evaluate(loss, hyper, logits, label):
     z = [mpf(x) for x in logits]
-    q = [mpf(k == label) for k in range(len(z))] if isinstance(label, int) else [mpf(x) for x in label]
+    q = (
+        [mpf(k == label) for k in range(len(z))]
+        if isinstance(label, int)
+        else [mpf(x) for x in label]
+    )
     exact = {name: exactly(v) for name, v in hyper.items()}
 
     def function(z):
@@ -577,8 +662,12 @@ ANALYTIC = {
     "cross_entropy": lambda z, q: [p - t for p, t in zip(softmax(z), q, strict=True)],
     "binary_cross_entropy": lambda z, q: [sigmoid(x) - t for x, t in zip(z, q, strict=True)],
     "sparsemax_loss": lambda z, q: [p - t for p, t in zip(sparsemax(z), q, strict=True)],
-    "entmax_loss": lambda z, q, alpha=1.5: [p - t for p, t in zip(entmax(z, mpf(alpha)), q, strict=True)],
-    "logit_penalty": lambda z, q, beta=6e-4: [p - t + 2 * beta * x for p, t, x in zip(softmax(z), q, z, strict=True)],
+    "entmax_loss": lambda z, q, alpha=1.5: [
+        p - t for p, t in zip(entmax(z, mpf(alpha)), q, strict=True)
+    ],
+    "logit_penalty": lambda z, q, beta=6e-4: [
+        p - t + 2 * beta * x for p, t, x in zip(softmax(z), q, z, strict=True)
+    ],
     "cosine_softmax": lambda z, q, scale=20.0: [
         scale * (p - t) for p, t in zip(softmax([scale * x for x in z]), q, strict=True)
     ],
@@ -592,9 +681,13 @@ def loss_rows():
                 value, gradient, z, q = evaluate(loss, hyper, logits, label)
                 if loss in ANALYTIC:
                     expected = ANALYTIC[loss](z, q, **hyper)
-                    assert all(abs(a - b) < mpf("1e-30") for a, b in zip(gradient, expected, strict=True)), loss
+                    assert all(
+                        abs(a - b) < mpf("1e-30") for a, b in zip(gradient, expected, strict=True)
+                    ), loss
                 row = {"loss": loss, "hyper": hyper, "logits": logits, "labels": label}
-                yield row | {"value": number(value), "gradient": [number(g) for g in gradient]} | mark
+                yield (
+                    row | {"value": number(value), "gradient": [number(g) for g in gradient]} | mark
+                )
 
 
 MAPPINGS = [
@@ -608,13 +701,18 @@ MAPPING_EXTREMES = [SEPARATED, CLOSE, MODERATE, MASKED, LONELY, BOTH]
 
 
 def d_entmax_d_alpha(z, alpha):
-    """At alpha = 1 the limit -p/2 (u^2 - sum_j p_j u_j^2), u = log p, held against a one-sided difference."""
+    """At alpha = 1 the limit -p/2 (u^2 - sum_j p_j u_j^2), u = log p, held against a one-sided
+    difference.
+    """
 
     def p(a, i):
         return entmax_once(tuple(z), a, mp.prec)[i]
 
     if alpha != 1:
-        return [mpf(0) if z[i] == -INF else mpmath.diff(lambda a, i=i: p(a, i), alpha) for i in range(len(z))]
+        return [
+            mpf(0) if z[i] == -INF else mpmath.diff(lambda a, i=i: p(a, i), alpha)
+            for i in range(len(z))
+        ]
     squares = [(x, mp.log(x) ** 2 if x else mpf(0)) for x in softmax(z)]
     mean = mp.fsum(x * u for x, u in squares)
     limit = [-x * (u - mean) / 2 for x, u in squares]
@@ -626,7 +724,9 @@ def d_entmax_d_alpha(z, alpha):
 
 @functools.cache
 def entmax_once(z, alpha, precision):
-    """Every entry of a jacobian needs the same few points; `precision` is in the key because the answer has it."""
+    """Every entry of a jacobian needs the same few points; `precision` is in the key because the
+    answer has it.
+    """
     finite = iter(entmax([x for x in z if x > -INF], alpha))
     return [mpf(0) if x == -INF else next(finite) for x in z]
 
@@ -648,9 +748,16 @@ def softmax_rows():
                     return {"softmax": softmax, "sparsemax": sparsemax}[function](z)[i]
                 return entmax_once(tuple(z), mpf(order), mp.prec)[i]
 
-            assert support_is_clear([x for x in logits if x > NINF], order), (function, alpha, logits)
+            assert support_is_clear([x for x in logits if x > NINF], order), (
+                function,
+                alpha,
+                logits,
+            )
             value = [number(p(z, i)) for i in range(len(z))]
-            jacobian = [[number(partial(lambda z, i=i: p(z, i), z, j)) for j in range(len(z))] for i in range(len(z))]
+            jacobian = [
+                [number(partial(lambda z, i=i: p(z, i), z, j)) for j in range(len(z))]
+                for i in range(len(z))
+            ]
             slope = [number(x) for x in d_entmax_d_alpha(z, mpf(alpha))] if alpha else None
             row = {"function": function, "alpha": alpha, "logits": logits, "value": value}
             yield row | {"jacobian": jacobian, "d_alpha": slope}

@@ -27,7 +27,11 @@ from typing import Any
 from cnnlab.errors import InputError, unknown
 
 OWN: tuple[str, ...] = ("cifar10", "mnist", "shapes10")
-VERSIONS = {"cifar10": "3.0.2", "mnist": "3.0.1", "shapes10": "1.0.0"}  # stated again in each builder; a test compares
+VERSIONS = {
+    "cifar10": "3.0.2",
+    "mnist": "3.0.1",
+    "shapes10": "1.0.0",
+}  # stated again in each builder; a test compares
 
 CONNECT_SECONDS, READ_SECONDS, RETRIES = 10, 60, 2  # TFDS's own: no limit, no limit, 10
 
@@ -35,8 +39,8 @@ CONNECT_SECONDS, READ_SECONDS, RETRIES = 10, 60, 2  # TFDS's own: no limit, no l
 def prepare(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path:
     """Prepares one of our data sets as array_record, unless that is done already.
 
-    Two processes may call it at once: the second waits for the first. One that was killed leaves a hidden folder,
-    which the next call removes; the finished folder appears in one rename.
+    Two processes may call it at once: the second waits for the first. One that was killed leaves a
+    hidden folder, which the next call removes; the finished folder appears in one rename.
 
     Args:
         name: one of OWN.
@@ -44,10 +48,12 @@ def prepare(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path:
             data_dir/downloads/manual are used instead of a download, under the same checksum.
 
     Returns:
-        The versioned folder, such as data_dir/cifar10/3.0.2, as `tfds.builder_from_directory` takes it.
+        The versioned folder, such as data_dir/cifar10/3.0.2, as `tfds.builder_from_directory` takes
+        it.
 
     Raises:
-        InputError: unknown name, a folder that cannot be written, no network, a wrong checksum, a damaged archive.
+        InputError: unknown name, a folder that cannot be written, no network, a wrong checksum, a
+          damaged archive.
     """
     if name not in OWN:
         raise unknown("data set", name, OWN)
@@ -64,25 +70,35 @@ def prepare(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path:
         raise
     except OSError as error:
         reason = f"{error.strerror or error} ({error.filename or root})"
-        message = f"cannot prepare {name} in {root}: {reason}; mend that or choose another data folder."
+        message = (
+            f"cannot prepare {name} in {root}: {reason}; mend that or choose another data folder."
+        )
         raise InputError(message) from error
     return folder
 
 
 def _is_done(folder: pathlib.Path) -> bool:
-    """Whether the folder holds a finished data set; one that is there but of no use is the user's to move."""
+    """Whether the folder holds a finished data set; one that is there but of no use is the user's
+    to move.
+    """
     try:
         info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
         kind = info.get("fileFormat", "tfrecord")
         counts = {split["name"]: len(split["shardLengths"]) for split in info["splits"]}
     except FileNotFoundError:
         if folder.is_dir():
-            raise InputError(f"{folder} holds no dataset_info.json: move the folder away and run again.") from None
+            raise InputError(
+                f"{folder} holds no dataset_info.json: move the folder away and run again."
+            ) from None
         return False
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{folder}/dataset_info.json is damaged: move the folder away and run again.") from None
+        raise InputError(
+            f"{folder}/dataset_info.json is damaged: move the folder away and run again."
+        ) from None
     if kind != "array_record":
-        raise InputError(f"{folder} is prepared as {kind}, wanted array_record: choose another data folder.")
+        raise InputError(
+            f"{folder} is prepared as {kind}, wanted array_record: choose another data folder."
+        )
     for split, count in counts.items():
         for shard in range(count):
             path = folder / f"{info['name']}-{split}.array_record-{shard:05d}-of-{count:05d}"
@@ -92,7 +108,9 @@ def _is_done(folder: pathlib.Path) -> bool:
 
 
 def _prepare(name: str, root: pathlib.Path, folder: pathlib.Path) -> None:
-    """Prepares in a folder of our own, which only the holder of the lock touches, and renames the result into place."""
+    """Prepares in a folder of our own, which only the holder of the lock touches, and renames the
+    result into place.
+    """
     import tensorflow_datasets.public_api as tfds
 
     stage, by_hand = root / f".{name}.preparing", root / "downloads" / "manual"
@@ -108,7 +126,9 @@ def _prepare(name: str, root: pathlib.Path, folder: pathlib.Path) -> None:
                 manual_dir=by_hand, try_download_gcs=False, force_checksums_validation=True
             )
             with _patience(), _one_line(name, by_hand, builder.url_infos or {}):
-                builder.download_and_prepare(download_dir=stage / "downloads", download_config=config)
+                builder.download_and_prepare(
+                    download_dir=stage / "downloads", download_config=config
+                )
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.rename(builder.data_dir, folder)
     finally:
@@ -117,7 +137,9 @@ def _prepare(name: str, root: pathlib.Path, folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _lock(path: pathlib.Path) -> Iterator[None]:
-    """Holds an exclusive lock; the kernel lets go of it when the process dies, so the file may stay."""
+    """Holds an exclusive lock; the kernel lets go of it when the process dies, so the file may
+    stay.
+    """
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,7 +170,9 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _patience() -> Iterator[None]:
-    """Seconds are enough: without a network TFDS tries for minutes, behind a silent firewall for ever."""
+    """Seconds are enough: without a network TFDS tries for minutes, behind a silent firewall for
+    ever.
+    """
     from tensorflow_datasets.core.download import downloader
 
     retries, open_url = downloader.MAX_RETRIES, downloader._open_url
@@ -174,20 +198,23 @@ def _one_line(name: str, by_hand: pathlib.Path, url_infos: dict[str, Any]) -> It
         wanted = url_infos[url]
         what = "the download" if pathlib.Path(path).parent != by_hand else path
         raise InputError(
-            f"{name}: {what} has a wrong checksum, wanted {int(wanted.size)} bytes with sha256 {wanted.checksum}: "
-            f"get {url} again and place it as {by_hand / wanted.filename}."
+            f"{name}: {what} has a wrong checksum, wanted {int(wanted.size)} bytes with sha256 "
+            f"{wanted.checksum}: get {url} again and place it as {by_hand / wanted.filename}."
         ) from error
     except (requests.RequestException, util.DownloadError) as error:
         base = next(iter(url_infos)).rpartition("/")[0]
         files = ", ".join(info.filename for info in url_infos.values())
         raise InputError(
-            f"{name}: cannot download from {base}/ ({_reason(error)}). To go on without a network, get from there "
-            f"{files}, place in the folder {by_hand} under the same name, and run again."
+            f"{name}: cannot download from {base}/ ({_reason(error)}). To go on without a network, "
+            f"get from there {files}, place in the folder {by_hand} under the same name, and run "
+            "again."
         ) from error
 
 
 def _reason(error: Exception) -> str:
     """The innermost cause in a few words: requests wraps a socket's error four times."""
     words = " ".join(str(error).split())
-    found = re.search(r"Failed to resolve '[^']*'|timed out|[Rr]efused|unreachable|HTTP code: \d+", words)
+    found = re.search(
+        r"Failed to resolve '[^']*'|timed out|[Rr]efused|unreachable|HTTP code: \d+", words
+    )
     return found.group(0) if found else words[:100] or type(error).__name__

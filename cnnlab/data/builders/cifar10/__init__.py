@@ -1,1 +1,3 @@
-"""CIFAR-10 as a TFDS builder that needs no TensorFlow; the folder and module names are the ones TFDS expects."""
+"""CIFAR-10 as a TFDS builder that needs no TensorFlow; the folder and module names are the ones
+TFDS expects.
+"""

@@ -1,1 +1,3 @@
-"""MNIST as a TFDS builder that needs no TensorFlow; the folder and module names are the ones TFDS expects."""
+"""MNIST as a TFDS builder that needs no TensorFlow; the folder and module names are the ones TFDS
+expects.
+"""

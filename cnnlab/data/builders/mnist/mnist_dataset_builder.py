@@ -1,9 +1,11 @@
 """MNIST 3.0.1: the same order, labels and pixels as TFDS's own builder, without TensorFlow.
 
-The official builder imports TensorFlow to unpack the files and to encode arrays as PNG. Here the standard library
-unpacks and TFDS encodes PIL images itself. The examples keep their integer keys, whose hash is the order on disk.
+The official builder imports TensorFlow to unpack the files and to encode arrays as PNG. Here the
+standard library unpacks and TFDS encodes PIL images itself. The examples keep their integer keys,
+whose hash is the order on disk.
 
-Source: LeCun, Cortes and Burges, MNIST handwritten digit database, 2010, http://yann.lecun.com/exdb/mnist
+Source: LeCun, Cortes and Burges, MNIST handwritten digit database, 2010,
+http://yann.lecun.com/exdb/mnist
 """
 
 from __future__ import annotations
@@ -55,14 +57,17 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
             citation=CITATION,
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict]]]:
         names = {
             "train_images": "train-images-idx3-ubyte.gz",
             "train_labels": "train-labels-idx1-ubyte.gz",
             "test_images": "t10k-images-idx3-ubyte.gz",
             "test_labels": "t10k-labels-idx1-ubyte.gz",
         }
-        # One after the other: without a network the first failure ends it, with no thread left behind that still tries.
+        # One after the other: without a network the first failure ends it, with no thread left
+        # behind that still tries.
         paths = {key: dl_manager.download(URL + name) for key, name in names.items()}
         return {
             split: self._generate_examples(paths[f"{split}_images"], paths[f"{split}_labels"])
@@ -75,7 +80,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         images = read_idx(images_path, (28, 28))  # uint8[N, 28, 28]
         labels = read_idx(labels_path, ())  # uint8[N]
         if len(images) != len(labels):
-            raise InputError(f"{images_path} has {len(images)} images, {labels_path} {len(labels)} labels; {_AGAIN}.")
+            raise InputError(
+                f"{images_path} has {len(images)} images, {labels_path} {len(labels)} labels; "
+                f"{_AGAIN}."
+            )
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield index, {"image": Image.fromarray(image), "label": int(label)}
 
@@ -98,7 +106,10 @@ def read_idx(path: str | os.PathLike, shape: tuple[int, ...]) -> np.ndarray:
         with gzip.open(path) as file:
             header = struct.unpack(f">{1 + rank}i", file.read(4 * (1 + rank)))
             if header[0] != 0x800 + rank or header[2:] != shape or not 0 < header[1] <= LARGEST:
-                raise InputError(f"{path}: the header {header} is not that of N examples of shape {shape}; {_AGAIN}.")
+                raise InputError(
+                    f"{path}: the header {header} is not that of N examples of shape {shape}; "
+                    f"{_AGAIN}."
+                )
             size = header[1] * math.prod(shape)
             content = file.read(size + 1)  # one byte more shows a file longer than its header says
     except (EOFError, zlib.error, struct.error, OSError) as error:

@@ -1,15 +1,17 @@
 """Labels and seeds -> images, as a pure function that gives the same bits on every machine.
 
-Two habits make the bits the same everywhere. Random numbers are hashes of (seed, counter) in 64-bit integers, not a
-library's generator, whose stream may change between versions. And the arithmetic is +, -, *, /, sqrt, min and max,
-which IEEE 754 rounds in one way; sin, cos and exp differ in the last bit between libraries, so a rotation is a rational
-point of the circle. A shape is a signed distance in pixels (negative inside), and the share of a pixel it covers is
-1/2 - distance, cut to [0, 1].
+Two habits make the bits the same everywhere. Random numbers are hashes of (seed, counter) in 64-bit
+integers, not a library's generator, whose stream may change between versions. And the arithmetic is
++, -, *, /, sqrt, min and max, which IEEE 754 rounds in one way; sin, cos and exp differ in the last
+bit between libraries, so a rotation is a rational point of the circle. A shape is a signed distance
+in pixels (negative inside), and the share of a pixel it covers is 1/2 - distance, cut to [0, 1].
 
-The difficulty is tuned for two cores: on 9,000 images and 10 epochs the seed CNN reaches 94 % of the test images, an
-MLP (512-512) 81 %, softmax regression 13 %. Any change of a number here changes the data set: raise the version.
+The difficulty is tuned for two cores: on 9,000 images and 10 epochs the seed CNN reaches 94 % of
+the test images, an MLP (512-512) 81 %, softmax regression 13 %. Any change of a number here changes
+the data set: raise the version.
 
-Source: own work. The hash is SplitMix64 (Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014).
+Source: own work. The hash is SplitMix64 (Steele, Lea and Flood, Fast splittable pseudorandom number
+generators, 2014).
 """
 
 from __future__ import annotations
@@ -18,7 +20,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-CLASS_NAMES = ("disc", "ring", "half_disc", "crescent", "triangle", "frame", "cross", "star", "arrow", "heart")
+CLASS_NAMES = (
+    "disc",
+    "ring",
+    "half_disc",
+    "crescent",
+    "triangle",
+    "frame",
+    "cross",
+    "star",
+    "arrow",
+    "heart",
+)
 SPLITS = {"train": 10_000, "test": 2_000}
 
 SIZE = 32
@@ -60,7 +73,9 @@ def draw_many(labels: Array, seeds: Array) -> Array:
     """
     labels, seeds = np.asarray(labels), np.asarray(seeds, np.uint64)
     if labels.size and not 0 <= labels.min() <= labels.max() < len(CLASS_NAMES):
-        raise ValueError(f"labels must lie in [0, {len(CLASS_NAMES)}), got {labels.min()} to {labels.max()}")
+        raise ValueError(
+            f"labels must lie in [0, {len(CLASS_NAMES)}), got {labels.min()} to {labels.max()}"
+        )
     images = np.empty((len(labels), SIZE, SIZE, 3), np.uint8)
     for label in range(len(CLASS_NAMES)):
         (places,) = np.nonzero(labels == label)
@@ -81,7 +96,8 @@ def split_seeds(split: str) -> Array:
     return np.arange(first, first + SPLITS[split], dtype=np.uint64)
 
 
-# Random numbers ------------------------------------------------------------------------------------------------------
+# Random numbers
+# ------------------------------------------------------------------------------
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -95,7 +111,9 @@ def _mix(x: Array) -> Array:
 
 
 class _Uniform:
-    """Uniform numbers of each image in turn: the n-th call hashes the counter n, so no call disturbs another image."""
+    """Uniform numbers of each image in turn: the n-th call hashes the counter n, so no call
+    disturbs another image.
+    """
 
     def __init__(self, keys: Array) -> None:
         self.keys = keys[:, None]  # uint64[B, 1]
@@ -113,17 +131,23 @@ class _Uniform:
         return low + (high - low) * unit
 
     def direction(self) -> tuple[Array, Array]:
-        """(cosine, sine) of any angle, each float64[B, 1]; a little denser around (1, 0) and (-1, 0)."""
+        """(cosine, sine) of any angle, each float64[B, 1]; a little denser around (1, 0) and (-1,
+        0).
+        """
         (cosine, sine), side = self.tilt(1.0), np.where(self(0.0, 1.0) < 0.5, -1.0, 1.0)
         return side * cosine, side * sine
 
     def tilt(self, most: float) -> tuple[Array, Array]:
-        """(cosine, sine) of an angle whose half has a tangent of at most `most`, each float64[B, 1]."""
+        """(cosine, sine) of an angle whose half has a tangent of at most `most`, each float64[B,
+        1].
+        """
         t = self(-most, most)
         return (1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t)
 
     def noise(self, count: int) -> Array:
-        """float64[B, count], mean 0, deviation 1, nearly normal: the sum of the eight bytes of a hash."""
+        """float64[B, count], mean 0, deviation 1, nearly normal: the sum of the eight bytes of a
+        hash.
+        """
         octets = self.bits(count).view(np.uint8).reshape(len(self.keys), count, 8)
         total = octets[..., 0].astype(np.float64)
         for i in range(1, 8):
@@ -131,9 +155,11 @@ class _Uniform:
         return (total - 1020.0) / 209.02153
 
 
-# Shapes --------------------------------------------------------------------------------------------------------------
-# Local coordinates, u to the right and v up, float64[B, P] in units of the shape's size -> signed distance in that unit
-# All ten have the area 2.25, so that neither the amount of colour nor the size tells the class.
+# Shapes
+# ------------------------------------------------------------------------------
+# Local coordinates, u to the right and v up, float64[B, P] in units of the shape's size -> signed
+# distance in that unit All ten have the area 2.25, so that neither the amount of colour nor the
+# size tells the class.
 
 
 def _length(u: Array, v: Array) -> Array:
@@ -170,8 +196,13 @@ def _cross(u: Array, v: Array) -> Array:
 
 
 def _star(u: Array, v: Array) -> Array:
-    # Inside a pentagram means behind at least four of its five lines: the second largest distance is negative.
-    normals = ((0.0, 1.0), (0.9510565162951535, 0.30901699437494745), (0.5877852522924731, -0.8090169943749475))
+    # Inside a pentagram means behind at least four of its five lines: the second largest distance
+    # is negative.
+    normals = (
+        (0.0, 1.0),
+        (0.9510565162951535, 0.30901699437494745),
+        (0.5877852522924731, -0.8090169943749475),
+    )
     lines = [a * u + b * v for a, b in normals] + [b * v - a * u for a, b in normals[1:]]
     first, second = np.maximum(lines[0], lines[1]), np.minimum(lines[0], lines[1])
     for line in lines[2:]:
@@ -195,19 +226,32 @@ def _heart(u: Array, v: Array) -> Array:
 
 
 _SHAPES: tuple[Callable[[Array, Array], Array], ...] = (
-    _disc, _ring, _half_disc, _crescent, _triangle, _frame, _cross, _star, _arrow, _heart,
-)  # fmt: skip
+    _disc,
+    _ring,
+    _half_disc,
+    _crescent,
+    _triangle,
+    _frame,
+    _cross,
+    _star,
+    _arrow,
+    _heart,
+)
 
 
-# Picture -------------------------------------------------------------------------------------------------------------
+# Picture
+# ------------------------------------------------------------------------------
 
-_Y, _X = (grid.reshape(1, -1).astype(np.float64) - 15.5 for grid in np.mgrid[0:SIZE, 0:SIZE])  # float64[1, 1024]
+_Y, _X = (
+    grid.reshape(1, -1).astype(np.float64) - 15.5 for grid in np.mgrid[0:SIZE, 0:SIZE]
+)  # float64[1, 1024]
 
 
 def _render(shape: Callable[[Array, Array], Array], keys: Array) -> Array:
     """uint64[B] -> uint8[B, 32, 32, 3]: background, clutter, the shape, a line across it, noise."""
     uniform = _Uniform(keys)
-    # Every second picture is bright on dark, the others dark on bright; all else about the two colours is chance.
+    # Every second picture is bright on dark, the others dark on bright; all else about the two
+    # colours is chance.
     side = np.where(uniform(0.0, 1.0) < 0.5, -1.0, 1.0)
     middle, half = uniform(0.3, 0.7, 3), side * uniform(0.15, 0.3, 3)
     background, colour = middle - half, middle + half
@@ -230,7 +274,11 @@ def _render(shape: Callable[[Array, Array], Array], keys: Array) -> Array:
     for plane in planes:
         plane += strength * uniform.noise(SIZE * SIZE)
     image = np.stack(planes, axis=-1) * 255.0 + 0.5
-    return np.floor(np.minimum(np.maximum(image, 0.0), 255.0)).astype(np.uint8).reshape(-1, SIZE, SIZE, 3)
+    return (
+        np.floor(np.minimum(np.maximum(image, 0.0), 255.0))
+        .astype(np.uint8)
+        .reshape(-1, SIZE, SIZE, 3)
+    )
 
 
 def _cover(distance: Array) -> Array:

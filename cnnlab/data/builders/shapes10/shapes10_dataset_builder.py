@@ -11,7 +11,9 @@ from cnnlab.data.builders.shapes10 import drawing
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Ten shapes, 10,000 images to train and 2,000 to test. Any change of a pixel needs a new version."""
+    """Ten shapes, 10,000 images to train and 2,000 to test. Any change of a pixel needs a new
+    version.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -19,8 +21,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         return tfds.core.DatasetInfo(
             builder=self,
             description=(
-                "Drawn 32x32 colour images of ten shapes: 10000 to train, 2000 to test. The class is the shape; "
-                "colour, place, size, rotation, stretch, background, clutter and noise do not depend on it."
+                "Drawn 32x32 colour images of ten shapes: 10000 to train, 2000 to test. The class "
+                "is the shape; colour, place, size, rotation, stretch, background, clutter and "
+                "noise do not depend on it."
             ),
             features=tfds.features.FeaturesDict(
                 {
@@ -32,7 +35,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict]]]:
         del dl_manager  # nothing to download
         return {split: self._generate_examples(split) for split in drawing.SPLITS}
 
@@ -41,5 +46,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         for start in range(0, len(labels), 1000):
             images = drawing.draw_many(labels[start : start + 1000], seeds[start : start + 1000])
             for index, image in enumerate(images, start):
-                record = {"id": f"{split}_{index:05d}", "image": Image.fromarray(image), "label": int(labels[index])}
+                record = {
+                    "id": f"{split}_{index:05d}",
+                    "image": Image.fromarray(image),
+                    "label": int(labels[index]),
+                }
                 yield index, record

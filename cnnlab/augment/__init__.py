@@ -1,0 +1,40 @@
+"""Random changes of training images, on the device, inside the step.
+
+An operation is `(keys[B], batch, **hyperparameters) -> batch`. A batch is {image float[B, H, W, C],
+normalised; label int32[B] or float[B, K]; index int32[B], the image's place in the training split;
+epoch int32[]}, perhaps with views float[V, B, H, W, C]. An operation gets one key per example, from
+the example's place in the global batch, so that its draws do not depend on how devices share the
+batch. The keys are derived from its name: without one operation the others draw as before. It may
+also ask for `key` (one for the whole batch), `run_key` (the same at every step), `num_classes` and
+`axis_name` (the mesh axis that shares the batch; None on one device).
+"""
+
+from cnnlab.augment.evaluation import TEST_VIEWS, averaged_views
+from cnnlab.augment.operations import (
+    AUGMENTATIONS,
+    alternating_flip,
+    crop,
+    cutout,
+    flip,
+    mixup,
+    views,
+)
+from cnnlab.augment.pipeline import Batch, Operation, apply, normalise, pipeline, pixels
+
+__all__ = [
+    "AUGMENTATIONS",
+    "TEST_VIEWS",
+    "Batch",
+    "Operation",
+    "alternating_flip",
+    "apply",
+    "averaged_views",
+    "crop",
+    "cutout",
+    "flip",
+    "mixup",
+    "normalise",
+    "pipeline",
+    "pixels",
+    "views",
+]

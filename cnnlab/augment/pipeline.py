@@ -1,0 +1,113 @@
+"""Operations one after the other, each with its own keys; images between pixels and normalised."""
+
+from __future__ import annotations
+
+import collections
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from cnnlab.collectives import example_keys
+
+Batch = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of a pipeline.
+
+    Attributes:
+      name: from which its keys are derived; unique within the pipeline.
+      function: (keys, batch, **asked) -> batch.
+      asks: which of key and run_key it takes.
+    """
+
+    name: str
+    function: Callable[..., Batch]
+    asks: tuple[str, ...] = ()
+
+
+def pipeline(
+    named: Iterable[tuple[str, Callable[..., Batch], Sequence[str]]],
+) -> tuple[Operation, ...]:
+    """Operations from (name, function, what it asks for); the second of a name is "name 2" for its
+    keys.
+    """
+    seen: collections.Counter[str] = collections.Counter()
+    operations = []
+    for name, function, asks in named:
+        seen[name] += 1
+        operations.append(
+            Operation(name if seen[name] == 1 else f"{name} {seen[name]}", function, tuple(asks))
+        )
+    return tuple(operations)
+
+
+def apply(
+    operations: Sequence[Operation],
+    batch: Batch,
+    key: jax.Array,
+    run_key: jax.Array,
+    axis_name: str | None = None,
+) -> Batch:
+    """The batch after all operations, one after the other.
+
+    Args:
+      operations: of the pipeline.
+      batch: as above.
+      key: of this step, the same on every device.
+      run_key: of the run.
+      axis_name: the mesh axis that shares the batch.
+    """
+    for operation in operations:
+        views = batch.get("views")
+        own = {name: value for name, value in batch.items() if name != "views"}
+        own_key, own_run_key = (
+            jax.random.fold_in(k, zlib.crc32(operation.name.encode())) for k in (key, run_key)
+        )
+        changed = _apply_one(operation, own, own_key, own_run_key, axis_name)
+        if views is not None and changed["label"] is not own["label"]:
+            raise ValueError(
+                "it changes labels and cannot follow views, which share one label; put it before"
+            )
+        if views is not None:  # each view is changed by draws of its own
+            changed["views"] = jnp.stack(
+                [
+                    _apply_one(
+                        operation,
+                        own | {"image": view},
+                        jax.random.fold_in(own_key, number),
+                        jax.random.fold_in(own_run_key, number),
+                        axis_name,
+                    )["image"]
+                    for number, view in enumerate(views, start=1)
+                ]
+            )
+        batch = changed
+    return batch
+
+
+def _apply_one(
+    operation: Operation, batch: Batch, key: jax.Array, run_key: jax.Array, axis_name: str | None
+) -> Batch:
+    asked = {
+        name: value
+        for name, value in (("key", key), ("run_key", run_key))
+        if name in operation.asks
+    }
+    return operation.function(example_keys(key, len(batch["image"]), axis_name), batch, **asked)
+
+
+def normalise(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """(images - mean) / std per channel: uint8[B, H, W, C] in 0..255 -> the type of `mean`
+    (float[C], same unit).
+    """
+    return (images.astype(mean.dtype) - mean.reshape(1, 1, 1, -1)) / std.reshape(1, 1, 1, -1)
+
+
+def pixels(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """What `normalise` was given: float[B, H, W, C] -> the same in 0..255."""
+    return images * std.reshape(1, 1, 1, -1) + mean.reshape(1, 1, 1, -1)

@@ -1,0 +1,83 @@
+"""Starting JAX on this machine: its devices, and the memory of a CPU. Imports jax when it is
+needed, not before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from cnnlab.errors import InputError
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+
+
+def start() -> list[Any]:
+    """The default platform's devices; if JAX has not started, with a CPU device for each core.
+
+    A program that computes before it asks for a layout calls this first, or has one CPU device.
+
+    Raises:
+      InputError: there is none.
+    """
+    import jax
+
+    configure_cpu_devices()
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        reason = next(
+            iter(str(error).splitlines()), "the platform that JAX_PLATFORMS names is not there"
+        )
+        raise InputError(f"JAX finds no device: {reason}") from error
+    if devices[0].platform == "cpu":
+        _keep_freed_memory()
+    return devices
+
+
+def configure_cpu_devices() -> None:
+    """Let JAX have a CPU device for each core once it starts; without effect if it has, or if
+    another number is asked.
+
+    It comes before the import of a user's module, which may compute.
+    """
+    import jax
+
+    asked = os.environ.get("JAX_NUM_CPU_DEVICES") or "host_platform_device_count" in os.environ.get(
+        "XLA_FLAGS", ""
+    )
+    if not asked:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with contextlib.suppress(RuntimeError):  # JAX has started already, with the devices it has
+            jax.config.update("jax_num_cpu_devices", cores)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep the memory that a step frees for the next one.
+
+    XLA asks for its temporaries anew each step; from 32 MB on malloc would return their pages and
+    fault them in again. Kept, a step with batch norm on two cores is 1.9 times as fast on jax 0.10,
+    1.3 times on 0.12.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another libc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextlib.contextmanager
+def silent(descriptor: int) -> Iterator[None]:
+    """Drop what is written to a file descriptor, by C++ too."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    try:
+        yield
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
+        os.close(nowhere)

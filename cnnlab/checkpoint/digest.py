@@ -1,0 +1,258 @@
+"""What is stored beside a checkpoint's arrays, and how it proves them: SHA-256 of every leaf and
+file, sealed.
+
+`about.json` of a step holds path, shape, dtype and SHA-256 of every leaf as it was in memory,
+SHA-256 of every array file, the metric and the caller's `extra`, under a SHA-256 of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnlab.errors import CheckpointError, InputError, one_line
+from cnnlab.multihost import processes, transfer
+
+ABOUT = "about.json"
+
+
+class Rejected(Exception):
+    """Why a stored step cannot be trusted."""
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by path, such as `params.Dense_0.kernel`: a flat dict leaves nothing to Orbax's view
+    of custom nodes.
+    """
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "tree"
+        if name in leaves:
+            raise InputError(f"checkpoint: two leaves are called '{name}'; rename one of the keys.")
+        if isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic):
+            leaf = jnp.asarray(leaf)  # the dtype that a jitted step would give it
+        dtype = getattr(leaf, "dtype", None)
+        number = dtype is not None and (
+            is_key(leaf) or jnp.issubdtype(dtype, np.number) or dtype == np.bool_
+        )
+        if not number or not getattr(dtype, "isnative", True):
+            raise InputError(
+                f"checkpoint: leaf '{name}' is a {type(leaf).__name__} {dtype or ''}, not an array "
+                "of numbers."
+            )
+        leaves[name] = leaf
+    return leaves
+
+
+def is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def data(leaf: Any) -> Any:
+    """A jax or numpy array; of typed PRNG keys their words, as Orbax and SHA-256 know
+    numbers only.
+    """
+    if isinstance(leaf, np.generic):
+        return np.asarray(leaf)
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def _host(leaf: Any) -> np.ndarray:
+    """A copy-free look at a leaf from the host."""
+    leaf = data(leaf)
+    if (
+        isinstance(leaf, jax.Array) and leaf.is_fully_replicated
+    ):  # also across hosts; np.asarray would cache a copy
+        return np.asarray(leaf.addressable_data(0))
+    return np.asarray(transfer.fetch(leaf))
+
+
+def digest(name: str, array: np.ndarray) -> str:
+    """SHA-256 of path, shape, dtype and bytes; about 1 s per 1.3 GB."""
+    sha = hashlib.sha256(json.dumps([name, array.shape, str(array.dtype)]).encode())
+    sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()
+
+
+def _describe(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def seal(body: dict) -> str:
+    return hashlib.sha256(json.dumps(body).encode()).hexdigest()
+
+
+def about_step(step: int, leaves: dict[str, Any], metric: float | None, extra: dict | None) -> dict:
+    """What about.json says, but for the files, which are still to be written."""
+    records = []
+    for name, leaf in leaves.items():
+        host = _host(leaf)
+        if jnp.issubdtype(host.dtype, np.inexact) and not np.isfinite(host).all():
+            raise CheckpointError(
+                f"checkpoint step {step} not saved: leaf '{name}' {_describe(leaf)} holds NaN or "
+                "infinity."
+            )
+        record = {
+            "path": name,
+            "is": _describe(leaf),
+            "shape": host.shape,
+            "dtype": str(host.dtype),
+        }
+        record["key"] = str(jax.random.key_impl(leaf)) if is_key(leaf) else None
+        records.append(record | {"sha256": digest(name, host)})
+    body = {
+        "step": step,
+        "metric": metric,
+        "extra": {} if extra is None else extra,
+        "leaves": records,
+    }
+    try:
+        body = json.loads(json.dumps(body))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"checkpoint step {step}: extra must hold JSON values only: {error}."
+        ) from None
+    return body
+
+
+def file_digests(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
+    digests = {}
+    for name in names:
+        with (folder / name).open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def check_files(folder: pathlib.Path, about: dict) -> None:
+    for name, stated in about["files"].items():
+        try:
+            found = file_digests(folder / str(about["step"]), [name])[name]
+        except OSError as error:
+            raise Rejected(f"{name} cannot be read ({one_line(error)})") from None
+        if found != stated:
+            raise Rejected(f"{name} is not what was written (its SHA-256 differs)")
+
+
+def read_about(folder: pathlib.Path, step: int) -> dict:
+    try:
+        about = json.loads((folder / str(step) / ABOUT).read_bytes())
+        body, stated = about["body"], about["sha256"]
+    except FileNotFoundError:
+        raise Rejected(f"{ABOUT} is missing: never completed, or half deleted") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Rejected(f"{ABOUT} cannot be read ({one_line(error)})") from None
+    if seal(body) != stated:
+        raise Rejected(f"{ABOUT} is not what was written (its SHA-256 differs)")
+    if body["step"] != step:
+        raise Rejected(f"it was saved as step {body['step']}")
+    return body
+
+
+def compare(wanted: dict[str, Any], about: dict, folder: pathlib.Path) -> None:
+    """Raises InputError naming the first leaf in which the wanted structure differs from the stored
+    one.
+    """
+    stored = {leaf["path"]: leaf["is"] for leaf in about["leaves"]}
+    where = f"checkpoint step {about['step']} in {folder} does not fit:"
+    hint = "use the configuration it was saved with, or another folder."
+    for name, leaf in wanted.items():
+        if name not in stored:
+            raise InputError(f"{where} it has no leaf '{name}' (wanted {_describe(leaf)}); {hint}")
+        if stored[name] != _describe(leaf):
+            raise InputError(
+                f"{where} leaf '{name}' is {stored[name]}, wanted {_describe(leaf)}; {hint}"
+            )
+    for name in stored.keys() - wanted.keys():
+        raise InputError(
+            f"{where} it has a leaf '{name}' ({stored[name]}) that is not wanted; {hint}"
+        )
+
+
+def rank(folder: pathlib.Path, step: int) -> float:
+    try:
+        metric = read_about(folder, step)["metric"]
+    except Rejected:
+        metric = None
+    return -math.inf if metric is None else metric
+
+
+def read_state(folder: pathlib.Path, about: dict) -> dict[str, Any]:
+    """Every leaf as a numpy array (of keys their words), equal to what was saved, or Rejected."""
+    import orbax.checkpoint as ocp
+
+    quiet_orbax()
+    records = {leaf["path"]: leaf for leaf in about["leaves"]}
+    # Read into host memory: the digests need it there, and no sharding of the saving run can get in
+    # the way.
+    as_numpy = {
+        name: ocp.RestoreArgs(restore_type=np.ndarray)
+        for name, leaf in records.items()
+        if 0 not in leaf["shape"]
+    }
+    args = ocp.args.PyTreeRestore(item=dict.fromkeys(as_numpy, 0), restore_args=as_numpy)
+    own = processes.index()  # the one process that reads; Orbax would wait for the others
+    alone = ocp.options.MultiprocessingOptions(own, {own}, barrier_sync_key_prefix="read")
+    try:
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+            host = reader.restore(folder / str(about["step"]) / "state", args=args)
+    except Exception as error:
+        raise Rejected(f"its arrays cannot be read ({one_line(error)})") from None
+    for name, leaf in records.items():
+        array = host[name] if name in host else np.zeros(leaf["shape"], jnp.dtype(leaf["dtype"]))
+        if digest(name, array) != leaf["sha256"]:
+            raise Rejected(f"leaf '{name}' is not what was saved (its SHA-256 differs)")
+        host[name] = array
+    return host
+
+
+def verified(
+    folder: pathlib.Path, step: int, wanted: dict[str, Any]
+) -> tuple[dict, dict[str, Any]]:
+    """about.json of a step and its leaves, as `read_state`; Rejected if anything in it is not what
+    was saved.
+
+    Raises:
+        InputError: it is, but holds other leaves than wanted.
+    """
+    about = read_about(folder, step)
+    compare(wanted, about, folder)
+    check_files(folder, about)
+    return about, read_state(folder, about)
+
+
+def placed(leaf: dict, value: Any, like: Any) -> Any:
+    """The restored value of a leaf of `about` where `like` is: a numpy array, the default device,
+    or any sharding.
+    """
+    if leaf["key"]:
+        value = jax.random.wrap_key_data(jnp.asarray(value), impl=leaf["key"])
+    if isinstance(like, np.ndarray | np.generic):
+        return value if isinstance(like, np.ndarray) else value[()]
+    sharding = getattr(like, "sharding", None) if getattr(like, "committed", True) else None
+    there = transfer.put(value, sharding)
+    if there.dtype != value.dtype:
+        was = f"leaf '{leaf['path']}' is {value.dtype}"
+        raise InputError(f"checkpoint: {was}, which jax would make {there.dtype}: enable x64.")
+    return there
+
+
+def _from_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def quiet_orbax() -> None:
+    """Orbax logs tracebacks of errors that it also raises; what matters is raised here in
+    one line.
+    """
+    logging.getLogger("absl").addFilter(_from_orbax)

@@ -1,0 +1,74 @@
+"""What JAX compiles, kept between runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from cnnlab import verified
+
+PROGRAMS_LIMIT = 256 << 20  # bytes of compiled programs; a configuration has some 300 KB
+
+
+def keep_compilations() -> None:
+    """Have JAX keep what it compiles, so that the same run starts without compiling; to be called
+    before it does.
+
+    $JAX_COMPILATION_CACHE_DIR, where it is set, is left to JAX as it is.
+    """
+    import jax
+    from jax._src import compilation_cache
+
+    path = verified.folder() / "xla"
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update(
+        "jax_persistent_cache_enable_xla_caches", "none"
+    )  # XLA's own files, which nothing verifies
+    # JAX's own files are written in place, warn at every start once one is damaged, and are never
+    # written again.
+    compilation_cache._cache, compilation_cache._cache_initialized = _Programs(path), True
+
+
+class _Programs:
+    """Compiled programs by JAX's key, which holds the program, the versions, the flags and the
+    machine.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._tidied = path, False
+
+    def get(self, key: str) -> bytes | None:
+        body = verified.read(self._path / key)
+        if body is None:
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(self._path / key)  # in use: others go first
+        return body.tobytes()
+
+    def put(self, key: str, value: bytes) -> None:
+        verified.write(self._path / key, np.frombuffer(value, np.uint8))
+        if not self._tidied:  # once a process: a full folder has thousands of files
+            self._tidied = True
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Over the limit, the programs not used for longest go, to half of it."""
+        stats = {}
+        for path in self._path.glob("*"):
+            with contextlib.suppress(OSError):  # another process was here first
+                stats[path] = path.stat()
+        size = sum(stat.st_size for stat in stats.values())
+        for path in (
+            sorted(stats, key=lambda path: stats[path].st_mtime_ns) if size > PROGRAMS_LIMIT else ()
+        ):
+            with contextlib.suppress(OSError):
+                path.unlink()
+            size -= stats[path].st_size
+            if size <= PROGRAMS_LIMIT // 2:
+                break

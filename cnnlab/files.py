@@ -1,0 +1,204 @@
+"""Files and folders here or on Google Cloud Storage (gs://): all that differs between the two.
+
+A path is a pathlib.Path or, under gs://, an etils.epath.Path, which has the same methods. There, an
+object is written whole or not at all, and what is listed is what is there; but there are no
+folders, renames, appends, fsync or locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cnnlab.errors import InputError, one_line, release
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether a path is on Google Cloud Storage."""
+    return os.fspath(path).startswith("gs://")
+
+
+def path(name: str | os.PathLike) -> Path:
+    """The path of a name.
+
+    Raises:
+      InputError: gs:// without a bucket and a folder, or without the package that reads it.
+    """
+    if not is_remote(name):
+        return Path(name)
+    if not re.match("gs://[^/]+/+[^/]", os.fspath(name)):
+        raise InputError(f"{os.fspath(name)} names no folder; give gs://BUCKET/FOLDER")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise InputError(f"{os.fspath(name)} needs the package gcsfs: pip install -e '.[gcs]'")
+    os.environ.setdefault(
+        "EPATH_USE_TF", "false"
+    )  # else etils takes TensorFlow, where that is installed
+    from etils import epath
+    from fsspec.config import conf
+
+    conf.setdefault("gcs", {})["use_listings_cache"] = False  # TensorStore writes past it
+    found: Any = epath.Path(name)
+    return found
+
+
+@functools.cache
+def _gcs() -> Any:
+    import fsspec
+
+    return fsspec.filesystem("gcs", finalize_on_close=True)  # as etils asks, so that both have one
+
+
+def read_text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+      OSError: it cannot be read, whatever the library at work calls that.
+    """
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        raise OSError(one_line(error)) from error
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add to a file; under gs:// by writing it anew."""
+    if is_remote(path):
+        path.write_text(path.read_text() + text)
+        return
+    with path.open("a") as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A local file to write, which then is or becomes `path`: for libraries that know no other."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder, path.name)
+        yield local
+        path.write_bytes(local.read_bytes())
+
+
+def names(folder: Path) -> list[str]:
+    """The names of all files below a folder, relative to it."""
+    if not is_remote(folder):
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    root = str(folder).removeprefix("gs://") + "/"
+    found = (name.removeprefix(root) for name in _gcs().find(str(folder)) if name.startswith(root))
+    return sorted(
+        name for name in found if name and name[-1] != "/"
+    )  # such a name is a browser's mark of a folder
+
+
+def children(folder: Path) -> set[str]:
+    """The names of the files and folders in a folder."""
+    if not is_remote(folder):
+        return {path.name for path in folder.iterdir()}
+    return {name.split("/")[0] for name in names(folder)}
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder, if it is there."""
+    if not is_remote(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    remote: Any = folder
+    with contextlib.suppress(Exception):  # what stays is in nobody's way
+        remote.rmtree(missing_ok=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Move a file; here also a folder."""
+    if is_remote(source):
+        _gcs().mv(str(source), str(target))
+    else:
+        source.rename(target)
+
+
+def sync(path: Path) -> None:
+    """What was written there survives a power loss. Under gs:// it does already."""
+    if is_remote(path):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def probe(folder: Path, what: str) -> Path:
+    """Write a file into a folder, made where missing; whoever asked deletes it.
+
+    Raises:
+      InputError: `what` cannot be written there.
+    """
+    trial = folder / f".probe-{os.urandom(8).hex()}"
+    try:
+        if not is_remote(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        trial.write_bytes(b"1")
+    except Exception as error:  # gcsfs and google.auth have errors of their own
+        release(error)
+        raise InputError(
+            f"{what} cannot be written to {folder}: {one_line(error)}; give another folder."
+        ) from None
+    return trial
+
+
+def lock_file(folder: Path) -> Path:
+    """The file whose lock is the folder's; that of a folder under gs:// only keeps this machine's
+    processes apart.
+    """
+    if not is_remote(folder):
+        return folder / "lock"
+    place = os.environ.get("STORAGE_EMULATOR_HOST", "") + os.fspath(
+        folder
+    )  # another server's is another folder
+    return Path(
+        tempfile.gettempdir(),
+        f"cnnlab-{os.getuid()}-{hashlib.sha256(place.encode()).hexdigest()[:16]}.lock",
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    if is_remote(path):
+        path.write_text(text)
+        return
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(handle)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

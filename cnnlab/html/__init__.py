@@ -1,0 +1,3 @@
+"""One self-contained HTML page from blocks of text, tables and figures; what reports and lessons
+are written with.
+"""

@@ -1,0 +1,33 @@
+"""The models by name; what can be asked of any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnnlab.models.airnet import AirNet
+from cnnlab.models.cnn import CNN
+from cnnlab.models.dense import MLP, SoftmaxRegression
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "cnn": CNN,
+    "mlp": MLP,
+    "softmax_regression": SoftmaxRegression,
+    "airnet": AirNet,
+}
+
+
+def count_parameters(params: Any) -> int:
+    """Numbers in a pytree of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def model_dtype(compute_dtype: str) -> Any:
+    """The `dtype` of a module for a --compute-dtype: bfloat16, float16, or None, the type of the
+    parameters.
+    """
+    return None if compute_dtype == "float32" else jnp.dtype(compute_dtype)

@@ -1,0 +1,3 @@
+"""One run on several processes: joining, agreeing, shutting down, and the parent that supervises
+each.
+"""

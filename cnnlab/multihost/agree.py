@@ -1,0 +1,104 @@
+"""What the processes of a run do together: one result or error for all of them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from cnnlab.errors import InputError
+from cnnlab.multihost import processes
+
+T = TypeVar("T")
+
+
+def on_first(action: Callable[[], T]) -> T:
+    """What `action` gives on the first process, on all of them; they go on when it is done.
+
+    Args:
+      action: called on the first process only; what it returns must pickle.
+
+    Raises:
+      Exception: what it raised there, on all processes.
+    """
+    if processes.count() == 1:
+        return action()
+    result, error = _attempt(action) if processes.index() == 0 else (None, None)
+    result, error = _gathered((result, error), from_all=False)[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def together(action: Callable[[], T]) -> T:
+    """What `action` gives on each process; where it fails on one, it fails on all, with the first
+    one's error.
+
+    Args:
+      action: called on every process; it must not wait for the others.
+
+    Raises:
+      Exception: of the first process on which it failed.
+    """
+    if processes.count() == 1:
+        return action()
+    result, error = _attempt(action)
+    for which, theirs in enumerate(_gathered(error)):
+        if theirs is not None:
+            if isinstance(theirs, InputError):
+                theirs.args = (
+                    f"process {which} of {processes.count()}: {theirs}",
+                    *theirs.args[1:],
+                )
+            raise theirs
+    return result
+
+
+def agree(what: str, value: Any) -> None:
+    """Make sure that all processes have the same.
+
+    Args:
+      what: it is, for the message.
+      value: anything that pickles and compares.
+
+    Raises:
+      InputError: on all, if one differs from the first.
+    """
+    if processes.count() > 1:
+        values = _gathered(value)
+        if differing := [i for i, theirs in enumerate(values) if theirs != values[0]]:
+            raise InputError(
+                f"{what} of process {differing[0]} differs from that of process 0: give all the "
+                "same"
+            )
+
+
+def _attempt(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return action(), None
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # it stays where it is; the others get its words
+            return None, RuntimeError(f"{type(error).__name__}: {error}")
+        return None, error
+
+
+def _gathered(value: Any, from_all: bool = True) -> list[Any]:
+    """The value of every process, or a list of that of the first alone."""
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    collect = (
+        multihost_utils.process_allgather if from_all else multihost_utils.broadcast_one_to_all
+    )
+    body = pickle.dumps(value)
+    high_low = np.array(divmod(len(body), 2**30), np.int32)  # jax has no larger numbers by default
+    sizes = np.reshape(collect(high_low), (-1, 2)) @ np.array([2**30, 1])
+    padded = np.zeros(
+        1 << int(sizes.max() - 1).bit_length(), np.uint8
+    )  # few sizes: each is a compilation
+    if from_all or processes.index() == 0:
+        padded[: len(body)] = np.frombuffer(body, np.uint8)
+    rows = np.reshape(collect(padded), (-1, len(padded)))
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]

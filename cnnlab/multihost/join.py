@@ -1,0 +1,119 @@
+"""Joining the processes of a run. With one process, which is the rule, nothing here costs
+anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+
+from cnnlab import backend
+from cnnlab.errors import InputError
+from cnnlab.multihost import processes as run
+from cnnlab.multihost import shutdown, supervise
+
+TPUS = ("/dev/accel0", "/dev/vfio")  # what a TPU VM has, and other machines may
+# Of schedulers under which JAX finds the other processes by itself.
+MANAGED = (
+    "SLURM_PROCID",
+    "OMPI_COMM_WORLD_RANK",
+    "TPU_WORKER_ID",
+    "TPU_WORKER_HOSTNAMES",
+    "KUBERNETES_SERVICE_HOST",
+)
+WAIT_SECONDS = 30  # before it is said that others are waited for
+
+
+def join(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Join the other processes of the run, if there are any; to be called before anything else of
+    JAX.
+
+    On Cloud TPU, under Slurm, Open MPI and Kubernetes they find each other, elsewhere they are
+    told; where there is no sign of these, jax is not even imported. From here on only the first
+    process has a standard output.
+
+    Args:
+      coordinator: host:port of the first process.
+      processes: how many there are; 1: this one is alone, whatever the scheduler says.
+      process: the number of this one.
+
+    Raises:
+      InputError: they did not find each other.
+    """
+    if processes == 1 or run.count() > 1:
+        return
+    managed = process is None
+    if (
+        managed
+        and not any(name in os.environ for name in MANAGED)
+        and not any(map(os.path.exists, TPUS))
+    ):
+        return
+    supervise.watched()
+    import jax
+
+    warnings.filterwarnings(
+        "ignore", "Kubernetes environment detected", UserWarning
+    )  # a pod may be alone
+    method = (
+        None if managed else "deactivate"
+    )  # by hand: nothing else is asked, each process has all devices it sees
+    who = (
+        "waiting for the other processes of the run, five minutes at most"
+        + f", at {coordinator}" * (not managed)
+    )
+    waiting = threading.Timer(WAIT_SECONDS, lambda: print(who, file=sys.stderr, flush=True))
+    waiting.daemon = True
+    waiting.start()
+    try:
+        with _interruptible():
+            jax.distributed.initialize(
+                coordinator, processes, process, cluster_detection_method=method
+            )
+    except ValueError as error:
+        if managed and "coordinator_address should be defined" in str(
+            error
+        ):  # no scheduler that JAX knows
+            return
+        raise InputError(f"the processes of the run did not find each other: {error}") from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the processes of the run did not find each other: {reason}") from error
+    finally:
+        waiting.cancel()
+    supervise.joined()
+    backend.start()
+    run.joined(jax.process_index(), jax.process_count())
+    several = run.count() > 1
+    signal.signal(
+        signal.SIGTERM, shutdown.note if several else signal.SIG_DFL
+    )  # it was XLA's, who would only note it
+    if several:
+        from jax.experimental import multihost_utils
+
+        if run.index() == 0:
+            sys.stdout = os.fdopen(os.dup(1), "w", 1, sys.stdout.encoding)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where gloo greets every peer
+        sys.unraisablehook = shutdown.unraisable
+        logging.getLogger(
+            "cnnlab"
+        ).propagate = False  # the first one says it; a library here gives the root a handler
+        multihost_utils.sync_global_devices("cnnlab.join")
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have Ctrl-C end the process at once, though it waits in C++."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,21 @@
+"""This process among those of the run; with one, which is the rule, nothing here costs anything."""
+
+from __future__ import annotations
+
+_index, _count = 0, 1
+
+
+def index() -> int:
+    """The number of this process among those of the run."""
+    return _index
+
+
+def count() -> int:
+    """How many processes the run has."""
+    return _count
+
+
+def joined(index: int, count: int) -> None:
+    """Note that this process is one of several from here on."""
+    global _index, _count
+    _index, _count = index, count

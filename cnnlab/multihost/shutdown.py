@@ -1,0 +1,92 @@
+"""How the processes of a run stop and end together."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+from cnnlab.multihost import processes, supervise
+
+PARTING_SECONDS = 5  # how long a process that fails waits for the others to fail with it
+STOP, STOP_AHEAD = "cnnlab.stop", 8
+_asked = threading.Event()
+_looks = itertools.count(1)
+
+
+def stop_wanted(asked: bool) -> bool:
+    """Whether several processes shall stop, as one of them was asked to (SIGTERM, which clouds send
+    before they take a machine); all say yes at the same call, and ask equally often.
+
+    JAX's own preemption sync point is missed where steps are short and the machine is busy (some 1
+    of 25 runs): it is passed before it is agreed on. Here whoever is asked first names a call that
+    lies ahead of all, as no process is more than IN_FLIGHT dispatches before another.
+
+    Args:
+      asked: whether this process was.
+    """
+    from jax._src import distributed
+
+    client: Any = distributed.global_state.client
+    look = next(_looks)
+    if asked or _asked.is_set():
+        with contextlib.suppress(Exception):  # another was before us
+            client.key_value_set(STOP, str(look + STOP_AHEAD))
+    try:
+        return look >= int(client.key_value_try_get(STOP))
+    except Exception:  # not there
+        return False
+
+
+def note(number: int, frame: Any) -> None:
+    """A signal handler: this process was asked to stop."""
+    _asked.set()
+
+
+def unraisable(args: Any) -> None:
+    """Python's own hook, but for what TensorStore's writers say of a save that failed when another
+    process was lost.
+    """
+    if "Event loop is closed" not in str(args.exc_value):
+        sys.__unraisablehook__(args)
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error says that another process is gone."""
+    return processes.count() > 1 and any(
+        word in str(error) for word in ("Gloo", "NCCL", "coordination service", "heartbeat")
+    )
+
+
+def leave(message: str, status: int) -> NoReturn:
+    """End this process of several for an error: with the others if it is everybody's, else alone,
+    as they are stuck.
+
+    Args:
+      message: to print on standard error; once, where all end together.
+      status: of the exit.
+    """
+    from jax._src import (
+        distributed,
+    )  # as Orbax does: no public barrier works without devices, or gives up
+
+    together = True
+    client: Any = distributed.global_state.client
+    try:
+        client.wait_at_barrier("cnnlab.leave", PARTING_SECONDS * 1000)
+    except Exception:
+        together = False
+    if not together or processes.index() == 0:
+        print(
+            message
+            if together
+            else f"process {processes.index()} of {processes.count()}: {message}",
+            file=sys.stderr,
+            flush=True,
+        )
+    if together and processes.index() == 0:
+        time.sleep(0.5)  # the others first: XLA aborts those whose first process is gone
+    supervise.leave(status)

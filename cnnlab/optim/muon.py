@@ -1,0 +1,161 @@
+"""Muon: momentum whose update of each filter bank is made orthogonal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cnnlab.errors import InputError
+from cnnlab.optim.schedules import linear
+
+QUINTIC = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # of Muon's Newton-Schulz iteration: steepest at zero, not convergent at one
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    schedule: Callable[[Any], optax.Schedule] = optax.constant_schedule,
+    steps_per_epoch: int = 1,
+    dtype: Any = jnp.float32,
+    head_rate: float = 0.02,
+    bias_rate: float = 0.02,
+    whitening_epochs: float | None = None,
+    filter_momentum: float = 0.6,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Muon on the convolution kernels, SGD on all other parameters. It wants rates about 0.24.
+
+    A kernel is first scaled to the Frobenius norm sqrt(O), then takes a step along its momentum,
+    orthogonalised. That is not optax.contrib.muon, which averages its momentum with a correction
+    for its start, leaves the kernels' norm alone and hands the rest to AdamW.
+
+    Args:
+      learning_rate: a number or a schedule, of the kernels.
+      schedule: peak -> schedule, of the other rates.
+      steps_per_epoch: the unit of whitening_epochs.
+      dtype: of Muon's products.
+      head_rate: in (0, inf), peak rate of dense kernels.
+      bias_rate: in (0, inf), peak rate of biases.
+      whitening_epochs: in [0, inf), epochs over which airnet's first bias is trained, at a rate
+        that falls to zero; none: 3, where there is such a bias.
+      filter_momentum: in [0, 1), of Muon, in Nesterov's form.
+      momentum: in [0, 1), of SGD.
+      nesterov: Nesterov's form of SGD's momentum.
+      weight_decay: in [0, inf), the share of head and biases that a step at the peak rate takes
+        away, before momentum.
+
+    Raises:
+      InputError: (from `init`) parameters without a convolution kernel, or whitening_epochs without
+        a whitening bias.
+
+    Source: Jordan et al., 2024, "Muon: an optimizer for hidden layers",
+    https://kellerjordan.github.io/posts/muon; its use here with norms and SGD,
+    https://github.com/KellerJordan/cifar10-airbench
+    """
+    early = round((3.0 if whitening_epochs is None else whitening_epochs) * steps_per_epoch)
+    falling = linear(bias_rate, early) if early else optax.constant_schedule(0.0)
+    rest = {
+        "head": (head_rate, schedule(head_rate)),
+        "biases": (bias_rate, schedule(bias_rate)),
+        "whitening_bias": (bias_rate, falling),
+    }
+
+    def sgd(peak: float, rate: optax.Schedule) -> optax.GradientTransformation:
+        descent = optax.sgd(rate, momentum=momentum or None, nesterov=nesterov and momentum > 0)
+        return (
+            optax.chain(optax.add_decayed_weights(weight_decay / peak), descent)
+            if weight_decay
+            else descent
+        )
+
+    filters = optax.chain(
+        optax.trace(filter_momentum, nesterov=True),
+        optax.stateless(
+            lambda updates, params: jax.tree.map(lambda g: _orthogonal_filter(g, dtype), updates)
+        ),
+        optax.scale_by_learning_rate(learning_rate),
+        optax.stateless(lambda updates, params: jax.tree.map(_from_unit_norm, updates, params)),
+    )
+    groups: dict[Hashable, Any] = {
+        "filters": filters,
+        **{name: sgd(*rates) for name, rates in rest.items()},
+    }
+    tx = optax.partition(groups, group)
+
+    def init(params: Any) -> Any:
+        there = set(jax.tree.leaves(group(params)))
+        if "filters" not in there:
+            raise InputError(
+                "optimizer muon is for convolution kernels, and the model has none; choose another"
+            )
+        if whitening_epochs is not None and "whitening_bias" not in there:
+            raise InputError(
+                "optimizer muon: whitening_epochs has no effect on a model without a whitening "
+                "layer"
+            )
+        return tx.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, tx.update)
+
+
+def group(params: Any) -> Any:
+    """The group of each parameter in `muon`: filters (four axes), head (other kernels), biases,
+    whitening_bias.
+    """
+
+    def one(path: Any, p: jax.Array) -> str:
+        if path[-1].key == "whitening_bias":
+            return "whitening_bias"
+        return "filters" if p.ndim == 4 else "head" if p.ndim > 1 else "biases"
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def orthogonalised(matrix: jax.Array, steps: int = 3, dtype: Any = jnp.float32) -> jax.Array:
+    """The matrix with its singular values drawn to about one: a quintic Newton-Schulz iteration,
+    Muon's.
+
+    Args:
+      matrix: float[n, m].
+      steps: of the iteration. Three leave the values between 0.1 and 1.2 for most gradients, and
+        that is enough.
+      dtype: of the products.
+
+    Returns:
+      float[n, m], of the matrix's type.
+
+    Source: Jordan et al., 2024, kellerjordan.github.io/posts/muon.
+    """
+    a, b, c = QUINTIC
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix if wide else matrix.T
+    x = (x / (jnp.linalg.norm(x) + 1e-7)).astype(dtype)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x if wide else x.T).astype(matrix.dtype)
+
+
+def _orthogonal_filter(gradient: jax.Array, dtype: Any) -> jax.Array:
+    """[h, w, I, O], orthogonalised as a matrix [h w I, O]."""
+    return orthogonalised(gradient.reshape(-1, gradient.shape[-1]), dtype=dtype).reshape(
+        gradient.shape
+    )
+
+
+def _from_unit_norm(update: jax.Array, filters: jax.Array) -> jax.Array:
+    """What takes filters to their step from the norm sqrt(O): a root-mean-square filter of norm
+    one.
+    """
+    return update + filters * (
+        jnp.sqrt(filters.shape[-1]).astype(filters.dtype) / jnp.linalg.norm(filters) - 1
+    )

@@ -1,0 +1,135 @@
+"""A published claim, put to the test: a study with a rule, fixed before the run, for what would
+refute it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnlab import files
+from cnnlab.errors import InputError
+from cnnlab.study import report, statistics
+from cnnlab.study.plan import Study
+from cnnlab.study.results import Results
+from cnnlab.training import run_folder
+
+HOLDS, REFUTED, UNDECIDED = "holds", "refuted", "undecided"
+
+
+@dataclass(frozen=True)
+class Replication(Study):
+    """Test a claim at a size that two CPU cores finish: a fifth of CIFAR-10, eight epochs, eight
+    seeds.
+    """
+
+    dataset: str = "cifar10"
+    """As for train.py."""
+    fraction: tuple[float, ...] = (0.2,)
+    """Share of the training images that is used."""
+    validation: float = 0.04
+    """Share of the training split held out for validation."""
+    epochs: int = 8
+    """Passes over the training images."""
+    workdir: str = "runs/replications"
+    """Folder of the results; replications share the cells that they have in common."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = type(self)
+        for name in ("losses", "label_noise", "long_tail", "vary", "metric"):
+            if own is not Replication and getattr(self, name) != getattr(own, name):
+                raise InputError(
+                    f"the claim is about {getattr(own, name)}: --{name.replace('_', '-')} cannot "
+                    "be changed"
+                )
+        if not self.validation:
+            raise InputError(
+                "--validation must be above 0: claims are about accuracies on that split too"
+            )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A statement of a claim, with its verdict (holds, refuted or undecided) and the numbers behind
+    it.
+    """
+
+    statement: str
+    verdict: str
+    numbers: str
+
+
+def better(comparison: statistics.Comparison) -> str:
+    """The rule for "A beats B": refuted where B is the better one, or the difference within the
+    margin.
+    """
+    refuting = (statistics.WORSE, statistics.EQUIVALENT)
+    return _rule(comparison.verdict == statistics.BETTER, comparison.verdict in refuting)
+
+
+def equal(comparison: statistics.Comparison, margin: float) -> str:
+    """The rule for "A is as good as B, within the margin": refuted where the whole interval lies
+    beyond it.
+    """
+    beyond = comparison.low > margin or comparison.high < -margin
+    return _rule(comparison.verdict == statistics.EQUIVALENT, beyond)
+
+
+def indistinct(comparison: statistics.Comparison) -> str:
+    """The rule for "there is nothing to find": refuted by any difference that is called one; seeds
+    must allow one.
+    """
+    if comparison.detectable == math.inf:
+        return UNDECIDED
+    found = comparison.verdict in (statistics.BETTER, statistics.WORSE)
+    return _rule(not found, found)
+
+
+def _rule(holds: bool, refuted: bool) -> str:
+    return HOLDS if holds else REFUTED if refuted else UNDECIDED
+
+
+def judged(
+    statement: str,
+    comparison: statistics.Comparison | None,
+    rule: Callable[[statistics.Comparison], str],
+    unit: str = "",
+) -> Judged:
+    """A statement judged by a rule, beside the paired difference that decides it; undecided where
+    runs diverged.
+    """
+    if comparison is None:
+        return Judged(statement, UNDECIDED, "runs diverged")
+    numbers = (
+        f"{comparison.mean:+.4g}{unit} [{comparison.low:+.4g}, {comparison.high:+.4g}], Holm p "
+        f"{comparison.p_holm:.3g}, n = {comparison.n}: {comparison.verdict}"
+    )
+    return Judged(statement, rule(comparison), numbers)
+
+
+def replicate(study: Replication, judge: Callable[[Results], Sequence[Judged]], name: str) -> None:
+    """Train the study, write its report, and print and store the verdict on each statement.
+
+    Args:
+      study: whose results are judged.
+      judge: results -> statements with verdicts.
+      name: of the replication, for its folder of reports.
+    """
+    from cnnlab.study import cells
+
+    results = cells.conduct(study, run_folder.command())
+    if results is None:
+        return
+    folder = Path(study.workdir).expanduser() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write(results, folder)
+    verdicts = judge(results)
+    for each in verdicts:
+        print(f"{each.verdict.upper():<10} {each.statement}\n           {each.numbers}", flush=True)
+    rows: list[dict[str, Any]] = [vars(each) for each in verdicts]
+    files.write_json(folder / "verdict.json", {"statements": rows, "command": run_folder.command()})
+    print(folder / "verdict.json")

@@ -1,0 +1,83 @@
+"""A study's results as one HTML page, the same as Markdown, and the numbers as CSV.
+
+document.py has the order of it all; claims.py the sentences, tables.py the tables, figures.py the
+panels, which draw what series.py computes; numbers.py writes the numbers; page/html.py, markdown.py
+and this file write it out.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cnnlab import files
+from cnnlab.errors import InputError
+from cnnlab.html import html
+from cnnlab.study import plan
+from cnnlab.study.report import claims, document, markdown, tables
+from cnnlab.study.report.numbers import scales
+from cnnlab.study.results import Results, verdicts
+
+KINDS = {mark: word for word, mark in tables.MARKS.items()}
+
+
+def write(results: Results, folder: Path) -> list[Path]:
+    """Write report.html, report.md, results.csv and verdicts.csv, each in one rename.
+
+    Args:
+      results: of a finished study.
+      folder: made if it is not there.
+
+    Returns:
+      The paths, report.html first. Their bytes depend on the results alone; time and machine stand
+      in the report's
+      sections Compute and To repeat it, and nowhere in the CSV.
+
+    Raises:
+      InputError: the folder cannot be written.
+    """
+    found = verdicts(results)
+    parts = document.sections(results, found)
+    texts = {
+        "report.html": html.page(claims.title(results), claims.compared(results), parts, KINDS),
+        "report.md": markdown.markdown(results, parts),
+        "results.csv": _csv(*tables.csv_runs(results)),
+        "verdicts.csv": _csv(*tables.csv_verdicts(results, found)),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            files.write_text(folder / name, text)
+    except OSError as error:
+        raise InputError(f"the report cannot be written to {folder}: {error.strerror}") from error
+    return [folder / name for name in texts]
+
+
+def brief(results: Results) -> list[str]:
+    """The verdicts for a terminal, a line each."""
+    found, scale = verdicts(results), scales(results.study)[results.study.metric]
+    lines = [claims.summary(results, found)]
+    for verdict in found:
+        c, word = verdict.comparison, tables.MARKS[tables.verdict_word(verdict)]
+        numbers = (
+            f"{scale.difference(c.mean)} {scale.interval(c.low, c.high, signs=True)} "
+            f"{scale.difference_unit}"
+            if c
+            else ""
+        )
+        lines.append(
+            f"  {word:<15} {verdict.loss}, {plan.label(verdict.condition)}: {numbers}".rstrip(" :")
+        )
+    return lines
+
+
+def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Floats as repr writes them, so that they are read back as they were; None is empty."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return file.getvalue()

@@ -1,0 +1,276 @@
+"""The report's order: sections of blocks, which page/html.py writes as HTML and markdown.py as
+Markdown.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+
+from cnnlab.html.blocks import (
+    Block,
+    Code,
+    Legend,
+    Panel,
+    Panels,
+    Section,
+    Table,
+    Tabled,
+    Terms,
+    Text,
+)
+from cnnlab.study import plan
+from cnnlab.study.report import claims, figures, series, tables
+from cnnlab.study.report.numbers import scales
+from cnnlab.study.results import Results, Verdict
+
+
+def sections(results: Results, found: Sequence[Verdict]) -> list[Section]:
+    """All of the report below its title, the verdicts first.
+
+    Args:
+      results: of the study.
+      found: its verdicts.
+    """
+    parts = [
+        _verdicts(results, found),
+        _seeds(results),
+        _spread(results),
+        _curves(results),
+        _gradients(results),
+        _calibration(results),
+        _confusion(results),
+        *[_along(results, name) for name in ("label_noise", "long_tail", "fraction")],
+        _tuning(results),
+        _compute(results),
+        _again(results),
+    ]
+    return [part for part in parts if part.blocks]
+
+
+def _tabled(results: Results, table: Table, folded: str = "") -> Tabled:
+    """The table, without its first column if there is but one condition and that is none."""
+    if len(results.conditions) == 1 and not results.conditions[0]:
+        table = Table(table.head[1:], [row[1:] for row in table.rows], table.words - 1)
+    return Tabled(table, folded)
+
+
+def _verdicts(results: Results, found: Sequence[Verdict]) -> Section:
+    return Section(
+        "Verdicts",
+        [
+            Text(claims.summary(results, found)),
+            *[Text(line, alarm=True) for line in claims.warnings(results)],
+            *[Text(line) for line in claims.tuned(results)],
+            _tabled(results, tables.verdicts(results, found)),
+            Text(claims.columns(results), dim=True),
+            Terms(claims.meanings(results)),
+            Text("The other metrics: to look at; only the metric named beforehand is tested."),
+            _tabled(results, tables.others(results)),
+        ],
+    )
+
+
+def _seeds(results: Results) -> Section:
+    places = range(len(results.conditions))
+    return Section(
+        "Every seed",
+        [
+            Text(
+                "Each point is a seed on the test set, each bar the mean’s 95 % interval, its line "
+                "the mean. On the right the differences from the baseline at the same seed; the "
+                "grey band is the margin of equivalence."
+            ),
+            Panels(
+                lambda: [panel for i in places for panel in figures.seeds(results, i)], pairs=True
+            ),
+            _tabled(results, tables.seeds(results), "The same as a table"),
+        ],
+    )
+
+
+def _spread(results: Results) -> Section:
+    return Section(
+        "Spread of accuracy over seeds",
+        [
+            Text(
+                "The sd on the test set is what a rerun with other seeds would show here; the sd "
+                "on the distribution is what is left of it on test sets without end, so the part "
+                "in which networks truly differ; 0 where its estimate is negative (Jordan, 2023, "
+                "arXiv 2304.01910)."
+            ),
+            _tabled(results, tables.spreads(results)),
+        ],
+    )
+
+
+def _each(results: Results, draw: Callable[[int], list[Panel]]) -> list[Block]:
+    """A row of panels for each condition; where there are several they fold, and the first
+    is open.
+    """
+    if len(results.conditions) == 1:
+        return [Panels(functools.partial(draw, 0))]
+    labels = map(plan.label, results.conditions)
+    return [
+        Panels(functools.partial(draw, i), label, unfolded=i == 0) for i, label in enumerate(labels)
+    ]
+
+
+def _curves(results: Results) -> Section:
+    columns = [name for name in ("validation_accuracy", "train_accuracy") if _has(results, name)]
+    if not columns:
+        return Section("Learning curves", [])
+    return Section(
+        "Learning curves",
+        [
+            Text(
+                "Mean ± sd over the seeds that were still finite. Each loss’s own value is in "
+                "units of its own, so accuracy is shown; that of training is measured on augmented "
+                "images while the weights change"
+                + (
+                    ", and against wrong labels where there is label noise."
+                    if _noisy(results)
+                    else "."
+                )
+            ),
+            Legend(results.study.losses),
+            *[Panels(functools.partial(_curve_panels, results, name)) for name in columns],
+            _tabled(results, tables.last_epoch(results, columns), "The last epoch as a table"),
+        ],
+    )
+
+
+def _curve_panels(results: Results, name: str) -> list[Panel]:
+    return [figures.curves(results, place, name) for place in range(len(results.conditions))]
+
+
+def _noisy(results: Results) -> bool:
+    return any(condition.get("label_noise") for condition in results.conditions)
+
+
+def _has(results: Results, name: str) -> bool:
+    return any(
+        name in row for cell in _cells(results) for run in cell["runs"] for row in run["history"]
+    )
+
+
+def _cells(results: Results) -> list[series.Cell]:
+    return [cell for row in results.cells for cell in row]
+
+
+def _gradients(results: Results) -> Section:
+    steps = max((series.gradient_norms(cell).shape[1] for cell in _cells(results)), default=0)
+    if not steps:
+        return Section("Gradient norms", [])
+    places = range(len(results.conditions))
+    return Section(
+        "Gradient norms early in training",
+        [
+            Text(
+                f"Global norm of the gradient at the first {steps} steps: geometric mean over "
+                "seeds, and the band of one sd of its logarithm. Its size depends on the scale of "
+                "the loss, which Adam takes out of the step and SGD does not."
+            ),
+            Legend(results.study.losses),
+            Panels(lambda: [figures.gradient_norms(results, i) for i in places]),
+        ],
+    )
+
+
+def _calibration(results: Results) -> Section:
+    losses = range(len(results.study.losses))
+    return Section(
+        "Calibration",
+        [
+            Text(
+                "Accuracy against confidence on the test set in bins of equal width, pooled over "
+                "seeds; on the dotted line confidence is right, below it too high. Bars: share of "
+                "the images in the bin. ECE: mean ± sd over seeds."
+            ),
+            *_each(results, lambda i: [figures.reliability(results, i, j) for j in losses]),
+            _tabled(results, tables.calibration(results), "ECE as a table"),
+        ],
+    )
+
+
+def _confusion(results: Results) -> Section:
+    losses = range(len(results.study.losses))
+    return Section(
+        "Confusion matrices",
+        [
+            Text(
+                "Shares of each true class (a row) on the test set in percent, summed over seeds; "
+                "shares under 0.5 % have no number. The shade grows with the share’s square root, "
+                "so that mistakes can be seen."
+            ),
+            *_each(results, lambda i: [figures.confusion(results, i, j) for j in losses]),
+        ],
+    )
+
+
+def _along(results: Results, name: str) -> Section:
+    groups, words = series.along(results, name), name.replace("_", " ")
+    if not groups:
+        return Section(words, [])
+    metric = scales(results.study)[results.study.metric].name
+    return Section(
+        f"{metric[0].upper()}{metric[1:]} against {words}",
+        [
+            Text("Mean over seeds with its 95 % interval; the numbers are in the tables above."),
+            Legend(results.study.losses),
+            Panels(
+                lambda: [figures.along(results, name, others, places) for others, places in groups]
+            ),
+        ],
+    )
+
+
+def _tuning(results: Results) -> Section:
+    if not any(cell["tuning"] for cell in _cells(results)):
+        return Section("Tuning", [])
+    places = range(len(results.conditions))
+    return Section(
+        "Tuning of the learning rate",
+        [
+            Text(
+                "Validation accuracy at the end of training with each rate, one seed; a ring marks "
+                "the chosen one."
+            ),
+            Legend(results.study.losses),
+            Panels(lambda: [figures.tuning(results, i) for i in places]),
+            _tabled(results, tables.tuning(results)),
+        ],
+    )
+
+
+def _compute(results: Results) -> Section:
+    return Section(
+        "Compute",
+        [
+            *[Text(line, alarm=True) for line in claims.machines(results)],
+            Text(
+                "Images seen in training and seconds for it, over all seeds; tuning and tests come "
+                "on top."
+            ),
+            _tabled(results, tables.compute(results)),
+        ],
+    )
+
+
+def _again(results: Results) -> Section:
+    versions = [cell["versions"] for cell in _cells(results)]
+    distinct = [version for i, version in enumerate(versions) if version not in versions[:i]]
+    head = "Versions" if len(distinct) == 1 else "Versions (cells differ)"
+    return Section(
+        "To repeat it",
+        [
+            Code(results.command),
+            *[Code(_json(version), head) for version in distinct],
+            Code(_json(results.study.to_json()), "Configuration"),
+        ],
+    )
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)

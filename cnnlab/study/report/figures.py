@@ -1,0 +1,333 @@
+"""The report's figures: small panels, each a function of the results that gives SVG. What is drawn
+is in `series`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cnnlab.html.blocks import Panel
+from cnnlab.html.svg import INK, draw, look, plain_log
+from cnnlab.plots import SERIES
+from cnnlab.study import plan
+from cnnlab.study.report import series, tables
+from cnnlab.study.report.numbers import ECE, number_of, scales, short
+from cnnlab.study.results import Results, curve, differences, values
+
+ROW, STRIP = (
+    40,
+    280,
+    # pixels: a loss's height in the panels of seeds, and their width, so that two pairs fit side by
+    # side
+)
+LABELLED = 12  # classes up to which a confusion matrix has names and numbers
+
+
+def seeds(results: Results, place: int) -> list[Panel]:
+    """A metric of each seed, and the difference from the baseline of the same seed, under the
+    place-th condition.
+    """
+    study, scale = results.study, scales(results.study)[results.study.metric]
+    cells, where = results.cells[place], _under(results.conditions[place])
+    found = [scale.factor * values(cell, study.metric) for cell in cells]
+    gaps = [
+        scale.factor * differences(results, study.metric).get((place, j), np.array([]))
+        for j in range(len(cells))
+    ]
+    margin = scale.factor * plan.margin(study)
+    direction = "larger" if plan.metric(study).larger_is_better else "smaller"
+
+    def left(axis: Any) -> None:
+        _strips(axis, study.losses, found)
+        axis.set_xlabel(f"{scale.label}, {direction} is better")
+
+    def right(axis: Any) -> None:
+        axis.axvspan(-margin, margin, color=INK, alpha=0.13, linewidth=0)
+        axis.axvline(0, color=INK, linewidth=0.8)
+        names = [
+            f"{loss} (baseline)" * (not len(gap))
+            for loss, gap in zip(study.losses, gaps, strict=True)
+        ]
+        _strips(axis, [name or loss for name, loss in zip(names, study.losses, strict=True)], gaps)
+        axis.set_xlabel(scale.difference_label)
+
+    shape: Any = {
+        "width": STRIP,
+        "height": ROW * len(cells) + 48,
+        "left": 8,
+        "right": 12,
+        "top": 6,
+        "bottom": 40,
+    }
+    return [
+        Panel(
+            f"{_capital(scale.name)}{where}",
+            draw(left, f"{scale.name} of each seed{where}", **shape),
+        ),
+        Panel(
+            f"Paired differences{where}",
+            draw(right, f"Differences from the baseline{where}", **shape),
+        ),
+    ]
+
+
+def _strips(axis: Any, losses: Sequence[str], rows: Sequence[np.ndarray]) -> None:
+    """A row for each loss, its name above its points; mean and interval as a bar."""
+    for j, (loss, row) in enumerate(zip(losses, rows, strict=True)):
+        style, finite = look(j), np.isfinite(row)
+        offsets = 0.09 * ((np.arange(len(row)) * 2) % 5 - 2) / 2  # apart, in the same way each time
+        axis.plot(
+            row[finite],
+            (j + 0.15 + offsets)[finite],
+            style["marker"],
+            color=style["color"],
+            alpha=0.7,
+            markersize=6,
+            markeredgewidth=0,
+        )
+        if len(row) > 1 and finite.all():
+            mean, (low, high) = series.mean(row), series.interval(row)
+            axis.plot([low, high], [j + 0.15] * 2, color=style["color"], linewidth=2)
+            axis.plot([mean], [j + 0.15], "|", color=INK, markersize=13, markeredgewidth=2)
+        lost = f" – {number_of(int((~finite).sum()), 'run')} diverged" * (not finite.all())
+        axis.text(
+            0.01,
+            j - 0.24,
+            _clipped(loss, 42 - len(lost)) + lost,
+            transform=axis.get_yaxis_transform(),
+            va="center",
+            fontsize=10,
+        )
+    axis.set(ylim=(len(rows) - 0.5, -0.5), yticks=[])
+    axis.spines["left"].set_visible(False)
+    axis.locator_params(axis="x", nbins=5)
+    axis.ticklabel_format(axis="x", useOffset=False)
+    axis.grid(axis="x", color=INK, alpha=0.15)
+    if not any(np.isfinite(row).any() for row in rows):
+        axis.set_xticks([])
+
+
+def _under(condition: plan.Condition) -> str:
+    return f": {plan.label(condition)}" if condition else ""
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _clipped(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _lines(
+    results: Results,
+    place: int,
+    table: Callable[[series.Cell], np.ndarray],
+    x0: int = 1,
+    log: bool = False,
+) -> Callable[[Any], None]:
+    """Paints mean and band over seeds, a line for each loss."""
+
+    def paint(axis: Any) -> None:
+        for j, cell in enumerate(results.cells[place]):
+            rows = table(cell)
+            if log:
+                rows = np.log10(np.where(rows > 0, rows, np.nan))
+            mean, sd = series.band(rows)
+            low, high = mean - np.nan_to_num(sd), mean + np.nan_to_num(sd)
+            if log:
+                low, mean, high = 10**low, 10**mean, 10**high
+            x, style = np.arange(len(mean)) + x0, look(j)
+            axis.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
+            every = max(1, len(mean) // 6)
+            axis.plot(x, mean, **style, linewidth=1.6, markersize=4.5, markevery=every)
+        axis.grid(color=INK, alpha=0.15)
+        axis.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+        if log:
+            axis.set_yscale("log")
+            plain_log(axis.yaxis)
+
+    return paint
+
+
+def curves(results: Results, place: int, name: str) -> Panel:
+    """A column of the history over the epochs: validation_accuracy or train_accuracy."""
+    paint = _lines(results, place, lambda cell: 100 * curve(cell, name))
+
+    def whole(axis: Any) -> None:
+        paint(axis)
+        axis.set(xlabel="epoch", ylabel=f"{name.replace('_', ' ')} (%)")
+
+    caption = f"{_capital(name.replace('_', ' '))}{_under(results.conditions[place])}"
+    return Panel(caption, draw(whole, f"{caption}, over the epochs"))
+
+
+def gradient_norms(results: Results, place: int) -> Panel:
+    """Over the first steps."""
+    paint = _lines(results, place, series.gradient_norms, log=True)
+
+    def whole(axis: Any) -> None:
+        paint(axis)
+        axis.set(xlabel="step", ylabel="gradient norm (log)")
+
+    caption = f"Gradient norm{_under(results.conditions[place])}"
+    return Panel(caption, draw(whole, f"{caption}, over the first steps"))
+
+
+def reliability(results: Results, place: int, j: int) -> Panel:
+    """Accuracy against confidence, pooled over seeds; below, how many images have that
+    confidence.
+    """
+    cell, style, ece = results.cells[place][j], look(j), ECE
+    count, confidence, accuracy = series.calibration(cell)
+
+    def paint(axis: Any) -> None:
+        bins = len(count)
+        if bins:
+            centres = (np.arange(bins) + 0.5) / bins
+            axis.bar(
+                centres,
+                count / count.sum(),
+                0.9 / bins,
+                color=style["color"],
+                alpha=0.3,
+                linewidth=0,
+            )
+            some = count > 0
+            axis.plot(confidence[some], accuracy[some], **style, linewidth=1.4, markersize=4.5)
+        axis.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
+        axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence (share)", ylabel="accuracy (share)")
+        axis.set(xticks=[0, 0.25, 0.5, 0.75, 1], yticks=[0, 0.25, 0.5, 0.75, 1])
+
+    text = f"ECE {tables.spread_of(ece, values(cell, 'ece'))} {ece.unit}"
+    lost = f", without {len(series.diverged(cell))} diverged" if series.diverged(cell) else ""
+    where = _under(results.conditions[place])
+    label = f"Reliability of {cell['loss']}{where}: {text}"
+    return Panel(f"{cell['loss']}: {text}{lost}", draw(paint, label, 262, 245, right=16))
+
+
+def confusion(results: Results, place: int, j: int) -> Panel:
+    """Shares of each true class, pooled over seeds."""
+    from matplotlib.colors import to_rgba
+
+    cell = results.cells[place][j]
+    shares, names = (
+        series.confusion(cell),
+        [_clipped(str(name), 14) for name in cell["class_names"]],
+    )
+    named = len(names) <= LABELLED
+    longest = max(map(_width, names)) if named else 0
+
+    def paint(axis: Any) -> None:
+        axis.set(xlabel="predicted class", ylabel="true class")
+        axis.spines[:].set_visible(False)
+        if shares is None:
+            axis.set(xticks=[], yticks=[])
+            axis.text(
+                0.5, 0.5, "all runs diverged", transform=axis.transAxes, ha="center", va="center"
+            )
+            return
+        image = np.empty((*shares.shape, 4))
+        image[..., :3] = to_rgba(SERIES[0])[:3]
+        image[..., 3] = 0.75 * np.sqrt(shares)
+        axis.imshow(image, interpolation="none", aspect="auto")
+        if not named:
+            axis.locator_params(integer=True, nbins=6)
+            axis.set(xlabel="predicted class (number)", ylabel="true class (number)")
+            return
+        axis.set_xticks(
+            range(len(names)), names, rotation=90, ha="right", va="center", rotation_mode="anchor"
+        )
+        axis.set_yticks(range(len(names)), names)
+        axis.tick_params(length=0)
+        for true, row in enumerate(shares):
+            for predicted, share in enumerate(row):
+                if share >= 0.005:
+                    axis.text(
+                        predicted, true, f"{100 * share:.0f}", ha="center", va="center", fontsize=9
+                    )
+
+    where = _under(results.conditions[place])
+    lost = f", without {len(series.diverged(cell))} diverged" if series.diverged(cell) else ""
+    edge = round(longest + 30) if named else 56
+    label = f"Confusion matrix of {cell['loss']}{where}"
+    side = 255 + edge
+    shape = {"left": edge, "bottom": edge if named else 44, "top": 6, "right": 6}
+    return Panel(
+        f"{cell['loss']}{lost}", draw(paint, label, min(side, 360), min(side, 360), **shape)
+    )
+
+
+def _width(name: str) -> float:
+    """About as many pixels as a name takes; characters beyond Latin are wide."""
+    return sum(5.8 if ord(c) < 0x2E80 else 10.5 for c in name)
+
+
+def along(results: Results, name: str, others: plan.Condition, places: Sequence[int]) -> Panel:
+    """The study's metric against a field of the conditions, the others as they are."""
+    scale, x = (
+        scales(results.study)[results.study.metric],
+        [float(results.conditions[i][name]) for i in places],
+    )
+
+    def paint(axis: Any) -> None:
+        for j in range(len(results.study.losses)):
+            found = [
+                scale.factor * values(results.cells[i][j], results.study.metric) for i in places
+            ]
+            mean = np.array([series.mean(row) for row in found])
+            low, high = np.array([series.interval(row) for row in found]).T
+            ends = np.nan_to_num([mean - low, high - mean])
+            axis.errorbar(x, mean, ends, **look(j), linewidth=1.6, markersize=5.5, capsize=3)
+        if name != "label_noise":
+            axis.set_xscale("log")
+            axis.minorticks_off()
+        axis.set_xticks(x, [short(value) for value in x])
+        axis.ticklabel_format(axis="y", useOffset=False)
+        axis.grid(color=INK, alpha=0.15)
+        axis.set(xlabel=AXES[name], ylabel=scale.label)
+
+    caption = f"{_capital(scale.name)} against {name.replace('_', ' ')}{_under(others)}"
+    return Panel(caption, draw(paint, caption))
+
+
+AXES = {
+    "label_noise": "label noise (share of wrong labels)",
+    "long_tail": "long tail (largest over smallest class, log)",
+    "fraction": "fraction (share of the images, log)",
+}
+
+
+def tuning(results: Results, place: int) -> Panel:
+    """Validation accuracy of the rates that were tried; the chosen one has a ring."""
+
+    def paint(axis: Any) -> None:
+        axis.set_xscale("log")
+        for j, cell in enumerate(results.cells[place]):
+            trials, style = cell["tuning"] or [], look(j)
+            x = [trial["learning_rate"] for trial in trials]
+            y = [
+                math.nan if trial["accuracy"] is None else 100 * trial["accuracy"]
+                for trial in trials
+            ]
+            axis.plot(x, y, **style, linewidth=1.4, markersize=4.5)
+            chosen = [k for k, rate in enumerate(x) if rate == cell["learning_rate"]]
+            axis.plot(
+                [x[k] for k in chosen],
+                [y[k] for k in chosen],
+                "o",
+                markersize=11,
+                markerfacecolor="none",
+                markeredgecolor=style["color"],
+                markeredgewidth=1.6,
+            )
+        plain_log(axis.xaxis)
+        axis.grid(color=INK, alpha=0.15)
+        axis.set(xlabel="learning rate (log)", ylabel="validation accuracy (%)")
+
+    caption = f"Tuning{_under(results.conditions[place])}"
+    return Panel(caption, draw(paint, f"{caption}: validation accuracy over the learning rate"))

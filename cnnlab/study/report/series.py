@@ -1,0 +1,113 @@
+"""The arrays behind the figures. What a diverged run lacks is NaN, or left out where counts are
+added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cnnlab.study import statistics
+from cnnlab.study.plan import Condition
+from cnnlab.study.results import Results, padded
+
+Cell = Mapping[str, Any]
+
+
+def gradient_norms(cell: Cell) -> np.ndarray:
+    """Of the first steps: float64[seeds, steps]."""
+    return padded(run["gradient_norms"] or [] for run in cell["runs"])
+
+
+def band(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over seeds, float64[columns] each, of what is there; the latter
+    NaN for one seed.
+    """
+    there = np.isfinite(table)
+    count = there.sum(0)
+    mean = np.where(there, table, 0).sum(0) / np.where(count, count, np.nan)
+    squares = (np.where(there, table - mean, 0) ** 2).sum(0)
+    return mean, np.sqrt(squares / np.where(count > 1, count - 1, np.nan))
+
+
+def mean(found: np.ndarray) -> float:
+    """Over seeds; NaN if a run diverged: the mean of the others would flatter the loss."""
+    return float(found.mean()) if np.all(np.isfinite(found)) else np.nan
+
+
+def interval(found: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean over seeds; NaN if a run diverged or there is but one."""
+    if len(found) < 2 or not np.all(np.isfinite(found)):
+        return np.nan, np.nan
+    low, high = statistics.interval(found)
+    return float(low), float(high)
+
+
+def sd(found: np.ndarray) -> float:
+    """Over seeds; NaN if a run diverged or there is but one."""
+    return float(found.std(ddof=1)) if len(found) > 1 and np.all(np.isfinite(found)) else np.nan
+
+
+def tested(cell: Cell) -> list[Mapping[str, Any]]:
+    """The test results of the runs that did not diverge."""
+    return [
+        run["test"] for run in cell["runs"] if run["diverged"] is None and run["test"] is not None
+    ]
+
+
+def calibration(cell: Cell) -> np.ndarray:
+    """Count, mean confidence and accuracy of each of the bins, pooled over seeds: float64[3, bins];
+    NaN if empty.
+    """
+    tests = tested(cell)
+    if not tests:
+        return np.full((3, 0), np.nan)
+    count, confidence, hits = np.array([test["calibration"] for test in tests], np.float64).sum(0)
+    some = np.where(count > 0, count, np.nan)
+    return np.stack([count, confidence / some, hits / some])
+
+
+def confusion(cell: Cell) -> np.ndarray | None:
+    """Shares of the true class that were called each class, pooled over seeds: float64[K, K]; None:
+    all diverged.
+    """
+    tests = tested(cell)
+    if not tests:
+        return None
+    counts = np.sum([test["confusion"] for test in tests], axis=0, dtype=np.float64)
+    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+
+def along(results: Results, name: str) -> list[tuple[Condition, list[int]]]:
+    """Where a field takes two or more values while the others stay.
+
+    Returns:
+      (the other fields, numbers of the conditions, by growing value of the field), for each
+      combination of the others.
+    """
+    groups: list[tuple[Condition, list[int]]] = []
+    for i, condition in enumerate(results.conditions):
+        if name in condition:
+            others = {k: v for k, v in condition.items() if k != name}
+            group = next((found for other, found in groups if other == others), None)
+            if group is None:
+                groups.append((others, group := []))
+            group.append(i)
+    ordered = [
+        (others, sorted(found, key=lambda i: results.conditions[i][name]))
+        for others, found in groups
+    ]
+    return [(others, found) for others, found in ordered if len(found) > 1]
+
+
+def at_edge(cell: Cell) -> bool:
+    """Whether the rate that tuning chose is the lowest or the highest of those tried."""
+    tried = [trial["learning_rate"] for trial in cell["tuning"] or []]
+    return bool(tried) and cell["learning_rate"] in (min(tried), max(tried))
+
+
+def diverged(cell: Cell) -> list[tuple[int, int]]:
+    """(seed, step) of the runs that diverged."""
+    return [(run["seed"], run["diverged"]) for run in cell["runs"] if run["diverged"] is not None]

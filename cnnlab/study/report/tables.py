@@ -1,0 +1,291 @@
+"""What stands in the report's tables, as text: HTML and Markdown take it as it is; the CSV holds
+the full numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cnnlab.html.blocks import Table
+from cnnlab.study import plan, statistics
+from cnnlab.study.report import series
+from cnnlab.study.report.numbers import (
+    ACCURACY,
+    ECE,
+    NONE,
+    fixed,
+    probability,
+    scales,
+    short,
+    signed,
+)
+from cnnlab.study.results import Results, Verdict, differences, spread, values
+
+DIVERGED = "diverged"
+# Not by colour alone: a sign, and the word.
+MARKS = {
+    statistics.BETTER: "▲ better",
+    statistics.WORSE: "▼ worse",
+    statistics.EQUIVALENT: "≈ equivalent",
+    statistics.UNDECIDED: "? undecided",
+    statistics.UNDERPOWERED: "○ underpowered",
+    DIVERGED: "✗ diverged",
+}
+NBSP = "\N{NO-BREAK SPACE}"
+BEFORE, AFTER = (
+    ("loss", "seed", "learning_rate", "diverged"),
+    ("epochs",),
+)  # the metrics, in results.csv
+
+
+def verdict_word(verdict: Verdict) -> str:
+    """The verdict's word; of comparisons without numbers, diverged."""
+    return verdict.comparison.verdict if verdict.comparison else DIVERGED
+
+
+def _means(results: Results, metric: str) -> list[tuple[float, float]]:
+    """The means of the baseline and the loss, in the order of the verdicts."""
+    base = results.study.losses.index(plan.baseline(results.study))
+    pairs = differences(results, metric)
+    return [
+        tuple(series.mean(values(results.cells[i][at], metric)) for at in (base, j))
+        for i, j in pairs
+    ]  # pyright: ignore
+
+
+def verdicts(results: Results, found: Sequence[Verdict]) -> Table:
+    """The study's metric: each loss beside the baseline under each condition.
+
+    Args:
+      results: of the study.
+      found: its verdicts.
+    """
+    scale = scales(results.study)[results.study.metric]
+    method = next((f" ({v.comparison.method})" for v in found if v.comparison), "")
+    unit = f" ({scale.difference_unit})" if scale.difference_unit else ""
+    head = (
+        *(
+            "condition",
+            "loss",
+            "verdict",
+            f"baseline’s {scale.label}",
+            f"loss’s {scale.label}",
+            f"difference{unit}",
+        ),
+        *(
+            f"95 % interval{method}",
+            "p",
+            "p (Holm)",
+            "p not equivalent (Holm)",
+            "d_z",
+            f"P(A{NBSP}>{NBSP}B)",
+            f"detectable{unit}",
+        ),
+    )
+    rows = []
+    for verdict, means in zip(found, _means(results, results.study.metric), strict=True):
+        c = verdict.comparison
+        numbers = [NONE] * 8
+        if c:
+            numbers = [
+                *(scale.difference(c.mean), scale.interval(c.low, c.high, signs=True)),
+                *map(probability, (c.p, c.p_holm, c.p_equivalent)),
+                *(signed(c.effect, 2), fixed(c.superiority, 2), scale.value(c.detectable)),
+            ]
+        names = (plan.label(verdict.condition), verdict.loss, MARKS[verdict_word(verdict)])
+        rows.append((*names, *map(scale.value, means), *numbers))
+    return Table(head, rows, 3)
+
+
+def others(results: Results) -> Table:
+    """The metrics that the verdicts are not about: differences with their intervals."""
+    shown = scales(results.study)
+    metrics = [name for name in shown if name != results.study.metric]
+    found = {name: differences(results, name) for name in metrics}
+    head = ["condition", "loss"]
+    for name in metrics:
+        unit = shown[name].difference_unit
+        head += [shown[name].name + (f" ({unit})" if unit else ""), "95 % interval"]
+    rows = []
+    for i, j in found[metrics[0]]:
+        row = [plan.label(results.conditions[i]), results.study.losses[j]]
+        for name in metrics:
+            gap = found[name][i, j]
+            row += [
+                shown[name].difference(series.mean(gap)),
+                shown[name].interval(*series.interval(gap), signs=True),
+            ]
+        rows.append(tuple(row))
+    return Table(tuple(head), rows)
+
+
+def _per_cell(results: Results, head: Sequence[str], row: Any) -> Table:
+    """A row for each condition and loss: `row(cell)` -> its columns after these two."""
+    rows = [
+        (plan.label(condition), cell["loss"], *row(cell))
+        for condition, cells in zip(results.conditions, results.cells, strict=True)
+        for cell in cells
+    ]
+    return Table(("condition", "loss", *head), rows)
+
+
+def seeds(results: Results) -> Table:
+    """The study's metric over seeds."""
+    metric = results.study.metric
+    scale = scales(results.study)[metric]
+
+    def row(cell: series.Cell) -> tuple[str, ...]:
+        found = values(cell, metric)
+        finite = found[np.isfinite(found)]
+        ends = (finite.min(), finite.max()) if len(finite) else (np.nan, np.nan)
+        mean, between = scale.value(series.mean(found)), scale.interval(*series.interval(found))
+        return (str(len(finite)), mean, between, *map(scale.value, (series.sd(found), *ends)))
+
+    head = ("finite seeds", f"mean {scale.label}", "95 % interval", "sd", "lowest", "highest")
+    return _per_cell(results, head, row)
+
+
+def spreads(results: Results) -> Table:
+    """How much accuracy differs between seeds, on this test set and beyond it."""
+    head = ("sd on the test set (pp)", "sd on the distribution (pp)")
+    return _per_cell(results, head, lambda cell: tuple(fixed(100 * sd, 3) for sd in spread(cell)))
+
+
+def last_epoch(results: Results, columns: Sequence[str]) -> Table:
+    """Where the learning curves end: mean ± sd over seeds."""
+
+    def row(cell: series.Cell) -> tuple[str, ...]:
+        whole = [run["diverged"] is None and bool(run["history"]) for run in cell["runs"]]
+        last = [
+            [
+                run["history"][-1].get(name) if there else None
+                for run, there in zip(cell["runs"], whole, strict=True)
+            ]
+            for name in columns
+        ]
+        return tuple(spread_of(ACCURACY, np.array(found, np.float64)) for found in last)
+
+    head = tuple(f"{name.replace('_', ' ')} (%)" for name in columns)
+    return _per_cell(results, head, row)
+
+
+def spread_of(scale: Any, found: np.ndarray) -> str:
+    """Mean ± sd over seeds; of one seed no sd."""
+    sd = series.sd(found)
+    return scale.value(series.mean(found)) + (f" ± {scale.value(sd)}" if np.isfinite(sd) else "")
+
+
+def calibration(results: Results) -> Table:
+    """ECE over seeds."""
+    row = lambda cell: (spread_of(ECE, values(cell, "ece")),)
+    return _per_cell(results, ("ECE (%), mean ± sd",), row)
+
+
+def tuning(results: Results) -> Table:
+    """Which learning rate was chosen, and how good it was on the validation split."""
+
+    def row(cell: series.Cell) -> tuple[str, ...]:
+        trials = cell["tuning"] or []
+        best = next(
+            (t["accuracy"] for t in trials if t["learning_rate"] == cell["learning_rate"]), None
+        )
+        failed = sum(trial["accuracy"] is None for trial in trials)
+        reached = ACCURACY.value(np.nan if best is None else best)
+        where = "at the edge" if series.at_edge(cell) else "inside"
+        return short(cell["learning_rate"]), reached, str(len(trials)), str(failed), where
+
+    head = ("chosen rate", "validation accuracy (%)", "rates tried", "diverged", "in the range")
+    return _per_cell(results, head, row)
+
+
+def compute(results: Results) -> Table:
+    """What the study cost, and in the last row its sum."""
+
+    def row(cell: series.Cell) -> tuple[str, ...]:
+        speed = cell["images_per_second"]
+        return (
+            *(
+                f"{cell['images']:,}",
+                fixed(cell["seconds"], 1),
+                NONE if speed is None else f"{speed:,.0f}",
+            ),
+            *(short(cell["learning_rate"]), f"{cell['parameters']:,}", str(cell["devices"])),
+        )
+
+    table = _per_cell(
+        results, ("images", "seconds", "images/s", "learning rate", "parameters", "devices"), row
+    )
+    cells = [cell for row in results.cells for cell in row]
+    images, seconds = sum(cell["images"] for cell in cells), sum(cell["seconds"] for cell in cells)
+    speed = f"{images / seconds:,.0f}" if seconds else NONE
+    total = ("", "total", f"{images:,}", fixed(seconds, 1), speed, "", "", "")
+    return Table(table.head, [*table.rows, total], table.words)
+
+
+def csv_runs(results: Results) -> tuple[list[str], list[list[Any]]]:
+    """Head and rows of results.csv: a row for each condition, loss and seed."""
+    measured = list(plan.metrics(results.study))
+    names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
+    rows = [
+        [
+            *_fields(names, condition),
+            cell["loss"],
+            run["seed"],
+            cell["learning_rate"],
+            run["diverged"],
+        ]
+        + [_metric(run, metric) for metric in measured]
+        + [len(run["history"])]
+        for condition, cells in zip(results.conditions, results.cells, strict=True)
+        for cell in cells
+        for run in cell["runs"]
+    ]
+    fields = [*BEFORE, *measured, *AFTER]
+    return [*_columns(names, fields), *fields], rows
+
+
+def _metric(run: series.Cell, name: str) -> float | None:
+    return None if run["diverged"] is not None or run["test"] is None else float(run["test"][name])
+
+
+def csv_verdicts(results: Results, found: Sequence[Verdict]) -> tuple[list[str], list[list[Any]]]:
+    """Head and rows of verdicts.csv: all numbers of the table of verdicts, in the metric's own
+    unit.
+    """
+    study = results.study
+    names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
+    of_difference, p = ("mean", "low", "high", "method"), ("p", "p_holm", "p_equivalent")
+    numbers = ("n", *of_difference, *p, "effect", "superiority", "detectable")
+    asked = (plan.baseline(study), study.metric, plan.margin(study))
+    head = [
+        "loss",
+        "baseline",
+        "metric",
+        "margin",
+        "baseline_mean",
+        "loss_mean",
+        *numbers,
+        "diverged",
+        "verdict",
+    ]
+    rows = [
+        [*_fields(names, verdict.condition), verdict.loss, *asked, *means]
+        + [getattr(verdict.comparison, name) if verdict.comparison else None for name in numbers]
+        + [verdict.diverged, verdict_word(verdict)]
+        for verdict, means in zip(found, _means(results, study.metric), strict=True)
+    ]
+    return [*_columns(names, head), *head], rows
+
+
+def _columns(names: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """The conditions' columns; one that the others have too (a varied learning rate) gets a name of
+    its own.
+    """
+    return [f"condition_{name}" if name in taken else name for name in names]
+
+
+def _fields(names: Sequence[str], condition: plan.Condition) -> list[Any]:
+    return [condition.get(name) for name in names]

@@ -1,0 +1,374 @@
+"""A run's folder: config.json, versions.json, data.json, metrics.jsonl, tensorboard/, summary.json,
+and the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cnnlab import files
+from cnnlab.checkpoint import layout
+from cnnlab.config import FREE_ON_RESUME, PARTS, Config
+from cnnlab.errors import InputError
+from cnnlab.multihost import agree, processes
+
+if TYPE_CHECKING:
+    from cnnlab.parts import Parts
+
+PACKAGES = (
+    "cnnlab",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "grain",
+    "numpy",
+)
+
+
+def default_path(config: Config) -> Path:
+    """The run folder of a configuration: --workdir, or runs/DATASET-MODEL-LOSS-seedN."""
+    if config.workdir:
+        path = files.path(os.path.expanduser(config.workdir))
+        return path if files.is_remote(path) else path.absolute()
+    name = f"{config.dataset}-{config.model}-{config.loss}-seed{config.seed}"
+    name = re.sub(r"[^\w.,=+-]", "_", name)
+    if len(name) > 150:  # file systems allow 255
+        name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Path("runs").absolute() / name
+
+
+def versions() -> dict[str, Any]:
+    """What a result depends on beside its configuration. A device list is added by the caller, who
+    has jax.
+    """
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "flags": {
+            k: os.environ[k]
+            for k in sorted(os.environ)
+            if k in ("XLA_FLAGS", "NPROC") or k.startswith("JAX_")
+        },
+    }
+
+
+def read(path: Path) -> tuple[Config, dict[str, Any], dict[str, Any]]:
+    """The configuration of a run folder, the facts about its data, and the configuration as it is
+    stored.
+
+    Raises:
+      InputError: the folder holds no run.
+    """
+    config, facts = (_read_json(path / name) for name in ("config.json", "data.json"))
+    if config is None or facts is None:
+        raise InputError(f"{path} is no run folder: it has no config.json and data.json")
+    if missing := {
+        "class_names",
+        "image_shape",
+        "mean",
+        "std",
+        "counts",
+        "class_counts",
+        "digest",
+    } - set(facts):
+        raise InputError(f"{path}/data.json is damaged: it lacks {sorted(missing)}")
+    return Config.from_json(config), facts, config
+
+
+def check(path: Path, config: Config, quick: bool = False) -> dict | None:
+    """Refuse a folder that holds another run, before anything is made; return its summary if it is
+    finished.
+
+    Args:
+      path: of the folder.
+      config: of the command.
+      quick: as for `conflicts`.
+
+    Raises:
+      InputError: the stored configuration differs in a field that a resumed run may not change.
+    """
+    stored = _read_json(path / "config.json")
+    if stored is None:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"the run folder {path} is a file; choose another --workdir")
+        if path.is_dir() and any(
+            name != "lock" and name[0] != "." for name in files.children(path)
+        ):
+            raise InputError(f"{path} is not empty and holds no run; choose another --workdir")
+        if files.is_remote(path):
+            files.probe(path, "the run folder").unlink()
+            return None
+        nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise InputError(
+                f"the run folder {path} cannot be written: {nearest} does not allow it"
+            )
+        return None
+    if not _has_results(path):  # it failed before it had learned anything: start afresh
+        return None
+    if differing := conflicts(stored, config, quick):
+        grown = (
+            " (epochs may grow where nothing depends on their number, as under --schedule constant)"
+        )
+        grown = grown if stored.get("epochs") != config.epochs else ""
+        raise InputError(
+            f"{path} holds a run with another configuration: {'; '.join(differing)}{grown}. Choose "
+            "another --workdir, or delete that folder"
+        )
+    with contextlib.suppress(InputError):  # a damaged summary is written again
+        summary = _read_json(path / "summary.json") or {}
+        if summary.keys() >= {"test", "tested_step"} and summary.get("epochs") == config.epochs:
+            return summary if summary.get("test_on") == config.test_on else None
+    return None
+
+
+SHORT = (
+    "label_noise",
+    "noise",
+    "long_tail",
+    "fraction",
+)  # forms that stand for a corruption of the data set
+
+
+def conflicts(stored: dict[str, Any], wanted: Config, quick: bool = False) -> list[str]:
+    """The fields in which a run folder's configuration forbids resuming with `wanted`, as 'name:
+    stored -> wanted'.
+
+    Parts are compared by what they resolve to: an alias, or a hyperparameter written at its
+    default, is no conflict; a default that is another one in this version is. More epochs are no
+    conflict where no part depends on their number: every step already taken stays as it was.
+
+    Args:
+      stored: as `stored_form` made it.
+      wanted: of the command.
+      quick: take parts that are written alike for the same; then nothing is imported where all is
+        as it was.
+    """
+    new, written, known = wanted.to_json(), stored.get("written", {}), Config().to_json()
+    differing = {}
+    for name, value in new.items():
+        before = written.get(name, stored.get(name, known[name]))
+        if before != value and name not in FREE_ON_RESUME:
+            differing[name] = (before, value)
+    strange = {
+        name: (value, None)
+        for name, value in stored.items()
+        if name not in {*new, "written", "sources"}
+    }
+    quick = quick and not stored.get("sources")  # the user's files have to be looked at
+    if not strange and (not quick or differing.keys() & {*PARTS, *SHORT, "epochs"}):
+        _settle_parts(stored, wanted, differing)
+    return [f"{name}: {old} -> {value}" for name, (old, value) in (differing | strange).items()]
+
+
+def _settle_parts(
+    stored: dict[str, Any], wanted: Config, differing: dict[str, tuple[Any, Any]]
+) -> None:
+    """Compare parts by what they resolve to and by the user's files; take back more epochs where
+    they may grow.
+    """
+    from cnnlab.parts import resolve
+    from cnnlab.spec import Part, parse_pipeline
+
+    ours, theirs = resolve(wanted), resolve(Config.from_json(stored))
+    before, now = theirs.specs(Part.resolved), ours.specs(Part.resolved)
+    told_before, told_now = theirs.specs(Part.canonical), ours.specs(Part.canonical)
+    for name in PARTS:
+        old, new = ([text] if isinstance(text, str) else text for text in (before[name], now[name]))
+        if [*map(parse_pipeline, old)] == [*map(parse_pipeline, new)]:  # as values: 8 is 8.0
+            differing.pop(name, None)
+        else:
+            alike = told_before[name] == told_now[name]
+            differing[name] = (
+                (before[name], now[name]) if alike else (told_before[name], told_now[name])
+            )
+    for name in SHORT:  # told as part of the data set
+        differing.pop(name, None)
+    files_before, files_now, gone = stored.get("sources", {}), ours.sources(), "no such file"
+    for module in changed_sources(stored, ours):
+        old_file, new_file = files_before.get(module, gone), files_now.get(module, gone)
+        differing[f"your file {module}"] = (old_file[:12], new_file[:12])
+    if ours.extendable and wanted.epochs >= stored.get("epochs", math.inf):
+        differing.pop("epochs", None)
+
+
+def changed_sources(stored: dict[str, Any], parts: Parts) -> list[str]:
+    """The modules of the user that are no longer what a run was started with, or that it did not
+    have.
+    """
+    before, now = stored.get("sources", {}), parts.sources()
+    return sorted(
+        module for module in before.keys() | now.keys() if before.get(module) != now.get(module)
+    )
+
+
+def _has_results(path: Path) -> bool:
+    """Whether a run folder holds something to lose: a checkpoint or a summary."""
+    return (path / "summary.json").exists() or bool(layout.steps(path / "checkpoints"))
+
+
+def stored_form(config: Config) -> dict[str, Any]:
+    """A configuration as a run stores it: parts with all hyperparameters, as they were written, and
+    the user's files.
+
+    A later version's other defaults do not change it, and new hyperparameters with a default do not
+    make it unreadable.
+    """
+    from cnnlab.parts import resolve
+    from cnnlab.spec import Part
+
+    fields, known, parts = config.to_json(), Config().to_json(), resolve(config)
+    written = {name: fields[name] for name in (*PARTS, *SHORT)}
+    resolved = {name: known[name] for name in SHORT} | parts.specs(Part.resolved)
+    return fields | resolved | {"written": written, "sources": parts.sources()}
+
+
+class RunFolder:
+    """An open run folder, locked against other processes until it is closed."""
+
+    def __init__(
+        self, path: Path, config: Config, environment: dict[str, Any], data: dict[str, Any]
+    ):
+        """Make or reopen the folder.
+
+        Args:
+          path: of the folder.
+          config: already checked against it (`check`).
+          environment: versions and devices; `warnings` says what changed since the last start.
+          data: JSON facts about the data, which must not change.
+
+        Raises:
+          InputError: not writable, in use by another process, or made from other data.
+        """
+        self.path = path
+        self._lock: Any = None  # only the first of several processes has it, and writes
+        self._tensorboard: Any = None  # made for the first row
+        self._wants_tensorboard = False
+        self.warnings = agree.on_first(lambda: self._open(config, environment, data))
+
+    def _open(self, config: Config, environment: dict[str, Any], data: dict[str, Any]) -> list[str]:
+        """Lock the folder and describe the run in it; what changed since the last start."""
+        path = self.path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = files.lock_file(path).open("a")
+        except OSError as error:
+            raise InputError(
+                f"the run folder {path} cannot be written ({error.strerror})"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise InputError(
+                f"the run folder {path} is in use by another process; wait, or choose --workdir"
+            ) from error
+        try:
+            check(path, config)  # again, now that nobody else can change it
+            before = (_read_json(path / "data.json") or data) if _has_results(path) else data
+            if before.get("digest") != data["digest"]:
+                raise InputError(
+                    f"{path} was trained on other data under the same name; choose another "
+                    "--workdir"
+                )
+            if before.get("teacher_digest") != data.get("teacher_digest"):
+                raise InputError(
+                    f"{path} was taught by other weights than --teacher holds; choose another "
+                    "--workdir"
+                )
+            old = environment
+            with contextlib.suppress(InputError):  # damaged versions are written again
+                old = _read_json(path / "versions.json") or environment
+            warnings = [
+                f"{k}: {old.get(k)} -> {v}" for k, v in environment.items() if old.get(k) != v
+            ]
+            stored = stored_form(config)
+            if config.data_dir:  # so that it is found from any directory
+                stored["data_dir"] = os.path.abspath(os.path.expanduser(config.data_dir))
+            for name, value in (("config", stored), ("versions", environment), ("data", data)):
+                files.write_json(path / f"{name}.json", value)
+        except BaseException:
+            self.close()
+            raise
+        return warnings
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Flush and give up the lock."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+        if self._lock is not None:
+            self._lock.close()
+
+    def start_metrics(self, history: list[dict[str, Any]], tensorboard: bool) -> None:
+        """Make metrics.jsonl and the TensorBoard events say what `history` says: epochs after a
+        kill are dropped.
+        """
+        if processes.index():
+            return
+        files.write_text(
+            self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history)
+        )
+        files.remove(self.path / "tensorboard")
+        self._wants_tensorboard = tensorboard
+        for row in history:
+            self._events(row)
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Append an epoch's metrics."""
+        if processes.index():
+            return
+        files.append_text(self.path / "metrics.jsonl", json.dumps(row) + "\n")
+        self._events(row)
+
+    def _events(self, row: dict[str, Any]) -> None:
+        if self._wants_tensorboard:
+            if self._tensorboard is None:
+                from tensorboardX import SummaryWriter
+
+                self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._tensorboard.add_scalar(name.replace("_", "/", 1), value, row["step"])
+            self._tensorboard.flush()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        value = json.loads(files.read_text(path))
+        if not isinstance(value, dict):
+            raise ValueError("no JSON object")
+        return value
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); delete the folder or choose another --workdir"
+        ) from error
+
+
+def command() -> str:
+    """The command line that started this process, for 'run again' messages."""
+    return shlex.join([os.path.relpath(sys.executable), *sys.argv])
