@@ -3,6 +3,7 @@
 The map of the package; a module imports only modules above it in this list
 (tests/test_architecture.py holds that):
 
+    types.py        names of types that modules share, for annotations
     errors.py       InputError: what the user can fix, said in one line
     console.py      what a person sees while it works: a bar on a terminal, lines elsewhere
     docstrings.py   what a part's docstring says: formula, hyperparameters and their ranges, source
@@ -10,6 +11,7 @@ The map of the package; a module imports only modules above it in this list
     spec.py         name,key=value or a dotted path -> a part, a function with keywords; no jax
     files.py        files and folders, here or on Google Cloud Storage
     verified.py     files kept between runs under their SHA-256
+    jax_private.py  all that is used of JAX's private modules
     compilation_cache.py  what JAX compiles, kept between runs
     backend.py      starting JAX on this machine: its devices, and the memory of a CPU
     multihost/      one run on several processes: joining, agreeing, shutting down, supervising
@@ -33,6 +35,23 @@ The map of the package; a module imports only modules above it in this list
     training/       the pure step, the compiled experiment, the loop, the run's folder
     tpu/            the step compiled for TPU slices that are not here: what it needs, at best
     study/          losses x conditions x paired seeds -> results, statistics, report; replications
+    api.py          train, evaluate, load: objects in, a Run out
+
+cnnlab.train, cnnlab.evaluate and cnnlab.load are those of api.py, imported when they are used.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cnnlab.api import evaluate, load, train
+
+__all__ = ["evaluate", "load", "train"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        from cnnlab import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'cnnlab' has no attribute '{name}'")

@@ -9,14 +9,14 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 from cnnlab.errors import InputError
+from cnnlab.types import Device
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
-def start() -> list[Any]:
+def start() -> list[Device]:
     """The default platform's devices; if JAX has not started, with a CPU device for each core.
 
     A program that computes before it asks for a layout calls this first, or has one CPU device.

@@ -6,27 +6,27 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import sys
 import time
 import traceback
+import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
-from cnnlab.config import FORMER, Training
-from cnnlab.errors import InputError
+from cnnlab import config
+from cnnlab.errors import InputError, explained, unknown
 from cnnlab.multihost import agree, processes, shutdown, supervise
 from cnnlab.multihost.join import join
 
 T = TypeVar("T")
 
-STARTED = (
-    time.monotonic()
-)  # the command, but for the interpreter's own start: this module is imported first
+# The command, but for the interpreter's own start: this module is imported first.
+STARTED = time.monotonic()
 
 EXIT_INPUT = 2  # what was asked for cannot be done as asked
-EXIT_PREEMPTED = (
-    supervise.EXIT_LOST
-)  # SIGTERM: saved and stopped; run the same command to go on (sysexits' EX_TEMPFAIL)
+# SIGTERM: saved and stopped; run the same command to go on (sysexits' EX_TEMPFAIL)
+EXIT_PREEMPTED = supervise.EXIT_LOST
 EXIT_INTERRUPTED = 130  # Ctrl-C: saved and stopped
 
 
@@ -38,8 +38,11 @@ class Stopped(Exception):
         self.status = status
 
 
-def parse(config_class: type[T], args: list[str] | None = None) -> T:
-    """Flags to a dataclass instance: `--learning-rate 1e-3` for `learning_rate: float`.
+def parse(settings_class: type[T], args: list[str] | None = None) -> T:
+    """Parse flags into a dataclass: `--learning-rate 1e-3` for `learning_rate: float`.
+
+    The fields of nested dataclasses are flags like the others. `--config FILE` stands for the
+    settings of a TOML file or of a run's config.json; flags override them.
 
     Raises:
       InputError: an unknown flag or a value that does not parse, in one line.
@@ -47,11 +50,12 @@ def parse(config_class: type[T], args: list[str] | None = None) -> T:
     """
     import tyro
 
+    args = _from_files(settings_class, sys.argv[1:] if args is None else args)
     complaint = io.StringIO()
     try:
         # tyro draws its errors as boxes on stderr; here an error is one line.
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(config_class, args=args)
+            return tyro.cli(settings_class, args=args, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -61,23 +65,60 @@ def parse(config_class: type[T], args: list[str] | None = None) -> T:
     for tail in (" Argument helptext", "For full helptext"):
         text = text.split(tail)[0]
     text = text.strip(" .")
-    if text.startswith(
-        own := f"Error parsing {config_class.__name__}: "
+    if match := re.match(
+        r"Error parsing (?!-)[\w.-]+: ", text
     ):  # the dataclass said it well enough
-        raise InputError(text.removeprefix(own))
-    _explain_former(config_class, sys.argv[1:] if args is None else args)
+        raise InputError(text.removeprefix(match[0]))
+    _explain_former(settings_class, args)
     raise InputError(f"{text}; --help lists the flags")
 
 
-def _explain_former(config_class: Any, args: list[str]) -> None:
-    """Raises InputError where a flag of an earlier version is what could not be parsed."""
-    fields = {field.name.replace("_", "-") for field in dataclasses.fields(config_class)}
+def _from_files(settings_class: type, args: list[str]) -> list[str]:
+    """Put the settings of each `--config FILE` in front of the other arguments.
+
+    Raises:
+      InputError: a file that cannot be read, or names a setting that is no flag here.
+    """
+    before: list[str] = []
+    after: list[str] = []
+    rest = iter(args)
+    known = _flags(settings_class)
+    for arg in rest:
+        if arg.partition("=")[0] != "--config":
+            after.append(arg)
+            continue
+        path = arg.partition("=")[2] or next(rest, "")
+        if not path:
+            raise InputError("--config takes a file")
+        values = config.read_file(path)
+        if path.endswith(".json"):  # a run has settings that other commands have not
+            values = {name: value for name, value in values.items() if name in known}
+        for name in values:
+            if name not in known:
+                raise InputError(f"--config {path}: {unknown('setting', name, known)}")
+        before += config.as_args(values)
+    return before + after
+
+
+def _flags(settings_class: type) -> list[str]:
+    """The names of all settings of a dataclass, those of its sections too."""
+    names = []
+    hints = typing.get_type_hints(settings_class)
+    for field in dataclasses.fields(settings_class):
+        kind = hints[field.name]
+        names += _flags(cast(type, kind)) if dataclasses.is_dataclass(kind) else [field.name]
+    return names
+
+
+def _explain_former(settings_class: type, args: list[str]) -> None:
+    """Raise InputError where a flag of an earlier version is what could not be parsed."""
+    known = {config.flag(name) for name in _flags(settings_class)}
     for arg in args:
-        flag = arg.removeprefix("--").partition("=")[0].replace("_", "-")
-        if arg.startswith("--") and flag in FORMER and flag not in fields:
+        flag = arg.partition("=")[0].replace("_", "-")
+        former = config.FORMER.get(flag.removeprefix("--"))
+        if flag.startswith("--") and former and flag not in known:
             raise InputError(
-                f"--{flag} is written {FORMER[flag]} now; --list shows every part with its "
-                "hyperparameters"
+                f"{flag} is written {former} now; --list shows every part with its hyperparameters"
             )
 
 
@@ -100,10 +141,10 @@ def writable(path: str | None) -> None:
 
 
 def main(
-    body: Callable[[T], Any],
-    config_class: type[T],
+    body: Callable[[T], object],
+    settings_class: type[T],
     args: list[str] | None = None,
-    alone: Mapping[str, Callable[[list[str]], Any]] | None = None,
+    alone: Mapping[str, Callable[[list[str]], object]] | None = None,
     several: bool = False,
 ) -> None:
     """Parse the flags, run `body`, and exit: one line for what the user can mend, a traceback for
@@ -111,7 +152,7 @@ def main(
 
     Args:
       body: what to do with the flags.
-      config_class: a dataclass, its fields the flags.
+      settings_class: a dataclass, its fields the flags.
       args: of the command line; None: those of this process.
       alone: what to do instead, with the words after it, for a flag that comes first, such as
         --list.
@@ -126,47 +167,43 @@ def main(
         if instead:
             instead(args[1:])
         else:
-            flags = parse(config_class, args)
+            flags = parse(settings_class, args)
             _join(flags, several)
             body(flags)
-    except InputError as error:
-        if shutdown.lost(error):  # in mid-save
-            supervise.leave(supervise.EXIT_LOST, gone=True)
-        _exit(f"error: {' '.join(str(error).split())}", EXIT_INPUT)
-    except Stopped as stop:
-        _exit(str(stop), stop.status)
-    except KeyboardInterrupt:
-        _exit("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except Exception as error:
-        if shutdown.lost(error):
-            supervise.leave(supervise.EXIT_LOST, gone=True)
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            _exit(
-                f"error: out of memory ({' '.join(str(error).split())[:160]}); ask for less",
-                EXIT_INPUT,
-            )
-        if "Could not determine home directory" in str(error):  # pathlib's word for ~nobody/folder
-            _exit(
-                "error: a path starts with ~ and the name of a user who has no home here",
-                EXIT_INPUT,
-            )
-        if "for JAX flag" in str(error):  # JAX reads its environment variables when it is imported
-            _exit(f"error: {error}, in the environment", EXIT_INPUT)
-        if processes.count() > 1:
-            shutdown.leave(traceback.format_exc(), 1)
-        raise
+    except (Exception, KeyboardInterrupt) as error:
+        _end(error)
 
 
-def _join(flags: Any, several: bool) -> None:
-    if not isinstance(flags, Training):
+def _end(error: BaseException) -> None:
+    """Exit with one line for what the user can mend; otherwise raise the error again."""
+    match error:
+        case Stopped():
+            _exit(str(error), error.status)
+        case KeyboardInterrupt():
+            _exit("interrupted", EXIT_INTERRUPTED)
+    if shutdown.lost(error):  # perhaps in mid-save
+        supervise.leave(supervise.EXIT_LOST, gone=True)
+    words = " ".join(str(error).split()) if isinstance(error, InputError) else explained(error)
+    if words is not None:
+        _exit(f"error: {words}", EXIT_INPUT)
+    if processes.count() > 1:
+        shutdown.leave("".join(traceback.format_exception(error)), 1)
+    raise error
+
+
+def _join(settings: object, several: bool) -> None:
+    """Join the other processes of the run, or refuse them where a command takes one."""
+    machine = getattr(settings, "machine", None)
+    if not isinstance(machine, config.Machine):
         return
     if several:
-        join(flags.coordinator, flags.processes, flags.process)
-        agree.agree("the command line", flags.to_json() | {"process": 0, "data_dir": None})
-    elif flags.processes not in (None, 1):
+        join(machine.coordinator, machine.processes, machine.process)
+        values = cast(config.Settings, settings).to_json()
+        agree.agree("the command line", values | {"process": 0, "data_dir": None})
+    elif machine.processes not in (None, 1):
         raise InputError("--processes is for train.py and ablate.py: this command takes one")
 
 

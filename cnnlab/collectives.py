@@ -4,11 +4,13 @@ it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+T = TypeVar("T")
 
 
 def example_keys(key: jax.Array, batch: int, axis_name: str | None = None) -> jax.Array:
@@ -27,12 +29,12 @@ def example_keys(key: jax.Array, batch: int, axis_name: str | None = None) -> ja
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(batch))
 
 
-def mean(tree: Any, axis_name: str | None) -> Any:
+def mean(tree: T, axis_name: str | None) -> T:
     """Mean over devices of a mean over equal parts of the batch; the identity on one device."""
     return tree if axis_name is None else lax.pmean(tree, axis_name)
 
 
-def total(tree: Any, axis_name: str | None) -> Any:
+def total(tree: T, axis_name: str | None) -> T:
     """Sum over devices; the identity on one device."""
     return tree if axis_name is None else lax.psum(tree, axis_name)
 

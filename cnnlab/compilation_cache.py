@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnlab import verified
+from cnnlab import jax_private, verified
 
 PROGRAMS_LIMIT = 256 << 20  # bytes of compiled programs; a configuration has some 300 KB
 
@@ -20,19 +20,15 @@ def keep_compilations() -> None:
     $JAX_COMPILATION_CACHE_DIR, where it is set, is left to JAX as it is.
     """
     import jax
-    from jax._src import compilation_cache
 
     path = verified.folder() / "xla"
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update(
-        "jax_persistent_cache_enable_xla_caches", "none"
-    )  # XLA's own files, which nothing verifies
-    # JAX's own files are written in place, warn at every start once one is damaged, and are never
-    # written again.
-    compilation_cache._cache, compilation_cache._cache_initialized = _Programs(path), True
+    # XLA's own files, which nothing verifies
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    jax_private.keep_programs_in(_Programs(path))
 
 
 class _Programs:

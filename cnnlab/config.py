@@ -1,33 +1,30 @@
-"""Every hyperparameter of a run, in one frozen dataclass. Imports no jax, so that `--help` is
-quick.
+"""Every setting of a run: what determines its numbers, what it runs on, what it writes.
+
+Frozen dataclasses whose fields are the flags of the scripts and the keys of configuration files.
+What a field may hold stands next to it, as the metadata of its type. Imports no jax, so that
+`--help` is quick.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
+import json
 import os
 import re
-from dataclasses import dataclass
-from typing import Any
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeAlias, TypeGuard, TypeVar
 
-from cnnlab import spec
+from cnnlab import files, spec
+from cnnlab.docstrings import Limits, limits
 from cnnlab.errors import InputError, unknown
+from cnnlab.types import JsonObject
 
-CHOICES = {
-    "noise": (None, "symmetric", "asymmetric"),
-    "feed": ("auto", "resident", "streaming"),
-    "compute_dtype": ("float32", "bfloat16", "float16"),
-    "test_views": ("one", "mirror", "mirror_shift"),
-    "parallel": ("auto", "jit", "pmap", "sharded"),
-    "test_on": ("last", "best"),
-    "progress": ("auto", "bar", "lines", "off"),
-}
-
-# Fields that name parts in the grammar of spec.py.
-PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment", "metrics")
-
-# Flags of earlier versions, which are now hyperparameters of the part that they act on.
+# Flags of earlier versions that are hyperparameters of a part now.
 FORMER = {
     "widths": "--model cnn,widths=[32,64]",
     "whiten": "--model airnet,whiten=true",
@@ -61,238 +58,141 @@ FORMER = {
     "list-losses": "--list loss",
 }
 
-# Fields that a resumed run may change: they do not enter the arithmetic of a step, or (the last
-# line) only in its rounding, which the run says.
-FREE_ON_RESUME = frozenset(
-    {
-        "workdir",
-        "data_dir",
-        "workers",
-        "keep",
-        "checkpoint_steps",
-        "progress",
-        "tensorboard",
-        "test_on",
-    }
-    | {
-        "parallel",
-        "devices",
-        "mesh",
-        "feed",
-        "dispatch_steps",
-        "coordinator",
-        "processes",
-        "process",
-    }
-)
+
+S = TypeVar("S", bound="Settings")
+
+NOISE = ("symmetric", "asymmetric")
+PROGRESS = ("auto", "bar", "lines", "off")
+WEIGHTS = ("last", "best")
+PART = "part"  # in the grammar of spec.py
+Part = Annotated[str, PART]
+Count = Annotated[int, "[1, inf)"]
+Size = Annotated[int, "[0, inf)"]
+Rate = Annotated[float, "(0, inf)"]
+Share = Annotated[float, "[0, 1)"]
+# What the metadata of a type says of a value: an interval, or `PART`; or the words that it may be.
+Rule: TypeAlias = str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Training:
-    """How networks are trained and on what, whichever the loss: what all runs of a study have in
-    common.
+class Settings:
+    """A frozen dataclass of settings; fields that are settings themselves are its sections.
+
+    Names are unique over all sections, so settings can be given and listed flat.
     """
 
-    dataset: str = "shapes10"
+    @classmethod
+    def of(cls: type[S], **values: object) -> S:
+        """The defaults, but for the settings given by name, whichever section they are in.
+
+        Raises:
+          InputError: an unknown name, or a value that does not fit.
+        """
+        made = {f.name: f.default_factory for f in dataclasses.fields(cls)}
+        sections = {k: make() for k, make in made.items() if make is not dataclasses.MISSING}
+        return cls(**_placed(values, sections, names(cls)))
+
+    def replace(self: S, **values: object) -> S:
+        """The same settings with other values for some, given as for `of`."""
+        sections = {k: value for k, value in _fields(self) if isinstance(value, Settings)}
+        return dataclasses.replace(self, **_placed(values, sections, names(type(self))))
+
+    def items(self) -> Iterator[tuple[str, object]]:
+        """(name, value) of every setting, section by section."""
+        for name, value in _fields(self):
+            if isinstance(value, Settings):
+                yield from _fields(value)
+            else:
+                yield name, value
+
+    def to_json(self) -> JsonObject:
+        """The settings as JSON values, by name."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in self.items()}
+
+
+@dataclass(frozen=True)
+class Training(Settings):
+    """How networks are trained and on what: what all runs of a study have in common."""
+
+    dataset: Part = "shapes10"
     """shapes10 (drawn here), cifar10, mnist, any TFDS image-classification set prepared as
     array_record, or your own: my_data.load,size=64. Corruptions follow after a +:
     cifar10+label_noise,rate=0.4 (--list dataset, corruption)."""
-    data_dir: str | None = None
-    """TFDS data directory. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    noise: str | None = None
-    """How --label-noise errs: symmetric (to any other class; the default) or asymmetric (to a class
-    like it, a cat to a dog)."""
-    image_size: int | None = None
+    image_size: Count | None = None
     """Side in pixels to which images are scaled and cropped; needed only where their sizes differ.
     """
-    validation: float = 0.1
-    """Share of the training split held out for validation, stratified by class, in [0, 1)."""
-    split_seed: int = 0
+    validation: Share = 0.1
+    """Share of the training split held out for validation, stratified by class."""
+    split_seed: Size = 0
     """Seed of that split; apart from `seed`, so that runs over seeds validate on the same images.
     """
-    feed: str = "auto"
-    """auto, resident (decoded once, gathered on the device) or streaming (read as it goes); same
-    batches.
-    """
-    workers: int = 0
-    """Processes that read and decode when streaming; 0: threads of this one."""
 
-    model: str = "cnn"
+    model: Part = "cnn"
     """cnn, mlp, softmax_regression, airnet, or your own, with hyperparameters: cnn,widths=[32,64]
-    (--list model).
-    """
-    compute_dtype: str = "float32"
+    (--list model)."""
+    compute_dtype: Annotated[str, ("float32", "bfloat16", "float16")] = "float32"
     """float32, bfloat16 or float16 (its gradients scaled up on the way); parameters, logits and
-    loss are float32.
-    """
+    loss are float32."""
     teacher: str | None = None
     """Run folder of the network that teaches, for the losses that take teacher_logits, such as
-    distillation.
-    """
+    distillation."""
 
-    optimizer: str = "adam"
+    optimizer: Part = "adam"
     """adam, adamw, sgd, muon, any of Optax's by its path (optax.lion,b1=0.95), or your own (--list
-    optimizer).
-    """
-    learning_rate: float = 1e-3
+    optimizer)."""
+    learning_rate: Rate = 1e-3
     """Peak rate per step; sgd wants about 0.05, muon 0.24."""
-    schedule: str = "cosine"
+    schedule: Part = "cosine"
     """cosine, linear, constant, steps,at=[80,120], one_cycle, restarts,period=10, or your own
-    (--list schedule).
-    """
-    clip_norm: float | None = None
+    (--list schedule)."""
+    clip_norm: Rate | None = None
     """Largest global norm of the gradient; None: no clipping."""
 
-    augment: str = "auto"
+    augment: Part = "auto"
     """Operations, such as flip+crop,padding=4+mixup,alpha=0.2, in this order (--list augmentation);
     none; or auto: flip where a mirrored image is of the same class."""
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[Part, ...] = ()
     """Your own metrics, by their paths, besides those that are always measured (--list metric)."""
 
-    epochs: int = 10
+    epochs: Count = 10
     """Passes over the training images."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Images per step, over all devices."""
-    test_views: str = "one"
+    test_views: Annotated[str, ("one", "mirror", "mirror_shift")] = "one"
     """How a test image is seen: one way, mirror (and mirrored), or mirror_shift (and moved by a
-    pixel).
-    """
-    parallel: str = "auto"
-    """auto (sharded when there is more than one device), jit (one device), pmap or sharded."""
-    devices: int | None = None
-    """Devices to use. None: the most that divide the batch; CPU cores are used where that is
-    faster.
-    """
-    mesh: str | None = None
-    """SxD: S groups of devices share out the seeds, the D devices of each the batch, as 8x1. None:
-    as many groups as seeds and devices allow."""
-    coordinator: str | None = None
-    """host:port of the first of several processes; found by itself on Cloud TPU, Slurm, Open MPI
-    and Kubernetes.
-    """
-    processes: int | None = None
-    """How many processes train together, on as many machines or one; 1: this one alone, whatever
-    the scheduler says.
-    """
-    process: int | None = None
-    """The number of this process, from 0."""
-    dispatch_steps: int | None = None
-    """Steps handed to the devices at once. None: 1 on CPU (4 for several seeds) and when streaming,
-    else 32.
-    """
-
-    progress: str = "auto"
-    """auto (bar on a terminal, lines elsewhere), bar, lines or off."""
+    pixel)."""
 
     def __post_init__(self) -> None:
         # Part of what a run is: found from any directory, and the same from each.
         if self.teacher and not self.teacher.startswith("gs://"):
             object.__setattr__(self, "teacher", os.path.abspath(os.path.expanduser(self.teacher)))
-        for field, known in CHOICES.items():
-            if getattr(self, field, known[0]) not in known:
-                raise unknown(
-                    field, str(getattr(self, field)), [str(name) for name in known if name]
-                )
-        for field in PARTS:
-            for text in (
-                [getattr(self, field, "cross_entropy")] if field != "metrics" else self.metrics
-            ):
-                spec.parse_pipeline(text)
-        for field in ("epochs", "batch_size"):
-            _require(self, field, getattr(self, field) >= 1, "must be at least 1")
-        for field in ("devices", "image_size", "dispatch_steps"):
-            value = getattr(self, field)
-            _require(self, field, value is None or value >= 1, "must be at least 1")
-        shape = re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.mesh or "1x1")
-        _require(self, "mesh", shape, "must be two numbers of devices, such as 8x1")
-        several = (self.coordinator, self.processes, self.process)
-        if self.processes != 1 and None in several and several != (None, None, None):
-            raise InputError(
-                "--coordinator HOST:PORT, --processes N and --process I go together, on each of N "
-                "processes"
-            )
-        if self.processes is not None:
-            _require(self, "processes", self.processes >= 1, "must be at least 1")
-            _require(
-                self,
-                "process",
-                0 <= (self.process or 0) < self.processes,
-                f"must lie in [0, {self.processes})",
-            )
-        host, _, port = (self.coordinator or "h:1").rpartition(":")
-        _require(
-            self,
-            "coordinator",
-            host and port.isdecimal() and 0 < int(port) < 2**16,
-            "must be HOST:PORT",
-        )
-        _require(
-            self, "learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite"
-        )
-        clip = self.clip_norm
-        _require(
-            self, "clip_norm", clip is None or 0 < clip < math.inf, "must be positive and finite"
-        )
-        _require(self, "validation", 0 <= self.validation < 1, "must lie in [0, 1)")
-        for field in ("workers", "split_seed"):
-            _require(self, field, getattr(self, field) >= 0, "must be at least 0")
-
-    def to_json(self) -> dict:
-        """The fields as JSON values, by name."""
-        return {
-            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
-        }
+        check(self)
 
 
 @dataclass(frozen=True)
-class Config(Training):
-    """Train one network with one loss on one data set; test it once, at the end."""
+class Recipe(Training):
+    """What determines the numbers of a run. A resumed run keeps it."""
 
-    loss: str = "cross_entropy"
+    loss: Part = "cross_entropy"
     """A loss as name,key=value,... or your own: my_module.my_loss,alpha=0.3; transforms follow
     after a +: focal,gamma=2+label_smoothing,alpha=0.1 (--list loss, transform)."""
-    seed: int = 0
+    seed: Annotated[int, "[0, 4294967296)"] = 0
     """Seed of initial weights, order, augmentation, dropout, wrong labels and left out images."""
-    label_noise: float = 0.0
-    """Short for +label_noise,rate=... on the data set: share of the training labels made wrong, in
-    [0, 1).
-    """
-    long_tail: float = 1.0
+    label_noise: Share = 0.0
+    """Short for +label_noise,rate=... on the data set: share of the training labels made wrong."""
+    noise: Annotated[str, NOISE] | None = None
+    """How --label-noise errs: symmetric (to any other class; the default) or asymmetric (to a class
+    like it, a cat to a dog)."""
+    long_tail: Annotated[float, "[1, inf)"] = 1.0
     """Short for +long_tail,factor=...: how many times more images the first class keeps than the
-    last; 1: all.
-    """
-    fraction: float = 1.0
-    """Short for +fraction,share=...: share of the training images of each class that is used, in
-    (0, 1].
-    """
-
-    workdir: str | None = None
-    """Run folder, also gs://BUCKET/FOLDER. None: runs/DATASET-MODEL-LOSS-seedN."""
-    checkpoint_steps: int = 0
-    """Steps between checkpoints within an epoch; 0: at the end of each epoch only."""
-    keep: int = 2
-    """Newest checkpoints kept, beside the best."""
-    test_on: str = "last"
-    """Weights to test: last, or best (on validation)."""
-    tensorboard: bool = True
-    """Write TensorBoard events."""
+    last; 1: all."""
+    fraction: Annotated[float, "(0, 1]"] = 1.0
+    """Short for +fraction,share=...: share of the training images of each class that is used."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self, "label_noise", 0 <= self.label_noise < 1, "must lie in [0, 1)")
-        _require(self, "long_tail", 1 <= self.long_tail < math.inf, "must be finite and at least 1")
-        _require(self, "fraction", 0 < self.fraction <= 1, "must lie in (0, 1]")
         if self.noise and not self.label_noise:
             raise InputError(f"--noise {self.noise} has no effect without --label-noise")
-        _require(self, "seed", 0 <= self.seed < 2**32, "must lie in [0, 2**32)")
-        _require(self, "keep", self.keep >= 1, "must be at least 1")
-        _require(self, "checkpoint_steps", self.checkpoint_steps >= 0, "must be at least 0")
-        _require(
-            self,
-            "test_on",
-            self.test_on == "last" or self.validation > 0,
-            "best needs validation above 0",
-        )
 
     def corrupted_dataset(self) -> str:
         """The data set's spec, the short forms of corruptions written out."""
@@ -305,32 +205,263 @@ class Config(Training):
         written = [str(spec.Spec(name, keywords)) for name, keywords in short.items() if keywords]
         return "+".join([self.dataset, *written])
 
+
+@dataclass(frozen=True)
+class Machine(Settings):
+    """What a run runs on and how it is fed: no number depends on it, but in its rounding."""
+
+    data_dir: str | None = None
+    """TFDS data directory. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    feed: Annotated[str, ("auto", "resident", "streaming")] = "auto"
+    """auto, resident (decoded once, gathered on the device) or streaming (read as it goes); same
+    batches."""
+    workers: Size = 0
+    """Processes that read and decode when streaming; 0: threads of this one."""
+    parallel: Annotated[str, ("auto", "jit", "pmap", "sharded")] = "auto"
+    """auto (sharded when there is more than one device), jit (one device), pmap or sharded."""
+    devices: Count | None = None
+    """Devices to use. None: the most that divide the batch; CPU cores are used where that is
+    faster."""
+    mesh: str | None = None
+    """SxD: S groups of devices share out the seeds, the D devices of each the batch, as 8x1. None:
+    as many groups as seeds and devices allow."""
+    dispatch_steps: Count | None = None
+    """Steps handed to the devices at once. None: 1 on CPU (4 for several seeds) and when streaming,
+    else 32."""
+    coordinator: str | None = None
+    """host:port of the first of several processes; found by itself on Cloud TPU, Slurm, Open MPI
+    and Kubernetes."""
+    processes: Count | None = None
+    """How many processes train together, on as many machines or one; 1: this one alone, whatever
+    the scheduler says."""
+    process: Size | None = None
+    """The number of this process, from 0."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.mesh is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.mesh):
+            raise InputError(f"--mesh must be two numbers of devices, such as 8x1, got {self.mesh}")
+        several = (self.coordinator, self.processes, self.process)
+        if self.processes != 1 and None in several and several != (None, None, None):
+            raise InputError(
+                "--coordinator HOST:PORT, --processes N and --process I go together, on each of N "
+                "processes"
+            )
+        if self.processes is not None and (self.process or 0) >= self.processes:
+            raise InputError(f"--process must lie in [0, {self.processes}), got {self.process}")
+        host, _, port = (self.coordinator or "host:1").rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise InputError(f"--coordinator must be HOST:PORT, got {self.coordinator}")
+
+
+@dataclass(frozen=True)
+class Output(Settings):
+    """What a run writes and shows."""
+
+    workdir: str | None = None
+    """Run folder, also gs://BUCKET/FOLDER. None: runs/DATASET-MODEL-LOSS-seedN."""
+    checkpoint_steps: Size = 0
+    """Steps between checkpoints within an epoch; 0: at the end of each epoch only."""
+    keep: Count = 2
+    """Newest checkpoints kept, beside the best."""
+    test_on: Annotated[str, WEIGHTS] = "last"
+    """Weights to test: last, or best (on validation)."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+    progress: Annotated[str, PROGRESS] = "auto"
+    """auto (bar on a terminal, lines elsewhere), bar, lines or off."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Train one network with one loss on one data set; test it once, at the end."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+    machine: Machine = field(default_factory=Machine)
+    output: Output = field(default_factory=Output)
+
+    def __post_init__(self) -> None:
+        if self.output.test_on == "best" and not self.recipe.validation:
+            raise InputError("--test-on best needs --validation above 0")
+
     @classmethod
-    def from_json(cls, values: dict) -> Config:
-        """The configuration that `to_json` described; a field that it lacks, as it is newer, is at
-        its default.
+    def from_json(cls, values: Mapping[str, object]) -> Config:
+        """The configuration that `to_json` described; a newer setting is at its default.
 
         Raises:
-          InputError: a field that this version does not know, or of another type.
+          InputError: a setting that this version does not know, or of another type.
         """
-        values = {
-            name: value for name, value in values.items() if name not in ("written", "sources")
-        }
-        if strange := set(values) - {f.name for f in dataclasses.fields(cls)}:
+        values = {name: value for name, value in values.items() if name not in STORED_BESIDES}
+        if strange := values.keys() - dict(cls().items()).keys():
             raise InputError(
                 "the stored configuration is of another version of cnnlab, this one does not know "
                 f"{sorted(strange)}; use that version, or train again"
             )
-        typed: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
         try:
-            return cls(**typed)
+            return cls.of(**_tuples(values))
         except (TypeError, AttributeError) as error:
             raise InputError(f"the stored configuration is damaged: {error}") from error
 
 
-def _require(config: Training, field: str, holds: object, wanted: str) -> None:
-    if not holds:
-        flag = "--" + field.replace("_", "-")
-        raise InputError(f"{flag} {wanted}, got {getattr(config, field)}")
+def read_file(path: str) -> JsonObject:
+    """Read settings from a TOML file, or from a run's config.json: the same settings elsewhere.
+
+    Tables of a TOML file group settings for the reader; their names have no meaning. Of a run's
+    configuration, what names its folder and processes is left out.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    try:
+        text = files.expanded(path).read_text()
+        values = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"--config {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"--config {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path} cannot be read: it holds no settings")
+    if path.endswith(".json"):
+        return {k: v for k, v in values.items() if k not in (*STORED_BESIDES, *OF_ONE_RUN)}
+    settings: JsonObject = {}
+    for name, value in values.items():
+        for key, inner in (value if isinstance(value, dict) else {name: value}).items():
+            if (key := key.replace("-", "_")) in settings:
+                raise InputError(f"--config {path}: {key} is set twice")
+            settings[key] = inner
+    return settings
+
+
+def as_args(values: Mapping[str, object]) -> list[str]:
+    """Settings as the words of a command line.
+
+    >>> as_args({"batch_size": 64, "tensorboard": False, "metrics": ["a.b", "c.d"]})
+    ['--batch-size', '64', '--no-tensorboard', '--metrics', 'a.b', 'c.d']
+    """
+    args: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            args.append(flag(name) if value else flag(f"no_{name}"))
+        elif isinstance(value, list | tuple):
+            args += [flag(name), *map(str, value)]
+        else:
+            args += [flag(name), str(value)]
+    return args
+
+
+def check(section: Settings) -> None:
+    """Hold the fields of a dataclass against their types and the metadata of these.
+
+    Raises:
+      TypeError: one is of another type.
+      InputError: one does not fit; it is named with its value.
+    """
+    for name, kinds, rules in _rules(type(section)):
+        value: object = getattr(section, name)
+        if isinstance(value, Settings):  # a section, which has checked itself
+            continue
+        number = type(value) is int and float in kinds
+        if type(value) not in kinds and not number:
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"{name} must be {wanted}, got {value!r}")
+        for rule in rules if value is not None else ():
+            _check_rule(name, value, rule)
+
+
+def _check_rule(name: str, value: Any, rule: Rule) -> None:
+    """Hold a value, or each item of a tuple, against one rule."""
+    if isinstance(value, tuple):
+        for item in value:
+            _check_rule(name, item, rule)
+    elif rule == PART:
+        spec.parse_pipeline(value)
+    elif isinstance(rule, tuple):
+        if value not in rule:
+            raise unknown(name, str(value), rule)
+    elif value not in _interval(rule):
+        raise InputError(f"{flag(name)} must lie in {rule}, got {value}")
+
+
+def flag(name: str) -> str:
+    """The flag of a setting.
+
+    >>> flag("batch_size")
+    '--batch-size'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def names(section: type) -> frozenset[str]:
+    """The names of a dataclass's fields."""
+    return frozenset(each.name for each in dataclasses.fields(section))
+
+
+def value_types(hint: Any) -> tuple[type, ...]:
+    """The types of the values that a type hint allows.
+
+    >>> value_types(tuple[str, ...]), value_types(int | None) == (int, type(None))
+    ((<class 'tuple'>,), True)
+    """
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return tuple(kind for inner in typing.get_args(hint) for kind in value_types(inner))
+    return (typing.get_origin(hint) or hint,)
+
+
+def _placed(
+    values: dict[str, object], sections: dict[str, Settings], fields: Iterable[str]
+) -> dict[str, object]:
+    """Settings given flat, as the fields of a dataclass: its sections, changed, and the others."""
+    placed: dict[str, object] = {k: value for k, value in values.items() if k in fields}
+    rest = {k: value for k, value in values.items() if k not in fields}
+    for key, section in sections.items():
+        inner = {name: rest.pop(name) for name in names(type(section)) & rest.keys()}
+        placed.setdefault(key, dataclasses.replace(section, **inner))
+    if rest:
+        inside = [name for section in sections.values() for name, _ in _fields(section)]
+        raise unknown("setting", min(rest), [*inside, *sorted({*fields} - sections.keys())])
+    return placed
+
+
+def _fields(section: Settings) -> list[tuple[str, object]]:
+    return [(each.name, getattr(section, each.name)) for each in dataclasses.fields(section)]
+
+
+def _tuples(values: Mapping[str, object]) -> dict[str, object]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+@functools.cache
+def _interval(text: str) -> Limits:
+    interval = limits(f"in {text}")
+    assert interval is not None, text
+    return interval
+
+
+@functools.cache
+def _rules(section: type) -> list[tuple[str, tuple[type, ...], list[Rule]]]:
+    """(name, types that a value may have, metadata of its type) of each field of a dataclass."""
+    plain = typing.get_type_hints(section)
+    annotated = typing.get_type_hints(section, include_extras=True)
+    return [
+        (name, value_types(kind), [rule for rule in _metadata(annotated[name]) if _is_rule(rule)])
+        for name, kind in plain.items()
+    ]
+
+
+def _is_rule(metadata: object) -> TypeGuard[Rule]:
+    """Whether it is one of ours; tyro's markers are not."""
+    return type(metadata) in (str, tuple)
+
+
+def _metadata(hint: object) -> Iterator[object]:
+    yield from getattr(hint, "__metadata__", ())
+    for inner in typing.get_args(hint):
+        yield from _metadata(inner)
+
+
+STORED_BESIDES = ("written", "sources")  # what a run folder's config.json holds besides settings
+OF_ONE_RUN = ("workdir", "coordinator", "processes", "process")
+PARTS = tuple(name for name, _, rules in _rules(Recipe) if PART in rules)

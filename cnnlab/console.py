@@ -7,21 +7,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.progress import Progress
+
+T = TypeVar("T")
 
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
 class Console:
-    """Progress and messages on stdout. `mode` is auto, bar, lines or off (messages only)."""
+    """Progress and messages on stdout.
+
+    `mode` is auto, bar, lines, off (messages only) or silent.
+    """
 
     def __init__(self, mode: str = "auto"):
         terminal = sys.stdout is not None and sys.stdout.isatty()
         self.mode = ("bar" if terminal else "lines") if mode == "auto" else mode
-        self._bar: Any = None
+        self._bar: Progress | Live | None = None
 
     def say(self, text: str) -> None:
         """A line that stays."""
+        if self.mode == "silent":
+            return
         if self._bar is None:
             _print(text)
         else:
@@ -60,10 +71,10 @@ class Console:
 
         yield advance
 
-    def track(self, what: str, unit: str = "parts") -> Callable[[Sequence], Iterator]:
+    def track(self, what: str, unit: str = "parts") -> Callable[[Sequence[T]], Iterator[T]]:
         """A wrapper of sequences that shows how far a loop over them is."""
 
-        def over(sequence: Sequence) -> Iterator:
+        def over(sequence: Sequence[T]) -> Iterator[T]:
             with self.progress(what, len(sequence), unit) as advance:
                 for element in sequence:
                     yield element

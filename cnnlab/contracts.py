@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ import optax
 from cnnlab import augment, spec
 from cnnlab.errors import InputError
 from cnnlab.spec import Part
+from cnnlab.types import PyTree
 
 # What a loss may ask for that comes with each call, besides logits and labels.
 LOSS_INPUTS = ("teacher_logits", "view_logits", "progress", "epoch", "features")
@@ -90,10 +91,10 @@ def check_model(part: Part, model: nn.Module, image_shape: Sequence[int], num_cl
     if not part.path:
         return
 
-    def run(key: jax.Array, images: jax.Array) -> tuple[jax.Array, Any]:
+    def run(key: jax.Array, images: jax.Array) -> tuple[jax.Array, Mapping[str, PyTree]]:
         variables = model.init(key, images, train=False)
         model.apply(variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
-        logits: Any = model.apply(variables, images, train=False)
+        logits = cast(jax.Array, model.apply(variables, images, train=False))
         return logits, variables
 
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
@@ -115,23 +116,23 @@ def check_model(part: Part, model: nn.Module, image_shape: Sequence[int], num_cl
         )
 
 
-def _key() -> Any:
+def _key() -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
 @contextlib.contextmanager
-def captured(wanted: bool) -> Iterator[dict[str, Any]]:
+def captured(wanted: bool) -> Iterator[dict[str, jax.Array]]:
     """Catch the input of the last layer that a model calls in the body: the features, under
     "input".
     """
-    last: dict[str, Any] = {}
+    last: dict[str, jax.Array] = {}
     if not wanted:
         yield last
         return
 
     def intercept(
-        call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> Any:
+        call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> object:
         if (
             context.method_name == "__call__" and context.module.path and args
         ):  # not the model itself
@@ -149,7 +150,7 @@ def features_shape(part: Part, model: nn.Module, image_shape: Sequence[int]) -> 
       InputError: the model calls no layer.
     """
 
-    def run(key: jax.Array, images: jax.Array) -> Any:
+    def run(key: jax.Array, images: jax.Array) -> jax.Array | None:
         variables = model.init(key, images, train=False)
         with captured(True) as last:
             model.apply(variables, images, train=False)
@@ -163,7 +164,7 @@ def features_shape(part: Part, model: nn.Module, image_shape: Sequence[int]) -> 
     return found.shape
 
 
-def check_schedule(part: Part, build: Callable[[Any], optax.Schedule]) -> None:
+def check_schedule(part: Part, build: Callable[[jax.Array], optax.Schedule]) -> None:
     """Ask a schedule for one rate. In the step the peak and the number of the step are traced.
 
     Args:
@@ -190,7 +191,7 @@ def check_schedule(part: Part, build: Callable[[Any], optax.Schedule]) -> None:
 
 def check_optimizer(
     part: Part,
-    build: Callable[[Any], optax.GradientTransformationExtraArgs],
+    build: Callable[[jax.Array], optax.GradientTransformationExtraArgs],
     model: nn.Module,
     image_shape: Sequence[int],
 ) -> None:
@@ -207,7 +208,9 @@ def check_optimizer(
       InputError: it fails on them.
     """
 
-    def run(key: jax.Array, images: jax.Array, peak: jax.Array) -> Any:
+    def run(
+        key: jax.Array, images: jax.Array, peak: jax.Array
+    ) -> tuple[optax.Updates, optax.OptState]:
         params = model.init(key, images, train=False)["params"]
         tx = build(peak)
         return tx.update(params, tx.init(params), params, value=peak)
@@ -223,7 +226,7 @@ def check_optimizer(
         ) from error
 
 
-def batch_shapes(batch_size: int, image_shape: Sequence[int]) -> dict[str, Any]:
+def batch_shapes(batch_size: int, image_shape: Sequence[int]) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch as the first augmentation finds it."""
     shapes = {
         "image": (batch_size, *image_shape),
@@ -238,8 +241,8 @@ def batch_shapes(batch_size: int, image_shape: Sequence[int]) -> dict[str, Any]:
 
 
 def check_augmentation(
-    operation: augment.Operation, batch: dict[str, Any], num_classes: int
-) -> dict[str, Any]:
+    operation: augment.Operation, batch: dict[str, jax.ShapeDtypeStruct], num_classes: int
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Apply an operation once.
 
     Args:

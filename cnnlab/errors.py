@@ -7,7 +7,11 @@ from __future__ import annotations
 import difflib
 import traceback
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
 
 MOST_NAMED = 60  # names that a message lists
 
@@ -23,7 +27,7 @@ class Diverged(InputError):
     message names it.
     """
 
-    def __init__(self, message: str, steps: Any):
+    def __init__(self, message: str, steps: np.ndarray | jax.Array):
         super().__init__(message)
         self.steps = steps
 
@@ -38,6 +42,26 @@ def one_line(error: BaseException) -> str:
     """What an error says, in one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def explained(error: BaseException) -> str | None:
+    """What to tell a user of an error that their machine or environment caused; None for others."""
+    exhausted = getattr(error, "error_code_string", "") == "RESOURCE_EXHAUSTED"  # JAX's
+    if exhausted or isinstance(error, MemoryError):
+        return f"out of memory ({one_line(error)}); ask for less"
+    if isinstance(error, ValueError) and _while_importing("jax", error):
+        return f"{one_line(error)}, in the environment"  # JAX reads its variables when imported
+    return None
+
+
+def _while_importing(package: str, error: BaseException) -> bool:
+    """Whether an error was raised by the code of a package's modules, and not of its functions."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(
+        frame.f_code.co_name == "<module>"
+        and frame.f_globals.get("__name__", "").partition(".")[0] == package
+        for frame in frames
+    )
 
 
 def release(error: BaseException | None) -> None:

@@ -18,9 +18,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from cnnlab.errors import InputError, one_line, release
+
+if TYPE_CHECKING:
+    from etils import epath
+    from fsspec import AbstractFileSystem
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -35,7 +39,7 @@ def path(name: str | os.PathLike) -> Path:
       InputError: gs:// without a bucket and a folder, or without the package that reads it.
     """
     if not is_remote(name):
-        return Path(name)
+        return expanded(name)
     if not re.match("gs://[^/]+/+[^/]", os.fspath(name)):
         raise InputError(f"{os.fspath(name)} names no folder; give gs://BUCKET/FOLDER")
     if importlib.util.find_spec("gcsfs") is None:
@@ -47,12 +51,23 @@ def path(name: str | os.PathLike) -> Path:
     from fsspec.config import conf
 
     conf.setdefault("gcs", {})["use_listings_cache"] = False  # TensorStore writes past it
-    found: Any = epath.Path(name)
-    return found
+    return cast(Path, epath.Path(name))
+
+
+def expanded(name: str | os.PathLike) -> Path:
+    """A path on this machine, of which ~ is a home directory.
+
+    Raises:
+      InputError: ~ of a user who has no home here.
+    """
+    expanded = os.path.expanduser(name)
+    if os.fspath(expanded).startswith("~"):
+        raise InputError(f"{os.fspath(name)}: ~ is of a user who has no home here")
+    return Path(expanded)
 
 
 @functools.cache
-def _gcs() -> Any:
+def _gcs() -> AbstractFileSystem:
     import fsspec
 
     return fsspec.filesystem("gcs", finalize_on_close=True)  # as etils asks, so that both have one
@@ -116,7 +131,7 @@ def remove(folder: Path) -> None:
     if not is_remote(folder):
         shutil.rmtree(folder, ignore_errors=True)
         return
-    remote: Any = folder
+    remote = cast("epath.Path", folder)
     with contextlib.suppress(Exception):  # what stays is in nobody's way
         remote.rmtree(missing_ok=True)
 
@@ -174,7 +189,7 @@ def lock_file(folder: Path) -> Path:
     )
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 

@@ -24,16 +24,21 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cnnlab import cli, files
 from cnnlab.console import Console
 from cnnlab.errors import InputError
-from cnnlab.html import html
 from cnnlab.html.blocks import Block, Code, Panel, Panels, Section, Table, Tabled, Terms, Text
-from cnnlab.html.svg import INK, draw, look, plain_log
+from cnnlab.html.page import page as write_page
+from cnnlab.html.svg import INK, Look, draw, look, plain_log
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import MaxNLocator
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Taught:
 
 def figure(
     caption: str,
-    paint: Callable[[Any], object],
+    paint: Callable[[Axes], object],
     width: int = 340,
     height: int = 250,
     **margins: float,
@@ -106,12 +111,12 @@ def figure(
 
 def lines(
     caption: str,
-    x: Any,
-    series: Mapping[str, Any],
+    x: ArrayLike,
+    series: Mapping[str, ArrayLike],
     xlabel: str,
     ylabel: str,
     markers: bool = False,
-    **axes: Any,
+    **axes: object,
 ) -> Panel:
     """A figure of lines over one axis, told apart without their colour too.
 
@@ -124,27 +129,25 @@ def lines(
       axes: what `Axes.set` takes beside them: xscale, ylim, ...
     """
 
-    def paint(axis: Any) -> None:
+    def paint(axis: Axes) -> None:
         for place, (name, y) in enumerate(series.items()):
-            axis.plot(
-                x, y, **look(place) | ({} if markers else {"marker": ""}), markersize=4, label=name
-            )
+            style = cast(Look, look(place) | ({} if markers else {"marker": ""}))
+            axis.plot(x, y, **style, markersize=4, label=name)
         axis.grid(color=INK, alpha=0.15)
         axis.set(xlabel=xlabel, ylabel=ylabel, **axes)
         for one in (axis.xaxis, axis.yaxis):
             if one.get_scale() == "log":
                 plain_log(one)
         if axis.get_xscale() == "linear" and np.issubdtype(np.asarray(x).dtype, np.integer):
-            axis.xaxis.get_major_locator().set_params(
-                integer=True
-            )  # steps and epochs have no halves
+            ticks = cast("MaxNLocator", axis.xaxis.get_major_locator())
+            ticks.set_params(integer=True)  # steps and epochs have no halves
         if len(series) > 1:
             axis.legend(frameon=False, fontsize=10)
 
     return figure(caption, paint)
 
 
-def picture(caption: str, image: Any, limit: float | None = None, side: int = 96) -> Panel:
+def picture(caption: str, image: np.ndarray, limit: float | None = None, side: int = 96) -> Panel:
     """An image without axes, its pixels as squares.
 
     Args:
@@ -159,7 +162,7 @@ def picture(caption: str, image: Any, limit: float | None = None, side: int = 96
         {"cmap": "PuOr_r", "vmin": -limit, "vmax": limit} if limit else {"cmap": "gray", "vmin": 0}
     )
 
-    def paint(axis: Any) -> None:
+    def paint(axis: Axes) -> None:
         axis.imshow(image, interpolation="nearest", **colours)
         axis.set_axis_off()
 
@@ -221,7 +224,7 @@ def made(workdir: str) -> Path:
     """
     if not workdir:
         raise InputError("--workdir must name a folder")
-    folder = Path(workdir).expanduser()
+    folder = files.expanded(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -254,7 +257,7 @@ def page(lessons: Sequence[Taught], title: str, failed: Sequence[str] = ()) -> s
     lead = f"{held} of {len(claims)} claims hold, as they were computed for this page."
     lead += f" Without a result: {', '.join(failed)}." * bool(failed)
     sections = [Section(lesson.title, _blocks(lesson)) for lesson in lessons]
-    return html.page(title, lead, sections, contents=len(lessons) > 1)
+    return write_page(title, lead, sections, contents=len(lessons) > 1)
 
 
 def _blocks(lesson: Taught) -> list[Block]:
@@ -293,10 +296,13 @@ def _line(part: Part) -> str:
             return f"{'HOLDS' if holds else 'DOES NOT HOLD'}: {statement}\n    {measured}"
         case Table(head, rows):
             widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-            pad = lambda row: "  ".join(
-                cell.ljust(width) if place < part.words else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
+
+            def pad(row):
+                return "  ".join(
+                    cell.ljust(width) if place < part.words else cell.rjust(width)
+                    for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+                )
+
             return "\n".join(f"    {pad(row).rstrip()}" for row in (head, *rows))
         case Text(text):
             return text

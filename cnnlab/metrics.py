@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from cnnlab.losses import cross_entropy, mean_squared_error
 from cnnlab.softmax import predict, softmax
+from cnnlab.types import Metrics
 
 ECE_BINS = 15
 
@@ -207,7 +208,7 @@ def sums(
     }
 
 
-def summarise(parts: Iterable[Mapping[str, Any]], own: Sequence[Metric] = ()) -> dict[str, Any]:
+def summarise(parts: Iterable[Mapping[str, ArrayLike]], own: Sequence[Metric] = ()) -> Metrics:
     """Metrics of a whole data set from the sums of its batches.
 
     Args:
@@ -241,12 +242,12 @@ def summarise(parts: Iterable[Mapping[str, Any]], own: Sequence[Metric] = ()) ->
     }
 
 
-def numbers(result: Mapping[str, Any]) -> dict[str, float]:
+def numbers(result: Metrics) -> dict[str, float]:
     """The loss and the metrics among what `summarise` returned."""
     return {name: value for name, value in result.items() if isinstance(value, float)}
 
 
-def describe(result: Mapping[str, Any]) -> str:
+def describe(result: Metrics) -> str:
     """A line of what `summarise` returned: four of METRICS, and the user's own."""
     shown = {"accuracy": "accuracy", "nll": "NLL", "brier": "Brier", "ece": "ECE"}
     shown |= {name: name for name in numbers(result) if name != "loss" and name not in METRICS}

@@ -8,17 +8,20 @@ run needs, each held against its contract. From there on only functions travel.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from cnnlab import augment, backend, contracts, spec
-from cnnlab.config import Config
+from cnnlab.config import Recipe
 from cnnlab.contracts import LOSS_INPUTS
 from cnnlab.data import dataset as datasets
 from cnnlab.errors import InputError, unknown
@@ -26,6 +29,8 @@ from cnnlab.metrics import METRICS, Metric
 from cnnlab.models import CPU_IMAGES, model_dtype
 from cnnlab.models.convolution import Convolution
 from cnnlab.spec import Kind, Part
+
+OBJECT = "object"  # the name of a part that only this program has
 
 KINDS = {
     "model": Kind(
@@ -129,7 +134,7 @@ class Parts:
         """SHA-256 of every user's file behind a part, by module name."""
         return {module: digest for part in self for module, digest in part.sources().items()}
 
-    def specs(self, form: Callable[[Part], spec.Spec]) -> dict[str, Any]:
+    def specs(self, form: Callable[[Part], spec.Spec]) -> dict[str, str | list[str]]:
         """The parts as fields of a configuration.
 
         Args:
@@ -289,9 +294,11 @@ class Parts:
         """What the loss wants with each call, of LOSS_INPUTS."""
         return frozenset(name for name in LOSS_INPUTS if self.loss.asks(name))
 
-    def build_schedule(self, peak: Any, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
+    def build_schedule(
+        self, peak: float | jax.Array, total_steps: int, steps_per_epoch: int
+    ) -> optax.Schedule:
         """The learning rate of each step; the peak may be traced."""
-        schedule: Any = self.schedule.call(
+        schedule = self.schedule.call(
             peak, total_steps=total_steps, steps_per_epoch=steps_per_epoch
         )
         if isinstance(schedule, Callable):
@@ -301,7 +308,11 @@ class Parts:
         )
 
     def build_optimizer(
-        self, peak: Any, total_steps: int, steps_per_epoch: int, compute_dtype: str = "float32"
+        self,
+        peak: float | jax.Array,
+        total_steps: int,
+        steps_per_epoch: int,
+        compute_dtype: str = "float32",
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer under its schedule.
 
@@ -315,7 +326,7 @@ class Parts:
           InputError: what is made is no gradient transformation.
         """
 
-        def schedule(peak: Any) -> optax.Schedule:
+        def schedule(peak: float | jax.Array) -> optax.Schedule:
             return self.build_schedule(peak, total_steps, steps_per_epoch)
 
         supply = {"schedule": schedule, "dtype": model_dtype(compute_dtype) or jnp.float32}
@@ -418,40 +429,92 @@ def find(kind: str, written: spec.Spec | str) -> Part:
     return spec.find(KINDS[kind], written)
 
 
-def resolve(config: Config) -> Parts:
-    """Find the parts of a configuration.
+def part_of(kind: str, thing: object) -> Part:
+    """A part from what a program has in place of its spec.
+
+    Args:
+      kind: of part.
+      thing: a spec; a function or class that keeps the kind's contract, also within a
+        functools.partial; a linen module, whose fields become hyperparameters; an
+        optax.GradientTransformation, a Dataset, a mapping of arrays or a Metric.
+
+    Returns:
+      The part. It has a name under which `find` finds it, or the name `OBJECT`.
+
+    Raises:
+      InputError: as `find`.
+    """
+    if isinstance(thing, str):
+        return find(kind, thing)
+    if isinstance(thing, nn.Module):
+        fields = [field.name for field in dataclasses.fields(thing) if field.init]
+        keywords = {name: getattr(thing, name) for name in fields}
+        return part_of(kind, functools.partial(type(thing), **_chosen(type(thing), keywords)))
+    function, keywords = thing, {}
+    if isinstance(thing, functools.partial) and not thing.args:
+        function, keywords = thing.func, thing.keywords
+    elif isinstance(thing, optax.GradientTransformation | Mapping | datasets.Dataset | Metric):
+        name = thing.name if isinstance(thing, datasets.Dataset) else OBJECT
+        return Part(KINDS[kind], name, lambda *_: thing, {})
+    name = spec.name_of(KINDS[kind], function)
+    if name and all(map(spec.is_literal, keywords.values())):
+        return find(kind, spec.Spec(name, keywords))
+    made = functools.partial(cast(Callable, function), **keywords)
+    return Part(KINDS[kind], OBJECT, made, {})
+
+
+def _chosen(module: type, fields: Mapping[str, object]) -> dict[str, object]:
+    """The fields of a module that differ from their defaults, but for what comes from the run."""
+    kind = KINDS["model"]
+    of_the_run = {*kind.hidden, *kind.supplies} - {*kind.overridable}
+    defaults = {name: p.default for name, p in inspect.signature(module).parameters.items()}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in of_the_run and value is not defaults[name] and value != defaults[name]
+    }
+
+
+def resolve(recipe: Recipe, objects: Mapping[str, tuple[Part, ...]] | None = None) -> Parts:
+    """Find the parts of a recipe.
+
+    Args:
+      recipe: which names them.
+      objects: in place of those named by some settings, as `part_of` made them.
 
     Raises:
       InputError: an unknown name or hyperparameter, or parts that do not go together.
     """
-    dataset, *corruptions = spec.parse_pipeline(config.corrupted_dataset())
-    loss, *transforms = spec.parse_pipeline(config.loss)
-    operations = None
-    if config.augment != "auto":
-        operations = () if config.augment == "none" else spec.parse_pipeline(config.augment)
+    objects = objects or {}
+
+    def found(setting: str, kind: str, specs: Sequence[spec.Spec]) -> tuple[Part, ...]:
+        return objects.get(setting) or tuple(find(kind, written) for written in specs)
+
+    dataset, *corruptions = spec.parse_pipeline(recipe.corrupted_dataset())
+    loss, *transforms = spec.parse_pipeline(recipe.loss)
+    operations = [] if recipe.augment in ("auto", "none") else spec.parse_pipeline(recipe.augment)
+    augmentations = found("augment", "augmentation", operations)
     parts = Parts(
-        dataset=find("dataset", dataset),
-        corruptions=tuple(find("corruption", one) for one in corruptions),
-        model=find("model", config.model),
-        loss=find("loss", loss),
-        transforms=tuple(find("transform", one) for one in transforms),
-        optimizer=find("optimizer", config.optimizer),
-        schedule=find("schedule", config.schedule),
-        augmentations=None
-        if operations is None
-        else tuple(find("augmentation", one) for one in operations),
-        metrics=tuple(find("metric", one) for one in config.metrics),
+        dataset=found("dataset", "dataset", [dataset])[0],
+        corruptions=tuple(find("corruption", written) for written in corruptions),
+        model=found("model", "model", [spec.parse(recipe.model)])[0],
+        loss=found("loss", "loss", [loss])[0],
+        transforms=tuple(find("transform", written) for written in transforms),
+        optimizer=found("optimizer", "optimizer", [spec.parse(recipe.optimizer)])[0],
+        schedule=found("schedule", "schedule", [spec.parse(recipe.schedule)])[0],
+        augmentations=None if recipe.augment == "auto" else augmentations,
+        metrics=found("metrics", "metric", [*map(spec.parse, recipe.metrics)]),
     )
-    if config.teacher and not parts.loss.asks("teacher_logits"):
+    if recipe.teacher and not parts.loss.asks("teacher_logits"):
         raise InputError(
             "--teacher is for losses that take teacher_logits, such as distillation; "
-            f"{config.loss} does not"
+            f"{recipe.loss} does not"
         )
-    if parts.loss.requires("teacher_logits") and not config.teacher:
+    if parts.loss.requires("teacher_logits") and not recipe.teacher:
         raise InputError(
-            f"{config.loss} compares with a teacher: --teacher RUN names the run folder of one"
+            f"{recipe.loss} compares with a teacher: --teacher RUN names the run folder of one"
         )
-    if not config.teacher and parts.loss.asks("teacher_logits"):  # it can do without one
+    if not recipe.teacher and parts.loss.asks("teacher_logits"):  # it can do without one
         parts = dataclasses.replace(parts, loss=_without(parts.loss, "teacher_logits"))
     return parts
 

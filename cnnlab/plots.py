@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, TypeAlias, cast
+
+from cnnlab.types import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# (axis, x, loss, gradient), as report_card.curve gives it.
+Curve: TypeAlias = "tuple[str, np.ndarray, np.ndarray, np.ndarray]"
 
 TRAIN, VALIDATION = "#4477aa", "#cc6677"  # colour-blind safe (Tol)
 SERIES = (
@@ -27,7 +35,7 @@ def _figure(columns: int, width: float, height: float):
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> None:
+def curves(history: Sequence[Row], path: Path, title: str = "") -> None:
     """Loss and accuracy over the epochs.
 
     Args:
@@ -97,7 +105,9 @@ def confusion(
     figure.savefig(path, dpi=120)
 
 
-def loss_curves(curves: Mapping[str, Any], path: Path | IO[bytes], reference: Any = None) -> None:
+def loss_curves(
+    curves: Mapping[str, Curve], path: Path | IO[bytes], reference: Curve | None = None
+) -> None:
     """Losses and the lengths of their gradients, as the true class's probability (or cosine) grows.
 
     Up to eight losses share two panels, a row for each kind of axis; more have a panel each, with
@@ -112,7 +122,7 @@ def loss_curves(curves: Mapping[str, Any], path: Path | IO[bytes], reference: An
     figure.savefig(path, dpi=110, format="png")
 
 
-def _together(curves: Mapping[str, Any]):
+def _together(curves: Mapping[str, Curve]):
     from matplotlib.figure import Figure
 
     axes_of = list(dict.fromkeys(curve[0] for curve in curves.values()))
@@ -134,7 +144,7 @@ def _together(curves: Mapping[str, Any]):
             axis.set(
                 xlabel=f"{kind} of the true class",
                 ylabel=label,
-                ylim=_limits(*[c[part] for _, c, _ in shown]),
+                ylim=_limits(*[cast("np.ndarray", c[part]) for _, c, _ in shown]),
             )
             axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)
@@ -142,7 +152,7 @@ def _together(curves: Mapping[str, Any]):
     return figure
 
 
-def _apart(curves: Mapping[str, Any], reference: Any):
+def _apart(curves: Mapping[str, Curve], reference: Curve | None):
     from matplotlib.figure import Figure
 
     columns = 5
@@ -171,7 +181,7 @@ def _apart(curves: Mapping[str, Any], reference: Any):
     return figure
 
 
-def _limits(*series: Any) -> tuple[float, float]:
+def _limits(*series: np.ndarray) -> tuple[float, float]:
     """From 0 or below to above all but the last hundredth: what explodes at the edge must not
     flatten the rest.
     """
@@ -201,7 +211,7 @@ def scaling(
     colours = iter(SERIES)
     for name, values in lines.items():
         ideal = name == "ideal"
-        style: dict[str, Any] = {
+        style: dict[str, str] = {
             "color": GREY if ideal else next(colours),
             "linestyle": ":" if ideal else "-",
         }

@@ -26,15 +26,25 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cnnlab import docstrings, provenance
 from cnnlab.errors import InputError, unknown
 
 CONSTANTS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
-TYPES = {"bool": bool, "int": int, "float": (int, float), "str": str}
-DEFAULTS = {bool: bool, int: (int, float), float: (int, float), str: str, tuple: tuple, list: tuple}
-TYPE_NAMES = {
+# What `isinstance` takes, of a hyperparameter's values; None: they may be anything.
+Allowed: TypeAlias = type | tuple[type, ...] | None
+
+TYPES: dict[str, Allowed] = {"bool": bool, "int": int, "float": (int, float), "str": str}
+DEFAULTS: dict[type, Allowed] = {
+    bool: bool,
+    int: (int, float),
+    float: (int, float),
+    str: str,
+    tuple: tuple,
+    list: tuple,
+}
+TYPE_NAMES: dict[Allowed, str] = {
     bool: "true or false",
     int: "a whole number",
     (int, float): "a number",
@@ -48,7 +58,7 @@ class Spec:
     """A part as it is written: its name, or the dotted path to it, and keywords."""
 
     name: str
-    keywords: Mapping[str, Any] = field(default_factory=dict)
+    keywords: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return ",".join(
@@ -70,7 +80,7 @@ def parse(text: str) -> Spec:
     name, *pieces = [piece.strip() for piece in split(text, ",")]
     if not name:
         raise InputError(f"a part starts with a name, as in 'focal,gamma=2'; got '{text}'")
-    keywords: dict[str, Any] = {}
+    keywords: dict[str, object] = {}
     for piece in pieces:
         key, equals, value = piece.partition("=")
         if not (equals and key.isidentifier() and value) or key in keywords:
@@ -123,7 +133,7 @@ def split(text: str, separator: str) -> list[str]:
     return pieces
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     if text.lower() in CONSTANTS:
         return CONSTANTS[text.lower()]
     try:
@@ -136,7 +146,7 @@ def _value(text: str) -> Any:
         return tuple(_value(item.strip()) for item in split(text[1:-1], ",")) if bracketed else text
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: object) -> object:
     """Lists as tuples: the hyperparameters of a linen module must be hashable."""
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
@@ -214,7 +224,7 @@ class Part:
     kind: Kind
     name: str
     function: Callable
-    keywords: Mapping[str, Any]
+    keywords: Mapping[str, object]
     module: str = ""
 
     @functools.cached_property
@@ -235,7 +245,7 @@ class Part:
         """
         return self.kind.positional > 1 and inspect.isclass(self.function)
 
-    def _signature(self, function: Any = None) -> list[inspect.Parameter]:
+    def _signature(self, function: Callable | None = None) -> list[inspect.Parameter]:
         try:
             return list(inspect.signature(function or self.function).parameters.values())
         except (ValueError, TypeError) as error:
@@ -256,7 +266,7 @@ class Part:
         """Whether it asks for it and has no default."""
         return self.asks(name) and self.parameters[name].default is inspect.Parameter.empty
 
-    def mark(self, name: str, default: Any = None) -> Any:
+    def mark(self, name: str, default: object = None) -> Any:
         """An attribute that the function carries, also within a `functools.partial` or a
         wrapper.
         """
@@ -267,7 +277,7 @@ class Part:
                 return default
         return getattr(function, name)
 
-    def bind(self, **supply: Any) -> Callable:
+    def bind(self, **supply: object) -> Callable:
         """The function with its hyperparameters, and with what it asks for of what is supplied.
 
         Raises:
@@ -285,7 +295,7 @@ class Part:
             made, **{name: value for name, value in keywords.items() if name not in own}
         )
 
-    def call(self, *args: Any, **supply: Any) -> Any:
+    def call(self, *args: object, **supply: object) -> Any:
         """What the bound function returns.
 
         Raises:
@@ -325,11 +335,11 @@ class Part:
         defaults = {
             name: _frozen(p.default)
             for name, p in self.parameters.items()
-            if name not in self.kind.supplies and _is_literal(p.default)
+            if name not in self.kind.supplies and is_literal(p.default)
         }
         return Spec(self.name, dict(sorted((defaults | dict(self.keywords)).items())))
 
-    def _as_default(self, name: str, value: Any) -> Any:
+    def _as_default(self, name: str, value: object) -> object:
         """A whole number where the function speaks of floats: 2 is 2.0, in one spelling."""
         parameter = self.parameters.get(name)
         floats = parameter and (
@@ -337,10 +347,10 @@ class Part:
         )
         return float(value) if floats and type(value) is int else value
 
-    def _is_default(self, name: str, value: Any) -> bool:
+    def _is_default(self, name: str, value: object) -> bool:
         default = _frozen(self.parameters[name].default)
         return (
-            _is_literal(default)
+            is_literal(default)
             and default == value
             and isinstance(default, bool) == isinstance(value, bool)
         )
@@ -349,7 +359,7 @@ class Part:
         """SHA-256 of each user's file that the part is written in, by module name."""
         if not self.path:
             return {}
-        written_in: Any = inspect.unwrap(getattr(self.function, "func", self.function))
+        written_in = inspect.unwrap(getattr(self.function, "func", self.function))
         return provenance.sources(self.module, getattr(written_in, "__module__", None))
 
     def accepted(self) -> str:
@@ -390,6 +400,21 @@ def find(kind: Kind, spec: Spec | str) -> Part:
         if part.requires(key) and key not in kind.supplies:
             raise InputError(f"{kind.name} {spec.name} needs {key}; {part.accepted()}")
     return part
+
+
+def name_of(kind: Kind, function: object) -> str:
+    """The name by which `find` finds a function or class: a built-in one, or its dotted path.
+
+    It is empty where there is none, as for a lambda or what a script defines.
+    """
+    builtin = next((name for name, known in kind.builtin().items() if known is function), "")
+    module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    if builtin or not module or module == "__main__":
+        return builtin
+    found: object = sys.modules.get(module)
+    for attribute in path.split("."):
+        found = getattr(found, attribute, None)
+    return f"{module}.{path}" if found is function else ""
 
 
 def _look_up(kind: Kind, name: str) -> tuple[str, Callable, str]:
@@ -453,13 +478,13 @@ def _load(kind: Kind, path: str) -> tuple[Callable, str]:
     raise InputError(f"{kind.name} '{path}': no module '{names[0]}', here or installed")
 
 
-def _callables(module: Any) -> list[str]:
+def _callables(module: object) -> list[str]:
     return [
         name for name, value in vars(module).items() if callable(value) and not name.startswith("_")
     ]
 
 
-def _check_value(part: Part, key: str, value: Any) -> None:
+def _check_value(part: Part, key: str, value: object) -> None:
     """Hold a value against the type that the annotation or default says, and the range that the
     docstring states.
     """
@@ -467,7 +492,7 @@ def _check_value(part: Part, key: str, value: Any) -> None:
     default, written = parameter.default, _annotated(parameter)
     if value is None and default is None:
         return
-    kind: Any = TYPES.get(written) or DEFAULTS.get(type(default))
+    kind = TYPES.get(written) or DEFAULTS.get(type(default))
     if not _is_of(kind, value):
         raise InputError(f"{said} be {TYPE_NAMES[kind]}, got {_text(value)}; {part.accepted()}")
     if items := re.fullmatch(r"(?:Sequence|list|tuple)\[(\w+)(?:, \.\.\.)?\]", written):
@@ -494,15 +519,15 @@ def _annotated(parameter: inspect.Parameter) -> str:
     )
 
 
-def _is_of(kind: Any, value: Any) -> bool:
+def _is_of(kind: Allowed, value: object) -> bool:
     return kind is None or (
         isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     )
 
 
-def _is_literal(value: Any) -> bool:
+def is_literal(value: object) -> bool:
     if isinstance(value, tuple | list):
-        return all(map(_is_literal, value))
+        return all(map(is_literal, value))
     return value is None or isinstance(value, bool | int | float | str)
 
 

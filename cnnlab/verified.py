@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnlab import files
+
 # bytes: JAX's CPU devices share the memory of an array that starts at a multiple, and copy any
 # other
 ALIGNED = 64
@@ -23,9 +25,9 @@ ALIGNED = 64
 
 def folder() -> Path:
     """$CNNLAB_CACHE, else $XDG_CACHE_HOME/cnnlab, else ~/.cache/cnnlab."""
-    if own := os.environ.get("CNNLAB_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cnnlab"
+    if chosen := os.environ.get("CNNLAB_CACHE"):
+        return files.expanded(chosen)
+    return files.expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnnlab"
 
 
 def aligned(size: int) -> np.ndarray:

@@ -1,8 +1,7 @@
 """Compare losses over paired seeds: one command, and a report that can refuse to claim.
 
-    python experiments/ablate.py --losses cross_entropy mean_squared_error focal,gamma=2
-    --label-noise 0 0.4 python experiments/ablate.py --losses cross_entropy my_module.my_loss --tune
-    lr=1e-4..1e-1 --workdir runs/mine
+    python experiments/ablate.py --losses cross_entropy focal,gamma=2 --label-noise 0 0.4
+    python experiments/ablate.py --losses cross_entropy my_module.my_loss --tune lr=1e-4..1e-1
 
 Every loss is trained from the same weights on the same batches for each seed. The same command goes
 on where a study was stopped or killed; machines that share the folder take `--shard 0/4`, `--shard
@@ -11,9 +10,7 @@ on where a study was stopped or killed; machines that share the folder take `--s
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from cnnlab import cli
+from cnnlab import cli, files
 from cnnlab.multihost import agree
 from cnnlab.study.plan import Study
 from cnnlab.training import run_folder
@@ -24,7 +21,7 @@ def main(study: Study) -> None:
 
     results = cells.conduct(study, run_folder.command())
     if results is not None:
-        paths = agree.on_first(lambda: report.write(results, Path(study.workdir).expanduser()))
+        paths = agree.on_first(lambda: report.write(results, files.expanded(study.workdir)))
         print(*report.brief(results), *paths, sep="\n", flush=True)
 
 

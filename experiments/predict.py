@@ -35,7 +35,6 @@ def main(arguments: Arguments) -> None:
     if arguments.top < 1:
         raise InputError(f"--top must be at least 1, got {arguments.top}")
 
-    import jax
     import numpy as np
 
     from cnnlab.data import image
@@ -45,12 +44,10 @@ def main(arguments: Arguments) -> None:
     trained = network.load(files.path(arguments.run), arguments.weights)
     for module in trained.changed:
         print(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
-    shape, names = tuple(trained.facts["image_shape"]), trained.facts["class_names"]
-    images = np.stack([image.read(path, shape) for path in arguments.images])
-    probabilities = jax.jit(
-        lambda x: softmax(trained.apply_fn(trained.state.params, trained.state.batch_stats, x)[0])
-    )
-    for path, p in zip(arguments.images, np.asarray(probabilities(images)), strict=True):
+    names = trained.facts.class_names
+    images = np.stack([image.read(path, trained.facts.image_shape) for path in arguments.images])
+    probabilities = np.asarray(softmax(trained.logits(images)))
+    for path, p in zip(arguments.images, probabilities, strict=True):
         best = np.argsort(-p, kind="stable")[: arguments.top]
         print(f"{path}: " + ", ".join(f"{names[k]} {p[k]:.3f}" for k in best))
 

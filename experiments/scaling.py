@@ -1,10 +1,9 @@
 """Scaling on paper: what plans of tpu_plan.py say of 1 to 256 chips, with the model of the
 all-reduce that they assume.
 
-    python experiments/tpu_plan.py --topology v5e:2x4 --batch-size 1024 --compute-dtype bfloat16
-    --json plan-8.json python experiments/tpu_plan.py --topology v5e:8x8 --batch-size 8192
-    --compute-dtype bfloat16 --json plan-64.json python experiments/scaling.py plan-8.json
-    plan-64.json --out scaling.png
+    python experiments/tpu_plan.py --topology v5e:2x4 --batch-size 1024 --json plan-8.json
+    python experiments/tpu_plan.py --topology v5e:8x8 --batch-size 8192 --json plan-64.json
+    python experiments/scaling.py plan-8.json plan-64.json --out scaling.png
 
 The first plan is carried to other numbers of chips twice: each device keeps its images, so that the
 batch grows; and the batch stays, so that each has fewer. A step is its arithmetic or traffic at the
@@ -18,12 +17,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from cnnlab import cli
 from cnnlab.errors import InputError, one_line
+from cnnlab.types import JsonObject
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def main(options: Options) -> None:
     print(options.out)
 
 
-def read(path: str) -> dict[str, Any]:
+def read(path: str) -> JsonObject:
     """A plan's figures."""
     from cnnlab.tpu import slices
 

@@ -1,15 +1,15 @@
-"""Train the airbench network from scratch as often as asked, each run one dispatch; accuracy and
-time, with intervals.
+"""Train a network from scratch as often as asked, each run one dispatch; accuracy and time.
 
-    python experiments/speedrun.py --runs 50 --target 0.94 --data-dir DIR python
-    experiments/speedrun.py --runs 50 --beside airbench94_muon.py --torch-python ../torch/bin/python
+    CONFIG=experiments/configs/airbench94.toml
+    python experiments/speedrun.py --config $CONFIG --runs 50 --target 0.94 --data-dir DIR
+    python experiments/speedrun.py --config $CONFIG --runs 50 --beside airbench94_muon.py
 
 A run's time holds its first weights, the whitening, the order of the images, all steps, and the
-test with six views of each image; compilation and a first run that is not counted come before, and
-are reported apart. The recipe is that of KellerJordan/cifar10-airbench, airbench94_muon.py. With
---beside the user's copy of that script takes turns with us, on the same images and device. On a
-CPU, where a run of all images takes 20 minutes: --validation 0.9 --batch-size 500 --epochs 4 trains
-both on a tenth of them; there the script's half precision is float32.
+test with all views of each image; compilation and a first run that is not counted come before, and
+are reported separately. With --beside, the user's copy of KellerJordan/cifar10-airbench's
+airbench94_muon.py alternates with ours, on the same images and device. On a CPU, where a run of all
+images takes 20 minutes, airbench94_tenth.toml trains both on a tenth of them; there the script's
+half precision is float32.
 """
 
 from __future__ import annotations
@@ -22,94 +22,64 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from cnnlab import cli, files
-from cnnlab.config import Config
+from cnnlab.config import PROGRESS, Config, Count, Machine, Recipe, Settings, check, flag
 from cnnlab.console import Console
 from cnnlab.errors import InputError
-from cnnlab.spec import Spec
 from cnnlab.training import run_folder
+from cnnlab.types import JsonObject
 
 WORKER = Path(__file__).parent / "benchmarks" / "airbench_torch.py"
-# What acts on a run folder, on the steps of a dispatch or on images that are read as it goes: there
-# is none here.
-IDLE = (
-    "workdir",
-    "checkpoint_steps",
-    "keep",
-    "test_on",
-    "tensorboard",
-    "dispatch_steps",
-    "workers",
-)
+IDLE = ("dispatch_steps", "workers")  # a run is one dispatch, of images in memory
 # What changes the images or labels that are trained on.
 CONDITIONS = ("label_noise", "long_tail", "fraction")
 
 
 @dataclass(frozen=True)
-class SpeedRun(Config):
-    """Train one network after another, as fast as it goes, with the airbench recipe."""
+class SpeedRun(Settings):
+    """Train one network after another, each as fast as it goes."""
 
-    runs: int = 5
+    recipe: Recipe = field(default_factory=Recipe)
+    machine: Machine = field(default_factory=Machine)
+
+    runs: Count = 5
     """Networks to train, with the seeds from --seed on."""
-    together: int = 1
+    together: Count = 1
     """Networks in one dispatch; a divisor of the runs. The time of each is its share of theirs."""
-    target: float | None = None
-    """Test accuracy that their mean shall reach, in (0, 1]; else exit status 1."""
+    target: Annotated[float, "(0, 1]"] | None = None
+    """Test accuracy that their mean must reach; else exit status 1."""
     beside: str | None = None
     """A copy of airbench94_muon.py, to run it in turns with ours."""
     torch_python: str | None = None
     """Python that has PyTorch, for --beside; None: this one."""
     json: str = "speedrun.json"
     """File to write the runs, the configuration and the versions to."""
-
-    dataset: str = "cifar10"
-    validation: float = 0.0
-    model: str = "airnet"
-    optimizer: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride] (never None once made)
-    """None: muon with airbench's rates, those of a mean loss: 1.022e-5 of the batch for the head
-    (0.67 / 256^2), 0.053 of it for the biases, and a weight decay of 2e-6 of it."""
-    learning_rate: float = 0.24
-    schedule: str = "linear"
-    loss: str = "cross_entropy+label_smoothing,alpha=0.2"
-    augment: str = "alternating_flip+crop,padding=2,mode=reflect"
-    test_views: str = "mirror_shift"
-    epochs: int = 8
-    batch_size: int = 2_000
+    progress: Annotated[str, PROGRESS] = "auto"
+    """auto (bar on a terminal, lines elsewhere), bar, lines or off."""
 
     def __post_init__(self) -> None:
-        if self.optimizer is None:
-            rates = {"head_rate": 0.67 / 256**2, "bias_rate": 0.053, "weight_decay": 2e-6}
-            keywords = {name: rate * self.batch_size for name, rate in rates.items()} | {
-                "momentum": 0.85
-            }
-            object.__setattr__(self, "optimizer", str(Spec("muon", keywords)))
-        super().__post_init__()
-        if self.together < 1 or self.runs < 1 or self.runs % self.together:
+        check(self)
+        if self.runs % self.together:
+            raise InputError(f"--runs {self.runs} must be a multiple of --together {self.together}")
+        if self.recipe.seed + self.runs > 2**32:
             raise InputError(
-                f"--runs {self.runs} must be a multiple of --together {self.together}, both at "
-                "least 1"
+                f"--seed {self.recipe.seed} leaves no {self.runs} seeds below 2**32; take a lower "
+                "one"
             )
-        if self.seed + self.runs > 2**32:
-            raise InputError(
-                f"--seed {self.seed} leaves no {self.runs} seeds below 2**32; take a smaller one"
-            )
-        if self.target is not None and not 0 < self.target <= 1:
-            raise InputError(f"--target must lie in (0, 1], got {self.target}")
-        if self.feed == "streaming":
+        if self.machine.feed == "streaming":
             raise InputError(
                 "--feed streaming has no place in a run that is one dispatch; leave it out"
             )
-        for fields, why in (
-            (IDLE, "does nothing here"),
-            (CONDITIONS if self.beside else (), "is not for --beside"),
-        ):
-            for field in fields:
-                if getattr(self, field) != getattr(Config, field):
-                    raise InputError(f"--{field.replace('_', '-')} {why}; leave it out")
+        for name in IDLE:
+            if getattr(self.machine, name) != getattr(Machine, name):
+                raise InputError(f"{flag(name)} does nothing here; leave it out")
+        for name in CONDITIONS if self.beside else ():
+            if getattr(self.recipe, name) != getattr(Recipe, name):
+                raise InputError(f"{flag(name)} is not for --beside; leave it out")
         if self.torch_python and not self.beside:
             raise InputError("--torch-python is for --beside airbench94_muon.py; give both")
 
@@ -132,7 +102,7 @@ def main(config: SpeedRun) -> None:
             range(first, first + config.together)
             for first in range(0, config.runs, config.together)
         ]
-        groups = [[config.seed + number for number in group] for group in groups]
+        groups = [[config.recipe.seed + number for number in group] for group in groups]
         built = time.perf_counter()
         console.say(
             f"read and built in {built - begun:.1f} s; compiling, and a run that does not count"
@@ -143,7 +113,7 @@ def main(config: SpeedRun) -> None:
             f"compiled and run in {before['compile and first run']:.1f} s; from here on it counts"
         )
         contestants = {"cnnlab": run} | ({"airbench": theirs} if theirs else {})
-        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
+        rows: dict[str, list[JsonObject]] = {name: [] for name in contestants}
         for number, seeds in enumerate(groups):
             for name in list(contestants)[
                 :: -1 if number % 2 else 1
@@ -171,24 +141,28 @@ def main(config: SpeedRun) -> None:
         raise SystemExit(1)
 
 
-def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list[dict[str, Any]]]:
+def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list[JsonObject]]:
     """As many seeds as run together -> for each its test accuracy, its share of the seconds, the
     peak of bytes.
     """
     import jax
 
-    from cnnlab.training import devices, loop, recipe
+    from cnnlab.training import devices, loop
+    from cnnlab.training import experiment as experiments
 
-    experiment = recipe.build(config, console, range(config.together), whole=True)
-    test = [experiment.layout.place(batch, devices.BATCH) for batch in experiment.test()]
+    experiment = experiments.build(
+        Config(config.recipe, config.machine), console, range(config.together), whole=True
+    )
+    test = [experiment.layout.place(batch, devices.BATCH) for batch in experiment.test_batches()]
 
-    def run(seeds: Sequence[int]) -> list[dict[str, Any]]:
+    def run(seeds: Sequence[int]) -> list[JsonObject]:
         start = time.perf_counter()
-        fresh = experiment.again(seeds)
-        items = list(fresh.items(0, fresh.steps_per_epoch * config.epochs))
-        state, totals = fresh.step(fresh.state, fresh.totals, items)
-        found = loop.evaluate(fresh.eval_step, state, test, seeds=len(seeds))
-        jax.block_until_ready(totals)
+        fresh = experiment.with_seeds(seeds)
+        items = list(fresh.items(0, fresh.steps_per_epoch * config.recipe.epochs))
+        end = fresh.advance(fresh.start(), items)
+        sums = fresh.program.test_sums
+        found = loop.evaluate(sums, end.state.variables, test, seeds=len(seeds))
+        jax.block_until_ready(end.totals)
         seconds = (time.perf_counter() - start) / len(seeds)
         memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         return [
@@ -202,7 +176,7 @@ def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list
 @contextlib.contextmanager
 def rival(
     config: SpeedRun, console: Console
-) -> Iterator[tuple[Callable[[Sequence[int]], list[dict[str, Any]]], dict[str, str]]]:
+) -> Iterator[tuple[Callable[[Sequence[int]], list[JsonObject]], dict[str, str]]]:
     """What `runner` gives, done by the user's airbench94_muon.py in a process asleep between runs;
     and its versions.
     """
@@ -215,17 +189,21 @@ def rival(
     if not Path(config.beside or "").is_file():
         raise InputError(f"--beside {config.beside} is no file; give a copy of airbench94_muon.py")
     on_cpu = ["cpu"] if backend.start()[0].platform == "cpu" else []
-    dataset = resolve(config).open_dataset(config.data_dir, config.image_size)
+    dataset = resolve(config.recipe).open_dataset(config.machine.data_dir, config.recipe.image_size)
     images, summary = source.decoded(
         dataset.train, console.track(f"decoding {dataset.train.name}", "reads")
     )
-    own, _ = order.split(summary.labels, config.validation, config.split_seed)
+    own, _ = order.split(summary.labels, config.recipe.validation, config.recipe.split_seed)
     test = dataset.test.read(np.arange(len(dataset.test)))
     with tempfile.TemporaryDirectory() as folder:
         arrays = {"train_images": images[own], "train_labels": summary.labels[own]}
         arrays |= {"test_images": test["image"], "test_labels": test["label"]}
         np.savez(f"{folder}/data.npz", **arrays)  # pyright: ignore[reportArgumentType]
-        options = [f"batch_size={config.batch_size}", f"epochs={config.epochs}", *on_cpu]
+        options = [
+            f"batch_size={config.recipe.batch_size}",
+            f"epochs={config.recipe.epochs}",
+            *on_cpu,
+        ]
         command = [
             config.torch_python or sys.executable,
             WORKER,
@@ -251,7 +229,7 @@ def rival(
                 raise InputError(f"{WORKER.name} ended with status {process.wait()}; see above")
             return line
 
-        def run(seeds: Sequence[int]) -> list[dict[str, Any]]:
+        def run(seeds: Sequence[int]) -> list[JsonObject]:
             rows = []
             for seed in seeds:
                 with contextlib.suppress(BrokenPipeError):  # answer says that it has ended
@@ -269,7 +247,7 @@ def rival(
 
 
 def summarised(
-    rows: list[dict[str, Any]], name: str, console: Console
+    rows: list[JsonObject], name: str, console: Console
 ) -> dict[str, dict[str, float | None]]:
     """Mean, median, deviation and 95 % interval of the mean, of accuracy and seconds; said, and as
     JSON.
@@ -300,9 +278,7 @@ def summarised(
     return summary
 
 
-def compared(
-    ours: list[dict[str, Any]], theirs: list[dict[str, Any]], console: Console
-) -> dict[str, Any]:
+def compared(ours: list[JsonObject], theirs: list[JsonObject], console: Console) -> JsonObject:
     """Our runs against those that took turns with them: the difference of accuracies, the ratio of
     times.
     """
@@ -310,7 +286,9 @@ def compared(
 
     from cnnlab.study import statistics
 
-    column = lambda rows, what: np.array([row[what] for row in rows])
+    def column(rows, what):
+        return np.array([row[what] for row in rows])
+
     difference = column(ours, "accuracy") - column(theirs, "accuracy")
     times = np.log(column(ours, "seconds") / column(theirs, "seconds"))
     rows = {"accuracy": (difference, float), "seconds": (times, lambda x: float(np.exp(x)))}

@@ -2,8 +2,7 @@
 without any TPU.
 
     python experiments/tpu_plan.py --topology v5e:4x8 --batch-size 8192 --model airnet --seeds 8
-    python experiments/tpu_plan.py --topology v5p:2x2x2 --batch-size 1024 --compute-dtype bfloat16
-    --price 4.20
+    python experiments/tpu_plan.py --topology v5p:2x2x2 --batch-size 1024 --price 4.20
 
 The flags are those of train.py and ablate.py. It needs `pip install -e '.[tpu]'` on an x86 Linux
 machine, and no data. Memory, operations, traffic and collectives are those that the TPU's compiler
@@ -18,16 +17,19 @@ import dataclasses
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cnnlab import cli
-from cnnlab.config import Config, Training
+from cnnlab.config import Config, Count, Machine, Recipe, Settings, check
 from cnnlab.errors import InputError
+from cnnlab.types import JsonObject
 
 if TYPE_CHECKING:
     from cnnlab.tpu import slices
+    from cnnlab.training.program import Program
 
 # image shape, classes, training images
 KNOWN = {
@@ -38,47 +40,38 @@ KNOWN = {
 
 
 @dataclass(frozen=True)
-class Plan(Training):
+class Plan(Settings):
     """Plan a training run for a TPU slice."""
+
+    recipe: Recipe = field(default_factory=partial(Recipe, dataset="cifar10"))
+    machine: Machine = field(default_factory=Machine)
 
     topology: str = "v5e:2x4"
     """The slice: generation (v3, v4, v5e, v5p, v6e) and shape in chips, as v5e:4x8 or v5p:2x2x4;
     256 chips at most.
     """
-    dataset: str = "cifar10"
-    """shapes10, cifar10, mnist, or another with --image-shape, --classes and --images."""
     image_shape: tuple[int, ...] | None = None
-    """Height, width and channels of another data set's images."""
-    classes: int | None = None
+    """Height, width and channels of another data set than shapes10, cifar10 and mnist."""
+    classes: Annotated[int, "[2, inf)"] | None = None
     """Its classes."""
-    images: int | None = None
+    images: Count | None = None
     """Its training images, of which --validation are held out."""
-    loss: str = "cross_entropy"
-    """As for train.py."""
-    seeds: int | None = None
+    seeds: Count | None = None
     """Networks trained together, as ablate.py trains them; None: one, as train.py does."""
-    price: float | None = None
+    price: Annotated[float, "(0, 1e6)"] | None = None
     """Of a chip for an hour, in any currency; then the cost of the run is printed."""
     json: str | None = None
     """File for the same as JSON."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.seeds is not None and self.seeds < 1:
-            raise InputError(f"--seeds must be at least 1, got {self.seeds}")
+        check(self)
         shape = self.image_shape
         if shape is not None and (len(shape) != 3 or min(shape) < 1):
             raise InputError(
                 f"--image-shape is height, width and channels, such as 64 64 3; got {shape}"
             )
-        if self.parallel == "pmap":
+        if self.machine.parallel == "pmap":
             raise InputError("--parallel pmap is not planned for; take sharded")
-        for name, least in (("classes", 2), ("images", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"--{name} must be at least {least}, got {value}")
-        if self.price is not None and not 0 < self.price < 1e6:
-            raise InputError(f"--price must be positive, got {self.price}")
 
 
 def main(plan: Plan) -> None:
@@ -109,15 +102,15 @@ def main(plan: Plan) -> None:
         Path(plan.json).write_text(json.dumps(told, indent=2) + "\n")
 
 
-def build(plan: Plan, where: slices.Slice) -> Any:
+def build(plan: Plan, where: slices.Slice) -> Program:
     """The train step of a plan, for its slice."""
     import numpy as np
 
-    from cnnlab.data import feed
+    from cnnlab.data.facts import DataFacts
     from cnnlab.parts import resolve
-    from cnnlab.training import program, recipe
+    from cnnlab.training import experiment, program
 
-    shape, classes, images = KNOWN.get(plan.dataset, (None, None, None))
+    shape, classes, images = KNOWN.get(plan.recipe.dataset, (None, None, None))
     shape, classes, images = (
         plan.image_shape or shape,
         plan.classes or classes,
@@ -125,29 +118,30 @@ def build(plan: Plan, where: slices.Slice) -> Any:
     )
     if shape is None or classes is None or images is None:
         raise InputError(
-            f"--dataset {plan.dataset}: say --image-shape H W C, --classes K and --images N"
+            f"--dataset {plan.recipe.dataset}: say --image-shape H W C, --classes K and --images N"
         )
-    config = Config(
-        **{f.name: getattr(plan, f.name) for f in dataclasses.fields(Training)}, loss=plan.loss
-    )
-    parts = resolve(config)
+    config = Config(plan.recipe, plan.machine)
+    parts = resolve(config.recipe)
     if parts.needs_teacher:
         raise InputError(
-            f"--loss {plan.loss} has a teacher's network in its step, which is not planned for"
+            f"--loss {plan.recipe.loss} has a teacher's network in its step, which is not planned "
+            f"for"
         )
-    kept = images - round(images * plan.validation)
-    if kept < plan.batch_size:
+    kept = images - round(images * plan.recipe.validation)
+    if kept < plan.recipe.batch_size:
         raise InputError(
-            f"--batch-size {plan.batch_size} is larger than the {kept} training images"
+            f"--batch-size {plan.recipe.batch_size} is larger than the {kept} training images"
         )
-    resident = plan.feed == "resident" or (
-        plan.feed == "auto" and images * np.prod(shape) <= feed.RESIDENT_LIMIT
+    facts = DataFacts(
+        class_names=tuple(map(str, range(classes))),
+        image_shape=tuple(shape),
+        mean=(127.5,) * shape[-1],
+        std=(63.75,) * shape[-1],
+        class_counts=tuple(np.diff(np.arange(classes + 1) * kept // classes).tolist()),
+        num_images=images,
     )
-    counts = np.diff(np.arange(classes + 1) * kept // classes)
-    middle = np.full(shape[-1], 127.5)
-    facts = program.Facts(tuple(shape), middle, middle / 2, counts, images if resident else None)
-    layout = recipe.layout(config, parts, plan.seeds, where.devices)
-    made = program.build(config, parts, layout, facts, plan.seeds)
+    layout = experiment.choose_layout(config, parts, plan.seeds, where.devices)
+    made = program.build(config, parts, layout, facts)
     made.arguments()  # refuses a model that the images are too small for
     return made
 
@@ -157,22 +151,25 @@ def what_fits(plan: Plan, where: slices.Slice) -> str:
     from cnnlab.tpu import slices
 
     smaller = plan
-    while smaller.batch_size % 2 == 0 and smaller.batch_size // 2 >= len(where.devices):
-        smaller = dataclasses.replace(smaller, batch_size=smaller.batch_size // 2)
+    while smaller.recipe.batch_size % 2 == 0 and smaller.recipe.batch_size // 2 >= len(
+        where.devices
+    ):
+        smaller = smaller.replace(batch_size=smaller.recipe.batch_size // 2)
         try:
             memory = slices.cost(build(smaller, where)).memory
         except InputError:  # too large still, or not to be divided
             continue
-        more = plan.batch_size // smaller.batch_size
+        more = plan.recipe.batch_size // smaller.recipe.batch_size
         needs = f"with {memory / slices.GIB:.1f} GiB a device"
         return (
-            f"--batch-size {smaller.batch_size} does, {needs}, and so should this batch on {more} "
+            f"--batch-size {smaller.recipe.batch_size} does, {needs}, and so should this batch on "
+            f"{more} "
             "times the chips"
         )
     return "no smaller batch does: fewer --seeds, narrower layers or --feed streaming"
 
 
-def report(plan: Plan, where: slices.Slice, made: Any, found: slices.Cost) -> dict[str, Any]:
+def report(plan: Plan, where: slices.Slice, made: Program, found: slices.Cost) -> JsonObject:
     """The plan's figures by name."""
     from cnnlab.tpu import slices
 
@@ -184,8 +181,8 @@ def report(plan: Plan, where: slices.Slice, made: Any, found: slices.Cost) -> di
         "devices": len(where.devices),
         "devices_used": made.layout.device_count,
         "mesh": [made.layout.mesh.shape[axis] for axis in ("seed", "data")],
-        "seeds": made.seeds or 1,
-        "batch_size": plan.batch_size,
+        "seeds": made.layout.seeds or 1,
+        "batch_size": plan.recipe.batch_size,
         "steps_per_epoch": made.steps_per_epoch,
         "dispatch_steps": made.dispatch_steps,
         "capacity": where.chip.memory / where.chip.cores,
@@ -195,15 +192,20 @@ def report(plan: Plan, where: slices.Slice, made: Any, found: slices.Cost) -> di
         ),
         "step_seconds": seconds,
         "bound_by": by,
-        "images_per_second": plan.batch_size * (made.seeds or 1) / seconds,
-        "run_seconds": seconds * made.steps_per_epoch * plan.epochs,
+        "images_per_second": plan.recipe.batch_size * (made.layout.seeds or 1) / seconds,
+        "run_seconds": seconds * made.steps_per_epoch * plan.recipe.epochs,
     }
 
 
-def lines(plan: Plan, told: dict[str, Any]) -> list[str]:
+def lines(plan: Plan, told: JsonObject) -> list[str]:
     """The plan for a person to read."""
-    many = lambda n, what: f"{n:,} {what}{'s' * (n != 1)}"
-    mib = lambda name: f"{told[name] / 2**20:,.1f}"
+
+    def many(n, what):
+        return f"{n:,} {what}{'s' * (n != 1)}"
+
+    def mib(name):
+        return f"{told[name] / 2**20:,.1f}"
+
     apart, shared = told["mesh"]
     used, memory = (
         told["devices_used"],
@@ -214,11 +216,12 @@ def lines(plan: Plan, told: dict[str, Any]) -> list[str]:
     said = [
         f"{plan.topology}: {many(told['chips'], 'chip')} on {many(told['hosts'], 'host')}, "
         f"{many(told['devices'], 'device')}{unused}",
-        f"step         {plan.model}, {plan.loss}, {plan.compute_dtype}, "
-        f"{many(told['seeds'], 'seed')}, batch {plan.batch_size:,}, "
+        f"step         {plan.recipe.model}, {plan.recipe.loss}, {plan.recipe.compute_dtype}, "
+        f"{many(told['seeds'], 'seed')}, batch {plan.recipe.batch_size:,}, "
         f"{many(told['dispatch_steps'], 'step')} a dispatch",
         f"mesh         {apart}x{shared}: {many(told['seeds'] // apart, 'seed')} a device, each "
-        f"seed's batch over {many(shared, 'device')}, {many(plan.batch_size // shared, 'image')} "
+        f"seed's batch over {many(shared, 'device')}, "
+        f"{many(plan.recipe.batch_size // shared, 'image')} "
         "each",
         f"memory       {mib('arguments')} MiB arguments + {mib('temporaries')} temporaries + "
         f"{mib('outputs')} output, {memory / told['capacity']:.1%} of a device's "
@@ -245,7 +248,8 @@ def lines(plan: Plan, told: dict[str, Any]) -> list[str]:
         f"step time    about {told['step_seconds'] * 1e3:.3f} ms by published speeds, mostly "
         f"{told['bound_by']}: {told['images_per_second']:,.0f} images/s; by the compiler: "
         f"{compiler}",
-        f"run          {many(plan.epochs, 'epoch')} of {many(told['steps_per_epoch'], 'step')}: "
+        f"run          {many(plan.recipe.epochs, 'epoch')} of "
+        f"{many(told['steps_per_epoch'], 'step')}: "
         f"about {told['run_seconds']:,.2f} s, without start, compilation and tests",
     ]
     if plan.price:

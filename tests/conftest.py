@@ -2,11 +2,13 @@
 
 import fcntl
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-collect_ignore = ["golden"]  # scripts that make the tables; what they need is no dependency
+# scripts that make the tables, whose packages are no dependencies; what tests share
+collect_ignore = ["golden", "support"]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
@@ -35,10 +37,21 @@ def own_folders(tmp_path_factory):
             os.environ[name] = value
 
 
+@pytest.fixture(autouse=True)
+def no_processes(request, monkeypatch):
+    """A test of the default tier starts no process; `slow` and `machines` may."""
+    if not {"slow", "machines"} & {mark.name for mark in request.node.iter_markers()}:
+
+        def refuse(self, args, *_, **__):
+            pytest.fail(f"a test that starts a process is marked slow or machines: {args}")
+
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+
+
 @pytest.fixture(scope="session")
 def tfds_root(own_folders) -> Path:
     """A TFDS data directory with `tiny`: 200 + 50 images of 8x8x3 in 3 classes. Read only."""
-    from run_worker import drawn, write_dataset
+    from small_data import drawn, write_dataset
 
     root = own_folders / "tfds"
     root.mkdir(exist_ok=True)

@@ -80,9 +80,21 @@ def test_no_circles():
     assert len(list(TopologicalSorter(graph).static_order())) >= len(MODULES)
 
 
-def test_the_package_itself_is_only_the_map():
-    tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    assert [type(node) for node in tree.body] == [ast.Expr, ast.Assign]
+@pytest.mark.slow
+def test_importing_the_package_imports_nothing_else():
+    code = """
+import sys
+before = set(sys.modules)
+import cnnlab
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+assert new <= {"cnnlab", *sys.stdlib_module_names}, new
+assert [name for name in sys.modules if name.startswith("cnnlab.")] == []
+assert cnnlab.train and cnnlab.evaluate and cnnlab.load
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        cnnlab.trian  # noqa: B018
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
@@ -114,6 +126,7 @@ def test_every_public_function_of_losses_and_softmax_shows_an_example():
     assert not [f[:2] for f in functions if ">>> " not in f[2]]
 
 
+@pytest.mark.slow
 def test_no_module_brings_tensorflow():
     skipped = [
         m for m in map(dotted, MODULES) if m.endswith("_dataset_builder")

@@ -1,17 +1,18 @@
 """Flags, exit statuses; errors of the user are one line."""
 
 import io
+import json
 import os
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from cnnlab import cli
-from cnnlab.config import FORMER, Config
+from cnnlab.config import FORMER, Config, Recipe, Settings
 from cnnlab.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -53,9 +54,9 @@ def test_parse():
     config = cli.parse(
         Config, ["--seed", "3", "--metrics", "my.worst", "my.mean,over=2", "--no-tensorboard"]
     )
-    assert config == Config(seed=3, metrics=("my.worst", "my.mean,over=2"), tensorboard=False)
+    assert config == Config.of(seed=3, metrics=("my.worst", "my.mean,over=2"), tensorboard=False)
     spec = "cnn,widths=[8,16],pool=average"
-    assert cli.parse(Config, ["--model", spec, "--augment", "flip+crop,padding=2"]) == Config(
+    assert cli.parse(Config, ["--model", spec, "--augment", "flip+crop,padding=2"]) == Config.of(
         model=spec, augment="flip+crop,padding=2"
     )
 
@@ -93,9 +94,7 @@ def test_help_says_what_there_is(capsys):
 
 
 def test_a_bad_value_of_the_configuration_is_an_input_error():
-    with pytest.raises(
-        InputError, match=r"^--learning-rate must be positive and finite, got -1\.0$"
-    ):
+    with pytest.raises(InputError, match=r"^--learning-rate must lie in \(0, inf\), got -1\.0$"):
         cli.parse(Config, ["--learning-rate", "-1"])
     with pytest.raises(InputError, match="did you mean 'resident'"):
         cli.parse(Config, ["--feed", "residents"])
@@ -103,6 +102,37 @@ def test_a_bad_value_of_the_configuration_is_an_input_error():
         cli.parse(Config, ["--optimizer", "sgd,0.9"])
 
 
+def test_files_of_settings_are_overridden_by_flags(tmp_path):
+    """Wherever --config stands, the last file first."""
+    file, run = tmp_path / "a.toml", tmp_path / "config.json"
+    file.write_text('loss = "focal"\nepochs = 3\n[machine]\ndevices = 2\n')
+    stored = Config.of(epochs=5, seed=2, clip_norm=1.0, keep=9, metrics=("my.a",), workdir="here")
+    run.write_text(json.dumps(stored.to_json() | {"written": {}, "sources": {}}))
+    assert cli.parse(Config, ["--config", str(file)]) == Config.of(
+        loss="focal", epochs=3, devices=2
+    )
+    flags = ["--epochs", "7", f"--config={file}", "--loss", "mse", "--metrics"]
+    assert cli.parse(Config, flags) == Config.of(loss="mse", epochs=7, devices=2)
+    assert cli.parse(Config, ["--config", str(run)]) == stored.replace(workdir=None)
+    both = cli.parse(Config, ["--config", str(run), "--config", str(file)])
+    assert both == stored.replace(workdir=None, loss="focal", epochs=3, devices=2)
+
+
+def test_a_run_s_settings_that_a_command_has_not_are_left_out_and_others_refused(tmp_path):
+    @dataclass(frozen=True)
+    class Job(Settings):
+        recipe: Recipe = field(default_factory=Recipe)
+
+    (tmp_path / "config.json").write_text(json.dumps(Config.of(seed=2, keep=9).to_json()))
+    assert cli.parse(Job, ["--config", str(tmp_path / "config.json")]) == Job(Recipe(seed=2))
+    (tmp_path / "a.toml").write_text("keep = 9\n")
+    with pytest.raises(InputError, match="a\\.toml: unknown setting 'keep'"):
+        cli.parse(Job, ["--config", str(tmp_path / "a.toml")])
+    with pytest.raises(InputError, match="--config takes a file"):
+        cli.parse(Job, ["--config"])
+
+
+@pytest.mark.slow
 def test_a_former_flag_is_answered_with_its_new_spelling():
     for flag, spelling in FORMER.items():
         for args in (
@@ -125,7 +155,7 @@ def test_the_new_spelling_of_a_former_flag_is_understood(flag):
     from cnnlab import parts
 
     config = cli.parse(Config, shlex.split(FORMER[flag])[:2])
-    assert config != Config() and parts.resolve(config)
+    assert config != Config() and parts.resolve(config.recipe)
 
 
 def test_a_former_flag_that_is_a_flag_of_this_command_is_its_own():
@@ -210,6 +240,7 @@ cli.main(body, Small, [])
 """
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error():
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     with subprocess.Popen(
@@ -224,6 +255,7 @@ def test_a_reader_that_goes_away_is_no_error():
         assert process.wait(timeout=60) == 0
 
 
+@pytest.mark.slow
 def test_the_command_line_brings_no_jax():
     code = (
         "import sys, cnnlab.cli, cnnlab.config, cnnlab.spec; print(sorted({m.split('.')[0] for m "

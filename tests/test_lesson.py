@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lesson_example import LESSONS, lesson
-from test_experiments import one_line_error, script
+from scripts import one_line_error, script
 
 from cnnlab import lesson as lessons
 from cnnlab.errors import InputError
 from cnnlab.lesson import Claim, Lesson, Table, Text
 
+pytestmark = pytest.mark.slow
 SCRIPTS = sorted(path for path in LESSONS.glob("*.py"))
 TAUGHT = [path.stem for path in SCRIPTS if path.stem != "all"]
 

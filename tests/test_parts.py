@@ -2,7 +2,6 @@
 studies.
 """
 
-import dataclasses
 import inspect
 import re
 import shlex
@@ -14,25 +13,27 @@ import numpy as np
 import optax
 import pytest
 import user_parts
-from test_experiments import one_line_error, script
+from scripts import one_line_error, script
 
 from cnnlab import augment, docstrings, losses, models, optim, parts, spec
-from cnnlab.config import Config
+from cnnlab.config import Config, Machine, Recipe
 from cnnlab.console import Console
+from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
 from cnnlab.parts import KINDS
 from cnnlab.spec import Part
 from cnnlab.study import cells
 from cnnlab.study.board import Board
 from cnnlab.study.plan import Study
-from cnnlab.training import network, recipe
+from cnnlab.training import experiment, network
 from cnnlab.training.devices import BATCH
 from cnnlab.training.devices import layout as choose
+from cnnlab.training.run import in_memory
 from cnnlab.training.step import Objective, _apart, _together
 
 ROOT = Path(__file__).parents[1]
 EVERY = [(kind, name) for kind in KINDS for name in KINDS[kind].builtin()]
-TINY = Config(
+TINY = Config.of(
     dataset="tiny", model="mlp,hidden=[8]", batch_size=20, epochs=2, learning_rate=0.01, devices=1
 )
 
@@ -52,7 +53,7 @@ def failure(call, *args) -> str:
 
 def trained(**changes):
     """A run in memory on the tiny data set: the experiment, and its progress."""
-    return recipe.trained(dataclasses.replace(TINY, **changes))
+    return in_memory(TINY.replace(**changes))
 
 
 # The built-in parts
@@ -100,7 +101,7 @@ def test_short_names_and_paths_of_cnnlab_are_the_same_part():
 def test_an_unknown_name_is_an_error(kind):
     if kind == "dataset":
         message = failure(
-            parts.resolve(dataclasses.replace(TINY, dataset="cifar11")).open_dataset, None, None
+            parts.resolve(TINY.replace(dataset="cifar11").recipe).open_dataset, None, None
         )
     else:
         message = failure(spec.find, KINDS[kind], "surely_unknown")
@@ -115,6 +116,7 @@ def test_optax_is_named_by_its_path():
     assert "lion" in failure(spec.find, KINDS["optimizer"], "optax.lionn")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["optax.lion,b1=0.95", "optax.contrib.prodigy", "optax.adamw,weight_decay=1e-2"]
 )
@@ -129,18 +131,19 @@ def test_optimizers_of_optax_take_their_own_step(text, tfds_root):
         "epochs": 1,
     }
     _, progress = trained(**changes)
-    experiment = recipe.build(dataclasses.replace(TINY, **changes), Console("off"))
+    built = experiment.build(TINY.replace(**changes))
     tx = part.function(rate, **part.keywords)
-    params, state = experiment.state.params, tx.init(experiment.state.params)
+    params = built.start().state.params
+    state = tx.init(params)
 
     def loss(params, images, labels):
         return losses.cross_entropy(
             models.MLP(3, hidden=(8,)).apply({"params": params}, images), labels
         ).mean()
 
-    dataset = parts.resolve(TINY).open_dataset(None, None)
-    mean, std = (np.array(experiment.facts[name], np.float32) for name in ("mean", "std"))
-    for item in experiment.items(0, experiment.steps_per_epoch):
+    dataset = parts.resolve(TINY.recipe).open_dataset(None, None)
+    mean, std = (np.array(values, np.float32) for values in (built.facts.mean, built.facts.std))
+    for item in built.items(0, built.steps_per_epoch):
         images = augment.normalise(
             jnp.asarray(dataset.train.read(item["image"])["image"]), mean, std
         )
@@ -197,17 +200,16 @@ def test_optimizers_of_optax_take_their_own_step(text, tfds_root):
     ],
 )
 def test_a_setting_without_effect_is_refused(changes, words, tfds_root):
-    config = dataclasses.replace(TINY, **changes)
-    assert words in failure(recipe.build, config, Console("off"))
+    assert words in failure(experiment.build, TINY.replace(**changes))
 
 
 def test_the_kind_of_noise_needs_noise():
     assert "--noise asymmetric has no effect without --label-noise" in failure(
-        lambda: Config(noise="asymmetric")
+        lambda: Config.of(noise="asymmetric")
     )
     study = {"losses": ("ce", "mse"), "noise": "asymmetric"}
-    assert "has no effect without --label-noise" in failure(lambda: Study(**study))
-    assert Study(**study, label_noise=(0.0, 0.4)).noise == "asymmetric"
+    assert "has no effect without --label-noise" in failure(lambda: Study.of(**study))
+    assert Study.of(**study, label_noise=(0.0, 0.4)).noise == "asymmetric"
 
 
 # The user's own parts: a file each in train.py (the README's), all of them in a study
@@ -248,23 +250,22 @@ def test_the_readme_changes_seven_things():
         assert len(lines) <= 8, name
 
 
-@pytest.mark.parametrize("what", ROWS)
-def test_the_readmes_own_part_trains(what, tfds_root, tmp_path):
-    """A real process in a folder that holds nothing but the file: no edit of cnnlab."""
+@pytest.mark.slow
+def test_the_readmes_own_parts_train(tfds_root, tmp_path):
+    """A real process in a folder that holds nothing but the files: no edit of cnnlab."""
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    flags = shlex.split(re.search(r"`(.*)`", ROWS[what][-1])[1])
-    data = [] if what == "data set" else ["--dataset", "tiny"]
+    flags = [
+        word for row in ROWS.values() for word in shlex.split(re.search(r"`(.*)`", row[-1])[1])
+    ]
+    assert sum(flag.startswith("--") for flag in flags) == 7
     small = ["--epochs", 1, "--batch-size", 20, "--workdir", tmp_path / "run"]
-    done = script("train", *flags, *data, *small, cwd=tmp_path)
+    done = script("train", *flags, *small, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "test, last weights" in done.stdout
-    if what == "metric":
-        assert "confidence" in done.stdout
-    if what in ("metric", "data set"):  # the others are the same to it
-        evaluated = script("evaluate", tmp_path / "run", cwd=tmp_path)
-        assert evaluated.returncode == 0, evaluated.stderr
-        assert done.stdout.splitlines()[-2].partition(": ")[2] in evaluated.stdout
+    assert "test, last weights" in done.stdout and "confidence" in done.stdout
+    evaluated = script("evaluate", tmp_path / "run", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert done.stdout.splitlines()[-2].partition(": ")[2] in evaluated.stdout
 
 
 @pytest.mark.parametrize("what", ROWS)
@@ -274,7 +275,7 @@ def test_the_readmes_built_in_parts_are_found(what):
     for text in flags:
         name, value = shlex.split(text)
         field = name.removeprefix("--").replace("-", "_")
-        parts.resolve(Config(**{field: (value,) if field == "metrics" else value}))
+        parts.resolve(Recipe.of(**{field: (value,) if field == "metrics" else value}))
 
 
 OWN = {
@@ -287,9 +288,10 @@ OWN = {
 }
 
 
+@pytest.mark.slow
 def test_own_parts_in_a_study(tmp_path):
     """All seven kinds, and a corruption; the verdicts are about the user's own metric."""
-    study = Study(
+    study = Study.of(
         **OWN, losses=("cross_entropy", "user_parts.penalised,alpha=0.5"), metric="top2_of_mine",
         seeds=2, epochs=2,
         batch_size=20, learning_rate=0.05, validation=0.1, devices=1, progress="off",
@@ -298,16 +300,16 @@ def test_own_parts_in_a_study(tmp_path):
     found = cells.run(study, Board("off", 2), "COMMAND")
     assert found is not None
     (row,) = found.cells
-    assert [cell["loss"] for cell in row] == ["cross_entropy", "user_parts.penalised,alpha=0.5"]
+    assert [cell.loss for cell in row] == ["cross_entropy", "user_parts.penalised,alpha=0.5"]
     for cell in row:
-        assert cell["counts"] == {
+        assert cell.counts == {
             "train": 54,
             "validation": 9,
             "test": 90,
         }  # a third less in training
-        assert {"not_last", "top2_of_mine"} <= set(cell["runs"][0]["test"])
-        assert cell["config"]["model"] == "user_parts.Net,features=4"
-        assert "validation_not_last" in cell["runs"][0]["history"][0]
+        assert {"not_last", "top2_of_mine"} <= set(cell.runs[0].test)
+        assert cell.config["model"] == "user_parts.Net,features=4"
+        assert "validation_not_last" in cell.runs[0].history[0]
     from cnnlab.study import report
 
     paths = report.write(found, tmp_path)
@@ -318,8 +320,10 @@ def test_own_parts_in_a_study(tmp_path):
     assert again is not None and again.cells == found.cells
 
 
+@pytest.mark.slow
 def test_arms_that_are_one_under_two_names_are_refused(tmp_path, tfds_root):
-    study = Study(dataset="tiny", model="mlp,hidden=[8]", losses=("ce", "mse"), seeds=2, epochs=1,
+    study = Study.of(dataset="tiny", model="mlp,hidden=[8]", losses=("ce", "mse"),
+        seeds=2, epochs=1,
         batch_size=20,
                   devices=1, progress="off", workdir=str(tmp_path))  # fmt: skip
     for changes, names in (
@@ -330,21 +334,17 @@ def test_arms_that_are_one_under_two_names_are_refused(tmp_path, tfds_root):
             "'ce, optimizer adam' and 'ce, optimizer adam,b1=0.9'",
         ),
     ):
-        message = failure(
-            cells.run, dataclasses.replace(study, **changes), Board("off", 1), "COMMAND"
-        )
+        message = failure(cells.run, study.replace(**changes), Board("off", 1), "COMMAND")
         assert f"{names} are the same under two names" in message
     first = cells.run(study, Board("off", 1), "COMMAND")
-    again = cells.run(
-        dataclasses.replace(study, losses=("cross_entropy", "mse")), Board("off", 1), "COMMAND"
-    )
+    again = cells.run(study.replace(losses=("cross_entropy", "mse")), Board("off", 1), "COMMAND")
     assert first is not None and again is not None
-    assert (
-        again.cells[0][0]["runs"] == first.cells[0][0]["runs"]
-    )  # nothing is trained for another spelling
+    # nothing is trained for another spelling
+    assert again.cells[0][0].runs == first.cells[0][0].runs
     assert len(list((tmp_path / "cells").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_run_whose_user_file_has_changed_is_not_resumed(tmp_path, tfds_root):
     """Also where it is finished: the summary would be another loss's."""
     text = (
@@ -374,6 +374,7 @@ def test_a_run_whose_user_file_has_changed_is_not_resumed(tmp_path, tfds_root):
     assert script("train", *small, "--epochs", 2, cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_user_s_module_that_computes_leaves_the_cpu_its_devices(tmp_path, tfds_root):
     """JAX starts with whatever computes first: that must not be with one CPU device."""
     (tmp_path / "computes_here.py").write_text(
@@ -432,15 +433,17 @@ def test_arrays_that_cannot_be_a_data_set():
     )
 
 
+@pytest.mark.slow
 def test_a_user_s_network_learns_with_everything_else_built_in(tfds_root):
     _, progress = trained(model="user_parts.Net", epochs=6, learning_rate=0.05)
     assert progress.history[-1]["validation_accuracy"] > 0.6
 
 
+@pytest.mark.slow
 def test_statistics_of_each_device_alone_are_announced_once(tfds_root, capsys):
 
     def build(model, devices):
-        recipe.build(dataclasses.replace(TINY, model=model, devices=devices), Console("lines"))
+        in_memory(TINY.replace(model=model, devices=devices, epochs=1), Console("lines"))
 
     build("user_parts.Net", 2)
     said = capsys.readouterr().out
@@ -503,14 +506,13 @@ BROKEN = [
 
 @pytest.mark.parametrize(("field", "text", "words"), BROKEN)
 def test_a_part_that_does_not_keep_its_contract(field, text, words, tfds_root):
-    assert words in failure(
-        recipe.build, dataclasses.replace(TINY, **{field: text}), Console("off")
-    )
+    assert words in failure(experiment.build, TINY.replace(**{field: text}))
 
 
 # What a loss may ask for
 
 
+@pytest.mark.slow
 def test_features_are_the_input_of_the_head():
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     for model in (
@@ -520,16 +522,21 @@ def test_features_are_the_input_of_the_head():
     ):
         variables = model.init(jax.random.key(1), images)
         apply_fn = network.apply_for_training(model, features=True)
-        stats = variables.get("batch_stats", {})
-        logits, _, features = apply_fn(variables["params"], stats, images, jax.random.key(2))
+        variables = {"batch_stats": {}, **variables}
+        logits, _, features = apply_fn(variables, images, jax.random.key(2))
         head = variables["params"].get("MLP_0", variables["params"])
         head = head[max(name for name in head if name.startswith("Dense"))]
         bias = head.get("bias", np.zeros(3, np.float32))[None]
         np.testing.assert_allclose(features @ head["kernel"] + bias, logits, rtol=1e-5, atol=1e-5)
-        evaluated = network.apply_for_evaluation(
-            model, np.zeros(3), np.ones(3), "mirror", features=True
+        facts = DataFacts(
+            class_names=("a", "b", "c"),
+            image_shape=images.shape[1:],
+            mean=(0.0,) * 3,
+            std=(1.0,) * 3,
+            class_counts=(1,) * 3,
         )
-        logits, features = evaluated(variables["params"], stats, images)
+        evaluated = network.apply_for_evaluation(model, facts, "mirror", features=True)
+        logits, features = evaluated(variables, images)
         np.testing.assert_allclose(features @ head["kernel"] + bias, logits, rtol=1e-5, atol=1e-5)
 
 
@@ -537,7 +544,7 @@ def objective_of(loss, **fields):
     """The objective of a run on three classes, 10 steps an epoch, 4 epochs; epochs and progress are
     those of a step.
     """
-    found = parts.resolve(Config(loss=loss, **fields))
+    found = parts.resolve(Recipe.of(loss=loss, **fields))
     return Objective(found.build_loss(3, np.array([100, 10, 1])), found.loss_asks, 40, 10)
 
 
@@ -565,7 +572,7 @@ def test_deferred_reweighting():
     np.testing.assert_allclose(at(objective, 29), plain, rtol=1e-6)
     weights = losses.effective_number(counts)[np.array(LABELS)]
     np.testing.assert_allclose(at(objective, 30), weights * plain, rtol=1e-5)
-    found = parts.resolve(Config(loss="user_parts.deferred_ldam", model="cnn,widths=[2]"))
+    found = parts.resolve(Recipe.of(loss="user_parts.deferred_ldam", model="cnn,widths=[2]"))
     assert found.build_model(3).head == "cosine"  # the mark is the user's
 
 
@@ -575,6 +582,7 @@ def test_progress_runs_from_zero_to_one():
         np.testing.assert_allclose(at(objective, step), factor * plain, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss", ["user_parts.deferred_ldam,start=1", "user_parts.focal_schedule,change=1",
              "user_parts.faded",
@@ -585,20 +593,19 @@ def test_losses_that_ask_are_trained(loss, tfds_root):
     assert progress.history[-1]["validation_accuracy"] > 0.6
 
 
+@pytest.mark.slow
 def test_jensen_shannon_is_trained_on_views(tfds_root):
     """Against the step by hand: views by the same keys, one pass of the network, the loss of all
     three.
     """
-    config = dataclasses.replace(TINY, loss="jensen_shannon,weight=2",
+    config = TINY.replace(loss="jensen_shannon,weight=2",
                                  augment="views,count=2+flip+crop,padding=2",
                                  model="cnn,widths=[4],hidden=[8]", epochs=3)  # fmt: skip
-    _, progress = recipe.trained(config)
+    _, progress = in_memory(config)
     assert progress.history[-1]["validation_accuracy"] > 0.6
-    words = failure(recipe.build, dataclasses.replace(config, augment="flip"), Console("off"))
+    words = failure(experiment.build, config.replace(augment="flip"))
     assert "--augment views+flip+crop makes some" in words
-    words = failure(
-        recipe.build, dataclasses.replace(config, augment="views+mixup"), Console("off")
-    )
+    words = failure(experiment.build, config.replace(augment="views+mixup"))
     assert "changes labels and cannot follow views" in words
 
 
@@ -613,13 +620,9 @@ def test_views_pass_the_network_together_and_come_apart():
 def test_features_have_the_shape_of_the_model_s_own(tfds_root):
     """A loss that needs them in one form is held against the network at hand."""
     ask = {"loss": "user_parts.compact"}
-    words = failure(
-        recipe.build,
-        dataclasses.replace(TINY, **ask, model="user_parts.WithoutLayers"),
-        Console("off"),
-    )
+    words = failure(experiment.build, TINY.replace(**ask, model="user_parts.WithoutLayers"))
     assert "calls no layer, and so has no features" in words
-    recipe.build(dataclasses.replace(TINY, **ask), Console("off"))
+    experiment.build(TINY.replace(**ask))
 
 
 def test_other_forms_of_a_loss():
@@ -640,18 +643,19 @@ def test_other_forms_of_a_loss():
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_no_head_is_announced(tfds_root, capsys):
-    recipe.build(
-        dataclasses.replace(TINY, model="user_parts.Net", loss="arcface"), Console("lines")
-    )
+    config = TINY.replace(loss="arcface", epochs=1)
+    in_memory(config.replace(model="user_parts.Net"), Console("lines"))
     assert "model user_parts.Net takes no head" in capsys.readouterr().out
-    recipe.build(dataclasses.replace(TINY, loss="arcface"), Console("lines"))
+    in_memory(config, Console("lines"))
     assert "takes no head" not in capsys.readouterr().out
 
 
 # Augmentations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["pmap", "sharded"])
 @pytest.mark.parametrize(
     "text",
@@ -663,7 +667,7 @@ def test_a_model_that_takes_no_head_is_announced(tfds_root, capsys):
     ],
 )
 def test_draws_depend_on_the_place_in_the_global_batch_and_not_on_the_devices(text, mode):
-    found = parts.resolve(Config(augment=text, loss="jensen_shannon"))
+    found = parts.resolve(Recipe.of(augment=text, loss="jensen_shannon"))
     batch = {
         "image": np.random.default_rng(0).standard_normal((16, 8, 8, 3)).astype(np.float32),
         "label": np.arange(16, dtype=np.int32) % 3,
@@ -678,7 +682,7 @@ def test_draws_depend_on_the_place_in_the_global_batch_and_not_on_the_devices(te
 
 
 def _augmented(found, mode, devices, batch, key, run_key):
-    layout = choose(mode, devices, 16)
+    layout = choose(Machine(parallel=mode, devices=devices), 16)
     operations = found.pipeline(3, layout.axis_name, True)
 
     def step(batch, *, axis_name):
@@ -716,20 +720,21 @@ def _augmented(found, mode, devices, batch, key, run_key):
     ],
 )
 def test_a_part_says_whether_it_depends_on_the_length_of_the_run(changes, extendable):
-    assert parts.resolve(Config(**changes)).extendable is extendable
+    assert parts.resolve(Recipe.of(**changes)).extendable is extendable
 
 
+@pytest.mark.slow
 def test_muon_under_a_constant_rate_takes_the_same_steps_in_a_longer_run(tfds_root):
     """Its schedule of the first bias, too, is of fixed length."""
     muon = {"optimizer": "muon,whitening_epochs=3", "schedule": "constant", "learning_rate": 0.1}
     found = []
     for epochs in (1, 5):
-        config = dataclasses.replace(TINY, model="airnet,widths=[2,2]", epochs=epochs, **muon)
-        experiment = recipe.build(config, Console("off"))
-        state, totals = experiment.state, experiment.totals
-        for item in experiment.items(0, 9):
-            state, totals = experiment.step(state, totals, [item])
-        found.append(jax.device_get(state.params))
+        config = TINY.replace(model="airnet,widths=[2,2]", epochs=epochs, **muon)
+        built = experiment.build(config)
+        progress = built.start()
+        for item in built.items(0, 9):
+            progress = built.advance(progress, [item])
+        found.append(jax.device_get(progress.state.params))
     for short, long in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_array_equal(short, long)
 
@@ -741,8 +746,8 @@ def test_a_stored_part_is_read_with_what_it_was_run_with(monkeypatch):
     """A later default changes nothing that is stored, and a new hyperparameter makes nothing
     unreadable.
     """
-    stored = parts.resolve(Config(model="mlp")).specs(Part.resolved)["model"]
-    canonical = parts.resolve(Config(model="mlp")).specs(Part.canonical)["model"]
+    stored = parts.resolve(Recipe.of(model="mlp")).specs(Part.resolved)["model"]
+    canonical = parts.resolve(Recipe.of(model="mlp")).specs(Part.canonical)["model"]
 
     class Later(models.MLP):
         __doc__ = (models.MLP.__doc__ or "") + "\n"
@@ -750,16 +755,16 @@ def test_a_stored_part_is_read_with_what_it_was_run_with(monkeypatch):
         residual: bool = False
 
     monkeypatch.setitem(models.MODELS, "mlp", Later)
-    later = parts.resolve(Config(model=stored))
+    later = parts.resolve(Recipe.of(model=stored))
     assert later.build_model(3).hidden == (128,) and later.build_model(3).residual is False
     assert "residual=false" in later.specs(Part.resolved)["model"]
     assert canonical == "mlp"
 
 
 def test_sources_of_user_files_are_told_by_module():
-    found = parts.resolve(Config(**OWN))
+    found = parts.resolve(Recipe.of(**OWN))
     assert set(found.sources()) == {"user_parts"}
-    assert parts.resolve(Config()).sources() == {}
+    assert parts.resolve(Recipe()).sources() == {}
 
 
 def test_the_signature_of_each_kind_is_its_contract():
@@ -769,13 +774,14 @@ def test_the_signature_of_each_kind_is_its_contract():
             assert len(first) == kind.positional, function
 
 
+@pytest.mark.slow
 def test_old_flags_in_a_real_process():
     done = script("train", "--pool", "average")
     assert "--pool is written --model cnn,pool=average now" in one_line_error(done)
 
 
 def test_a_schedule_by_its_path(tfds_root):
-    rate = parts.resolve(Config(schedule="user_parts.polynomial,power=1")).build_schedule(
+    rate = parts.resolve(Recipe.of(schedule="user_parts.polynomial,power=1")).build_schedule(
         1.0, 100, 10
     )
     assert float(rate(50)) == pytest.approx(0.5)

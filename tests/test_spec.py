@@ -638,6 +638,7 @@ def test_a_section_of_a_docstring():
     assert docstrings.section(losses.poly, "Elsewhere") == ""
 
 
+@pytest.mark.slow
 def test_the_grammar_itself_needs_no_jax():
     code = "import sys, cnnlab.spec as s; s.parse_pipeline('a,b=1+c'); print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

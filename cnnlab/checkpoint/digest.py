@@ -13,8 +13,8 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,10 @@ import numpy as np
 
 from cnnlab.errors import CheckpointError, InputError, one_line
 from cnnlab.multihost import processes, transfer
+from cnnlab.types import PyTree
+
+Array: TypeAlias = jax.Array | np.ndarray | np.generic
+Leaf: TypeAlias = Array | jax.ShapeDtypeStruct  # of a tree that is saved, or of what is wanted
 
 ABOUT = "about.json"
 
@@ -30,7 +34,7 @@ class Rejected(Exception):
     """Why a stored step cannot be trusted."""
 
 
-def named_leaves(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: PyTree) -> dict[str, Leaf]:
     """Leaves by path, such as `params.Dense_0.kernel`: a flat dict leaves nothing to Orbax's view
     of custom nodes.
     """
@@ -54,11 +58,11 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def is_key(leaf: Any) -> bool:
+def is_key(leaf: Leaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def data(leaf: Any) -> Any:
+def data(leaf: Array) -> jax.Array | np.ndarray:
     """A jax or numpy array; of typed PRNG keys their words, as Orbax and SHA-256 know
     numbers only.
     """
@@ -67,7 +71,7 @@ def data(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
-def _host(leaf: Any) -> np.ndarray:
+def _host(leaf: Array) -> np.ndarray:
     """A copy-free look at a leaf from the host."""
     leaf = data(leaf)
     if (
@@ -84,7 +88,7 @@ def digest(name: str, array: np.ndarray) -> str:
     return sha.hexdigest()
 
 
-def _describe(leaf: Any) -> str:
+def _describe(leaf: Leaf) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
@@ -92,7 +96,9 @@ def seal(body: dict) -> str:
     return hashlib.sha256(json.dumps(body).encode()).hexdigest()
 
 
-def about_step(step: int, leaves: dict[str, Any], metric: float | None, extra: dict | None) -> dict:
+def about_step(
+    step: int, leaves: dict[str, Array], metric: float | None, extra: dict | None
+) -> dict:
     """What about.json says, but for the files, which are still to be written."""
     records = []
     for name, leaf in leaves.items():
@@ -108,7 +114,7 @@ def about_step(step: int, leaves: dict[str, Any], metric: float | None, extra: d
             "shape": host.shape,
             "dtype": str(host.dtype),
         }
-        record["key"] = str(jax.random.key_impl(leaf)) if is_key(leaf) else None
+        record["key"] = str(jax.random.key_impl(cast(jax.Array, leaf))) if is_key(leaf) else None
         records.append(record | {"sha256": digest(name, host)})
     body = {
         "step": step,
@@ -158,7 +164,7 @@ def read_about(folder: pathlib.Path, step: int) -> dict:
     return body
 
 
-def compare(wanted: dict[str, Any], about: dict, folder: pathlib.Path) -> None:
+def compare(wanted: Mapping[str, Leaf], about: dict, folder: pathlib.Path) -> None:
     """Raises InputError naming the first leaf in which the wanted structure differs from the stored
     one.
     """
@@ -186,7 +192,7 @@ def rank(folder: pathlib.Path, step: int) -> float:
     return -math.inf if metric is None else metric
 
 
-def read_state(folder: pathlib.Path, about: dict) -> dict[str, Any]:
+def read_state(folder: pathlib.Path, about: dict) -> dict[str, np.ndarray]:
     """Every leaf as a numpy array (of keys their words), equal to what was saved, or Rejected."""
     import orbax.checkpoint as ocp
 
@@ -217,8 +223,8 @@ def read_state(folder: pathlib.Path, about: dict) -> dict[str, Any]:
 
 
 def verified(
-    folder: pathlib.Path, step: int, wanted: dict[str, Any]
-) -> tuple[dict, dict[str, Any]]:
+    folder: pathlib.Path, step: int, wanted: Mapping[str, Leaf]
+) -> tuple[dict, dict[str, np.ndarray]]:
     """about.json of a step and its leaves, as `read_state`; Rejected if anything in it is not what
     was saved.
 
@@ -231,7 +237,7 @@ def verified(
     return about, read_state(folder, about)
 
 
-def placed(leaf: dict, value: Any, like: Any) -> Any:
+def placed(leaf: dict, value: np.ndarray | jax.Array, like: Leaf) -> Array:
     """The restored value of a leaf of `about` where `like` is: a numpy array, the default device,
     or any sharding.
     """

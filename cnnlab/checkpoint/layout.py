@@ -11,9 +11,12 @@ import contextlib
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from cnnlab import files
+
+if TYPE_CHECKING:
+    from orbax.checkpoint.path import step as orbax_step
 
 MARK = (
     "commit_success.txt"  # the names that Orbax gives: to the mark of a complete step under gs://,
@@ -53,14 +56,14 @@ def unfinished(folder: Path) -> list[Path]:
     return [folder / step for step, complete in _marked(folder).items() if not complete]
 
 
-def step_names(folder: Path) -> Any:
+def step_names(folder: Path) -> orbax_step.NameFormat | None:
     """How Orbax names and finds steps; None for its own way.
 
     It need not find those under gs://, and would do so only for who may see the settings of the
     bucket.
     """
     return (
-        SimpleNamespace(build_name=str, find_all=lambda folder: [])
+        cast("orbax_step.NameFormat", SimpleNamespace(build_name=str, find_all=lambda folder: []))
         if files.is_remote(folder)
         else None
     )

@@ -32,7 +32,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import jax
 import numpy as np
@@ -41,6 +41,10 @@ from cnnlab import files
 from cnnlab.checkpoint import digest, layout
 from cnnlab.errors import CheckpointError, InputError, one_line, release
 from cnnlab.multihost import agree, processes
+from cnnlab.types import PyTree
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 _REJECTED = "rejected"
 _log = logging.getLogger(__name__)
@@ -61,7 +65,7 @@ class Restored:
     """
 
     step: int
-    tree: Any
+    tree: PyTree
     extra: dict
     metric: float | None
     rejected: tuple[str, ...]
@@ -107,7 +111,7 @@ class Checkpoints:
                 ):  # restore says why; what cannot be read stays
                     self._metrics[step] = digest.read_about(self.folder, step)["metric"]
 
-    def _make_manager(self) -> Any:
+    def _make_manager(self) -> ocp.CheckpointManager:
         import orbax.checkpoint as ocp
 
         digest.quiet_orbax()
@@ -154,7 +158,7 @@ class Checkpoints:
         return step in self._metrics and step not in kept(self._metrics, self._keep)
 
     def save(
-        self, step: int, tree: Any, *, metric: float | None = None, extra: dict | None = None
+        self, step: int, tree: PyTree, *, metric: float | None = None, extra: dict | None = None
     ) -> None:
         """Copies the state off the devices and writes it in the background; at most one save is
         under way.
@@ -192,7 +196,7 @@ class Checkpoints:
                 "the newer steps."
             )
         metric = None if metric is None or not math.isfinite(metric) else float(metric)
-        leaves = digest.named_leaves(tree)
+        leaves = cast(dict[str, digest.Array], digest.named_leaves(tree))
         self._about = digest.about_step(step, leaves, metric, extra)
         # Orbax refuses arrays without elements; their shape and dtype are in about.json, which is
         # all they hold. Orbax copies what the caller may change or donate meanwhile before it
@@ -262,7 +266,7 @@ class Checkpoints:
             )
 
     def restore(
-        self, like: Any, *, which: Literal["latest", "best"] | int = "latest"
+        self, like: PyTree, *, which: Literal["latest", "best"] | int = "latest"
     ) -> Restored | None:
         """The newest (or best, or the given) step whose every leaf has the digest it was saved
         with.
@@ -304,7 +308,7 @@ class Checkpoints:
         return Restored(about["step"], tree, about["extra"], about["metric"], why)
 
     def _verified(
-        self, wanted: dict[str, Any], which: str | int
+        self, wanted: Mapping[str, digest.Leaf], which: str | int
     ) -> tuple[dict | None, dict, dict[int, str]]:
         """about.json and the leaves of the first step that verifies (None if none does); why those
         before did not.

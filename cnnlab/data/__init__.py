@@ -1,3 +1,20 @@
-"""Data: TFDS sources without TensorFlow (source), who comes when (order), how the step gets it
-(feed).
+"""Data sets: of TFDS without TensorFlow, of arrays; their order, and how a step is fed.
+
+cnnlab.data.cifar10, mnist and shapes10 are those of source.py, imported when they are used: Grain's
+reader processes import this package, and need nothing else of it.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cnnlab.data.source import cifar10, mnist, shapes10
+
+__all__ = ["cifar10", "mnist", "shapes10"]
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        from cnnlab.data import source
+
+        return getattr(source, name)
+    raise AttributeError(f"module 'cnnlab.data' has no attribute '{name}'")

@@ -10,14 +10,32 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cnnlab.data.image import fit
 from cnnlab.errors import InputError
+
+Batch = dict[str, np.ndarray]  # as `Split.read` and `feed` make it
+
+
+class Example(TypedDict):
+    """An image uint8[h, w, c] and the number of its class."""
+
+    image: np.ndarray
+    label: int
+
+
+class Examples(Protocol):
+    """What a split reads its images from."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Example]: ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +51,7 @@ class Split:
       name: data set, version and split, for messages.
     """
 
-    records: Any
+    records: Examples
     fingerprint: str
     image_shape: tuple[int, int, int]
     num_classes: int
@@ -42,7 +60,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.records)
 
-    def read(self, positions: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+    def read(self, positions: Sequence[int] | np.ndarray) -> Batch:
         """Read and decode images.
 
         Args:
@@ -120,7 +138,7 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, positions: Sequence[int]) -> list[Example]:
         return [{"image": self.images[p], "label": self.labels[p]} for p in positions]
 
     def fit(self, image_shape: tuple[int, ...]) -> bool:
@@ -185,7 +203,7 @@ def from_arrays(name: str, arrays: Mapping[str, Any], image_size: int | None = N
     )
 
 
-def _checked(name: str, pair: Any) -> Arrays:
+def _checked(name: str, pair: Iterable[ArrayLike]) -> Arrays:
     try:
         images, labels = (np.asarray(array) for array in pair)
     except (TypeError, ValueError) as error:

@@ -10,6 +10,7 @@ of a step). Streaming: `data` is empty and the item is the batch.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -18,22 +19,26 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnlab.data.dataset import Split
+from cnnlab.data.dataset import Batch, Split
 from cnnlab.data.order import batch_positions
 
+if TYPE_CHECKING:  # Grain's reader processes import this module, and need no JAX
+    import jax
+
+    from cnnlab.augment import Batch as DeviceBatch
+
 RESIDENT_LIMIT = 2 << 30  # bytes of images that `auto` keeps on each device
-ALL = slice(None)
-Rows = slice | np.ndarray  # of a batch
+Rows = np.ndarray | None  # of a batch, int[n]; None: all
 READ_AHEAD = (
     64 << 20
 )  # bytes of batches that wait for the training, at most; but 2 of them, and no more than 16
 
 
-def gathered(image_shape: tuple[int, ...], data: Any, item: Any) -> dict[str, Any]:
+def gathered(image_shape: tuple[int, ...], data: jax.Array, item: DeviceBatch) -> DeviceBatch:
     """`fetch` of the resident feed."""
     images = data[item["image"]]
     return item | {
@@ -42,7 +47,7 @@ def gathered(image_shape: tuple[int, ...], data: Any, item: Any) -> dict[str, An
     }
 
 
-def as_read(data: Any, item: Any) -> dict[str, Any]:
+def as_read(data: object, item: DeviceBatch) -> DeviceBatch:
     """`fetch` of the streaming feed."""
     del data
     return item
@@ -54,61 +59,91 @@ class Feed:
     last_step)`.
     """
 
-    data: Any
-    fetch: Callable[[Any, Any], dict[str, Any]]
-    items: Callable[[int, int], Iterator[Any]]
+    data: np.ndarray | tuple[()]
+    fetch: Callable[[jax.Array, DeviceBatch], DeviceBatch]
+    items: Callable[[int, int], Iterator[Batch]]
 
 
-def resident(
-    images: np.ndarray,
-    labels: np.ndarray,
-    positions: np.ndarray,
-    seed: int,
-    batch_size: int,
-    rows: Rows = ALL,
-) -> Feed:
-    """Feed from memory.
+@dataclass(frozen=True)
+class Order:
+    """Which images a step trains on, and what they are taught as.
 
-    Args:
-      images: uint8[N, H, W, C], all of the split.
+    Attributes:
       labels: int32[N], as they are taught.
-      positions: int[n], which of them are trained on.
+      positions: int[n], which of the images are trained on.
       seed: of the order.
       batch_size: images per step.
       rows: those of each batch that this process feeds.
     """
-    own = positions.astype(np.int32)
 
-    def items(first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
+    labels: np.ndarray
+    positions: np.ndarray
+    seed: int
+    batch_size: int
+    rows: Rows = None
+
+    def chosen(self, step: int) -> np.ndarray:
+        """Where the images of these rows of a step's batch are in the data set: int[B]."""
+        order = batch_positions(self.seed, step, len(self.positions), self.batch_size)
+        return self.positions[order if self.rows is None else order[self.rows]]
+
+
+def resident(images: np.ndarray, order: Order) -> Feed:
+    """Feed from memory.
+
+    Args:
+      images: uint8[N, H, W, C], all of the split.
+      order: of the steps.
+    """
+    order = dataclasses.replace(order, positions=order.positions.astype(np.int32))
+
+    def items(first: int, last: int) -> Iterator[Batch]:
         for step in range(first, last):
-            chosen = _choice(own, seed, batch_size, rows, step)
-            yield {"image": chosen, "label": labels[chosen]}
+            chosen = order.chosen(step)
+            yield {"image": chosen, "label": order.labels[chosen]}
 
     return Feed(
         images.reshape(len(images), -1), functools.partial(gathered, images.shape[1:]), items
     )
 
 
-def streaming(
-    split: Split,
-    labels: np.ndarray,
-    positions: np.ndarray,
-    seed: int,
-    batch_size: int,
-    workers: int = 0,
-    rows: Rows = ALL,
-) -> Feed:
-    """Feed from the files, through Grain: read ahead by threads, or by `workers` processes.
+def streaming(split: Split, order: Order, workers: int = 0) -> Feed:
+    """Feed from the files, through Grain.
 
-    Args as for `resident`; the images are read from `split`, those of `rows` only.
+    Args:
+      split: of which the images of `order.rows` are read, and no others.
+      order: of the steps.
+      workers: processes that read ahead; 0: threads of this one.
     """
 
-    def items(first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
+    def items(first: int, last: int) -> Iterator[Batch]:
         # Positions in MapDataset.range are steps: Grain may read ahead and out of order, the order
         # stays ours.
-        read = functools.partial(_read_step, split, labels, positions, seed, batch_size, rows)
-        ahead = READ_AHEAD // (batch_size * math.prod(split.image_shape))
+        read = functools.partial(_read_step, split, order)
+        ahead = READ_AHEAD // (order.batch_size * math.prod(split.image_shape))
         yield from _grain(range(first, last), read, workers, min(16, max(2, ahead)))
+
+    return Feed((), as_read, items)
+
+
+def blank(image_shape: tuple[int, ...], num_images: int, batch_size: int, keep: bool) -> Feed:
+    """A feed of black images that take no memory, for what a step is fed where no data is.
+
+    Args:
+      image_shape: (H, W, C).
+      num_images: of the split.
+      batch_size: images per step.
+      keep: feed as `resident` does; otherwise as `streaming`.
+    """
+    images = np.broadcast_to(np.uint8(0), (num_images, *image_shape))
+    order = Order(np.zeros(num_images, np.int32), np.arange(num_images), 0, batch_size)
+    if keep:
+        return resident(images, order)
+
+    def items(first: int, last: int) -> Iterator[Batch]:
+        for step in range(first, last):
+            batch = {"image": np.broadcast_to(images[0], (batch_size, *image_shape))}
+            yield _as_item(batch, order, order.chosen(step))
 
     return Feed((), as_read, items)
 
@@ -119,37 +154,29 @@ def together(feeds: Sequence[Feed]) -> Feed:
     """
     import jax  # not above: Grain's reader processes import this module, and need no JAX
 
-    def items(first: int, last: int) -> Iterator[Any]:
+    def items(first: int, last: int) -> Iterator[Batch]:
         for each in zip(*(feed.items(first, last) for feed in feeds), strict=True):
             yield jax.tree.map(lambda *parts: np.stack(parts), *each)
 
     return Feed(feeds[0].data, feeds[0].fetch, items)
 
 
-def _choice(positions: np.ndarray, seed: int, batch_size: int, rows: Rows, step: int) -> np.ndarray:
-    """Where the images of these rows of a step's batch are in the data set."""
-    return positions[batch_positions(seed, step, len(positions), batch_size)[rows]]
-
-
-def _read_step(
-    split: Split,
-    labels: np.ndarray,
-    positions: np.ndarray,
-    seed: int,
-    batch_size: int,
-    rows: Rows,
-    step: int,
-) -> dict[str, np.ndarray]:
+def _read_step(split: Split, order: Order, step: int) -> Batch:
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
         # Readers take what the training leaves. As its equals they hold up one CPU device while the
         # others wait for that one to agree on the gradient: 0.66 of the images a second of the step
         # alone, in place of 0.74.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-    chosen = _choice(positions, seed, batch_size, rows, step)
-    return split.read(chosen) | {"label": labels[chosen], "index": chosen.astype(np.int32)}
+    chosen = order.chosen(step)
+    return _as_item(split.read(chosen), order, chosen)
 
 
-def _grain(steps: range, read: Callable[[int], Any], workers: int, ahead: int) -> Iterator[Any]:
+def _as_item(batch: Batch, order: Order, chosen: np.ndarray) -> Batch:
+    """A batch that has been read, as it is taught."""
+    return batch | {"label": order.labels[chosen], "index": chosen.astype(np.int32)}
+
+
+def _grain(steps: range, read: Callable[[int], Batch], workers: int, ahead: int) -> Iterator[Batch]:
     if not steps:
         return
     import grain
@@ -192,11 +219,11 @@ def _leave_signals_to_the_parent(index: int, count: int) -> None:
 
 
 def in_order(
-    read: Callable[[np.ndarray], dict[str, np.ndarray]],
+    read: Callable[[np.ndarray], Batch],
     positions: Sequence[int] | np.ndarray,
     batch_size: int,
-    rows: Rows = ALL,
-) -> Iterator[dict]:
+    rows: Rows = None,
+) -> Iterator[Batch]:
     """Batches for evaluation, in order, every image once; the last is padded with its first image
     under a mask.
 
@@ -213,4 +240,7 @@ def in_order(
     for start in range(0, len(positions), batch_size):
         part = positions[start : start + batch_size]
         padded = np.concatenate([part, np.full(batch_size - len(part), part[0])])
-        yield {**read(padded[rows]), "mask": (np.arange(batch_size) < len(part))[rows]}
+        mask = np.arange(batch_size) < len(part)
+        if rows is not None:
+            padded, mask = padded[rows], mask[rows]
+        yield {**read(padded), "mask": mask}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnlab.errors import InputError
 
+if TYPE_CHECKING:
+    import PIL.Image
 
-def fit(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+
+def fit(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Scale the shorter side (antialiased, bilinear), cut out the centre, make the channels fit.
 
     Args:
@@ -28,7 +31,7 @@ def fit(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     return _fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), shape)
 
 
-def _fit(picture: Any, shape: tuple[int, int, int]) -> np.ndarray:
+def _fit(picture: PIL.Image.Image, shape: tuple[int, ...]) -> np.ndarray:
     from PIL import Image
 
     height, width, channels = shape
@@ -41,7 +44,7 @@ def _fit(picture: Any, shape: tuple[int, int, int]) -> np.ndarray:
     )
 
 
-def read(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarray:
+def read(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarray:
     """Read an image file of any size and mode: turned as its EXIF says, transparency over white, 16
     bits to 8.
 

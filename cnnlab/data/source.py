@@ -13,13 +13,17 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from cnnlab import files
 from cnnlab.data import builders, cache
-from cnnlab.data.dataset import Arrays, Dataset, Split, readable
+from cnnlab.data.dataset import Arrays, Batch, Dataset, Example, Split, readable
 from cnnlab.errors import InputError, unknown
+
+# Goes through the reads of a pass, and shows how far it is: `iter`, or what `Console.track` gives.
+Progress: TypeAlias = Callable[[Sequence[int]], Iterator[int]]
 
 # TFDS recommends OpenCV in a warning at the first image; Pillow decodes the same pixels and is
 # there already.
@@ -66,7 +70,7 @@ class Records:
     def __len__(self) -> int:
         return self.count
 
-    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, positions: Sequence[int]) -> list[Example]:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.proto import tf_example_generated_pb2
 
@@ -139,8 +143,8 @@ def data_root(data_dir: str | None) -> Path:
       InputError: a directory was named and is not there.
     """
     if data_dir is None:
-        return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    root = Path(os.path.expanduser(data_dir)).resolve()
+        return files.expanded(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    root = files.expanded(data_dir).resolve()
     if not root.is_dir():
         raise InputError(
             f"--data-dir {data_dir} is not a directory; make it first, or leave the flag out"
@@ -314,7 +318,10 @@ def _prepared(name: str, root: Path) -> Path:
             f"tfds.builder('{name}', file_format='array_record', "
             "data_dir=...).download_and_prepare()"
         )
-    version = lambda p: tuple(int(n) if n.isdigit() else -1 for n in p.name.split("."))
+
+    def version(p):
+        return tuple(int(n) if n.isdigit() else -1 for n in p.name.split("."))
+
     return max(with_records, key=version)
 
 
@@ -325,7 +332,7 @@ def _identity(folder: Path) -> str:
     return f"{stats} {(folder / 'dataset_info.json').read_text()}"
 
 
-def summary(split: Split, progress: Any = iter) -> Summary:
+def summary(split: Split, progress: Progress = iter) -> Summary:
     """Labels and pixel sums of every image: one pass over the split, then from the cache.
 
     Args:
@@ -349,7 +356,7 @@ def summary(split: Split, progress: Any = iter) -> Summary:
     )
 
 
-def decoded(split: Split, progress: Any = iter) -> tuple[np.ndarray, Summary]:
+def decoded(split: Split, progress: Progress = iter) -> tuple[np.ndarray, Summary]:
     """All images of a split, uint8[N, H, W, C], and its summary: decoded once, then from
     the cache.
     """
@@ -366,7 +373,7 @@ def decoded(split: Split, progress: Any = iter) -> tuple[np.ndarray, Summary]:
     return found["images"], Summary(found["labels"], found["sums"], found["squares"], pixels)
 
 
-def _passes(split: Split, progress: Any) -> Iterator[dict[str, np.ndarray]]:
+def _passes(split: Split, progress: Progress) -> Iterator[Batch]:
     for start in progress(range(0, len(split), READ_AT_ONCE)):
         yield split.read(range(start, min(start + READ_AT_ONCE, len(split))))
 

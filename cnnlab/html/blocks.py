@@ -1,9 +1,10 @@
-"""What a page is made of: sections of blocks, which html.py and report/markdown.py write."""
+"""What a page is made of: sections of blocks, which page.py and markdown.py write."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,65 @@ class Code:
     folded: str = ""
 
 
-Block = Text | Terms | Tabled | Legend | Panels | Code
+@dataclass(frozen=True)
+class Mark:
+    """A cell of a grid.
+
+    Attributes:
+      text: of one or two characters.
+      kind: class of its style.
+      title: shown where the pointer rests on it.
+    """
+
+    text: str = ""
+    kind: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of marks.
+
+    Attributes:
+      corner: heading of the first column.
+      head: heading of each other column, and what it means.
+      rows: name, the anchor that it leads to, and the marks of each row.
+      line: the column, from 0, that has a line before it.
+    """
+
+    corner: str
+    head: list[tuple[str, str]]
+    rows: list[tuple[str, str, list[Mark]]]
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG, with its description."""
+
+    png: bytes
+    description: str
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Blocks under a line.
+
+    Attributes:
+      title, note: of the line.
+      anchor: of links to it.
+      blocks: below it.
+      unfolded: whether they are shown from the start.
+    """
+
+    title: str
+    note: str
+    anchor: str
+    blocks: list[Block]
+    unfolded: bool = False
+
+
+Block: TypeAlias = "Text | Terms | Tabled | Legend | Panels | Code | Grid | Picture | Folded"
 
 
 @dataclass(frozen=True)

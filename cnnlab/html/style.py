@@ -1,4 +1,4 @@
-"""The look of the page: that of report_card's, and what figures and verdicts need beside it."""
+"""The look of every page: reports, report cards, lessons."""
 
 from cnnlab.plots import SERIES
 
@@ -47,6 +47,16 @@ td.verdict {{ white-space: nowrap; font-weight: 600; }}
 .better {{ color: var(--good); }} .worse, .diverged {{ color: var(--bad); }} .equivalent {{
   color: var(--same); }}
 .undecided, .underpowered {{ color: var(--dim); }}
+.grid td, .grid thead th {{ text-align: center; padding: .28rem .35rem; }}
+.grid thead th:not(:first-child) span {{ writing-mode: vertical-rl; transform: rotate(180deg);
+  white-space: nowrap; }}
+.grid th:first-child {{ text-align: left; font-weight: 500; position: sticky; left: 0;
+  background: var(--paper); }}
+.grid .first {{ border-left: 2px solid var(--line); }}
+.proved, .open {{ color: var(--good); }} .proved {{ font-weight: 700; }}
+.refuted {{ color: var(--bad); font-weight: 600; }} .none {{ color: var(--dim); }}
+.claim {{ outline: 2px solid var(--bad); outline-offset: -2px; background: var(--bad-box); }}
+img {{ max-width: 100%; background: #fff; border-radius: 6px; }}
 .alarm {{ border: 2px solid var(--bad); background: var(--bad-box); border-radius: 6px;
   padding: .5rem 1rem;
   margin: .8rem 0; max-width: 60rem; }}

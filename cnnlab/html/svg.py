@@ -10,15 +10,29 @@ import re
 import warnings
 from collections.abc import Callable
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from cnnlab.plots import SERIES
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.typing import LineStyleType, RcKeyType
+
+
+class Look(TypedDict):
+    """What `Axes.plot` takes of a series."""
+
+    color: str
+    marker: str
+    linestyle: LineStyleType
+
+
 INK = "#12ab9e"  # no other colour is that: in the SVG it becomes the page's text colour
 MARKERS = "os^DvPX*"
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
+DASHES: tuple[LineStyleType, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 MARGINS = {"left": 52, "right": 10, "top": 8, "bottom": 37}  # margins in pixels
-STYLE: Any = {
+STYLE: dict[RcKeyType, object] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "cnnlab",
     "text.parse_math": False,  # a loss may be called $x$
@@ -37,7 +51,7 @@ STYLE: Any = {
 }
 
 
-def look(place: int) -> dict[str, Any]:
+def look(place: int) -> Look:
     """Colour, marker and dashes of the n-th series: told apart without the colour too."""
     colour = SERIES[place % len(SERIES)]
     return {
@@ -48,7 +62,7 @@ def look(place: int) -> dict[str, Any]:
 
 
 def draw(
-    paint: Callable[[Any], object],
+    paint: Callable[[Axes], object],
     label: str,
     width: int = 340,
     height: int = 250,
@@ -93,7 +107,7 @@ def draw(
 def swatch(place: int) -> str:
     """Line and marker of the n-th series, for a legend."""
 
-    def paint(axis: Any) -> None:
+    def paint(axis: Axes) -> None:
         style = look(place)
         axis.plot([0, 1], [0, 0], color=style["color"], linestyle=style["linestyle"], linewidth=1.8)
         axis.plot([0.5], [0], style["marker"], color=style["color"], markersize=6)
@@ -103,7 +117,7 @@ def swatch(place: int) -> str:
     return drawn.replace('role="img" aria-label=""', 'aria-hidden="true"')
 
 
-def plain_log(axis: Any) -> None:
+def plain_log(axis: Axis) -> None:
     """Ticks of a logarithmic axis as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

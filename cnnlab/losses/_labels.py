@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import SupportsFloat, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from cnnlab.softmax import as_float
+
+T = TypeVar("T")
 
 
 def check(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -96,7 +98,7 @@ def is_label(labels: jax.Array, classes: int) -> jax.Array:
     )
 
 
-def distribution(labels: jax.Array, classes: int, dtype: Any) -> jax.Array:
+def distribution(labels: jax.Array, classes: int, dtype: DTypeLike) -> jax.Array:
     """Checked labels as distributions float[..., K]: one-hot for ids."""
     return is_label(labels, classes).astype(dtype) if is_ids(labels) else labels.astype(dtype)
 
@@ -105,7 +107,7 @@ def by_class(
     loss: Callable[[jax.Array, jax.Array], jax.Array],
     logits: ArrayLike,
     labels: ArrayLike,
-    weights: Any = None,
+    weights: ArrayLike | None = None,
 ) -> jax.Array:
     """A loss of class ids, lifted to distributions: loss(z, y), or sum_k q_k loss(z, k).
 
@@ -141,7 +143,7 @@ def by_class(
     return lax.scan(jax.checkpoint(add), start, jnp.arange(classes, dtype=jnp.int32))[0]
 
 
-def in_range(name: str, value: Any, interval: str) -> Any:
+def in_range(name: str, value: T, interval: str) -> T:
     """A hyperparameter, once it is known to lie in an interval such as "(0, 1]"; traced values
     pass.
 
@@ -152,17 +154,17 @@ def in_range(name: str, value: Any, interval: str) -> Any:
         return value
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     try:
-        number = float(value)
+        number = float(cast(SupportsFloat, value))
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     above = number >= low if interval[0] == "[" else number > low
     below = number <= high if interval[-1] == "]" else number < high
     if not (above and below):
         raise ValueError(f"{name} must lie in {interval}, got {value}")
-    return value if isinstance(value, jax.Array) else number
+    return value if isinstance(value, jax.Array) else cast(T, number)
 
 
-def per_class(name: str, values: ArrayLike, classes: int, dtype: Any) -> jax.Array:
+def per_class(name: str, values: ArrayLike, classes: int, dtype: DTypeLike) -> jax.Array:
     """A hyperparameter that has a positive number for each class, as float[K].
 
     Raises:

@@ -142,7 +142,10 @@ def symmetric_cross_entropy(
         _labels.in_range("beta", beta, "[0, inf)"),
     )
     log_zero = _labels.in_range("log_zero", log_zero, "(-inf, 0)")
-    term = lambda log_p: -alpha * log_p + beta * log_zero * jnp.expm1(log_p)
+
+    def term(log_p):
+        return -alpha * log_p + beta * log_zero * jnp.expm1(log_p)
+
     return of_log_probability(term, logits, labels)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +108,7 @@ def _(primals, tangents):
     return value, jnp.sum(p * dz, -1) + by_alpha
 
 
-def _attained(p: jax.Array, z: jax.Array, alpha: Any) -> jax.Array:
+def _attained(p: jax.Array, z: jax.Array, alpha: float | jax.Array) -> jax.Array:
     """p . z + sum_k (p_k - p_k^alpha) / (alpha (alpha - 1))."""
     shown = p > 0
     if isinstance(alpha, float) and alpha in (1.5, 2.0):  # by products

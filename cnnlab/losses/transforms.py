@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +53,7 @@ def label_smoothing(loss: Loss, alpha: float = 0.1, convention: str = "uniform")
     if convention not in CONVENTIONS:
         raise unknown("smoothing convention", str(convention), CONVENTIONS)
 
-    def smoothed(logits: ArrayLike, labels: ArrayLike, **hyper: Any) -> jax.Array:
+    def smoothed(logits: ArrayLike, labels: ArrayLike, **hyper: object) -> jax.Array:
         logits, labels = _labels.check(logits, labels)
         classes = logits.shape[-1]
         q = _labels.distribution(labels, classes, logits.dtype)
@@ -119,7 +118,7 @@ def class_weights(loss: Loss, weights: ArrayLike) -> Loss:
     2.0794
     """
 
-    def weighted(logits: ArrayLike, labels: ArrayLike, **hyper: Any) -> jax.Array:
+    def weighted(logits: ArrayLike, labels: ArrayLike, **hyper: object) -> jax.Array:
         logits = as_float(logits)
         factors = _labels.per_class("weights", weights, logits.shape[-1], logits.dtype)
         return _labels.by_class(lambda z, y: loss(z, y, **hyper), logits, labels, factors)
@@ -178,7 +177,7 @@ def with_z_loss(loss: Loss, coefficient: float = 1e-4) -> Loss:
     """
     coefficient = _labels.in_range("coefficient", coefficient, "[0, inf)")
 
-    def pulled(logits: ArrayLike, labels: ArrayLike, **hyper: Any) -> jax.Array:
+    def pulled(logits: ArrayLike, labels: ArrayLike, **hyper: object) -> jax.Array:
         logits = as_float(logits)  # so that the two gradients are added in float32
         normaliser = jax.scipy.special.logsumexp(logits, axis=-1)
         return loss(logits, labels, **hyper) + coefficient * normaliser**2

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+from jax.typing import DTypeLike
 
 from cnnlab.models.cnn import CPU_IMAGES
 from cnnlab.models.convolution import NHWC, Convolution
@@ -43,7 +43,7 @@ class AirNet(nn.Module):
     widths: Sequence[int] = (64, 256, 256)
     whiten: bool = True
     activation: str = "gelu"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
     head: str = "linear"
     conv: Convolution = Convolution()
     axis_name: str | None = None
@@ -127,13 +127,13 @@ def whitening(images: jax.Array, eps: float = 5e-4) -> jax.Array:
     return jnp.concatenate([kernel, -kernel], -1)
 
 
-def uniform(key: jax.Array, shape: Sequence[int], dtype: Any, bound: float) -> jax.Array:
+def uniform(key: jax.Array, shape: Sequence[int], dtype: DTypeLike, bound: float) -> jax.Array:
     """Initial values between -bound and bound; with 1 / sqrt(fan-in), torch.nn.Conv2d's."""
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def first_filters_pass_on(
-    key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
+    key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
     """Initial filters [h, w, I, O]: the i-th of the first I hands on channel i, the others are
     uniform.
@@ -150,7 +150,7 @@ def first_filters_pass_on(
     return jnp.concatenate([passing, kernel[..., inputs:]], -1)[..., :outputs]
 
 
-def small_head(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+def small_head(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Initial weights [D, K]: uniform, of standard deviation exactly 1 / D."""
     kernel = uniform(key, shape, dtype, 1.0)
     return kernel / (shape[0] * jnp.std(kernel, ddof=1))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnnlab.models.airnet import AirNet
 from cnnlab.models.cnn import CNN
 from cnnlab.models.dense import MLP, SoftmaxRegression
+from cnnlab.types import PyTree
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": CNN,
@@ -21,12 +22,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def count_parameters(params: Any) -> int:
+def count_parameters(params: PyTree) -> int:
     """Numbers in a pytree of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def model_dtype(compute_dtype: str) -> Any:
+def model_dtype(compute_dtype: str) -> np.dtype | None:
     """The `dtype` of a module for a --compute-dtype: bfloat16, float16, or None, the type of the
     parameters.
     """

@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
 
 from cnnlab.models.convolution import Convolution, average_pooling, max_pooling
 from cnnlab.models.dense import MLP
@@ -39,7 +40,7 @@ class CNN(nn.Module):
     dropout: float = 0.0
     pool: str = "max"
     activation: str = "relu"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
     head: str = "linear"
     conv: Convolution = Convolution()
     axis_name: str | None = None

@@ -11,7 +11,7 @@ every formulation:
   through it with their pooling, so that what a block makes stays in the core's cache. Values and
   gradients are those of native to rounding.
 
-`parallel.Layout.formulation` chooses between them by the devices' platform.
+`devices.Layout.formulation` chooses between them by the devices' platform.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Convolution:
         lhs: jax.Array,
         rhs: jax.Array,
         window_strides: Sequence[int],
-        padding: Any,
+        padding: str | Sequence[tuple[int, int]],
         **options: Any,
     ) -> jax.Array:
         """x float[B, H, W, C], kernel float[h, w, C, D] -> float[B, H', W', D], as
@@ -132,10 +132,10 @@ def _covered(
     *,
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
+    dimension_numbers: object = None,
     feature_group_count: int = 1,
     batch_group_count: int = 1,
-    **kinds: Any,
+    **kinds: object,
 ) -> bool:
     """Whether the blocked formulation covers this convolution."""
     if x.ndim != 4 or any(

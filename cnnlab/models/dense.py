@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
 
 from cnnlab.models.heads import HEADS
 from cnnlab.models.layers import ACTIVATIONS, Dropout, _Norm, named
@@ -25,7 +25,7 @@ class SoftmaxRegression(nn.Module):
     """
 
     num_classes: int = 10
-    dtype: Any = None
+    dtype: DTypeLike | None = None
     head: str = "linear"
 
     cpu_images = DENSE_CPU_IMAGES
@@ -54,7 +54,7 @@ class MLP(nn.Module):
     batch_norm: bool = False
     dropout: float = 0.0
     activation: str = "relu"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
     head: str = "linear"
     axis_name: str | None = None
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+from jax.typing import DTypeLike
 
 from cnnlab.softmax import as_float
 
@@ -21,7 +21,7 @@ class CosineHead(nn.Module):
     """
 
     num_classes: int = 10
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -29,9 +29,10 @@ class CosineHead(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.num_classes), jnp.float32
         )
-        unit = lambda v, axis: (
-            v * jax.lax.rsqrt(jnp.maximum(jnp.sum(v**2, axis, keepdims=True), 1e-12))
-        )
+
+        def unit(v, axis):
+            return v * jax.lax.rsqrt(jnp.maximum(jnp.sum(v**2, axis, keepdims=True), 1e-12))
+
         features, weights = promote_dtype(unit(as_float(x), -1), unit(kernel, 0), dtype=self.dtype)
         return as_float(features @ weights)
 

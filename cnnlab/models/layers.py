@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from cnnlab.collectives import example_keys
 from cnnlab.errors import unknown
+
+T = TypeVar("T")
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": nn.relu,
@@ -25,7 +28,7 @@ INCREASING = (
 )  # maxima commute with these, so pooling may come first and leave them a quarter
 
 
-def named(kind: str, name: str, table: Mapping[str, Any]) -> Any:
+def named(kind: str, name: str, table: Mapping[str, T]) -> T:
     if name not in table:
         raise unknown(kind, str(name), table)
     return table[name]
@@ -57,7 +60,7 @@ class _Norm(nn.Module):
     """Batch norm over the global batch, or nothing."""
 
     enabled: bool
-    dtype: Any
+    dtype: DTypeLike | None
     axis_name: str | None
 
     @nn.compact

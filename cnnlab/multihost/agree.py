@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 from cnnlab.errors import InputError
 from cnnlab.multihost import processes
@@ -27,7 +27,7 @@ def on_first(action: Callable[[], T]) -> T:
     result, error = _gathered((result, error), from_all=False)[0]
     if error is not None:
         raise error
-    return result
+    return cast(T, result)
 
 
 def together(action: Callable[[], T]) -> T:
@@ -51,10 +51,10 @@ def together(action: Callable[[], T]) -> T:
                     *theirs.args[1:],
                 )
             raise theirs
-    return result
+    return cast(T, result)
 
 
-def agree(what: str, value: Any) -> None:
+def agree(what: str, value: object) -> None:
     """Make sure that all processes have the same.
 
     Args:
@@ -73,7 +73,7 @@ def agree(what: str, value: Any) -> None:
             )
 
 
-def _attempt(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
+def _attempt(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return action(), None
     except Exception as error:
@@ -84,7 +84,7 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
         return None, error
 
 
-def _gathered(value: Any, from_all: bool = True) -> list[Any]:
+def _gathered(value: T, from_all: bool = True) -> list[T]:
     """The value of every process, or a list of that of the first alone."""
     import numpy as np
     from jax.experimental import multihost_utils

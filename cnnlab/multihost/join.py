@@ -51,67 +51,73 @@ def join(
     if processes == 1 or run.count() > 1:
         return
     managed = process is None
-    if (
-        managed
-        and not any(name in os.environ for name in MANAGED)
-        and not any(map(os.path.exists, TPUS))
-    ):
+    if managed and not _may_have_others():
         return
     supervise.watched()
-    import jax
-
-    warnings.filterwarnings(
-        "ignore", "Kubernetes environment detected", UserWarning
-    )  # a pod may be alone
-    method = (
-        None if managed else "deactivate"
-    )  # by hand: nothing else is asked, each process has all devices it sees
-    who = (
-        "waiting for the other processes of the run, five minutes at most"
-        + f", at {coordinator}" * (not managed)
-    )
-    waiting = threading.Timer(WAIT_SECONDS, lambda: print(who, file=sys.stderr, flush=True))
-    waiting.daemon = True
-    waiting.start()
+    # a pod may have no others
+    warnings.filterwarnings("ignore", "Kubernetes environment detected", UserWarning)
+    # By hand nothing else is asked: each process has all devices that it sees.
+    method = None if managed else "deactivate"
+    where = "" if managed else f", at {coordinator}"
     try:
-        with _interruptible():
+        with _interruptible(), _said_after(WAIT_SECONDS, where):
+            import jax  # here, as some of what it imports swallows a KeyboardInterrupt
+
             jax.distributed.initialize(
                 coordinator, processes, process, cluster_detection_method=method
             )
     except ValueError as error:
-        if managed and "coordinator_address should be defined" in str(
-            error
-        ):  # no scheduler that JAX knows
+        # no scheduler that JAX knows
+        if managed and "coordinator_address should be defined" in str(error):
             return
         raise InputError(f"the processes of the run did not find each other: {error}") from error
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"the processes of the run did not find each other: {reason}") from error
-    finally:
-        waiting.cancel()
     supervise.joined()
     backend.start()
     run.joined(jax.process_index(), jax.process_count())
-    several = run.count() > 1
-    signal.signal(
-        signal.SIGTERM, shutdown.note if several else signal.SIG_DFL
-    )  # it was XLA's, who would only note it
-    if several:
-        from jax.experimental import multihost_utils
+    if run.count() > 1:
+        _speak_as_one()
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it was XLA's, who would only note it
 
-        if run.index() == 0:
-            sys.stdout = os.fdopen(os.dup(1), "w", 1, sys.stdout.encoding)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where gloo greets every peer
-        sys.unraisablehook = shutdown.unraisable
-        logging.getLogger(
-            "cnnlab"
-        ).propagate = False  # the first one says it; a library here gives the root a handler
-        multihost_utils.sync_global_devices("cnnlab.join")
+
+def _may_have_others() -> bool:
+    """Whether there is a scheduler or a TPU slice, whose processes JAX finds by itself."""
+    return any(name in os.environ for name in MANAGED) or any(map(os.path.exists, TPUS))
+
+
+def _speak_as_one() -> None:
+    """Let only the first process have a standard output and a log; note requests to stop."""
+    from jax.experimental import multihost_utils
+
+    signal.signal(signal.SIGTERM, shutdown.note)  # it was XLA's, who would only note it
+    if run.index() == 0:
+        sys.stdout = os.fdopen(os.dup(1), "w", 1, sys.stdout.encoding)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where gloo greets every peer
+    sys.unraisablehook = shutdown.unraisable
+    # The first one says it; a library here gives the root a handler.
+    logging.getLogger("cnnlab").propagate = False
+    multihost_utils.sync_global_devices("cnnlab.join")
+
+
+@contextlib.contextmanager
+def _said_after(seconds: float, where: str) -> Iterator[None]:
+    """Say that others are waited for, once that has taken so long."""
+    words = f"waiting for the other processes of the run, five minutes at most{where}"
+    timer = threading.Timer(seconds, lambda: print(words, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Have Ctrl-C end the process at once, though it waits in C++."""
+    """Have Ctrl-C end the process at once, though it imports, or waits in C++."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield

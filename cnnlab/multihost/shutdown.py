@@ -7,9 +7,13 @@ import itertools
 import sys
 import threading
 import time
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from cnnlab import jax_private
 from cnnlab.multihost import processes, supervise
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 PARTING_SECONDS = 5  # how long a process that fails waits for the others to fail with it
 STOP, STOP_AHEAD = "cnnlab.stop", 8
@@ -28,9 +32,7 @@ def stop_wanted(asked: bool) -> bool:
     Args:
       asked: whether this process was.
     """
-    from jax._src import distributed
-
-    client: Any = distributed.global_state.client
+    client = jax_private.coordination_client()
     look = next(_looks)
     if asked or _asked.is_set():
         with contextlib.suppress(Exception):  # another was before us
@@ -41,12 +43,12 @@ def stop_wanted(asked: bool) -> bool:
         return False
 
 
-def note(number: int, frame: Any) -> None:
+def note(number: int, frame: FrameType | None) -> None:
     """A signal handler: this process was asked to stop."""
     _asked.set()
 
 
-def unraisable(args: Any) -> None:
+def unraisable(args: sys.UnraisableHookArgs) -> None:
     """Python's own hook, but for what TensorStore's writers say of a save that failed when another
     process was lost.
     """
@@ -69,12 +71,8 @@ def leave(message: str, status: int) -> NoReturn:
       message: to print on standard error; once, where all end together.
       status: of the exit.
     """
-    from jax._src import (
-        distributed,
-    )  # as Orbax does: no public barrier works without devices, or gives up
-
     together = True
-    client: Any = distributed.global_state.client
+    client = jax_private.coordination_client()
     try:
         client.wait_at_barrier("cnnlab.leave", PARTING_SECONDS * 1000)
     except Exception:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cnnlab.multihost import processes
+from cnnlab.types import PyTree
+
+T = TypeVar("T")
 
 
-def put(tree: Any, sharding: Any) -> Any:
+def put(tree: T, sharding: jax.sharding.Sharding | None) -> T:
     """Arrays that every process has, on the devices of a sharding."""
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
-    def one(leaf: Any) -> jax.Array:
+    def one(leaf: jax.Array) -> jax.Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(
                 one(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf)
@@ -27,10 +30,22 @@ def put(tree: Any, sharding: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def fetch(tree: Any) -> Any:
+@overload
+def fetch(tree: jax.Array | np.ndarray) -> np.ndarray: ...
+
+
+@overload
+def fetch(tree: dict[str, jax.Array]) -> dict[str, np.ndarray]: ...
+
+
+@overload
+def fetch(tree: T) -> T: ...
+
+
+def fetch(tree: PyTree) -> PyTree:
     """Arrays on the host, in every process: also what lies on other processes' devices."""
 
-    def one(leaf: Any) -> Any:
+    def one(leaf: object) -> object:
         if isinstance(leaf, jax.Array) and not (
             leaf.is_fully_addressable or leaf.is_fully_replicated
         ):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from cnnlab.errors import InputError
 from cnnlab.optim.schedules import linear
+from cnnlab.types import PyTree
 
 QUINTIC = (
     3.4445,
@@ -19,11 +20,11 @@ QUINTIC = (
 )  # of Muon's Newton-Schulz iteration: steepest at zero, not convergent at one
 
 
-def muon(
+def muon(  # noqa: PLR0913 (hyperparameters)
     learning_rate: optax.ScalarOrSchedule,
-    schedule: Callable[[Any], optax.Schedule] = optax.constant_schedule,
+    schedule: Callable[[float], optax.Schedule] = optax.constant_schedule,
     steps_per_epoch: int = 1,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     head_rate: float = 0.02,
     bias_rate: float = 0.02,
     whitening_epochs: float | None = None,
@@ -85,13 +86,13 @@ def muon(
         optax.scale_by_learning_rate(learning_rate),
         optax.stateless(lambda updates, params: jax.tree.map(_from_unit_norm, updates, params)),
     )
-    groups: dict[Hashable, Any] = {
+    groups: dict[Hashable, optax.GradientTransformation] = {
         "filters": filters,
         **{name: sgd(*rates) for name, rates in rest.items()},
     }
     tx = optax.partition(groups, group)
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> optax.OptState:
         there = set(jax.tree.leaves(group(params)))
         if "filters" not in there:
             raise InputError(
@@ -107,12 +108,12 @@ def muon(
     return optax.GradientTransformationExtraArgs(init, tx.update)
 
 
-def group(params: Any) -> Any:
+def group(params: PyTree) -> PyTree:
     """The group of each parameter in `muon`: filters (four axes), head (other kernels), biases,
     whitening_bias.
     """
 
-    def one(path: Any, p: jax.Array) -> str:
+    def one(path: jax.tree_util.KeyPath, p: jax.Array) -> str:
         if path[-1].key == "whitening_bias":
             return "whitening_bias"
         return "filters" if p.ndim == 4 else "head" if p.ndim > 1 else "biases"
@@ -120,7 +121,7 @@ def group(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def orthogonalised(matrix: jax.Array, steps: int = 3, dtype: Any = jnp.float32) -> jax.Array:
+def orthogonalised(matrix: jax.Array, steps: int = 3, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """The matrix with its singular values drawn to about one: a quintic Newton-Schulz iteration,
     Muon's.
 
@@ -145,7 +146,7 @@ def orthogonalised(matrix: jax.Array, steps: int = 3, dtype: Any = jnp.float32) 
     return (x if wide else x.T).astype(matrix.dtype)
 
 
-def _orthogonal_filter(gradient: jax.Array, dtype: Any) -> jax.Array:
+def _orthogonal_filter(gradient: jax.Array, dtype: DTypeLike) -> jax.Array:
     """[h, w, I, O], orthogonalised as a matrix [h w I, O]."""
     return orthogonalised(gradient.reshape(-1, gradient.shape[-1]), dtype=dtype).reshape(
         gradient.shape

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import optax
 
+from cnnlab.types import PyTree
 
-def _kernels(params: Any) -> Any:
+
+def _kernels(params: PyTree) -> PyTree:
     """Which parameters weight decay touches: kernels, not biases or normalisation."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 

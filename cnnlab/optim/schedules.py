@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,9 @@ import optax
 from jax.typing import ArrayLike
 
 
-def constant(peak: Any, steps_per_epoch: int = 1, warmup: float = 0.0) -> optax.Schedule:
+def constant(
+    peak: float | jax.Array, steps_per_epoch: int = 1, warmup: float = 0.0
+) -> optax.Schedule:
     """The same rate at every step after the warm-up.
 
     Args:
@@ -24,7 +25,7 @@ def constant(peak: Any, steps_per_epoch: int = 1, warmup: float = 0.0) -> optax.
 
 
 def cosine(
-    peak: Any, total_steps: int, steps_per_epoch: int = 1, warmup: float = 0.0
+    peak: float | jax.Array, total_steps: int, steps_per_epoch: int = 1, warmup: float = 0.0
 ) -> optax.Schedule:
     """Half a cosine from the peak to zero at the last step.
 
@@ -44,7 +45,7 @@ def cosine(
 
 
 def linear(
-    peak: Any, total_steps: int, steps_per_epoch: int = 1, warmup: float = 0.0
+    peak: float | jax.Array, total_steps: int, steps_per_epoch: int = 1, warmup: float = 0.0
 ) -> optax.Schedule:
     """A straight line from the peak to zero at the last step; with a warm-up, a triangle.
 
@@ -62,7 +63,7 @@ def linear(
 
 
 def steps(
-    peak: Any,
+    peak: float | jax.Array,
     at: Sequence[float],
     factor: float = 0.1,
     steps_per_epoch: int = 1,
@@ -91,7 +92,7 @@ def steps(
 
 
 def one_cycle(
-    peak: Any,
+    peak: float | jax.Array,
     total_steps: int,
     rise: float = 0.3,
     start_divisor: float = 25.0,
@@ -119,7 +120,7 @@ def one_cycle(
 
 
 def restarts(
-    peak: Any, period: float, growth: float = 1.0, steps_per_epoch: int = 1
+    peak: float | jax.Array, period: float, growth: float = 1.0, steps_per_epoch: int = 1
 ) -> optax.Schedule:
     """Half a cosine from the peak to zero, again and again.
 
@@ -151,7 +152,7 @@ def restarts(
     return rate
 
 
-def _between(first: Any, last: Any, steps: int) -> optax.Schedule:
+def _between(first: float | jax.Array, last: float | jax.Array, steps: int) -> optax.Schedule:
     """Half a cosine from one rate to another."""
     return lambda step: (
         last + (first - last) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(step / steps, 0, 1)))
@@ -168,7 +169,7 @@ def _warmup_steps(warmup: float, steps_per_epoch: int, total_steps: int) -> int:
     return early
 
 
-def _warmed(after: optax.Schedule, peak: Any, steps: int) -> optax.Schedule:
+def _warmed(after: optax.Schedule, peak: float | jax.Array, steps: int) -> optax.Schedule:
     """A linear warm-up from zero, and then a schedule from its beginning."""
     return (
         optax.join_schedules([optax.linear_schedule(0.0, peak, steps), after], [steps])

@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from cnnlab.report_card.citations import citation
 from cnnlab.report_card.finding import NOT_APPLICABLE, NOT_REFUTED, PROVED, REFUTED, Finding, plain
 from cnnlab.report_card.subject import Subject, given
 from cnnlab.spec import parse
+from cnnlab.types import JsonObject
 
 __all__ = [
     "MATHEMATICAL",
@@ -173,7 +174,7 @@ class Card:
     findings: dict[str, Finding]
     about: Entry
     loss: Callable
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    hyperparameters: dict[str, object] = field(default_factory=dict)
     num_classes: int = 3
     cosines: bool = False
     seconds: float = 0.0
@@ -190,18 +191,19 @@ class Card:
             if f.claimed and f.verdict in (REFUTED, NOT_APPLICABLE)
         ]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Strict JSON."""
         findings = {name: finding.to_json() for name, finding in self.findings.items()}
         fields = {name: value for name, value in vars(self).items() if name != "loss"}
-        return plain(fields | {"about": vars(self.about)}) | {"findings": findings}
+        about = cast(JsonObject, plain(fields | {"about": vars(self.about)}))
+        return about | {"findings": findings}
 
 
 def card(
     loss: Callable,
     *,
     name: str | None = None,
-    hyperparameters: Mapping[str, Any] | None = None,
+    hyperparameters: Mapping[str, object] | None = None,
     num_classes: int = 3,
     cosines: bool | None = None,
     claims: Iterable[str] = (),
@@ -305,7 +307,7 @@ class Curve(NamedTuple):
 
 def curve(
     loss: Callable,
-    hyperparameters: Mapping[str, Any] | None = None,
+    hyperparameters: Mapping[str, object] | None = None,
     num_classes: int = 3,
     cosines: bool = False,
 ) -> Curve:

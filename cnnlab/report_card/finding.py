@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import SupportsFloat, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from cnnlab.types import Json, JsonObject
 
 REFUTED, NOT_REFUTED, PROVED, NOT_APPLICABLE = "refuted", "not refuted", "proved", "not applicable"
 
@@ -28,16 +32,16 @@ class Finding:
     verdict: str
     detail: str = ""
     points: int = 0
-    data: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, object] = field(default_factory=dict)
     citation: str = ""
     claimed: bool = False
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Strict JSON: arrays as lists, what is not finite as text."""
         return {name: plain(value) for name, value in vars(self).items()}
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Json:
     """Numbers, text, lists and dictionaries only; inf and NaN, which JSON lacks, as text."""
     if isinstance(value, dict):
         return {str(key): plain(v) for key, v in value.items()}
@@ -48,26 +52,26 @@ def plain(value: Any) -> Any:
     if isinstance(value, (int, np.integer)):
         return int(value)
     try:
-        number = float(value)
+        number = float(cast(SupportsFloat, value))
     except (TypeError, ValueError):
         return str(value)
     return number if np.isfinite(number) else str(number)
 
 
-def refuted(detail: str, points: int, **data: Any) -> Finding:
+def refuted(detail: str, points: int, **data: object) -> Finding:
     return Finding("", REFUTED, detail, points, data)
 
 
-def not_refuted(detail: str, points: int, **data: Any) -> Finding:
+def not_refuted(detail: str, points: int, **data: object) -> Finding:
     return Finding("", NOT_REFUTED, detail, points, data)
 
 
-def not_applicable(why: str, **data: Any) -> Finding:
+def not_applicable(why: str, **data: object) -> Finding:
     return Finding("", NOT_APPLICABLE, why, 0, data)
 
 
-def show(values: Any) -> str:
+def show(values: ArrayLike) -> str:
     """A vector or a number for people: [0.9, 0.05, -1e+04]."""
     if np.ndim(values):
-        return f"[{', '.join(show(v) for v in values)}]"
-    return f"{float(values) + 0.0:.4g}"  # no -0
+        return f"[{', '.join(show(v) for v in cast(Sequence, values))}]"
+    return f"{float(cast(SupportsFloat, values)) + 0.0:.4g}"  # no -0

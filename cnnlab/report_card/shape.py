@@ -201,7 +201,10 @@ def _kink(subject: Subject) -> Finding | None:
         subject.logits(340, seed=11, scales=(2.0, 1.0)),
     )
     label = np.resize(np.arange(classes), len(a))
-    own = lambda z: subject.gradients(z)[np.arange(len(z)), label]
+
+    def own(z):
+        return subject.gradients(z)[np.arange(len(z)), label]
+
     at_a, at_b = own(a), own(b)
     size = np.abs(at_a).max()
     for _ in range(45):

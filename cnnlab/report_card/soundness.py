@@ -5,7 +5,6 @@ networks use.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +34,14 @@ def finite(subject: Subject) -> Finding:
         settled = np.isfinite(far) & (np.abs(far - near) <= 1e-3 * np.maximum(1, np.abs(far)))
     # An impossible class as the label may cost infinitely much; no formula's limit is NaN.
     wanted = (settled | np.isnan(far)) & np.isfinite(rows)
-    one = lambda z, k: (
-        subject.loss(z, k),
-        jax.grad(subject.loss)(z, k),
-        jax.hessian(subject.loss)(z, k),
-    )
+
+    def one(z, k):
+        return (
+            subject.loss(z, k),
+            jax.grad(subject.loss)(z, k),
+            jax.hessian(subject.loss)(z, k),
+        )
+
     every = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
     labels = jnp.arange(subject.classes, dtype=jnp.int32)
     for dtype in ("float32", "bfloat16", "float16"):
@@ -73,7 +75,10 @@ def finite(subject: Subject) -> Finding:
 
 def _extremes(classes: int) -> np.ndarray:
     """Logits that break naive formulas: huge, equal, impossible."""
-    fill = lambda *head, rest=0.0: [*head, *[rest] * classes][:classes]
+
+    def fill(*head, rest=0.0):
+        return [*head, *[rest] * classes][:classes]
+
     rows = [
         fill(),
         fill(rest=HUGE),
@@ -98,9 +103,10 @@ def true_gradient(subject: Subject) -> Finding:
         z = z * (1 - h)
     shifts = h * np.eye(subject.classes)
     base, got = subject.values(z), subject.gradients(z)  # [N, K] and [N, K, K]
-    flat = lambda moved: subject.values(moved.reshape(z.shape[0] * len(shifts), -1)).reshape(
-        got.shape
-    )
+
+    def flat(moved):
+        return subject.values(moved.reshape(z.shape[0] * len(shifts), -1)).reshape(got.shape)
+
     up, down = (
         flat(z[:, None] + shifts),
         flat(z[:, None] - shifts),
@@ -186,7 +192,7 @@ def transform_safe(subject: Subject) -> Finding:
     except Exception as error:
         return refuted(f"one example, logits float32[{classes}]: {first_line(error)}", 6)
     z2, ids2 = z.reshape(2, 3, classes), ids.reshape(2, 3)
-    ways: dict[str, Callable[[], Any]] = {
+    ways: dict[str, Callable[[], jax.Array]] = {
         "a batch [6]": lambda: loss(z, ids),
         "jit of a batch [6]": lambda: jax.jit(loss)(z, ids),
         "jit of a batch [2, 3]": lambda: jax.jit(loss)(z2, ids2),

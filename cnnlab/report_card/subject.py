@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from cnnlab.report_card.finding import show
 
-Loss = Callable[[Any, Any], jax.Array]
+Loss = Callable[[ArrayLike, ArrayLike], jax.Array]
 
 # Points per compiled call: every batch is padded to it, so that no second shape is compiled
 CHUNK = 1024
@@ -59,8 +60,8 @@ def filled(loss: Callable, num_classes: int) -> Loss:
     if views is None:
         return loss
 
-    def with_views(logits: Any, labels: Any) -> jax.Array:  # the views have the logits' batch shape
-        shape = jnp.shape(logits)
+    def with_views(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+        shape = jnp.shape(logits)  # the views have the logits' batch shape
         one = jnp.asarray(views).reshape(len(views), *[1] * (len(shape) - 1), num_classes)
         return loss(logits, labels, view_logits=jnp.broadcast_to(one, (len(views), *shape)))
 
@@ -79,7 +80,7 @@ class Subject:
     name: str
     classes: int = 3
     cosines: bool = False
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    hyperparameters: Mapping[str, object] = field(default_factory=dict)
 
     def of(self, classes: int) -> Loss:
         """(logits float[..., K], labels) -> float[...] for K classes."""

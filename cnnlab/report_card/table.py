@@ -7,12 +7,16 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cnnlab import losses
 from cnnlab.docstrings import entry
 from cnnlab.report_card import MATHEMATICAL, PROPERTIES, Card, Property
 from cnnlab.report_card.finding import NOT_APPLICABLE, NOT_REFUTED, PROVED, REFUTED
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 MARKS = {PROVED: "proof", NOT_REFUTED: "ok", REFUTED: "NO", NOT_APPLICABLE: "-"}
 HOLDS = (PROVED, NOT_REFUTED)
@@ -23,7 +27,7 @@ LEGEND = (
 )
 
 
-def tables(cards: Sequence[Card]) -> Iterator[Any]:
+def tables(cards: Sequence[Card]) -> Iterator[Table]:
     """Two rich tables, losses by properties: the mathematical ones, and those of the
     implementation.
     """
@@ -46,7 +50,7 @@ def tables(cards: Sequence[Card]) -> Iterator[Any]:
         yield table
 
 
-def _mark(card: Card, name: str) -> Any:
+def _mark(card: Card, name: str) -> Text | str:
     from rich.text import Text
 
     finding = card.findings.get(name)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ from jax import lax
 WIDE = 0.5
 
 
-def probabilities(z: jax.Array, a: Any) -> jax.Array:
+def probabilities(z: jax.Array, a: float | jax.Array) -> jax.Array:
     """exp_t(z_i - c), which sum to 1.
 
     Args:
@@ -47,7 +46,7 @@ def log_probabilities(z: jax.Array, a: float) -> jax.Array:
     return jnp.where(inside, exponent, jnp.where(jnp.isnan(exponent), exponent, -jnp.inf))
 
 
-def _terms(z: jax.Array, v: jax.Array, a: Any) -> jax.Array:
+def _terms(z: jax.Array, v: jax.Array, a: float | jax.Array) -> jax.Array:
     """exp_t(z_i - c): float[..., K], float[...] -> float[..., K]; derivatives are 0 where it is."""
     power = round(1 / a) if isinstance(a, float) and abs(a) >= 1 / 8 else 0
     if power and abs(power * a - 1) < 1e-9:  # by products
@@ -61,7 +60,7 @@ def _terms(z: jax.Array, v: jax.Array, a: Any) -> jax.Array:
     return jnp.where(inside, jnp.exp(exponent), jnp.where(jnp.isnan(exponent), exponent, 0))
 
 
-def _base(z: jax.Array, v: jax.Array, a: Any) -> jax.Array:
+def _base(z: jax.Array, v: jax.Array, a: float | jax.Array) -> jax.Array:
     """1 + a (z_i - c)."""
     v = v[..., None]
     if isinstance(a, float):
@@ -70,7 +69,7 @@ def _base(z: jax.Array, v: jax.Array, a: Any) -> jax.Array:
     return jnp.where(a >= WIDE, v + a * z, 1 + a * (z - v))
 
 
-def _exponents(z: jax.Array, v: jax.Array, a: Any) -> tuple[jax.Array, jax.Array]:
+def _exponents(z: jax.Array, v: jax.Array, a: float | jax.Array) -> tuple[jax.Array, jax.Array]:
     """Where exp_t is positive, and log(1 + a (z_i - c)) / a there, something harmless elsewhere;
     NaN stays NaN.
     """
@@ -78,8 +77,13 @@ def _exponents(z: jax.Array, v: jax.Array, a: Any) -> tuple[jax.Array, jax.Array
     z = jnp.where(impossible, 0, z)
     base = jnp.where(impossible, 0, _base(z, v, a))
     outside, safe = base <= 0, jnp.where(base > 0, base, jnp.where(base <= 0, 1, base))
-    direct = lambda a: jnp.log(safe) / a
-    near_0 = lambda a: _exponent(jnp.where(outside, 0, z - v[..., None]), a)
+
+    def direct(a):
+        return jnp.log(safe) / a
+
+    def near_0(a):
+        return _exponent(jnp.where(outside, 0, z - v[..., None]), a)
+
     if isinstance(a, float):
         return ~outside & ~jnp.isnan(base), direct(a) if a >= WIDE else near_0(
             jnp.asarray(a, z.dtype)
@@ -91,7 +95,7 @@ def _exponents(z: jax.Array, v: jax.Array, a: Any) -> tuple[jax.Array, jax.Array
     return ~outside & ~jnp.isnan(base), exponent
 
 
-def _wide(a: jax.Array, z: jax.Array) -> jax.Array:
+def _wide(a: float | jax.Array, z: jax.Array) -> jax.Array:
     """float[...] or float[] to be combined with float[..., K]."""
     a = jnp.asarray(a, z.dtype)
     return a[..., None] if a.ndim else a
@@ -118,7 +122,7 @@ def _(primals, tangents):
     return _exponent(x, a), dx / (1 + u) - jnp.where(jnp.isfinite(x), x, 0) ** 2 * curve * da
 
 
-def _normaliser(z: jax.Array, a: Any) -> jax.Array:
+def _normaliser(z: jax.Array, a: float | jax.Array) -> jax.Array:
     """v with sum_i exp_t(z_i - c) = 1, for float[..., K] with maximum 0; a = 1 - t, a float or an
     array.
     """
@@ -134,7 +138,10 @@ def _fixed(z: jax.Array, a: float) -> jax.Array:
 def _(a, primals, tangents):
     (z,) = primals
     v = _fixed(z, a)  # pyright: ignore[reportCallIssue]
-    total = lambda z, v: jnp.sum(_terms(z, v, a), -1)
+
+    def total(z, v):
+        return jnp.sum(_terms(z, v, a), -1)
+
     return v, _implicit(lambda z: total(z, v), lambda v: total(z, v), primals, tangents, v)
 
 
@@ -147,7 +154,10 @@ def _free(z: jax.Array, a: jax.Array) -> jax.Array:
 def _(primals, tangents):
     z, a = primals
     v = _free(z, a)
-    total = lambda z, a, v: jnp.sum(_terms(z, v, a), -1)
+
+    def total(z, a, v):
+        return jnp.sum(_terms(z, v, a), -1)
+
     return v, _implicit(lambda z, a: total(z, a, v), lambda v: total(z, a, v), primals, tangents, v)
 
 
@@ -160,7 +170,7 @@ def _implicit(
     return -change / slope
 
 
-def _solve(z: jax.Array, a: Any) -> jax.Array:
+def _solve(z: jax.Array, a: float | jax.Array) -> jax.Array:
     """The root by Newton's method on total^a, which is nearly linear in c.
 
     By Minkowski's inequality total^a is convex and falling for 0 < a <= 1 (concave and growing for
@@ -169,10 +179,13 @@ def _solve(z: jax.Array, a: Any) -> jax.Array:
     """
     power, classes = jnp.asarray(a, z.dtype), z.shape[-1]
     wide = power >= WIDE
+
     # (1 - x^-a) / a, from log x: K equal terms, 1 each at c = 0, have their root there
-    over_a = lambda log_x: jnp.where(
-        power == 0, log_x, -jnp.expm1(-power * log_x) / jnp.where(power == 0, 1, power)
-    )
+    def over_a(log_x):
+        return jnp.where(
+            power == 0, log_x, -jnp.expm1(-power * log_x) / jnp.where(power == 0, 1, power)
+        )
+
     log_classes = jnp.log(jnp.asarray(classes, z.dtype))
     batch = jnp.zeros(z.shape[:-1], z.dtype)
     # The error after a step is the step to the power min(2, 1/a): where terms vanish their slope is
@@ -196,5 +209,8 @@ def _solve(z: jax.Array, a: Any) -> jax.Array:
 
     begin = jnp.where(wide, batch + 1, batch)
     end = batch + jnp.where(wide, jnp.exp(-power * log_classes), over_a(log_classes))
-    unfinished = lambda state: (state[0] < 128) & ~jnp.all(state[-1])
+
+    def unfinished(state):
+        return (state[0] < 128) & ~jnp.all(state[-1])
+
     return lax.while_loop(unfinished, improve, (0, begin, begin, end, jnp.isnan(z[..., 0])))[1]

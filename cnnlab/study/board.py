@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnlab.console import Console
+from cnnlab.study.results import CellResult
+from cnnlab.types import Row
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass
@@ -71,7 +76,7 @@ class Board(Console):
         """What is done to that cell: tuning, training, testing."""
         self.here.phase, self.here.share = what, 0.0
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
+    def epoch(self, row: Row) -> None:
         """An epoch's metrics, a list over seeds each."""
         accuracy = row.get("validation_accuracy", row["train_accuracy"])
         self.here.note, self.here.share = (
@@ -89,12 +94,10 @@ class Board(Console):
         if not same and self.mode != "bar":
             self.say(f"training {loss}, {condition} on {now.where}")
 
-    def finished(
-        self, loss: str, condition: str, cell: Mapping[str, Any], trained: bool = False
-    ) -> None:
+    def finished(self, loss: str, condition: str, cell: CellResult, trained: bool = False) -> None:
         """A cell's result is there; `trained`: now, even if it was not seen under way."""
-        accuracies = [run["test"]["accuracy"] for run in cell["runs"] if run["diverged"] is None]
-        broken = len(cell["runs"]) - len(accuracies)
+        accuracies = [run.test["accuracy"] for run in cell.runs if run.test is not None]
+        broken = len(cell.runs) - len(accuracies)
         text = f"{100 * np.mean(accuracies):.2f} %" if accuracies else ""
         text += f" ({broken} diverged)" * bool(broken)
         self._done[loss, condition] = text
@@ -141,7 +144,7 @@ class Board(Console):
         left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         return f"; about {left} left" if cells > 0 else ""
 
-    def table(self) -> Any:
+    def table(self) -> Table:
         """The grid, as rich draws it."""
         from rich.markup import escape
         from rich.table import Table

@@ -15,19 +15,21 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from cnnlab import spec
-from cnnlab.config import FREE_ON_RESUME, Config
+from cnnlab.config import Config, Recipe
 from cnnlab.errors import InputError
 from cnnlab.parts import find, resolve
 from cnnlab.spec import Part
 from cnnlab.study import plan
 from cnnlab.study.plan import Condition, Study
+from cnnlab.study.results import CellResult
 from cnnlab.training.run_folder import SHORT, conflicts, stored_form
+from cnnlab.types import JsonObject, Metrics
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Cell:
     condition: Condition
     words: str
     digest: str
-    config: dict[str, Any] = field(default_factory=dict, compare=False)
+    config: JsonObject = field(default_factory=dict, compare=False)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -53,7 +55,7 @@ def config(study: Study, loss: str, condition: Condition) -> Config:
     whole = plan.config(study, loss, condition)
     first = spec.parse_pipeline(loss)[0]
     taught = find("loss", first).asks("teacher_logits")
-    return whole if taught else dataclasses.replace(whole, teacher=None)
+    return whole if taught else whole.replace(teacher=None)
 
 
 def cell(study: Study, loss: str, condition: Condition) -> Cell:
@@ -64,15 +66,11 @@ def cell(study: Study, loss: str, condition: Condition) -> Cell:
     makes no finished cell invalid; the file says what the defaults were, and `read` compares that.
     """
     configured = config(study, loss, condition)
-    parts, default = resolve(configured), Config().to_json()
-    fields = (
-        configured.to_json()
-        | {"dataset": configured.corrupted_dataset()}
-        | parts.specs(Part.canonical)
-    )
-    changed = {
-        k: v for k, v in fields.items() if v != default[k] and k not in FREE_ON_RESUME | {*SHORT}
-    }
+    recipe = configured.recipe
+    parts = resolve(recipe)
+    default = Recipe().to_json()
+    fields = recipe.to_json() | parts.specs(Part.canonical)
+    changed = {k: v for k, v in fields.items() if v != default[k] and k not in SHORT}
     identity = [changed, plan.seeds(study), plan.rates(study), parts.sources()]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     words = re.sub(r"[^\w.=+-]+", "-", f"{loss}--{plan.label(condition)}")[:80]
@@ -114,17 +112,41 @@ def claimed(folder: Path, digest: str) -> Iterator[bool]:
         yield True
 
 
-def read(
-    folder: Path, cell: Cell, seeds: list[int], facts: dict[str, str | None], metrics: Iterable[str]
-) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Digests:
+    """What a cell's numbers depend on besides its configuration.
+
+    Attributes:
+      digest: of the training data.
+      teacher_digest: of the teacher's weights.
+    """
+
+    digest: str
+    teacher_digest: str | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a cell's file must hold.
+
+    Attributes:
+      seeds: of its runs.
+      digests: that it was trained with.
+      metrics: names of what was measured.
+    """
+
+    seeds: list[int]
+    digests: Digests
+    metrics: list[str]
+
+
+def read(folder: Path, cell: Cell, wanted: Wanted) -> CellResult | None:
     """A cell's result, whatever the words in its file's name; None where there is none.
 
     Args:
       folder: of the study.
       cell: of it.
-      seeds: which it must hold.
-      facts: digests of data and teacher that it must have been trained with.
-      metrics: names of what it must have measured.
+      wanted: what its file must hold.
 
     Raises:
       InputError: damaged, another cell's, or of other data.
@@ -133,12 +155,13 @@ def read(
     if path is None:
         return None
     try:
-        result = json.loads(path.read_text())
-        sound = [run["seed"] for run in result["runs"]] == seeds
-        tests = [run["test"] for run in result["runs"] if run["diverged"] is None]
-        sound = sound and all(isinstance(test[name], float) for test in tests for name in metrics)
-        same = all(result.get(name) == value for name, value in facts.items())
-        differing = conflicts(result["config"], Config.from_json(cell.config))
+        result = CellResult.from_json(json.loads(path.read_text()))
+        tests = [cast(Metrics, run.test) for run in result.runs if run.diverged is None]
+        sound = [run.seed for run in result.runs] == wanted.seeds and all(
+            isinstance(test[name], float) for test in tests for name in wanted.metrics
+        )
+        same = Digests(result.digest, result.teacher_digest) == wanted.digests
+        differing = conflicts(result.config, Config.from_json(cell.config))
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -159,4 +182,4 @@ def read(
             f"{path} was trained by a version of cnnlab with other defaults "
             f"({'; '.join(differing)}); delete it to train that cell again"
         )
-    return result | {"loss": cell.loss, "condition": cell.condition}
+    return dataclasses.replace(result, loss=cell.loss, condition=cell.condition)

@@ -21,7 +21,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import cnnlab
 from cnnlab import files
@@ -31,7 +32,11 @@ from cnnlab.study import folder as folders
 from cnnlab.study.board import Board, UnderWay
 from cnnlab.study.folder import Cell
 from cnnlab.study.plan import Study
-from cnnlab.training.loop import StopRequest, stop_signals
+from cnnlab.study.results import CellResult
+from cnnlab.training.signals import StopRequest, stop_signals
+from cnnlab.types import Row
+
+T = TypeVar("T")
 
 RETRIES = (
     20  # of a cell that lost its worker: spot machines go often, but no crash shall repeat forever
@@ -95,23 +100,23 @@ def joined(study: Study, again: str) -> Iterator[Cluster]:
 class Cluster:
     """Ray's machines, for the cells of a study."""
 
-    def __init__(self, ray: Any, study: Study, again: str, stop: StopRequest):
+    def __init__(self, ray: ModuleType, study: Study, again: str, stop: StopRequest):
         self._ray, self._study, self._again, self._stop = ray, study, again, stop
 
-    def call(self, function: Callable, *args: Any) -> Any:
+    def call(self, function: Callable[..., T], *args: object) -> T:
         """What a function returns on a machine of those that train.
 
         Raises:
           InputError: it does, or its worker was lost too often.
           Stopped: a signal came.
         """
-        results: list[Any] = []
+        results: list[T] = []
         self._run([(function, *args)], lambda _, result: results.append(result), lambda _: None)
         return results[0]
 
     def train(
         self,
-        one: Callable[[Cell, Board], dict[str, Any] | None],
+        one: Callable[[Cell, Board], CellResult | None],
         cells: Sequence[Cell],
         folder: Path,
         board: Board,
@@ -137,7 +142,7 @@ class Cluster:
         for cell in cells:
             _under_way(folder, cell).unlink(missing_ok=True)  # a killed study's
 
-        def done(i: int, result: dict[str, Any] | None) -> None:
+        def done(i: int, result: CellResult | None) -> None:
             if result:
                 board.finished(*cells[i].key, result, trained=True)
 
@@ -153,7 +158,8 @@ class Cluster:
 
     def _share(self) -> tuple[str, int]:
         return share(
-            [node["Resources"] for node in self._ray.nodes() if node["Alive"]], self._study.devices
+            [node["Resources"] for node in self._ray.nodes() if node["Alive"]],
+            self._study.machine.devices,
         )
 
     def _run(
@@ -196,7 +202,7 @@ class Cluster:
                 status,
             )
 
-    def _result(self, ref: Any) -> Any:
+    def _result(self, ref: object) -> Any:
         errors = self._ray.exceptions
         try:
             return self._ray.get(ref)
@@ -238,7 +244,7 @@ def share(machines: Sequence[Mapping[str, float]], devices: int | None) -> tuple
     ) or 1  # 1: a cluster that grows once it is asked
 
 
-def _options(kind: str, number: int) -> dict[str, Any]:
+def _options(kind: str, number: int) -> Mapping[str, object]:
     """In Ray's words. A process keeps an accelerator until it ends: it has one task; on CPU the
     next finds JAX warm.
     """
@@ -249,7 +255,7 @@ def _options(kind: str, number: int) -> dict[str, Any]:
     }
 
 
-def _task(place: str, code: str, call: bytes) -> Any:
+def _task(place: str, code: str, call: bytes) -> object:
     """Call a function on a worker.
 
     Args:
@@ -279,8 +285,8 @@ def _task(place: str, code: str, call: bytes) -> Any:
 
 
 def _patiently(
-    one: Callable[[Cell, Board], dict[str, Any] | None], study: Study, folder: Path, cell: Cell
-) -> dict[str, Any] | None:
+    one: Callable[[Cell, Board], CellResult | None], study: Study, folder: Path, cell: Cell
+) -> CellResult | None:
     """Train a cell on a worker, after a while if its lock is held, as it is by a lost machine at
     first.
 
@@ -291,7 +297,7 @@ def _patiently(
         raise InputError(
             f"{platform.node()} has other files behind the parts of {cell.loss} than this machine"
         )
-    board = Telling(study.epochs, _under_way(folder, cell))
+    board = Telling(study.training.epochs, _under_way(folder, cell))
     for _ in range(LOCK_SECONDS):
         if result := one(cell, board):
             return result
@@ -316,7 +322,7 @@ class Telling(Board):
         super().phase(what)
         self._tell()
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
+    def epoch(self, row: Row) -> None:
         super().epoch(row)
         self._tell()
 

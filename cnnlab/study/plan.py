@@ -9,14 +9,27 @@ import dataclasses
 import functools
 import itertools
 import math
-import types
 import typing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
+from cnnlab import config as settings
 from cnnlab import spec
-from cnnlab.config import FORMER, FREE_ON_RESUME, PARTS, Config, Training
+from cnnlab.config import (
+    FORMER,
+    NOISE,
+    PARTS,
+    PROGRESS,
+    Config,
+    Machine,
+    Output,
+    Rate,
+    Recipe,
+    Settings,
+    Training,
+)
 from cnnlab.errors import InputError, unknown
+from cnnlab.types import JsonObject
 
 if TYPE_CHECKING:
     from cnnlab.metrics import Metric
@@ -27,20 +40,24 @@ TUNING_SEED = (
     2**32 - 1
 )  # no study's own: the rates are chosen on other weights, orders and draws than are compared
 
-Condition = dict[str, Any]  # fields of Config by name, with the values that they have under it
+# Fields of Config by name, with the values that they have under it.
+Condition: TypeAlias = JsonObject
 
 
 @dataclass(frozen=True)
-class Study(Training):
+class Study(Settings):
     """Compare losses over paired seeds: train each under every condition, and report what can be
     claimed.
     """
+
+    training: Training = field(default_factory=Training)
+    machine: Machine = field(default_factory=Machine)
 
     losses: tuple[str, ...] = ()
     """At least two, as for train.py's --loss: focal,gamma=2 or my_module.my_loss."""
     baseline: str | None = None
     """The loss that the others are compared with. None: the first."""
-    seeds: int = 8
+    seeds: Annotated[int, f"[1, {MOST_SEEDS}]"] = 8
     """How many seeds: with the same one every loss starts from the same weights and sees the same
     batches.
     """
@@ -48,8 +65,10 @@ class Study(Training):
     """The first of them; the others follow it."""
     label_noise: tuple[float, ...] = (0.0,)
     """Conditions: shares of the training labels made wrong, each in [0, 1), of classes that err
-    (see --noise).
-    """
+    (see --noise)."""
+    noise: Annotated[str, NOISE] | None = None
+    """How --label-noise errs: symmetric (to any other class; the default) or asymmetric (to a class
+    like it, a cat to a dog)."""
     long_tail: tuple[float, ...] = (1.0,)
     """Conditions: how many times more images the first class keeps than the last; 1: all."""
     fraction: tuple[float, ...] = (1.0,)
@@ -62,7 +81,7 @@ class Study(Training):
     """What the verdicts are about, on the test set: accuracy, nll, brier, ece, top5, or one of
     --metrics by name.
     """
-    margin: float | None = None
+    margin: Rate | None = None
     """Differences within it count as equivalent. None: the metric's own, 0.01 for accuracy (--list
     metric).
     """
@@ -70,21 +89,42 @@ class Study(Training):
     """lr=1e-4..1e-1: before the comparison, choose each cell's learning rate on the validation
     split.
     """
-    budget: int = 8
+    budget: Annotated[int, "[2, inf)"] = 8
     """Learning rates tried for each loss under each condition when tuning."""
     shard: str = "0/1"
     """i/n: train every n-th cell from the i-th on (0 <= i < n), for n machines that share the
     folder.
     """
-    executor: str = "local"
+    executor: Annotated[str, EXECUTORS] = "local"
     """local (a cell after the other, here) or ray: a task each, on the cluster of $RAY_ADDRESS or
     on this machine.
     """
     workdir: str = "runs/study"
     """Folder of the results; cells that stand there already are not trained again."""
+    progress: Annotated[str, PROGRESS] = "auto"
+    """auto (bar on a terminal, lines elsewhere), bar, lines or off."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        settings.check(self)
+        self._check_losses()
+        if not 0 <= self.first_seed <= TUNING_SEED - self.seeds:
+            raise InputError(
+                "--first-seed must be at least 0, and the last seed below 2**32 - 1; got "
+                f"{self.first_seed}"
+            )
+        if not self.workdir or self.workdir.startswith("gs://"):
+            raise InputError(
+                "--workdir must name a folder on a disk: a study needs locks, which a bucket has "
+                "not"
+            )
+        self._check_executor()
+        if self.noise and not any(self.label_noise):
+            raise InputError(f"--noise {self.noise} has no effect without --label-noise")
+        rates(self)
+        for condition in conditions(self):  # every value lies where Config wants it
+            self._check_condition(condition)
+
+    def _check_losses(self) -> None:
         if len(self.losses) < 2:
             raise InputError(
                 "--losses must name at least two, to compare; got "
@@ -93,48 +133,30 @@ class Study(Training):
         for name in ("losses", "label_noise", "long_tail", "fraction", "vary"):
             values = getattr(self, name)
             if len(set(values)) < len(values) or not (values or name == "vary"):
-                flag = "--" + name.replace("_", "-")
                 raise InputError(
-                    f"{flag} takes each value once, at least one; got "
+                    f"{settings.flag(name)} takes each value once, at least one; got "
                     f"{' '.join(map(str, values)) or 'none'}"
                 )
-        if not 1 <= self.seeds <= MOST_SEEDS:
-            raise InputError(
-                f"--seeds must be at least 1 and at most {MOST_SEEDS}, got {self.seeds}"
-            )
         if self.baseline is not None and self.baseline not in self.losses:
             raise unknown("baseline", self.baseline, self.losses)
-        if not 0 <= self.first_seed <= TUNING_SEED - self.seeds:
-            raise InputError(
-                "--first-seed must be at least 0, and the last seed below 2**32 - 1; got "
-                f"{self.first_seed}"
-            )
-        if self.margin is not None and not 0 < self.margin < math.inf:
-            raise InputError(f"--margin must be positive and finite, got {self.margin}")
-        if self.budget < 2:
-            raise InputError(f"--budget must be at least 2, got {self.budget}")
-        if not self.workdir or self.workdir.startswith("gs://"):
-            raise InputError(
-                "--workdir must name a folder on a disk: a study needs locks, which a bucket has "
-                "not"
-            )
-        if self.executor not in EXECUTORS:
-            raise unknown("executor", self.executor, EXECUTORS)
-        if shard(self.shard) != (0, 1) and self.executor == "ray":
+
+    def _check_executor(self) -> None:
+        sharded = shard(self.shard) != (0, 1)
+        if self.executor != "ray":
+            return
+        if sharded:
             raise InputError("--executor ray shares the cells out itself: leave --shard away")
-        if self.processes not in (None, 1) and self.executor == "ray":
+        if self.machine.processes not in (None, 1):
             raise InputError("--executor ray starts its own processes: leave --processes away")
-        if self.noise and not any(self.label_noise):
-            raise InputError(f"--noise {self.noise} has no effect without --label-noise")
-        rates(self)
-        for condition in conditions(self):  # every value lies where Config wants it
-            if self.tune and "learning_rate" in condition:
-                raise InputError("--tune chooses the learning rate: it cannot be varied beside it")
-            for loss in self.losses:
-                if not config(self, loss, condition).validation and self.tune:
-                    raise InputError(
-                        "--tune chooses on the validation split: --validation must be above 0"
-                    )
+
+    def _check_condition(self, condition: Condition) -> None:
+        if self.tune and "learning_rate" in condition:
+            raise InputError("--tune chooses the learning rate: it cannot be varied beside it")
+        for loss in self.losses:
+            if not config(self, loss, condition).recipe.validation and self.tune:
+                raise InputError(
+                    "--tune chooses on the validation split: --validation must be above 0"
+                )
 
 
 def conditions(study: Study) -> list[Condition]:
@@ -161,13 +183,13 @@ def _axis(text: str) -> tuple[str, tuple]:
     kinds = {
         k: v
         for k, v in typing.get_type_hints(Training).items()
-        if k not in FREE_ON_RESUME | {"dataset", "teacher", "noise", "metrics"}
+        if k not in ("dataset", "teacher", "metrics")
     }
     if (former := name.replace("_", "-")) in FORMER:
         raise InputError(
             f"--vary {text}: {former} is a hyperparameter of its part now, as in {FORMER[former]}"
         )
-    if name not in kinds:  # those that are free on resume change no number but in its rounding
+    if name not in kinds:
         raise unknown("flag to vary", name, sorted(kinds))
     values = tuple(_typed(text, part, kinds[name]) for part in _values(name, listed))
     if not equals or len(set(values)) < len(values):
@@ -196,7 +218,7 @@ def _values(name: str, listed: str) -> list[str]:
     return values
 
 
-def _typed(text: str, value: str, kind: Any) -> Any:
+def _typed(text: str, value: str, kind: object) -> object:
     """A value of a flag, of the flag's type."""
     if kind is str:
         return value
@@ -206,7 +228,7 @@ def _typed(text: str, value: str, kind: Any) -> Any:
         )
     except (ValueError, SyntaxError, TypeError):
         read = value
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    kinds = settings.value_types(kind)
     if type(read) in kinds:
         return read
     if float in kinds and type(read) is int:
@@ -217,13 +239,12 @@ def _typed(text: str, value: str, kind: Any) -> Any:
 
 def config(study: Study, loss: str, condition: Condition, seed: int = 0) -> Config:
     """The configuration under which train.py would train one network of the study."""
-    shared = {f.name: getattr(study, f.name) for f in dataclasses.fields(Training)}
-    fields = (
-        shared | {"loss": loss, "seed": seed, "test_on": "last", "tensorboard": False} | condition
-    )
-    if not fields.get("label_noise"):
-        fields["noise"] = None  # it says how labels err, and here none does
-    return Config(**fields)
+    shared = {f.name: getattr(study.training, f.name) for f in dataclasses.fields(Training)}
+    recipe = shared | {"loss": loss, "seed": seed} | condition
+    if recipe.get("label_noise"):
+        recipe["noise"] = study.noise
+    output = Output(progress=study.progress, tensorboard=False)
+    return Config(Recipe(**recipe), study.machine, output)
 
 
 def seeds(study: Study) -> list[int]:
@@ -278,7 +299,7 @@ def metrics(study: Study) -> dict[str, Metric]:
     Raises:
       InputError: one that is none.
     """
-    return _metrics(study.metrics)
+    return _metrics(study.training.metrics)
 
 
 @functools.cache
@@ -287,7 +308,7 @@ def _metrics(own: tuple[str, ...]) -> dict[str, Metric]:
     from cnnlab.parts import resolve
 
     return METRICS | {
-        metric.name: metric for metric in resolve(Config(metrics=own)).build_metrics()
+        metric.name: metric for metric in resolve(Recipe(metrics=own)).build_metrics()
     }
 
 

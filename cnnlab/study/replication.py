@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
 
 from cnnlab import files
+from cnnlab.config import Training, flag
 from cnnlab.errors import InputError
 from cnnlab.study import report, statistics
 from cnnlab.study.plan import Study
@@ -26,27 +26,23 @@ class Replication(Study):
     seeds.
     """
 
-    dataset: str = "cifar10"
-    """As for train.py."""
+    training: Training = field(
+        default_factory=partial(Training, dataset="cifar10", validation=0.04, epochs=8)
+    )
     fraction: tuple[float, ...] = (0.2,)
     """Share of the training images that is used."""
-    validation: float = 0.04
-    """Share of the training split held out for validation."""
-    epochs: int = 8
-    """Passes over the training images."""
     workdir: str = "runs/replications"
     """Folder of the results; replications share the cells that they have in common."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own = type(self)
+        claim = type(self)
         for name in ("losses", "label_noise", "long_tail", "vary", "metric"):
-            if own is not Replication and getattr(self, name) != getattr(own, name):
+            if claim is not Replication and getattr(self, name) != getattr(claim, name):
                 raise InputError(
-                    f"the claim is about {getattr(own, name)}: --{name.replace('_', '-')} cannot "
-                    "be changed"
+                    f"the claim is about {getattr(claim, name)}: {flag(name)} cannot be changed"
                 )
-        if not self.validation:
+        if not self.training.validation:
             raise InputError(
                 "--validation must be above 0: claims are about accuracies on that split too"
             )
@@ -124,12 +120,12 @@ def replicate(study: Replication, judge: Callable[[Results], Sequence[Judged]], 
     results = cells.conduct(study, run_folder.command())
     if results is None:
         return
-    folder = Path(study.workdir).expanduser() / name
+    folder = files.expanded(study.workdir) / name
     folder.mkdir(parents=True, exist_ok=True)
     report.write(results, folder)
     verdicts = judge(results)
     for each in verdicts:
         print(f"{each.verdict.upper():<10} {each.statement}\n           {each.numbers}", flush=True)
-    rows: list[dict[str, Any]] = [vars(each) for each in verdicts]
+    rows = [vars(each) for each in verdicts]
     files.write_json(folder / "verdict.json", {"statements": rows, "command": run_folder.command()})
     print(folder / "verdict.json")

@@ -4,15 +4,101 @@ of.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from cnnlab.study import plan, statistics
 from cnnlab.study.plan import Condition, Study
+from cnnlab.types import JsonObject, Metrics, Row
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A learning rate that was tried, and the validation accuracy that it reached.
+
+    `accuracy` is None where training did not stay finite.
+    """
+
+    learning_rate: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One network of a cell.
+
+    Attributes:
+      seed: of it.
+      diverged: the number of its first step that was not finite; None: all were.
+      test: `metrics.summarise` of the test set; None where it diverged.
+      history: train.py's rows, one per epoch.
+      gradient_norms: of its first steps.
+    """
+
+    seed: int
+    diverged: int | None
+    test: Metrics | None
+    history: list[Row]
+    gradient_norms: list[float]
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a cell's file holds.
+
+    Attributes:
+      loss, condition: of the cell.
+      config: as a run stores it.
+      learning_rate: configured, or chosen by tuning.
+      runs: one for each seed.
+      example_variance: mean over test images of the variance over seeds of being right; None for
+        one seed.
+      tuning: the trials; None where nothing was tuned.
+      images: trained on, by all seeds.
+      seconds, images_per_second: of training.
+      parameters: of a network.
+      devices, versions: that it was trained with.
+      class_names, counts, digest, teacher_digest: of its data (`DataFacts`).
+    """
+
+    loss: str
+    condition: Condition
+    config: JsonObject
+    learning_rate: float
+    runs: list[SeedRun]
+    example_variance: float | None
+    tuning: list[Trial] | None
+    images: int
+    seconds: float
+    images_per_second: float | None
+    parameters: int
+    devices: str
+    versions: JsonObject
+    class_names: list[str]
+    counts: dict[str, int]
+    digest: str
+    teacher_digest: str | None
+
+    def to_json(self) -> JsonObject:
+        """The result as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: JsonObject) -> CellResult:
+        """The result that `to_json` described; what this version does not know is left out.
+
+        Raises:
+          KeyError, TypeError: something is missing, or of another form.
+        """
+        known = {f.name: values[f.name] for f in dataclasses.fields(cls)}
+        tuning = known["tuning"]
+        known["runs"] = [SeedRun(**run) for run in known["runs"]]
+        known["tuning"] = None if tuning is None else [Trial(**trial) for trial in tuning]
+        return cls(**known)
 
 
 @dataclass(frozen=True)
@@ -22,20 +108,13 @@ class Results:
     Attributes:
       study: what was asked.
       conditions: of it.
-      cells: for each condition, for each loss, what the cell's file holds: loss, condition,
-        learning_rate; runs: for each seed {seed, diverged (null, or the number of the first step
-        that was not finite), test (null, or `metrics.summarise` of the test set), history
-        (train.py's rows, a dict an epoch), gradient_norms (of the first steps)}; example_variance
-        (mean over test images of the variance over seeds of being right; null for one seed), tuning
-        (null, or a list of {learning_rate, accuracy} on the validation split; accuracy null: not
-        finite), images (trained on), seconds, images_per_second, parameters, devices, versions,
-        class_names, counts, digest, teacher_digest.
+      cells: for each condition, for each loss.
       command: which makes it again.
     """
 
     study: Study
     conditions: list[Condition]
-    cells: list[list[dict[str, Any]]]
+    cells: list[list[CellResult]]
     command: str
 
 
@@ -51,9 +130,9 @@ class Verdict:
     diverged: int = 0
 
 
-def values(cell: Mapping[str, Any], metric: str) -> np.ndarray:
+def values(cell: CellResult, metric: str) -> np.ndarray:
     """A metric of the test set for each seed, float64[seeds]; NaN where the run diverged."""
-    found = [np.nan if run["diverged"] is not None else run["test"][metric] for run in cell["runs"]]
+    found = [np.nan if run.test is None else run.test[metric] for run in cell.runs]
     return np.where(np.isfinite(found), found, np.nan)
 
 
@@ -103,17 +182,15 @@ def verdicts(results: Results, metric: str | None = None) -> list[Verdict]:
     ]
 
 
-def spread(cell: Mapping[str, Any]) -> tuple[float, float]:
+def spread(cell: CellResult) -> tuple[float, float]:
     """Standard deviation of accuracy over seeds: on this test set, and over test sets
     drawn anew.
     """
-    accuracies = values(cell, "accuracy")
-    if len(accuracies) < 2 or not np.all(np.isfinite(accuracies)):
+    accuracies, variance = values(cell, "accuracy"), cell.example_variance
+    if variance is None or not np.all(np.isfinite(accuracies)):
         return np.nan, np.nan
-    images = cell["counts"]["test"]
-    return float(np.std(accuracies, ddof=1)), statistics.distribution_sd(
-        accuracies, cell["example_variance"], images
-    )
+    fresh = statistics.distribution_sd(accuracies, variance, cell.counts["test"])
+    return float(np.std(accuracies, ddof=1)), fresh
 
 
 def padded(rows: Iterable[Sequence[float | None]]) -> np.ndarray:
@@ -127,6 +204,6 @@ def padded(rows: Iterable[Sequence[float | None]]) -> np.ndarray:
     return np.where(np.isfinite(table), table, np.nan)
 
 
-def curve(cell: Mapping[str, Any], name: str) -> np.ndarray:
+def curve(cell: CellResult, name: str) -> np.ndarray:
     """A column of the history, such as validation_accuracy: float64[seeds, epochs]."""
-    return padded([row.get(name) for row in run["history"]] for run in cell["runs"])
+    return padded([row.get(name) for row in run.history] for run in cell.runs)

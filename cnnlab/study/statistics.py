@@ -90,7 +90,10 @@ def sign_flip(differences: np.ndarray) -> np.ndarray:
     # to the ninth place. Pi keeps those that are fractions of the largest difference away from the
     # point where rounding turns.
     scaled = differences / (np.pi * np.where(largest > 0, largest, 1))
-    total = lambda x, axis: np.round(np.sum(x, axis=axis), 9)
+
+    def total(x, axis):
+        return np.round(np.sum(x, axis=axis), 9)
+
     rng = np.random.default_rng(0)
     options: dict[str, Any] = dict(
         vectorized=True, axis=-1, n_resamples=FLIPS, batch=_batch(scaled), rng=rng
@@ -275,9 +278,10 @@ def verdicts(
     differences = _checked(differences)
     m, n = differences.shape[-2] + others, differences.shape[-1]
     mean, p, enough = differences.mean(-1), sign_flip(differences), n >= seeds_needed(m, alpha)
-    family = lambda p: holm(np.concatenate([p, np.ones((*p.shape[:-1], others))], -1))[
-        ..., : m - others
-    ]
+
+    def family(p):
+        return holm(np.concatenate([p, np.ones((*p.shape[:-1], others))], -1))[..., : m - others]
+
     p_holm, p_equivalent = family(p), family(equivalence(differences, margin))
     smallest = detectable(n, m, alpha) * _sd(differences) if enough else np.full(p.shape, np.inf)
     # Too few seeds first: then no p-value can tell a difference from none, and nothing else may be

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cnnlab import backend
 from cnnlab.errors import InputError, one_line, unknown
 from cnnlab.training.program import Program
+from cnnlab.types import Device, JsonObject
+
+if TYPE_CHECKING:
+    import jax
 
 HOP_SECONDS = 1e-6  # an all-reduce's wait at each chip it passes; assumed
 
@@ -66,7 +70,7 @@ class Slice:
 
     generation: str
     shape: tuple[int, ...]
-    devices: Sequence[Any]
+    devices: Sequence[Device]
 
     @property
     def chip(self) -> Chip:
@@ -94,7 +98,7 @@ def describe(name: str) -> Slice:
     dims = tuple(map(int, shape.split("x")))
     from jax.experimental import topologies
 
-    how: dict[str, Any] = (
+    how: dict[str, object] = (
         {"chip_config_name": "megacore"} if generation == "v4" else {}
     )  # its two cores as one device
     if math.prod(dims) == 1 or (math.prod(dims), len(dims)) == (
@@ -164,7 +168,7 @@ def cost(program: Program) -> Cost:
     Raises:
       TooLarge: it does not fit.
     """
-    lowered = program.step.lower(*program.arguments())
+    lowered: Any = cast("jax.stages.Wrapped", program.dispatch).lower(*program.arguments())
     try:
         with backend.silent(2):
             compiled = lowered.compile()
@@ -256,7 +260,7 @@ def step_seconds(cost: Cost, chip: Chip) -> tuple[float, str]:
     return parts[slower] + talk, slower if parts[slower] >= talk else "communication"
 
 
-def predicted(plan: Mapping[str, Any], chips: int, grow: bool) -> tuple[float, float]:
+def predicted(plan: JsonObject, chips: int, grow: bool) -> tuple[float, float]:
     """Images a second that a plan's run does on another number of chips, and the share of a step
     that waits for others.
 
@@ -271,7 +275,7 @@ def predicted(plan: Mapping[str, Any], chips: int, grow: bool) -> tuple[float, f
     """
     chip = CHIPS[plan["topology"].partition(":")[0]]
     devices, before = chips * chip.cores, plan["devices_used"]
-    apart = math.gcd(devices, plan["seeds"])  # groups of devices, as `parallel.layout` makes them
+    apart = math.gcd(devices, plan["seeds"])  # groups of devices, as `devices.layout` makes them
     seeds = plan["mesh"][0] / apart  # of a device, over the plan's
     work = 1.0 if grow else before / devices
     busy = work * max(

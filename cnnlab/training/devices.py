@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import gcd
-from typing import Any
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
@@ -21,8 +21,12 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cnnlab import backend
+from cnnlab.config import Machine
 from cnnlab.errors import InputError
 from cnnlab.multihost import processes, transfer
+from cnnlab.types import Device
+
+T = TypeVar("T")
 
 AXIS, SEEDS = "data", "seed"
 SHARED, BATCH, PER_SEED = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(SEEDS)
@@ -35,10 +39,17 @@ def formulation(platform: str) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """How steps are laid over devices: `mode` is jit (one device), pmap or sharded."""
+    """How steps are laid over devices.
+
+    Attributes:
+      mode: jit (one device), pmap or sharded.
+      mesh: of the devices, seeds by parts of the batch.
+      seeds: how many networks are trained together; None for one, whose state has no leading axis.
+    """
 
     mode: str
     mesh: Mesh
+    seeds: int | None = None
 
     @property
     def device_count(self) -> int:
@@ -61,7 +72,7 @@ class Layout:
         """How models/convolution.py convolves on these devices."""
         return formulation(self.platform)
 
-    def place(self, tree: Any, spec: PartitionSpec = SHARED) -> Any:
+    def place(self, tree: T, spec: PartitionSpec = SHARED) -> T:
         """Put a pytree on the mesh, by default whole on every device; each process has all of it.
 
         CPU devices share the memory of a numpy array that starts at a multiple of 64 bytes; others
@@ -69,9 +80,11 @@ class Layout:
         """
         return transfer.put(tree, NamedSharding(self.mesh, spec))
 
-    def own(self, count: int, axis: str) -> np.ndarray:
-        """Which of `count` things that are shared out along a mesh axis this process holds: int[n],
-        ascending.
+    def local_part(self, count: int, axis: str) -> np.ndarray:
+        """Which of `count` things that are shared out along a mesh axis this process holds.
+
+        Returns:
+          int[n], ascending.
         """
         mine = np.vectorize(lambda device: device.process_index == processes.index())(
             self.mesh.devices
@@ -80,40 +93,41 @@ class Layout:
         share = count // self.mesh.shape[axis]
         return (held[:, None] * share + np.arange(share)).ravel()
 
-    def whole(self, tree: Any, spec: PartitionSpec) -> Any:
-        """The global arrays of which each process has its own part, a numpy array (`own`), along
-        the axes of `spec`.
+    def globalise(self, tree: T, spec: PartitionSpec) -> T:
+        """The global arrays of which each process has a part.
 
-        With one process, which has all, the tree itself; `compile`'s functions take such parts as
-        they are.
+        Args:
+          tree: of numpy arrays, this process's parts (`local_part`); others stay as they are.
+          spec: along whose axes they are parts.
+
+        Returns:
+          With one process, which has all, the tree itself. `compile`'s functions take such parts as
+          they are.
         """
         if processes.count() == 1:
             return tree
+        return jax.tree.map(partial(self._globalise, spec), tree)
+
+    def _globalise(self, spec: PartitionSpec, part: object) -> object:
+        if not isinstance(part, np.ndarray):
+            return part
+        shape = list(part.shape)
+        held: dict[int, np.ndarray] = {}  # by dimension, which of its indices this process has
+        for place, axis in enumerate(spec):
+            if axis is not None:
+                groups = self.mesh.shape[axis]
+                shape[place] = groups * part.shape[place] // len(self.local_part(groups, axis))
+                held[place] = self.local_part(shape[place], axis)
+
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            at = list(index)
+            for place, indices in held.items():
+                first, last, _ = index[place].indices(shape[place])
+                at[place] = slice(*np.searchsorted(indices, [first, last]))
+            return part[tuple(at)]
+
         sharding = NamedSharding(self.mesh, spec)
-
-        def joined(part: Any) -> Any:
-            if not isinstance(part, np.ndarray):
-                return part
-            shape, held = list(part.shape), {}
-            for place, axis in enumerate(spec):
-                if axis is not None:
-                    shape[place] = (
-                        self.mesh.shape[axis]
-                        * part.shape[place]
-                        // len(self.own(self.mesh.shape[axis], axis))
-                    )
-                    held[place] = self.own(shape[place], axis)
-
-            def shard(index: Any) -> np.ndarray:
-                at = list(index)
-                for place, own in held.items():
-                    first, last, _ = index[place].indices(shape[place])
-                    at[place] = slice(*np.searchsorted(own, [first, last]))
-                return part[tuple(at)]
-
-            return jax.make_array_from_callback(tuple(shape), sharding, shard)
-
-        return jax.tree.map(joined, tree)
+        return jax.make_array_from_callback(tuple(shape), sharding, cast(Callable, shard))
 
     def compile(
         self,
@@ -133,7 +147,7 @@ class Layout:
           donate: arguments whose memory the result may take over.
 
         Returns:
-          A function of the same arguments; those in numpy hold this process's part (`whole`).
+          A function of the same arguments; those in numpy hold this process's part (`globalise`).
         """
         mapped = partial(step, axis_name=self.axis_name)
         if SEEDS in result:
@@ -145,10 +159,9 @@ class Layout:
             run = jax.pmap(
                 mapped, AXIS, in_axes=axes, out_axes=None, devices=list(self.mesh.devices.flat)
             )
-            split = lambda x, i: x.reshape(*x.shape[:i], self.device_count, -1, *x.shape[i + 1 :])
             return lambda *args: run(
                 *(
-                    arg if i is None else jax.tree.map(partial(split, i=i), arg)
+                    arg if i is None else jax.tree.map(partial(_split, i, self.device_count), arg)
                     for arg, i in zip(args, axes, strict=True)
                 )
             )
@@ -166,8 +179,13 @@ class Layout:
         if processes.count() == 1:
             return run
         return lambda *args: run(
-            *(self.whole(arg, spec) for arg, spec in zip(args, specs, strict=True))
+            *(self.globalise(arg, spec) for arg, spec in zip(args, specs, strict=True))
         )
+
+
+def _split(i: int, devices: int, x: jax.Array) -> jax.Array:
+    """An axis as two, of which the first has an entry for each device."""
+    return x.reshape(*x.shape[:i], devices, -1, *x.shape[i + 1 :])
 
 
 def _over_seeds(step: Callable, axes: Sequence[int | None], platform: str) -> Callable:
@@ -192,13 +210,11 @@ def _over_seeds(step: Callable, axes: Sequence[int | None], platform: str) -> Ca
 
 
 def layout(
-    mode: str,
-    devices: int | None,
+    machine: Machine,
     batch_size: int,
     seeds: int | None = None,
     cpu_images: int = 32,
-    mesh: Sequence[int] | None = None,
-    available: Sequence[Any] | None = None,
+    available: Sequence[Device] | None = None,
 ) -> Layout:
     """Choose the devices for a batch.
 
@@ -206,16 +222,13 @@ def layout(
     (JAX_NUM_CPU_DEVICES). Several processes give as many each.
 
     Args:
-      mode: auto, jit, pmap or sharded; auto is sharded when more than one device is used.
-      devices: how many; None takes the most that divide the batch (one for jit).
+      machine: which devices were asked for.
       batch_size: images per step over all devices.
       seeds: how many are trained together; they are shared out as far as their number allows, the
         batch over the rest.
-      cpu_images: on CPU, the fewest images of a seed that a device gets unless `devices` says so.
-        Measured on two cores, seed network: 64 images each 1.5 times as fast as one device, 16 each
-        0.84.
-      mesh: over how many devices the seeds are shared out, and over how many the batch of each;
-        None: as above.
+      cpu_images: on CPU, the fewest images of a seed that a device gets unless their number was
+        asked for. Measured on two cores, seed network: 64 images each 1.5 times as fast as one
+        device, 16 each 0.84.
       available: to choose from; None: those of all processes.
 
     Raises:
@@ -223,55 +236,82 @@ def layout(
         under pmap.
     """
     available = backend.start() if available is None else available
-    num_processes = processes.count()
-    apart = lambda n: mesh[0] if mesh else gcd(n, seeds or 1)  # parts of the seeds
-    share = lambda n: batch_size * apart(n) / n  # images of one seed that one of n devices gets
+    mode, mesh = machine.parallel, _mesh(machine, seeds or 1)
+    fewest = min(cpu_images, batch_size) if available[0].platform == "cpu" else 1
     if mesh:
-        if devices not in (None, mesh[0] * mesh[1]):
-            raise InputError(
-                f"--mesh {mesh[0]}x{mesh[1]} is {mesh[0] * mesh[1]} devices, --devices {devices} "
-                "is not"
-            )
-        if (seeds or 1) % mesh[0]:
-            raise InputError(
-                f"--mesh {mesh[0]}x{mesh[1]}: {mesh[0]} does not divide what is trained together, "
-                f"{seeds or 1}"
-            )
-        devices = mesh[0] * mesh[1]
-    if devices is None:
-        least = min(cpu_images, batch_size) if available[0].platform == "cpu" else 1
-        several = range(num_processes, len(available) + 1 if mode != "jit" else 0, num_processes)
-        fitting = [n for n in several if share(n) % 1 == 0]
-        devices = max(
-            (n for n in fitting if n > 1 and share(n) >= least),
-            default=min(fitting, default=num_processes),
-        )
-    if devices > len(available):
+        count = mesh[0] * mesh[1]
+    elif machine.devices:
+        count = machine.devices
+    else:
+        most = 1 if mode == "jit" else len(available)
+        count = _most_that_divide(batch_size, seeds or 1, most, fewest)
+    groups = mesh[0] if mesh else gcd(count, seeds or 1)
+    _check_count(count, len(available), mode, available[0].platform)
+    if batch_size * groups % count:
         raise InputError(
-            f"--devices {devices} wanted, but there are {len(available)} ({available[0].platform})"
+            f"--devices {count} does not divide --batch-size {batch_size} ({count // groups} of "
+            "them would share a seed's batch); choose a divisor"
         )
-    if devices % num_processes:
-        raise InputError(
-            f"--devices {devices} cannot be shared by {num_processes} processes; choose a multiple"
-        )
-    if mode == "jit" and devices > 1:
-        raise InputError(
-            f"--parallel jit runs on one device; take sharded or pmap for --devices {devices}"
-        )
-    if share(devices) % 1:
-        sharing = f"{devices // apart(devices)} of them would share a seed's batch"
-        raise InputError(
-            f"--devices {devices} does not divide --batch-size {batch_size} ({sharing}); choose a "
-            "divisor"
-        )
-    if mode == "pmap" and (seeds is not None or num_processes > 1):
+    if mode == "pmap" and (seeds is not None or processes.count() > 1):
         raise InputError("--parallel pmap trains one seed at a time, in one process; take sharded")
     if mode == "auto":
-        mode = "sharded" if devices > 1 else "jit"
-    return Layout(mode, Mesh(_arranged(available, devices, apart(devices)), (SEEDS, AXIS)))
+        mode = "sharded" if count > 1 else "jit"
+    return Layout(mode, Mesh(_arranged(available, count, groups), (SEEDS, AXIS)), seeds)
 
 
-def _arranged(available: Sequence[Any], count: int, seeds: int) -> np.ndarray:
+def one_device() -> Layout:
+    """The first device, for one network."""
+    return layout(Machine(parallel="jit"), batch_size=1)
+
+
+def _mesh(machine: Machine, seeds: int) -> tuple[int, int] | None:
+    """Over how many devices the seeds are shared out, and over how many the batch of each."""
+    if machine.mesh is None:
+        return None
+    groups, shared = map(int, machine.mesh.split("x"))
+    if machine.devices not in (None, groups * shared):
+        raise InputError(
+            f"--mesh {machine.mesh} is {groups * shared} devices, --devices {machine.devices} is "
+            "not"
+        )
+    if seeds % groups:
+        raise InputError(
+            f"--mesh {machine.mesh}: {groups} does not divide what is trained together, {seeds}"
+        )
+    return groups, shared
+
+
+def _most_that_divide(batch_size: int, seeds: int, most: int, fewest: int) -> int:
+    """The largest number of devices of which each gets as many images of a seed.
+
+    Args:
+      batch_size: images of a seed.
+      seeds: trained together.
+      most: devices.
+      fewest: images that are worth a second device.
+    """
+    several = range(processes.count(), most + 1, processes.count())
+    share = {n: batch_size * gcd(n, seeds) / n for n in several}
+    fitting = [n for n in several if share[n] % 1 == 0]
+    worthwhile = [n for n in fitting if n > 1 and share[n] >= fewest]
+    return max(worthwhile, default=min(fitting, default=processes.count()))
+
+
+def _check_count(count: int, available: int, mode: str, platform: str) -> None:
+    if count > available:
+        raise InputError(f"--devices {count} wanted, but there are {available} ({platform})")
+    if count % processes.count():
+        raise InputError(
+            f"--devices {count} cannot be shared by {processes.count()} processes; choose a "
+            "multiple"
+        )
+    if mode == "jit" and count > 1:
+        raise InputError(
+            f"--parallel jit runs on one device; take sharded or pmap for --devices {count}"
+        )
+
+
+def _arranged(available: Sequence[Device], count: int, seeds: int) -> np.ndarray:
     """`count` of the devices, as many of each process, in `seeds` rows."""
     if count < len(available):
         each = count // processes.count()

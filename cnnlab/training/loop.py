@@ -1,27 +1,36 @@
-"""fit and evaluate: the only loops. They know steps and batches as functions, and neither model nor
-loss.
-"""
+"""fit and evaluate: the only loops. They know neither model nor loss."""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Literal, Protocol, overload
 
+import jax
 import numpy as np
 
 from cnnlab import metrics
 from cnnlab.checkpoint.manager import Checkpoints
 from cnnlab.cli import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
 from cnnlab.console import Console
+from cnnlab.data.dataset import Batch
 from cnnlab.errors import Diverged
-from cnnlab.multihost import processes, shutdown, transfer
-from cnnlab.training.step import NEVER, TrainState, zero_totals
+from cnnlab.multihost import transfer
+from cnnlab.training.signals import StopRequest, stop_signals
+from cnnlab.training.step import (
+    NEVER,
+    Progress,
+    Sums,
+    Totals,
+    TrainState,
+    Variables,
+    zero_totals,
+)
+from cnnlab.types import Metrics, Row
 
 # Dispatches ahead of the one whose totals are looked at. Far below 32: with more waiting than that,
 # collectives over CPU devices deadlocked (jax 0.10: of two devices one never came; with 31 waiting,
@@ -29,126 +38,119 @@ from cnnlab.training.step import NEVER, TrainState, zero_totals
 IN_FLIGHT = 2
 
 
+class Trainable(Protocol):
+    """What `fit` needs of an experiment."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    @property
+    def dispatch_steps(self) -> int: ...
+
+    def items(self, first: int, last: int) -> Iterator[Batch]: ...
+
+    def advance(self, progress: Progress, items: Sequence[Batch]) -> Progress: ...
+
+    def validate(self, state: TrainState) -> Metrics | list[Metrics] | None: ...
+
+
 @dataclass
-class StopRequest:
-    """Set by a signal, looked at between steps."""
+class Saver:
+    """Where and when a run is saved.
 
-    signal: int | None = None
-    agreed: bool = False
+    Attributes:
+      checkpoints: where; None: nowhere.
+      every_steps: steps between saves within an epoch; 0 for none.
+      every_seconds: at the end of an epoch nothing is saved sooner after the last save.
+      command: what to run to continue, for messages.
+      saved: when the last save was, by time.monotonic.
+    """
 
-    def seen(self) -> int | None:
-        """The signal, if one has come; of several processes all see it at the same look, whichever
-        got it.
+    checkpoints: Checkpoints | None = None
+    every_steps: int = 0
+    every_seconds: float = 0.0
+    command: str = ""
+    saved: float = field(default_factory=time.monotonic)
+
+    def save(self, progress: Progress, step: int, metric: float | None = None) -> None:
+        """Save what a run has reached."""
+        assert self.checkpoints is not None
+        tree = {"state": progress.state, "totals": progress.totals}
+        extra = {"history": list(progress.history)}
+        self.checkpoints.save(step, tree, metric=metric, extra=extra)
+        self.saved = time.monotonic()
+
+    def restore(
+        self, like: Progress, which: Literal["latest", "best"] | int = "latest"
+    ) -> tuple[Progress | None, int, tuple[str, ...]]:
+        """The newest progress that verifies.
+
+        Args:
+          like: a progress of the same structure, placed on the devices wanted.
+          which: latest, best or a step.
+
+        Returns:
+          The progress (None where nothing is stored), its step, and why newer ones were rejected.
+
+        Raises:
+          InputError: another structure. CheckpointError: none verifies.
         """
-        if processes.count() == 1:
-            return self.signal
-        self.agreed = self.agreed or shutdown.stop_wanted(self.signal is not None)
-        return (self.signal or signal.SIGTERM) if self.agreed else None
+        if self.checkpoints is None:
+            return None, 0, ()
+        tree = {"state": like.state, "totals": like.totals}
+        found = self.checkpoints.restore(tree, which=which)
+        if found is None:
+            return None, 0, ()
+        history = tuple(found.extra["history"])
+        progress = Progress(found.tree["state"], found.tree["totals"], history)
+        return progress, found.step, found.rejected
+
+    def stored(self) -> Sequence[int]:
+        """The steps that are saved, once the last of them is written."""
+        if self.checkpoints is None:
+            return ()
+        self.checkpoints.wait()
+        return self.checkpoints.steps()
+
+    def next_save(self, step: int, last: int) -> int:
+        """The step within an epoch at which is saved next; `last`, its end, where none is."""
+        if not self.every_steps:
+            return last
+        return min(last, (step // self.every_steps + 1) * self.every_steps)
 
 
-@contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM and the first Ctrl-C into a request; a second Ctrl-C interrupts at once."""
-    request = StopRequest()
+class Observer:
+    """What is called while a run trains. By itself it does nothing."""
 
-    def note(number: int, _frame: Any) -> None:
-        request.signal = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def begun(self, progress: Progress, rejected: Sequence[str]) -> None:
+        """Before training: where the run starts, and why newer checkpoints were rejected."""
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def first_step(self, progress: Progress) -> None:
+        """After this process's first dispatch, which may not have finished."""
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How long to train and when to save.
-
-    Attributes:
-      steps_per_epoch, epochs: their product is the number of steps.
-      save_every: steps between saves within an epoch; 0 for none.
-      again: what to run to go on, for messages.
-      dispatch_steps: the most steps handed to the devices at once.
-      save_seconds: at the end of an epoch nothing is saved if that is the time since the last save
-        or less.
-    """
-
-    steps_per_epoch: int
-    epochs: int
-    save_every: int
-    again: str
-    dispatch_steps: int = 1
-    save_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands: what a checkpoint holds.
-
-    Attributes:
-      state: after state.step steps.
-      totals: running sums of the epoch under way.
-      history: metrics of the finished epochs; with seeds, whose states have a leading axis, each a
-        list.
-    """
-
-    state: TrainState
-    totals: Any
-    history: list[dict[str, Any]]
-
-
-def restore(
-    checkpoints: Checkpoints, like: Progress, which: Any = "latest"
-) -> tuple[Progress | None, int, tuple[str, ...]]:
-    """The newest progress that verifies.
-
-    Args:
-      checkpoints: of the run.
-      like: a progress of the same structure, placed on the devices wanted.
-      which: latest, best or a step.
-
-    Returns:
-      The progress (None where nothing is stored), its step, and why newer ones were rejected.
-
-    Raises:
-      InputError: another structure. CheckpointError: none verifies.
-    """
-    found = checkpoints.restore({"state": like.state, "totals": like.totals}, which=which)
-    if found is None:
-        return None, 0, ()
-    return (
-        Progress(found.tree["state"], found.tree["totals"], found.extra["history"]),
-        found.step,
-        found.rejected,
-    )
+    def epoch(self, row: Row) -> None:
+        """After each epoch, once it is saved: its metrics."""
 
 
 def fit(
+    experiment: Trainable,
     progress: Progress,
-    plan: Plan,
+    epochs: int,
     *,
-    step: Callable[[TrainState, Any, list[Any]], tuple[TrainState, Any]],
-    items: Callable[[int, int], Iterable[Any]],
-    validate: Callable[[TrainState], Any] | None,
-    checkpoints: Checkpoints | None,
-    record: Callable[[dict[str, Any]], None],
-    console: Console,
+    saver: Saver | None = None,
+    observer: Observer | None = None,
+    console: Console | None = None,
 ) -> Progress:
-    """Train to the end of the plan, saving on the way. Several seeds go on together while one of
-    them is finite.
+    """Train to the end of the last epoch, saving on the way.
+
+    Several seeds continue together while one of them is finite.
 
     Args:
-      progress: where to start.
-      plan: where to end.
-      step: (state, totals, list of items) -> state, totals after as many steps.
-      items: (first step, last step) -> what each step is fed.
-      validate: state -> metrics of the validation split, a list of them with seeds; None where
-        there is none.
-      checkpoints: where it is saved, while all of it is finite; None: nowhere.
-      record: called with the metrics of each epoch once they are saved.
+      experiment: what is trained.
+      progress: where to start; it is given away.
+      epochs: how long in all.
+      saver: where and when it is saved, while all of it is finite; None: nowhere.
+      observer: is called on the way.
       console: shows progress.
 
     Returns:
@@ -158,190 +160,247 @@ def fit(
       Stopped: a signal came; everything is saved.
       Diverged: a step was not finite; its number is named, the last good checkpoint stays.
     """
-    state, totals, history = progress.state, progress.totals, list(progress.history)
-    number, last = int(np.ravel(transfer.fetch(state.step))[0]), plan.steps_per_epoch * plan.epochs
-    place, saved = totals["loss"].sharding, time.monotonic()
-    zeros = zero_totals(totals["loss"].dtype, totals["loss"].shape)
+    saver, observer = saver or Saver(), observer or Observer()
+    step, last = steps_taken(progress.state), experiment.steps_per_epoch * epochs
+    with stop_signals() as stop:
+        loop = _Loop(experiment, epochs, saver, observer, stop, console or Console("off"))
+        items = iter(experiment.items(step, last))
+        while step < last:
+            progress, row = loop.train_epoch(progress, step, items)
+            step = row["step"]
+            progress, saved = loop.end_epoch(progress, row)
+            observer.epoch(row)
+            # With the last step taken, the test is all that is left.
+            if loop.stopped_by is not None and step < last:
+                raise loop.stopped(step, saved)
+    saver.stored()
+    return progress
 
-    def save(seen: Any, metric: float | None = None) -> bool:
-        nonlocal saved
-        if checkpoints is None or np.any(seen["bad_step"] != NEVER):
-            return False
-        checkpoints.save(
-            number, {"state": state, "totals": totals}, metric=metric, extra={"history": history}
+
+def steps_taken(state: TrainState) -> int:
+    """The number of steps behind a state; all seeds have the same."""
+    return int(np.ravel(transfer.fetch(state.step))[0])
+
+
+@dataclass
+class _Loop:
+    """What the parts of `fit` share; `stopped_by` is the signal that ends it."""
+
+    experiment: Trainable
+    epochs: int
+    saver: Saver
+    observer: Observer
+    stop: StopRequest
+    console: Console
+    begun: bool = False
+    stopped_by: int | None = None
+
+    def train_epoch(
+        self, progress: Progress, step: int, items: Iterator[Batch]
+    ) -> tuple[Progress, Row]:
+        """Train to the end of the epoch that `step` is in."""
+        started, first = time.monotonic(), step
+        steps_per_epoch = self.experiment.steps_per_epoch
+        epoch, taken = divmod(step, steps_per_epoch)
+        end = step - taken + steps_per_epoch
+        waiting: deque[tuple[int, Totals]] = deque()
+        title = f"epoch {epoch + 1}/{self.epochs}"
+        with self.console.progress(title, steps_per_epoch, "steps", taken) as show:
+            while step < end:
+                next_save = self.saver.next_save(step, end)
+                most = min(self.experiment.dispatch_steps, next_save - step)
+                dispatched = list(islice(items, most))
+                progress = self.experiment.advance(progress, dispatched)
+                step += len(dispatched)
+                if not self.begun:
+                    self.begun = True
+                    self.observer.first_step(progress)
+                # Dispatch is asynchronous. Looking at the totals of a step a little back keeps the
+                # device busy, bounds the queue (so a signal is answered soon), and sees the first
+                # step that is not finite.
+                waiting.append((len(dispatched), progress.totals))
+                if len(waiting) > IN_FLIGHT:
+                    count, totals = waiting.popleft()
+                    sums = self._finite(totals)
+                    show(count, f"loss {np.mean(sums['loss'] / sums['count']):.4f}")
+                self.stopped_by = self.stop.seen()  # read once: it may be set between two looks
+                if step < end and (self.stopped_by or step == next_save):
+                    sums = self._finite(progress.totals)
+                    saved = self._save(progress, step, bool(np.all(sums["bad_step"] == NEVER)))
+                    if self.stopped_by:
+                        raise self.stopped(step, saved)
+            sums = self._finite(progress.totals)
+        seconds = time.monotonic() - started
+        return progress, _row(sums, epoch, steps_per_epoch, step - first, seconds)
+
+    def end_epoch(self, progress: Progress, row: Row) -> tuple[Progress, bool]:
+        """Validate and save: the progress before the next epoch, and whether it was saved."""
+        result = self.experiment.validate(progress.state)
+        if result is not None:
+            row |= _validation(result)
+        totals = progress.totals["loss"]
+        zeros = transfer.put(zero_totals(totals.dtype, totals.shape), totals.sharding)
+        progress = Progress(progress.state, zeros, (*progress.history, row))
+        self.stopped_by, saved = self.stop.seen(), False
+        if self.stopped_by or time.monotonic() - self.saver.saved >= self.saver.every_seconds:
+            metric = None if totals.ndim else row.get("validation_accuracy")
+            saved = self._save(
+                progress, row["step"], all(bad is None for bad in row.get("bad_step", [])), metric
+            )
+        return progress, saved
+
+    def stopped(self, step: int, saved: bool) -> Stopped:
+        """What is raised where the run stops."""
+        assert self.stopped_by is not None
+        self.saver.stored()
+        what, then = ("saved" if saved else "not saved, as a seed of it has diverged"), "to go on"
+        if self.saver.checkpoints is None:
+            what, then = "nothing is saved", "to start again"
+        name, last = signal.Signals(self.stopped_by).name, self.experiment.steps_per_epoch
+        return Stopped(
+            f"stopped by {name} at step {step} of {last * self.epochs}, {what}; {then}: "
+            f"{self.saver.command}",
+            EXIT_INTERRUPTED if self.stopped_by == signal.SIGINT else EXIT_PREEMPTED,
         )
-        saved = time.monotonic()
+
+    def _save(
+        self, progress: Progress, step: int, finite: bool, metric: float | None = None
+    ) -> bool:
+        """Save while every seed is finite; whether it was saved."""
+        if self.saver.checkpoints is None or not finite:
+            return False
+        self.saver.save(progress, step, metric)
         return True
 
-    with stop_signals() as stop:
-        batches = iter(items(number, last))
-        while number < last:
-            started, first, waiting = time.monotonic(), number, deque()
-            epoch, taken = divmod(number, plan.steps_per_epoch)
-            end = (epoch + 1) * plan.steps_per_epoch
-            with console.progress(
-                f"epoch {epoch + 1}/{plan.epochs}", plan.steps_per_epoch, "steps", taken
-            ) as advance:
-                while number < end:
-                    next_save = (
-                        (number // plan.save_every + 1) * plan.save_every
-                        if plan.save_every
-                        else end
-                    )
-                    dispatched = list(
-                        islice(batches, min(plan.dispatch_steps, end - number, next_save - number))
-                    )
-                    state, totals = step(state, totals, dispatched)
-                    number += len(dispatched)
-                    # Dispatch is asynchronous. Looking at the totals of a step a little back keeps
-                    # the device busy, bounds the queue (so a signal is answered soon), and sees the
-                    # first step that is not finite.
-                    waiting.append((len(dispatched), totals))
-                    if len(waiting) > IN_FLIGHT:
-                        steps, back = waiting.popleft()
-                        seen = _finite(back, plan, checkpoints)
-                        advance(steps, f"loss {np.mean(seen['loss'] / seen['count']):.4f}")
-                    stopped_by = stop.seen()  # read once: it may be set between two looks
-                    due = stopped_by or (plan.save_every and number % plan.save_every == 0)
-                    if due and number < end:
-                        done = save(_finite(totals, plan, checkpoints))
-                        if stopped_by:
-                            raise _stopped(stopped_by, number, last, checkpoints, plan, done)
-                seen = _finite(totals, plan, checkpoints)
-            row = _row(seen, epoch, number, number - first, time.monotonic() - started, plan)
-            if validate is not None:
-                result: Any = validate(state)
-                for name in metrics.numbers(result[0] if isinstance(result, list) else result):
-                    each = (
-                        [seed[name] for seed in result]
-                        if isinstance(result, list)
-                        else result[name]
-                    )
-                    row[f"validation_{name}"] = each
-            history.append(row)
-            totals = transfer.put(zeros, place)
-            stopped_by, done = stop.seen(), False  # read once, as above
-            if stopped_by or time.monotonic() - saved >= plan.save_seconds:
-                done = save(seen, None if totals["loss"].ndim else row.get("validation_accuracy"))
-            record(row)
-            if (
-                stopped_by and number < last
-            ):  # with the last step taken, the test is all that is left
-                raise _stopped(stopped_by, number, last, checkpoints, plan, done)
-    _stored(checkpoints)
-    return Progress(state, totals, history)
+    def _finite(self, totals: Totals) -> dict[str, np.ndarray]:
+        """The totals on the host, once they show that every step of some seed was finite."""
+        sums = transfer.fetch(totals)
+        if np.max(sums["bad_step"]) == NEVER:
+            return sums
+        bad = int(np.min(sums["bad_step"]))
+        stored = self.saver.stored()
+        good = "no checkpoint had been written yet"
+        if stored:
+            good = f"the checkpoint of step {stored[-1]} is good"
+        where = ", in another --workdir" if stored else ""
+        raise Diverged(
+            f"the loss or the parameters are not finite after step {bad + 1} (epoch "
+            f"{bad // self.experiment.steps_per_epoch + 1}); {good}. Try a lower --learning-rate, "
+            f"--schedule cosine,warmup=1 or --clip-norm{where}",
+            sums["bad_step"],
+        )
 
 
 def _row(
-    seen: Any, epoch: int, number: int, steps: int, seconds: float, plan: Plan
-) -> dict[str, Any]:
+    sums: dict[str, np.ndarray], epoch: int, steps_per_epoch: int, steps: int, seconds: float
+) -> Row:
     """An epoch's metrics; `steps` of it were taken by this process, in `seconds`."""
-    count = seen["count"].astype(np.float64)
+    count = sums["count"].astype(np.float64)
     row = {
         "epoch": epoch + 1,
-        "step": number,
-        "train_loss": (seen["loss"] / count).tolist(),
-        "train_accuracy": (seen["correct"] / count).tolist(),
-        "images_per_second": float(np.sum(count)) / plan.steps_per_epoch * steps / seconds,
+        "step": (epoch + 1) * steps_per_epoch,
+        "train_loss": (sums["loss"] / count).tolist(),
+        "train_accuracy": (sums["correct"] / count).tolist(),
+        "images_per_second": float(np.sum(count)) / steps_per_epoch * steps / seconds,
         "seconds": seconds,
     }
     if epoch == 0:  # early training, where losses differ most
-        row["gradient_norms"] = seen["gradient_norms"][..., : plan.steps_per_epoch].tolist()
-    if seen["bad_step"].ndim:
-        row["bad_step"] = [None if bad == NEVER else bad for bad in seen["bad_step"].tolist()]
+        row["gradient_norms"] = sums["gradient_norms"][..., :steps_per_epoch].tolist()
+    if sums["bad_step"].ndim:
+        row["bad_step"] = [None if bad == NEVER else bad for bad in sums["bad_step"].tolist()]
     return row
 
 
-def _finite(totals: Any, plan: Plan, checkpoints: Checkpoints | None) -> Any:
-    """The totals on the host, once they show that every step was finite; with seeds, every step of
-    one of them.
-    """
-    seen = transfer.fetch(totals)
-    bad = int(np.min(seen["bad_step"]))
-    if np.max(seen["bad_step"]) == NEVER:
-        return seen
-    stored = _stored(checkpoints)
-    good = (
-        f"the checkpoint of step {stored[-1]} is good"
-        if stored
-        else "no checkpoint had been written yet"
-    )
-    where = ", in another --workdir" if stored else ""
-    epoch = bad // plan.steps_per_epoch + 1
-    raise Diverged(
-        f"the loss or the parameters are not finite after step {bad + 1} (epoch {epoch}); {good}. "
-        f"Try a lower --learning-rate, --schedule cosine,warmup=1 or --clip-norm{where}",
-        seen["bad_step"],
-    )
+def _validation(result: Metrics | list[Metrics]) -> Row:
+    """The metrics of the held-out images as part of a row."""
+    if isinstance(result, list):
+        names = metrics.numbers(result[0])
+        return {f"validation_{name}": [seed[name] for seed in result] for name in names}
+    return {f"validation_{name}": result[name] for name in metrics.numbers(result)}
 
 
-def _stored(checkpoints: Checkpoints | None) -> Sequence[int]:
-    """The steps that are saved, once the last of them is written."""
-    if checkpoints is None:
-        return ()
-    checkpoints.wait()
-    return checkpoints.steps()
-
-
-def _stopped(
-    number: int, step: int, last: int, checkpoints: Checkpoints | None, plan: Plan, saved: bool
-) -> Stopped:
-    _stored(checkpoints)
-    what, go_on = ("saved" if saved else "not saved, as a seed of it has diverged"), "to go on"
-    if checkpoints is None:
-        what, go_on = "nothing is saved", "to start again"
-    status = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
-    return Stopped(
-        f"stopped by {signal.Signals(number).name} at step {step} of {last}, {what}; {go_on}: "
-        f"{plan.again}",
-        status,
-    )
-
-
-def line(row: dict[str, Any], epochs: int) -> str:
+def line(row: Row, epochs: int) -> str:
     """An epoch's metrics for a person to read; their means where there are several seeds."""
-    mean = lambda name: f"{np.mean(row[name]):.4f}"
-    parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {mean('train_loss')}"]
-    parts.append(f"accuracy {mean('train_accuracy')}")
+    mean = {name: f"{np.mean(row[name]):.4f}" for name in _SHOWN if name in row}
+    parts = [
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}",
+        f"loss {mean['train_loss']}",
+        f"accuracy {mean['train_accuracy']}",
+    ]
     if "validation_loss" in row:
-        parts.append(
-            f"validation loss {mean('validation_loss')} accuracy {mean('validation_accuracy')}"
-        )
+        loss, accuracy = mean["validation_loss"], mean["validation_accuracy"]
+        parts.append(f"validation loss {loss} accuracy {accuracy}")
     return "  ".join([*parts, f"{row['images_per_second']:,.0f} images/s"])
 
 
+_SHOWN = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+
+
+@overload
 def evaluate(
-    step: Callable[[Any, Any, Any], Any],
-    state: TrainState,
-    batches: Iterable[Any],
+    sums: Sums,
+    variables: Variables,
+    batches: Iterable[Batch],
+    console: Console | None = None,
+    seeds: None = None,
+    extra_metrics: Sequence[metrics.Metric] = (),
+) -> Metrics: ...
+
+
+@overload
+def evaluate(
+    sums: Sums,
+    variables: Variables,
+    batches: Iterable[Batch],
+    console: Console | None = None,
+    *,
+    seeds: int,
+    extra_metrics: Sequence[metrics.Metric] = (),
+) -> list[Metrics]: ...
+
+
+@overload
+def evaluate(
+    sums: Sums,
+    variables: Variables,
+    batches: Iterable[Batch],
+    console: Console | None,
+    seeds: int | None,
+    extra_metrics: Sequence[metrics.Metric] = (),
+) -> Metrics | list[Metrics]: ...
+
+
+def evaluate(
+    sums: Sums,
+    variables: Variables,
+    batches: Iterable[Batch],
     console: Console | None = None,
     seeds: int | None = None,
-    own: Sequence[metrics.Metric] = (),
-) -> Any:
+    extra_metrics: Sequence[metrics.Metric] = (),
+) -> Metrics | list[Metrics]:
     """Metrics of a whole data set.
 
     Args:
-      step: (params, batch_stats, batch) -> sums.
-      state: the weights.
+      sums: (variables, batch) -> metric sums.
+      variables: of the model.
       batches: padded, with masks (`data.feed.in_order`).
       console: shows progress; None shows nothing.
-      seeds: how many the state holds along a leading axis; None for one state without it.
-      own: metrics besides those that are always measured.
+      seeds: how many the variables hold along a leading axis; None for one without it.
+      extra_metrics: besides those that are always measured.
 
     Returns:
       `metrics.summarise`; with seeds a list of them.
     """
-    parts, waiting = [], deque()
-    with (console or Console("off")).progress("evaluating", None, "batches") as advance:
+    parts: list[Mapping[str, jax.Array | np.ndarray]] = []
+    waiting: deque[dict[str, jax.Array]] = deque()
+    with (console or Console("off")).progress("evaluating", None, "batches") as show:
         for batch in batches:
-            waiting.append(step(state.params, state.batch_stats, batch))
+            waiting.append(sums(variables, batch))
             if len(waiting) > IN_FLIGHT:
                 parts.append(transfer.fetch(waiting.popleft()))
-            advance()
+            show()
     parts += transfer.fetch(list(waiting))
     if seeds is None:
-        return metrics.summarise(parts, own)
-    return [
-        metrics.summarise([{k: v[i] for k, v in part.items()} for part in parts], own)
-        for i in range(seeds)
-    ]
+        return metrics.summarise(parts, extra_metrics)
+    by_seed = [[{k: v[i] for k, v in part.items()} for part in parts] for i in range(seeds)]
+    return [metrics.summarise(parts_of_one, extra_metrics) for parts_of_one in by_seed]

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -17,47 +17,58 @@ import optax
 
 from cnnlab import augment, compilation_cache, files
 from cnnlab.checkpoint import manager
-from cnnlab.config import CHOICES, Config
+from cnnlab.config import WEIGHTS, Config, Recipe
 from cnnlab.contracts import captured
 from cnnlab.data.dataset import Dataset
+from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError, unknown
 from cnnlab.models.convolution import Convolution
 from cnnlab.parts import Parts, resolve
 from cnnlab.softmax import as_float
 from cnnlab.training import devices, run_folder
-from cnnlab.training.step import TrainState, create_state, zero_totals
+from cnnlab.training.step import TrainState, Variables, create_state, zero_totals
+from cnnlab.types import PyTree
 
 
 def build_optimizer(
-    config: Config, parts: Parts, steps_per_epoch: int, peak: Any = None
+    recipe: Recipe, parts: Parts, steps_per_epoch: int, peak: float | jax.Array | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of a run under its schedule; `peak` in place of its learning rate may be
-    traced.
+    """The optimizer of a run under its schedule.
+
+    Args:
+      recipe: of the run.
+      parts: of it.
+      steps_per_epoch: of it.
+      peak: in place of the recipe's learning rate; may be traced.
     """
-    peak = config.learning_rate if peak is None else peak
-    tx = parts.build_optimizer(
-        peak, steps_per_epoch * config.epochs, steps_per_epoch, config.compute_dtype
-    )
-    if config.clip_norm is None:
+    peak = recipe.learning_rate if peak is None else peak
+    total_steps = steps_per_epoch * recipe.epochs
+    tx = parts.build_optimizer(peak, total_steps, steps_per_epoch, recipe.compute_dtype)
+    if recipe.clip_norm is None:
         return tx
-    return optax.with_extra_args_support(
-        optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
-    )
+    clipped = optax.chain(optax.clip_by_global_norm(recipe.clip_norm), tx)
+    return optax.with_extra_args_support(clipped)
 
 
-def run_keys(config: Config, seeds: Sequence[int] | None = None) -> jax.Array:
-    """The key of a run, key[]; of the runs with `seeds` in place of the configured one, key[S].
+def run_keys(seeds: int | Sequence[int]) -> jax.Array:
+    """The key of a run, key[]; of the runs of several seeds, key[S].
 
     Raises:
       InputError: no seeds, or one that is none.
     """
-    if seeds is None:
-        return jax.random.key(config.seed)
+    if isinstance(seeds, int):
+        return jax.random.key(seeds)
     if not (len(seeds) and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)):
         raise InputError(
             f"seeds must be whole numbers in [0, 2**32), at least one, got {list(seeds)}"
         )
     return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def fold_in(keys: jax.Array, data: int) -> jax.Array:
+    """Fold a number into the key of a run, key[], or into each of several, key[S]."""
+    fold = jax.vmap(jax.random.fold_in, (0, None)) if keys.ndim else jax.random.fold_in
+    return fold(keys, data)
 
 
 def init_images(model: nn.Module) -> int:
@@ -66,8 +77,8 @@ def init_images(model: nn.Module) -> int:
 
 
 def initial_state(
-    model: Any,
-    tx: Any,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
     key: jax.Array,
     image_shape: tuple[int, ...],
     images: jax.Array | None = None,
@@ -104,72 +115,88 @@ def initial_state(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _initial(model: Any, tx: Any, key: jax.Array, images: jax.Array) -> TrainState:
-    one = lambda key: create_state(model.init(key, images, train=False), tx)
-    return (jax.vmap(one) if key.ndim else one)(key)
+def _initial(
+    model: nn.Module, tx: optax.GradientTransformation, key: jax.Array, images: jax.Array
+) -> TrainState:
+    def of_one_seed(key: jax.Array) -> TrainState:
+        return create_state(dict(model.init(key, images, train=False)), tx)
+
+    return (jax.vmap(of_one_seed) if key.ndim else of_one_seed)(key)
 
 
 def apply_for_training(model: nn.Module, features: bool = False) -> Callable:
-    """(params, batch_stats, images float[B, H, W, C], key) -> logits, new batch_stats, features
-    (None: not wanted).
+    """A model as a train step applies it.
+
+    Args:
+      model: linen module.
+      features: whether the input of its last layer is wanted.
+
+    Returns:
+      (variables, images float[B, H, W, C], key) -> logits, new batch_stats, features or None.
     """
 
     def apply_fn(
-        params: Any, batch_stats: Any, images: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, Any, Any]:
-        variables = {"params": params, "batch_stats": batch_stats}
+        variables: Variables, images: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, PyTree, jax.Array | None]:
         with captured(features) as last:
             logits, changed = model.apply(
                 variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
             )
-        return as_float(logits), changed.get("batch_stats", batch_stats), last.get("input")
+        batch_stats = changed.get("batch_stats", variables["batch_stats"])
+        return as_float(logits), batch_stats, last.get("input")
 
     return apply_fn
 
 
 def apply_for_evaluation(
-    model: nn.Module, mean: np.ndarray, std: np.ndarray, views: str = "one", features: bool = False
+    model: nn.Module, facts: DataFacts, views: str = "one", features: bool = False
 ) -> Callable:
-    """(params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K], features if wanted,
-    else None.
+    """A model as it is evaluated.
 
-    Both are the mean over `augment.averaged_views`.
+    Args:
+      model: linen module.
+      facts: whose mean and deviation normalise the images.
+      views: of each image, over which logits and features are averaged (`augment.averaged_views`).
+      features: whether the input of its last layer is wanted.
+
+    Returns:
+      (variables, images uint8[B, H, W, C]) -> logits float32[B, K], features or None.
     """
 
-    def apply_fn(params: Any, batch_stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-        def seen(images: jax.Array) -> tuple[jax.Array, Any]:
-            with captured(features) as last:
-                logits: Any = model.apply(
-                    {"params": params, "batch_stats": batch_stats}, images, train=False
-                )
-            return as_float(logits), last.get("input")
+    def one_view(variables: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        with captured(features) as last:
+            logits = cast(jax.Array, model.apply(variables, images, train=False))
+        return as_float(logits), last.get("input")
 
-        normal = augment.normalise(images, *statistics(mean, std))
+    def apply_fn(variables: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        normal = augment.normalise(images, *statistics(facts))
         if views == "one":
-            return seen(normal)
+            return one_view(variables, normal)
         each, weights = augment.averaged_views(normal, views)
-        return jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), jax.lax.map(seen, each))
+        outputs = jax.lax.map(functools.partial(one_view, variables), each)
+        return jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), outputs)
 
     return apply_fn
 
 
-def statistics(mean: np.ndarray, std: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """A data set's mean and deviation as constants of a program: float[C] each, double where JAX
-    has doubles.
+def statistics(facts: DataFacts) -> tuple[jax.Array, jax.Array]:
+    """A data set's mean and deviation as constants of a program: float[C] each.
+
+    They are double where JAX has doubles.
     """
     dtype = jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32
-    return jnp.asarray(mean, dtype), jnp.asarray(std, dtype)
+    return jnp.asarray(facts.mean, dtype), jnp.asarray(facts.std, dtype)
 
 
 @dataclass(frozen=True)
-class Trained:
+class Network:
     """A run folder's network with its weights.
 
     Attributes:
       config: of the run.
       parts: of it.
-      facts: about its data (`Experiment.facts`).
-      apply_fn: (params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K], features.
+      facts: about its data.
+      apply_fn: (variables, images uint8[B, H, W, C]) -> logits float32[B, K], features.
       state: the weights.
       step: after how many steps.
       changed: the user's modules behind its parts that are no longer what they were.
@@ -177,15 +204,25 @@ class Trained:
 
     config: Config
     parts: Parts
-    facts: dict[str, Any]
+    facts: DataFacts
     apply_fn: Callable
     state: TrainState
     step: int
     changed: tuple[str, ...] = ()
 
+    def fits(self, dataset: Dataset) -> bool:
+        """Whether a data set has the classes and the images that it was trained on."""
+        facts = self.facts
+        described = tuple(dataset.class_names), tuple(dataset.train.image_shape)
+        return described == (facts.class_names, facts.image_shape)
 
-def load(path: Path, weights: str = "last", conv: Convolution | None = None) -> Trained:
-    """The network of a run folder, on one device; the run may still be going on.
+    def logits(self, images: np.ndarray | jax.Array) -> jax.Array:
+        """The logits of images uint8[B, H, W, C]: float32[B, K]."""
+        return jax.jit(self.apply_fn)(self.state.variables, jnp.asarray(images))[0]
+
+
+def load(path: Path, weights: str = "last", conv: Convolution | None = None) -> Network:
+    """The network of a run folder, on one device; the run need not have ended.
 
     Args:
       path: the run folder.
@@ -195,15 +232,16 @@ def load(path: Path, weights: str = "last", conv: Convolution | None = None) -> 
     Raises:
       InputError: no run there, no checkpoint yet, or none that verifies.
     """
-    if weights not in CHOICES["test_on"]:
-        raise unknown("weights", weights, CHOICES["test_on"])
+    if weights not in WEIGHTS:
+        raise unknown("weights", weights, WEIGHTS)
     config, facts, stored = run_folder.read(path)
+    recipe = config.recipe
     compilation_cache.keep_compilations()
-    parts, classes = resolve(config), len(facts["class_names"])
-    conv = conv or Convolution(devices.layout("jit", 1, 1).formulation)
-    model = parts.build_model(classes, config.compute_dtype, conv)
-    tx = build_optimizer(config, parts, facts["counts"]["train"] // config.batch_size)
-    state = initial_state(model, tx, jax.random.key(0), tuple(facts["image_shape"]))
+    parts = resolve(recipe)
+    conv = conv or Convolution(devices.one_device().formulation)
+    model = parts.build_model(facts.num_classes, recipe.compute_dtype, conv)
+    tx = build_optimizer(recipe, parts, facts.counts["train"] // recipe.batch_size)
+    state = initial_state(model, tx, jax.random.key(0), facts.image_shape)
     with manager.Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
         found = checkpoints.restore(
             {"state": state, "totals": zero_totals()},
@@ -216,32 +254,32 @@ def load(path: Path, weights: str = "last", conv: Convolution | None = None) -> 
             f"{path} holds no checkpoint with a validation accuracy, so none is best; use "
             "--weights last"
         )
-    mean, std = np.array(facts["mean"]), np.array(facts["std"])
-    apply_fn = apply_for_evaluation(
-        model, mean, std, config.test_views, "features" in parts.loss_asks
-    )
+    apply_fn = apply_for_evaluation(model, facts, recipe.test_views, "features" in parts.loss_asks)
     changed = tuple(run_folder.changed_sources(stored, parts))
-    return Trained(config, parts, facts, apply_fn, found.tree["state"], found.step, changed)
+    return Network(config, parts, facts, apply_fn, found.tree["state"], found.step, changed)
 
 
 def teacher_fn(
-    config: Config, dataset: Dataset, conv: Convolution | None = None
-) -> tuple[Callable, str]:
-    """Images float or uint8[B, H, W, C] in 0..255 -> the teacher's logits float32[B, K]; and a
-    digest of its weights.
+    recipe: Recipe, dataset: Dataset, conv: Convolution | None = None
+) -> tuple[Callable[[jax.Array], jax.Array], str]:
+    """The teacher of a recipe.
+
+    Returns:
+      Images float or uint8[B, H, W, C] in 0..255 -> the teacher's logits float32[B, K]; and a
+      digest of its weights.
 
     Raises:
       InputError: no run there, or one on other classes or images.
     """
-    trained = load(files.path(config.teacher or ""), conv=conv)
-    theirs = trained.facts["class_names"], tuple(trained.facts["image_shape"])
-    if theirs != (list(dataset.class_names), tuple(dataset.train.image_shape)):
+    teacher = load(files.path(recipe.teacher or ""), conv=conv)
+    if not teacher.fits(dataset):
         raise InputError(
-            f"--teacher {config.teacher} was trained on other classes or images than "
-            f"{config.dataset}"
+            f"--teacher {recipe.teacher} was trained on other classes or images than "
+            f"{recipe.dataset}"
         )
     # On the host: as constants of the step they go to whatever devices it is compiled for.
-    params, batch_stats = jax.device_get((trained.state.params, trained.state.batch_stats))
-    leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves((params, batch_stats))]
-    weights = hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
-    return lambda images: trained.apply_fn(params, batch_stats, images)[0], weights
+    variables = jax.device_get(teacher.state.variables)
+    params_first = variables["params"], variables["batch_stats"]
+    leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(params_first)]
+    digest = hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
+    return lambda images: teacher.apply_fn(variables, images)[0], digest

@@ -1,215 +1,283 @@
-"""A config, devices and facts about the data -> the compiled train step, whether or not data and
-devices are here.
-"""
+"""A configuration, devices and facts about data -> compiled steps; neither need be here."""
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cnnlab import augment
-from cnnlab.config import Config
+from cnnlab.config import Config, Machine
 from cnnlab.data import feed as feeds
+from cnnlab.data.dataset import Batch
+from cnnlab.data.facts import DataFacts
+from cnnlab.errors import InputError
+from cnnlab.metrics import Metric
 from cnnlab.models.convolution import Convolution
 from cnnlab.parts import Parts
-from cnnlab.training import devices, network
-from cnnlab.training.devices import AXIS, SEEDS, SHARED
-from cnnlab.training.step import Objective, train_step, zero_totals
+from cnnlab.training import network
+from cnnlab.training.devices import AXIS, BATCH, SEEDS, SHARED, Layout
+from cnnlab.training.step import (
+    Objective,
+    StepParts,
+    Sums,
+    Totals,
+    TrainState,
+    Variables,
+    eval_step,
+    train_step,
+    zero_totals,
+)
+from cnnlab.types import PyTree
 
-
-@dataclass(frozen=True)
-class Facts:
-    """What a step depends on of its data.
-
-    Attributes:
-      image_shape: (H, W, C).
-      mean, std: float[C], of pixels in 0..255.
-      class_counts: int[K], images of each class that are trained on.
-      resident: images that every device holds; None when they are streamed.
-      mirror: whether a mirrored image is of the same class.
-    """
-
-    image_shape: tuple[int, ...]
-    mean: np.ndarray
-    std: np.ndarray
-    class_counts: np.ndarray
-    resident: int | None
-    mirror: bool = True
+FLOAT16_SCALE = 1024.0  # of gradients on their way back
 
 
 @dataclass(frozen=True)
 class Program:
-    """A train step and what it is made of.
+    """The compiled steps of a run.
 
     Attributes:
-      layout: the devices.
-      seeds: how many networks it trains; None for one, whose state has no leading axis.
+      config: of the run.
+      parts: of it.
+      layout: the devices, and how many networks are trained together.
+      facts: about the data.
       model: linen module.
-      tx: optimizer.
-      objective: the loss.
-      steps_per_epoch: full batches among the training images.
-      dispatch_steps: the most steps that one call takes.
-      each: the spec of what every seed has of its own.
-      step: (state, totals, data, items, count, keys, rates) -> state, totals after `count` steps;
-        compiled.
-      arguments: () -> what `step` takes, as shapes with shardings.
+      step: what a train step is made of.
+      metrics: the user's own.
+      keep: whether the devices hold all images; otherwise they are streamed.
+      dispatch_steps: the most steps that one dispatch takes.
+      whole: a dispatch is all steps of the run, and its number of steps is fixed.
     """
 
-    layout: devices.Layout
-    seeds: int | None
-    model: Any
-    tx: Any
-    objective: Objective
-    steps_per_epoch: int
+    config: Config
+    parts: Parts
+    layout: Layout
+    facts: DataFacts
+    model: nn.Module
+    step: StepParts
+    metrics: tuple[Metric, ...]
+    keep: bool
     dispatch_steps: int
-    each: PartitionSpec
-    step: Any
-    arguments: Callable[[], tuple[Any, ...]]
+    whole: bool
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches among the training images."""
+        return self.step.objective.steps_per_epoch
+
+    @property
+    def per_seed(self) -> PartitionSpec:
+        """The spec of what each seed has of its own."""
+        return PartitionSpec() if self.layout.seeds is None else PartitionSpec(SEEDS)
+
+    @property
+    def specs(self) -> tuple[PartitionSpec, ...]:
+        """Those of what `dispatch` takes."""
+        per_seed = self.per_seed
+        items = PartitionSpec(*per_seed, None, AXIS)
+        return per_seed, per_seed, SHARED, items, SHARED, per_seed, per_seed
+
+    @cached_property
+    def dispatch(self) -> Callable[..., tuple[TrainState, Totals]]:
+        """(state, totals, data, items, count, keys, rates) -> state, totals after `count` steps.
+
+        Compiled. `items` are stacked by `stack`. The state is given away.
+        """
+        return self.layout.compile(self._steps, self.specs, self.per_seed, donate=(0,))
+
+    def _steps(self, *args: PyTree, axis_name: str | None) -> tuple[TrainState, Totals]:
+        state, totals, data, items, count, key, rate = args
+        # The rate is data, so that one program serves all of them.
+        tx = network.build_optimizer(self.config.recipe, self.parts, self.steps_per_epoch, rate)
+        step = partial(train_step, parts=replace(self.step, tx=tx), axis_name=axis_name)
+        fetch = feeds.as_read
+        if self.keep:
+            fetch = partial(feeds.gathered, self.facts.image_shape)
+
+        def take(i: int | jax.Array, carry: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
+            item = jax.tree.map(lambda x: x[i], items)
+            return step(*carry, fetch(data, item), key)
+
+        if self.dispatch_steps == 1:
+            return take(0, (state, totals))
+        steps = self.dispatch_steps if self.whole else count
+        return jax.lax.fori_loop(0, steps, take, (state, totals))
+
+    def stack(self, items: Sequence[Batch]) -> Batch:
+        """The items of a dispatch as one, filled up, so that one program serves all numbers."""
+        filled = [*items, *[items[-1]] * (self.dispatch_steps - len(items))]
+        return jax.tree.map(lambda *steps: np.stack(steps, len(self.per_seed)), *filled)
+
+    def begin(self, keys: jax.Array, images: jax.Array | None) -> tuple[TrainState, Totals]:
+        """The state and the totals before the first step.
+
+        Args:
+          keys: key[], of the run; key[S] of several seeds.
+          images: float[N, H, W, C], normalised, for models that fit themselves to them.
+
+        Raises:
+          InputError: the images are too small for the model.
+        """
+        key, shape = network.fold_in(keys, 0), self.facts.image_shape
+        state = network.initial_state(self.model, self.step.tx, key, shape, images)
+        return state, zero_totals(seeds=keys.shape)
+
+    def abstract_start(self) -> tuple[TrainState, Totals, jax.Array]:
+        """The shapes of the state, the totals and the keys before the first step."""
+        seeds, shape = self.layout.seeds, self.facts.image_shape
+        count = min(network.init_images(self.model), self.facts.num_images)
+        images = jax.ShapeDtypeStruct((count, *shape), jnp.float32) if count else None
+        keys = jax.eval_shape(lambda: network.run_keys(0 if seeds is None else [0] * seeds))
+        return *jax.eval_shape(self.begin, keys, images), keys
+
+    def arguments(self) -> tuple[PyTree, ...]:
+        """What `dispatch` takes, as shapes with shardings: of what makes the real ones."""
+        seeds, facts = self.layout.seeds, self.facts
+        state, totals, keys = self.abstract_start()
+        rates = jax.ShapeDtypeStruct(keys.shape, jnp.float32)
+        batch_size = self.config.recipe.batch_size
+        feed = feeds.blank(facts.image_shape, facts.num_images, batch_size, self.keep)
+        if seeds is not None:
+            feed = feeds.together([feed] * seeds)
+        items = self.stack(list(feed.items(0, 1)))
+        shapes = (state, totals, feed.data, items, np.int32(1), keys, rates)
+        return tuple(
+            jax.tree.map(partial(_placed, NamedSharding(self.layout.mesh, spec)), tree)
+            for tree, spec in zip(shapes, self.specs, strict=True)
+        )
+
+    @cached_property
+    def validation_sums(self) -> Sums:
+        """(variables, batch) -> metric sums, of images seen one way; compiled."""
+        return self._sums("one")
+
+    @cached_property
+    def test_sums(self) -> Sums:
+        """(variables, batch) -> metric sums, over the recipe's views of an image; compiled."""
+        views = self.config.recipe.test_views
+        return self.validation_sums if views == "one" else self._sums(views)
+
+    def _sums(self, views: str) -> Sums:
+        features = "features" in self.parts.loss_asks
+        step = partial(
+            eval_step,
+            apply_fn=network.apply_for_evaluation(self.model, self.facts, views, features),
+            objective=self.step.objective,
+            extra_metrics=self.metrics,
+        )
+        return self.layout.compile(step, (self.per_seed, BATCH), self.per_seed)
+
+    @cached_property
+    def logits(self) -> Callable[[Variables, Batch], jax.Array]:
+        """(variables, batch) -> float32[B, K], over the recipe's views of an image; compiled."""
+        views = self.config.recipe.test_views
+        apply_fn = network.apply_for_evaluation(self.model, self.facts, views)
+
+        def step(variables: Variables, batch: augment.Batch, *, axis_name: str | None) -> jax.Array:
+            del axis_name
+            return apply_fn(variables, batch["image"])[0]
+
+        specs = self.per_seed, BATCH
+        return self.layout.compile(step, specs, PartitionSpec(*self.per_seed, AXIS))
 
 
 def build(
     config: Config,
     parts: Parts,
-    layout: devices.Layout,
-    facts: Facts,
-    seeds: int | None = None,
-    teacher: Callable | None = None,
+    layout: Layout,
+    facts: DataFacts,
+    teacher: Callable[[jax.Array], jax.Array] | None = None,
     whole: bool = False,
 ) -> Program:
-    """The train step of a configuration.
+    """The compiled steps of a configuration.
 
     Args:
       config: of the run.
       parts: of it.
       layout: the devices, which may be those of a machine elsewhere.
       facts: about the data.
-      seeds: train as many networks together; None: one.
       teacher: images in 0..255 -> a teacher's logits.
       whole: make one dispatch of all steps of the run.
 
     Raises:
       InputError: whatever in it cannot be done.
     """
-    num_classes = len(facts.class_counts)
-    steps_per_epoch = int(facts.class_counts.sum()) // config.batch_size
-    mixed = parts.check_pipeline(num_classes, facts.image_shape, config.batch_size, facts.mirror)
+    recipe, num_classes = config.recipe, facts.num_classes
+    steps_per_epoch = sum(facts.class_counts) // recipe.batch_size
+    total_steps = steps_per_epoch * recipe.epochs
+    mixed = parts.check_pipeline(num_classes, facts.image_shape, recipe.batch_size, facts.mirror)
     label_dtypes = ["float32", "int32"] if mixed else ["int32"]  # validation brings ids
-    loss = parts.build_loss(num_classes, facts.class_counts, label_dtypes)
-    objective = Objective(
-        loss, parts.loss_asks, steps_per_epoch * config.epochs, steps_per_epoch, teacher
-    )
-    model = parts.build_model(
-        num_classes, config.compute_dtype, Convolution(layout.formulation), layout.axis_name
-    )
-    tx = network.build_optimizer(config, parts, steps_per_epoch)
-    mean, std = facts.mean, facts.std
-    pure = functools.partial(
-        train_step,
+    loss = parts.build_loss(num_classes, np.array(facts.class_counts), label_dtypes)
+    conv = Convolution(layout.formulation)
+    model = parts.build_model(num_classes, recipe.compute_dtype, conv, layout.axis_name)
+    operations = parts.pipeline(num_classes, layout.axis_name, facts.mirror)
+    step = StepParts(
         apply_fn=network.apply_for_training(model, "features" in parts.loss_asks),
-        objective=objective,
-        prepare=prepare_fn(parts.pipeline(num_classes, layout.axis_name, facts.mirror), mean, std),
-        pixels=lambda images: augment.pixels(images, *network.statistics(mean, std)),
-        loss_scale=1024.0 if config.compute_dtype == "float16" else 1.0,
+        objective=Objective(loss, parts.loss_asks, total_steps, steps_per_epoch, teacher),
+        tx=network.build_optimizer(recipe, parts, steps_per_epoch),
+        prepare=partial(_prepare, operations, facts),
+        pixels=lambda images: augment.pixels(images, *network.statistics(facts)),
+        loss_scale=FLOAT16_SCALE if recipe.compute_dtype == "float16" else 1.0,
     )
-
-    # On CPU devices that each train seeds of their own, four steps at once spare three of four
-    # waits for the slower one (4 seeds on two cores: 0.9 of one seed's images a second, then 1.0);
-    # alone a seed gains nothing.
-    at_once = 32 if layout.platform != "cpu" else 1 if seeds is None else 4
-    at_once = config.dispatch_steps or (1 if facts.resident is None else at_once)
-    at_once = min(
-        at_once, steps_per_epoch, config.checkpoint_steps or steps_per_epoch
-    )  # no dispatch is longer
-    if whole:
-        at_once = steps_per_epoch * config.epochs
-    fetch = (
-        feeds.as_read
-        if facts.resident is None
-        else functools.partial(feeds.gathered, facts.image_shape)
-    )
-
-    def fed_steps(state, totals, data, items, count, key, rate, *, axis_name):
-        tx = network.build_optimizer(
-            config, parts, steps_per_epoch, rate
-        )  # the rate is data: one program for all of them
-
-        def one(i, carry):
-            item = jax.tree.map(lambda x: x[i], items)
-            return pure(carry[0], carry[1], fetch(data, item), key, tx=tx, axis_name=axis_name)
-
-        if at_once == 1:
-            return one(0, (state, totals))
-        return jax.lax.fori_loop(0, at_once if whole else count, one, (state, totals))
-
-    seeded = () if seeds is None else (SEEDS,)
-    each, items_spec = PartitionSpec(*seeded), PartitionSpec(*seeded, None, AXIS)
-    specs = (each, each, SHARED, items_spec, SHARED, each, each)
-
-    def arguments() -> tuple[Any, ...]:
-        leading = () if seeds is None else (seeds,)
-        key = jax.eval_shape(
-            lambda: jax.random.split(jax.random.key(0), leading) if leading else jax.random.key(0)
-        )
-        wanted = network.init_images(model)
-        seen = min(wanted, facts.resident or wanted) or 1
-        images = jax.ShapeDtypeStruct((seen, *facts.image_shape), jnp.float32)
-        initial = lambda key, images: network.initial_state(
-            model, tx, key, facts.image_shape, images
-        )
-        state = jax.eval_shape(initial, key, images)
-        totals = jax.eval_shape(functools.partial(zero_totals, seeds=leading))
-        of = lambda dtype, *shape: jax.ShapeDtypeStruct(
-            (*leading, at_once, config.batch_size, *shape), dtype
-        )
-        items = {"image": of(jnp.int32), "label": of(jnp.int32)}
-        if facts.resident is None:
-            items |= {"image": of(jnp.uint8, *facts.image_shape), "index": of(jnp.int32)}
-        flat = facts.resident, math.prod(facts.image_shape)
-        data = jax.ShapeDtypeStruct(flat, jnp.uint8) if facts.resident else ()
-        rate = jax.ShapeDtypeStruct(leading, jnp.float32)
-        shapes = (state, totals, data, items, jax.ShapeDtypeStruct((), jnp.int32), key, rate)
-        place = lambda spec: (
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=NamedSharding(layout.mesh, spec)
-            )
-        )
-        return tuple(
-            jax.tree.map(place(spec), tree) for tree, spec in zip(shapes, specs, strict=True)
-        )
-
-    return Program(
-        layout,
-        seeds,
-        model,
-        tx,
-        objective,
-        steps_per_epoch,
-        at_once,
-        each,
-        layout.compile(fed_steps, specs, each, donate=(0,)),
-        arguments,
-    )
+    keep = resident(config.machine, facts.num_images, facts.image_shape)
+    at_once = total_steps if whole else min(_at_once(config.machine, layout, keep), steps_per_epoch)
+    metrics = parts.build_metrics()
+    return Program(config, parts, layout, facts, model, step, metrics, keep, at_once, whole)
 
 
-def prepare_fn(
-    operations: Sequence[augment.Operation], mean: np.ndarray, std: np.ndarray
-) -> Callable:
-    """(batch, key of the step, key of the run, axis_name) -> the batch normalised, and augmented by
-    the operations.
+def resident(machine: Machine, num_images: int, image_shape: Sequence[int]) -> bool:
+    """Whether a split's images are kept in memory, decoded: as asked, or if they are small enough.
+
+    Raises:
+      InputError: they are, and processes are to read them.
     """
+    small = num_images * np.prod(image_shape) <= feeds.RESIDENT_LIMIT
+    keep = machine.feed == "resident" or bool(small and machine.feed != "streaming")
+    if keep and machine.workers:
+        raise InputError(
+            f"--workers {machine.workers} has no effect on images that are kept in memory; take "
+            "--feed streaming"
+        )
+    return keep
 
-    def prepare(
-        batch: augment.Batch, key: jax.Array, run_key: jax.Array, axis_name: str | None
-    ) -> augment.Batch:
-        images = augment.normalise(batch["image"], *network.statistics(mean, std))
-        return augment.apply(operations, batch | {"image": images}, key, run_key, axis_name)
 
-    return prepare
+def _at_once(machine: Machine, layout: Layout, keep: bool) -> int:
+    """Steps in a dispatch, unless an epoch is shorter.
+
+    On CPU devices that each train seeds of their own, four steps at once spare three of four waits
+    for the slower one (4 seeds on two cores: 0.9 of one seed's images a second, then 1.0); alone a
+    seed gains nothing.
+    """
+    if machine.dispatch_steps:
+        return machine.dispatch_steps
+    if not keep:
+        return 1
+    if layout.platform != "cpu":
+        return 32
+    return 1 if layout.seeds is None else 4
+
+
+def _placed(
+    sharding: NamedSharding, leaf: jax.ShapeDtypeStruct | np.ndarray
+) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _prepare(
+    operations: Sequence[augment.Operation],
+    facts: DataFacts,
+    batch: augment.Batch,
+    key: jax.Array,
+    run_key: jax.Array,
+    axis_name: str | None,
+) -> augment.Batch:
+    """The batch normalised, and augmented by the operations."""
+    images = augment.normalise(batch["image"], *network.statistics(facts))
+    return augment.apply(operations, batch | {"image": images}, key, run_key, axis_name)

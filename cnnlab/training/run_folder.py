@@ -15,16 +15,21 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from cnnlab import files
 from cnnlab.checkpoint import layout
-from cnnlab.config import FREE_ON_RESUME, PARTS, Config
+from cnnlab.config import PARTS, STORED_BESIDES, Config, Recipe
+from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
 from cnnlab.multihost import agree, processes
+from cnnlab.types import JsonObject, Row
 
 if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
     from cnnlab.parts import Parts
 
 PACKAGES = (
@@ -42,17 +47,18 @@ PACKAGES = (
 
 def default_path(config: Config) -> Path:
     """The run folder of a configuration: --workdir, or runs/DATASET-MODEL-LOSS-seedN."""
-    if config.workdir:
-        path = files.path(os.path.expanduser(config.workdir))
+    if config.output.workdir:
+        path = files.path(config.output.workdir)
         return path if files.is_remote(path) else path.absolute()
-    name = f"{config.dataset}-{config.model}-{config.loss}-seed{config.seed}"
+    recipe = config.recipe
+    name = f"{recipe.dataset}-{recipe.model}-{recipe.loss}-seed{recipe.seed}"
     name = re.sub(r"[^\w.,=+-]", "_", name)
     if len(name) > 150:  # file systems allow 255
         name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return Path("runs").absolute() / name
 
 
-def versions() -> dict[str, Any]:
+def versions() -> JsonObject:
     """What a result depends on beside its configuration. A device list is added by the caller, who
     has jax.
     """
@@ -68,9 +74,8 @@ def versions() -> dict[str, Any]:
     }
 
 
-def read(path: Path) -> tuple[Config, dict[str, Any], dict[str, Any]]:
-    """The configuration of a run folder, the facts about its data, and the configuration as it is
-    stored.
+def read(path: Path) -> tuple[Config, DataFacts, JsonObject]:
+    """A run folder's configuration, the facts about its data, and the configuration as stored.
 
     Raises:
       InputError: the folder holds no run.
@@ -78,17 +83,19 @@ def read(path: Path) -> tuple[Config, dict[str, Any], dict[str, Any]]:
     config, facts = (_read_json(path / name) for name in ("config.json", "data.json"))
     if config is None or facts is None:
         raise InputError(f"{path} is no run folder: it has no config.json and data.json")
-    if missing := {
-        "class_names",
-        "image_shape",
-        "mean",
-        "std",
-        "counts",
-        "class_counts",
-        "digest",
-    } - set(facts):
-        raise InputError(f"{path}/data.json is damaged: it lacks {sorted(missing)}")
-    return Config.from_json(config), facts, config
+    try:
+        described = DataFacts.from_json(facts)
+    except InputError as error:
+        raise InputError(f"{path}/data.json is damaged: {error}") from error
+    return Config.from_json(config), described, config
+
+
+def read_results(path: Path) -> tuple[list[Row], JsonObject]:
+    """A run folder's metrics.jsonl, and its summary, which is empty until the run has ended."""
+    lines = []
+    with contextlib.suppress(FileNotFoundError):
+        lines = files.read_text(path / "metrics.jsonl").splitlines()
+    return [json.loads(line) for line in lines], _read_json(path / "summary.json") or {}
 
 
 def check(path: Path, config: Config, quick: bool = False) -> dict | None:
@@ -126,15 +133,18 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
         grown = (
             " (epochs may grow where nothing depends on their number, as under --schedule constant)"
         )
-        grown = grown if stored.get("epochs") != config.epochs else ""
+        grown = grown if stored.get("epochs") != config.recipe.epochs else ""
         raise InputError(
             f"{path} holds a run with another configuration: {'; '.join(differing)}{grown}. Choose "
             "another --workdir, or delete that folder"
         )
     with contextlib.suppress(InputError):  # a damaged summary is written again
         summary = _read_json(path / "summary.json") or {}
-        if summary.keys() >= {"test", "tested_step"} and summary.get("epochs") == config.epochs:
-            return summary if summary.get("test_on") == config.test_on else None
+        if (
+            summary.keys() >= {"test", "tested_step"}
+            and summary.get("epochs") == config.recipe.epochs
+        ):
+            return summary if summary.get("test_on") == config.output.test_on else None
     return None
 
 
@@ -146,7 +156,7 @@ SHORT = (
 )  # forms that stand for a corruption of the data set
 
 
-def conflicts(stored: dict[str, Any], wanted: Config, quick: bool = False) -> list[str]:
+def conflicts(stored: JsonObject, wanted: Config, quick: bool = False) -> list[str]:
     """The fields in which a run folder's configuration forbids resuming with `wanted`, as 'name:
     stored -> wanted'.
 
@@ -160,16 +170,17 @@ def conflicts(stored: dict[str, Any], wanted: Config, quick: bool = False) -> li
       quick: take parts that are written alike for the same; then nothing is imported where all is
         as it was.
     """
-    new, written, known = wanted.to_json(), stored.get("written", {}), Config().to_json()
+    written = stored.get("written", {})
+    known = Recipe().to_json()
     differing = {}
-    for name, value in new.items():
+    for name, value in wanted.recipe.to_json().items():
         before = written.get(name, stored.get(name, known[name]))
-        if before != value and name not in FREE_ON_RESUME:
+        if before != value:
             differing[name] = (before, value)
     strange = {
         name: (value, None)
         for name, value in stored.items()
-        if name not in {*new, "written", "sources"}
+        if name not in {*wanted.to_json(), *STORED_BESIDES}
     }
     quick = quick and not stored.get("sources")  # the user's files have to be looked at
     if not strange and (not quick or differing.keys() & {*PARTS, *SHORT, "epochs"}):
@@ -178,7 +189,7 @@ def conflicts(stored: dict[str, Any], wanted: Config, quick: bool = False) -> li
 
 
 def _settle_parts(
-    stored: dict[str, Any], wanted: Config, differing: dict[str, tuple[Any, Any]]
+    stored: JsonObject, wanted: Config, differing: dict[str, tuple[object, object]]
 ) -> None:
     """Compare parts by what they resolve to and by the user's files; take back more epochs where
     they may grow.
@@ -186,7 +197,7 @@ def _settle_parts(
     from cnnlab.parts import resolve
     from cnnlab.spec import Part, parse_pipeline
 
-    ours, theirs = resolve(wanted), resolve(Config.from_json(stored))
+    ours, theirs = resolve(wanted.recipe), resolve(Config.from_json(stored).recipe)
     before, now = theirs.specs(Part.resolved), ours.specs(Part.resolved)
     told_before, told_now = theirs.specs(Part.canonical), ours.specs(Part.canonical)
     for name in PARTS:
@@ -204,11 +215,11 @@ def _settle_parts(
     for module in changed_sources(stored, ours):
         old_file, new_file = files_before.get(module, gone), files_now.get(module, gone)
         differing[f"your file {module}"] = (old_file[:12], new_file[:12])
-    if ours.extendable and wanted.epochs >= stored.get("epochs", math.inf):
+    if ours.extendable and wanted.recipe.epochs >= stored.get("epochs", math.inf):
         differing.pop("epochs", None)
 
 
-def changed_sources(stored: dict[str, Any], parts: Parts) -> list[str]:
+def changed_sources(stored: JsonObject, parts: Parts) -> list[str]:
     """The modules of the user that are no longer what a run was started with, or that it did not
     have.
     """
@@ -223,7 +234,7 @@ def _has_results(path: Path) -> bool:
     return (path / "summary.json").exists() or bool(layout.steps(path / "checkpoints"))
 
 
-def stored_form(config: Config) -> dict[str, Any]:
+def stored_form(config: Config) -> JsonObject:
     """A configuration as a run stores it: parts with all hyperparameters, as they were written, and
     the user's files.
 
@@ -233,7 +244,7 @@ def stored_form(config: Config) -> dict[str, Any]:
     from cnnlab.parts import resolve
     from cnnlab.spec import Part
 
-    fields, known, parts = config.to_json(), Config().to_json(), resolve(config)
+    fields, known, parts = config.to_json(), Config().to_json(), resolve(config.recipe)
     written = {name: fields[name] for name in (*PARTS, *SHORT)}
     resolved = {name: known[name] for name in SHORT} | parts.specs(Part.resolved)
     return fields | resolved | {"written": written, "sources": parts.sources()}
@@ -242,29 +253,27 @@ def stored_form(config: Config) -> dict[str, Any]:
 class RunFolder:
     """An open run folder, locked against other processes until it is closed."""
 
-    def __init__(
-        self, path: Path, config: Config, environment: dict[str, Any], data: dict[str, Any]
-    ):
+    def __init__(self, path: Path, config: Config, environment: JsonObject, data: DataFacts):
         """Make or reopen the folder.
 
         Args:
           path: of the folder.
           config: already checked against it (`check`).
           environment: versions and devices; `warnings` says what changed since the last start.
-          data: JSON facts about the data, which must not change.
+          data: facts about the data, which must not change.
 
         Raises:
           InputError: not writable, in use by another process, or made from other data.
         """
         self.path = path
-        self._lock: Any = None  # only the first of several processes has it, and writes
-        self._tensorboard: Any = None  # made for the first row
+        self._lock: IO[str] | None = None  # only the first of several processes has it, and writes
+        self._tensorboard: SummaryWriter | None = None  # made for the first row
         self._wants_tensorboard = False
         self.warnings = agree.on_first(lambda: self._open(config, environment, data))
 
-    def _open(self, config: Config, environment: dict[str, Any], data: dict[str, Any]) -> list[str]:
+    def _open(self, config: Config, environment: JsonObject, facts: DataFacts) -> list[str]:
         """Lock the folder and describe the run in it; what changed since the last start."""
-        path = self.path
+        path, data = self.path, facts.to_json()
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = files.lock_file(path).open("a")
@@ -299,8 +308,8 @@ class RunFolder:
                 f"{k}: {old.get(k)} -> {v}" for k, v in environment.items() if old.get(k) != v
             ]
             stored = stored_form(config)
-            if config.data_dir:  # so that it is found from any directory
-                stored["data_dir"] = os.path.abspath(os.path.expanduser(config.data_dir))
+            if config.machine.data_dir:  # so that it is found from any directory
+                stored["data_dir"] = os.path.abspath(os.path.expanduser(config.machine.data_dir))
             for name, value in (("config", stored), ("versions", environment), ("data", data)):
                 files.write_json(path / f"{name}.json", value)
         except BaseException:
@@ -322,7 +331,7 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
 
-    def start_metrics(self, history: list[dict[str, Any]], tensorboard: bool) -> None:
+    def start_metrics(self, history: Sequence[Row], tensorboard: bool) -> None:
         """Make metrics.jsonl and the TensorBoard events say what `history` says: epochs after a
         kill are dropped.
         """
@@ -336,14 +345,14 @@ class RunFolder:
         for row in history:
             self._events(row)
 
-    def add_metrics(self, row: dict[str, Any]) -> None:
+    def add_metrics(self, row: Row) -> None:
         """Append an epoch's metrics."""
         if processes.index():
             return
         files.append_text(self.path / "metrics.jsonl", json.dumps(row) + "\n")
         self._events(row)
 
-    def _events(self, row: dict[str, Any]) -> None:
+    def _events(self, row: Row) -> None:
         if self._wants_tensorboard:
             if self._tensorboard is None:
                 from tensorboardX import SummaryWriter
@@ -355,7 +364,7 @@ class RunFolder:
             self._tensorboard.flush()
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> JsonObject | None:
     try:
         value = json.loads(files.read_text(path))
         if not isinstance(value, dict):

@@ -1,25 +1,42 @@
-"""TrainState and the pure steps. They receive the model, the loss and the optimizer as functions
-and know none.
+"""TrainState and the pure steps.
+
+"Step" has one meaning, an update of the weights by one batch, and one function per level:
+
+    train_step   (state, totals, batch, key) -> state, totals      pure, for one device's part of a
+                                                                   batch; here
+    dispatch     (state, totals, data, items, count, keys, rates)  compiled, several train_steps of
+                 -> state, totals                                  all seeds; program.py
+    advance      (progress, items) -> progress                     a dispatch of a run;
+                                                                   experiment.py
+
+The steps receive the model, the loss and the optimizer as functions, and know none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.typing import DTypeLike
 
 from cnnlab import collectives, metrics
+from cnnlab.data.dataset import Batch
 from cnnlab.softmax import predict
+from cnnlab.types import PyTree, Row
+
+Params: TypeAlias = PyTree  # as flax makes it
+Variables: TypeAlias = dict[str, PyTree]  # {"params": Params, "batch_stats": PyTree}
+Totals: TypeAlias = dict[str, jax.Array]
+Sums: TypeAlias = Callable[[Variables, Batch], dict[str, jax.Array]]  # a batch's, of metrics
 
 NEVER = 2**31 - 1  # `bad_step` while every step was finite
-RUN = (
-    2**32 - 1
-)  # folded into a run's key where a step is otherwise: for draws that are the same at every step
+# Folded into a run's key where a step is otherwise: for draws that are the same at every step.
+RUN = 2**32 - 1
 EARLY = 64  # steps of an epoch whose gradients are measured
 
 
@@ -33,18 +50,38 @@ class TrainState(struct.PyTreeNode):
     """
 
     step: jax.Array
-    params: Any
-    batch_stats: Any
-    opt_state: Any
+    params: Params
+    batch_stats: PyTree
+    opt_state: optax.OptState
+
+    @property
+    def variables(self) -> Variables:
+        """What the model is applied with."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create_state(variables: dict[str, Any], tx: optax.GradientTransformation) -> TrainState:
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: what a checkpoint holds.
+
+    Attributes:
+      state: after state.step steps; with seeds each leaf has a leading axis for them.
+      totals: running sums of the epoch under way.
+      history: metrics of the finished epochs; with seeds each a list.
+    """
+
+    state: TrainState
+    totals: Totals
+    history: tuple[Row, ...] = ()
+
+
+def create_state(variables: Variables, tx: optax.GradientTransformation) -> TrainState:
     """The state before the first step, from a model's initial variables."""
     params = variables["params"]
     return TrainState(jnp.int32(0), params, variables.get("batch_stats", {}), tx.init(params))
 
 
-def zero_totals(dtype: Any = jnp.float32, seeds: tuple[int, ...] = ()) -> dict[str, jax.Array]:
+def zero_totals(dtype: DTypeLike = jnp.float32, seeds: tuple[int, ...] = ()) -> Totals:
     """Running sums of an epoch before its first step, with the leading axes `seeds`.
 
     `bad_step` is the first step that was not finite, `gradient_norms` are those of the epoch's
@@ -97,7 +134,7 @@ class Objective:
             only view.
           step: int32[]; None in evaluation, where the loss is that of the end of the run.
         """
-        inputs: dict[str, Any] = {}
+        inputs: dict[str, jax.Array | None] = {}
         if "teacher_logits" in self.asks:
             assert self.teacher
             inputs["teacher_logits"] = self.teacher(pixels())
@@ -116,29 +153,17 @@ class Objective:
         return self.loss(logits, labels, **inputs)
 
 
-def train_step(
-    state: TrainState,
-    totals: dict[str, jax.Array],
-    batch: dict[str, jax.Array],
-    key: jax.Array,
-    *,
-    apply_fn: Callable,
-    objective: Objective,
-    tx: optax.GradientTransformation,
-    prepare: Callable,
-    pixels: Callable[[jax.Array], jax.Array] = lambda images: images,
-    loss_scale: float = 1.0,
-    axis_name: str | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of gradient descent on the batch's mean loss.
+def as_they_are(images: jax.Array) -> jax.Array:
+    """Images that are not normalised."""
+    return images
 
-    Args:
-      state: before.
-      totals: running sums of the epoch (`zero_totals`).
-      batch: {"image": uint8[B, H, W, C], "label": int32[B], "index": int32[B]}; under pmap this
-        device's part.
-      key: the run's key; the step is folded in, so a resumed run draws the same.
-      apply_fn: (params, batch_stats, images, key) -> logits float32[B, K], new batch_stats,
+
+@dataclass(frozen=True)
+class StepParts:
+    """The functions that a train step is made of.
+
+    Attributes:
+      apply_fn: (variables, images float[B, H, W, C], key) -> logits float32[B, K], new batch_stats,
         features.
       objective: the loss.
       tx: the optimizer.
@@ -147,20 +172,52 @@ def train_step(
       pixels: normalised images -> the same in 0..255.
       loss_scale: by which gradients are larger on their way back, so that float16 holds them; a
         power of two.
+    """
+
+    apply_fn: Callable[
+        [Variables, jax.Array, jax.Array], tuple[jax.Array, PyTree, jax.Array | None]
+    ]
+    objective: Objective
+    tx: optax.GradientTransformation
+    prepare: Callable[..., dict[str, jax.Array]]
+    pixels: Callable[[jax.Array], jax.Array] = as_they_are
+    loss_scale: float = 1.0
+
+
+def train_step(
+    state: TrainState,
+    totals: Totals,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    *,
+    parts: StepParts,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Totals]:
+    """One step of gradient descent on the batch's mean loss.
+
+    Args:
+      state: before.
+      totals: running sums of the epoch (`zero_totals`).
+      batch: {"image": uint8[B, H, W, C], "label": int32[B], "index": int32[B]}; under pmap this
+        device's part.
+      key: the run's key; the step is folded in, so a resumed run draws the same.
+      parts: what the step is made of.
       axis_name: the device axis under pmap.
 
     Returns:
       The state and the totals after, the same on every device.
     """
+    objective, scale = parts.objective, parts.loss_scale
     prepare_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
     run_key = jax.random.fold_in(key, RUN)
     epoch = state.step // objective.steps_per_epoch
-    prepared = prepare(batch | {"epoch": epoch}, prepare_key, run_key, axis_name)
+    prepared = parts.prepare(batch | {"epoch": epoch}, prepare_key, run_key, axis_name)
     images, labels, views = prepared["image"], prepared["label"], prepared.get("views")
 
-    def objective_fn(params: Any) -> tuple[jax.Array, Any]:
+    def mean_loss(params: Params) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
         seen = images if views is None else _together(images, views)
-        logits, batch_stats, features = apply_fn(params, state.batch_stats, seen, model_key)
+        logits, batch_stats, features = parts.apply_fn(variables, seen, model_key)
         view_logits = None
         if views is not None:
             logits, view_logits = _apart(logits, len(views))
@@ -168,22 +225,20 @@ def train_step(
         losses = objective(
             logits,
             labels,
-            pixels=lambda: pixels(images),
+            pixels=lambda: parts.pixels(images),
             features=features,
             view_logits=view_logits,
             step=state.step,
         )
-        return loss_scale * jnp.mean(losses), (logits, batch_stats)
+        return scale * jnp.mean(losses), (logits, batch_stats)
 
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(objective_fn, has_aux=True)(
-        state.params
-    )
-    loss, grads = jax.tree.map(lambda x: x / loss_scale, (loss, grads))
-    hits = jnp.sum(
-        predict(logits) == batch["label"], dtype=loss.dtype
-    )  # a float: one collective a step, for them all
+    gradient_fn = jax.value_and_grad(mean_loss, has_aux=True)
+    (loss, (logits, batch_stats)), grads = gradient_fn(state.params)
+    loss, grads = jax.tree.map(lambda x: x / scale, (loss, grads))
+    # a float: one collective a step, for them all
+    hits = jnp.sum(predict(logits) == batch["label"], dtype=loss.dtype)
     loss, grads, batch_stats, hits = collectives.mean((loss, grads, batch_stats, hits), axis_name)
-    update = optax.with_extra_args_support(tx).update
+    update = optax.with_extra_args_support(parts.tx).update
     updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
 
@@ -192,17 +247,15 @@ def train_step(
     # The norm of the new parameters is finite only if each of them is: one number watches the whole
     # state.
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params))
-    place = (
-        totals["count"] // count
-    )  # of the step in its epoch; those beyond the early ones are dropped
+    # of the step in its epoch; those beyond the early ones are dropped
+    place = totals["count"] // count
+    norm = optax.tree.norm(grads)
     totals = {
         "loss": totals["loss"] + loss * count.astype(loss.dtype),
         "correct": totals["correct"] + jnp.round(devices * hits).astype(jnp.int32),
         "count": totals["count"] + count,
         "bad_step": jnp.minimum(totals["bad_step"], jnp.where(finite, NEVER, state.step)),
-        "gradient_norms": totals["gradient_norms"]
-        .at[place]
-        .set(optax.tree.norm(grads), mode="drop"),
+        "gradient_norms": totals["gradient_norms"].at[place].set(norm, mode="drop"),
     }
     return TrainState(state.step + 1, params, batch_stats, opt_state), totals
 
@@ -223,30 +276,28 @@ def _apart(values: jax.Array, views: int) -> tuple[jax.Array, jax.Array]:
 
 
 def eval_step(
-    params: Any,
-    batch_stats: Any,
+    variables: Variables,
     batch: dict[str, jax.Array],
     *,
-    apply_fn: Callable,
+    apply_fn: Callable[[Variables, jax.Array], tuple[jax.Array, jax.Array | None]],
     objective: Objective,
-    own: Sequence[metrics.Metric] = (),
+    extra_metrics: Sequence[metrics.Metric] = (),
     axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
     """Metric sums of a batch, padding masked out.
 
     Args:
-      params, batch_stats: of the model.
+      variables: of the model.
       batch: {"image": uint8[B, H, W, C], "label": int32[B], "mask": bool[B]}.
-      apply_fn: (params, batch_stats, images uint8[B, H, W, C]) -> logits float32[B, K], features.
+      apply_fn: (variables, images uint8[B, H, W, C]) -> logits float32[B, K], features.
       objective: the loss.
-      own: metrics besides those that are always measured.
+      extra_metrics: besides those that are always measured.
       axis_name: the device axis under pmap.
 
     Returns:
       `metrics.sums`, over all devices.
     """
-    logits, features = apply_fn(params, batch_stats, batch["image"])
+    logits, features = apply_fn(variables, batch["image"])
     loss = objective(logits, batch["label"], pixels=lambda: batch["image"], features=features)
-    return collectives.total(
-        metrics.sums(logits, batch["label"], loss, batch["mask"], own), axis_name
-    )
+    sums = metrics.sums(logits, batch["label"], loss, batch["mask"], extra_metrics)
+    return collectives.total(sums, axis_name)

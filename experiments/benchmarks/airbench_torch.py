@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,7 +56,9 @@ class Clock:
         return 1e3 * (later.at - self.at)
 
 
-def normalize(mean: Any, std: Any) -> Any:
+def normalize(
+    mean: "torch.Tensor", std: "torch.Tensor"
+) -> "Callable[[torch.Tensor], torch.Tensor]":
     """torchvision.transforms.Normalize, all that the script needs of torchvision once it has its
     images.
     """

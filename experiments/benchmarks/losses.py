@@ -16,76 +16,52 @@ import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from cnnlab import cli
-from cnnlab.errors import InputError, unknown
+from cnnlab.config import Count, Settings, check
+from cnnlab.errors import unknown
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Settings):
     """Time value and gradient of the losses."""
 
     losses: tuple[str, ...] = ()
     """Names; none for all."""
-    shapes: tuple[tuple[int, int], ...] = ((65536, 10), (4096, 1000))
+    shapes: tuple[tuple[Count, Count], ...] = ((65536, 10), (4096, 1000))
     """Batch and classes of the logits."""
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    dtypes: tuple[Annotated[str, DTYPES], ...] = ("float32", "bfloat16")
     """Types of the logits."""
-    rounds: int = 30
+    rounds: Count = 30
     """Turns; in each, every function is called once."""
     json: str | None = None
     """File to write the figures to."""
 
+    def __post_init__(self) -> None:
+        check(self)
+
 
 def main(arguments: Arguments) -> None:
     import jax
-    import numpy as np
 
     from cnnlab import losses
 
     for name in arguments.losses:
         if name not in losses.LOSSES:
             raise unknown("loss", name, losses.LOSSES)
-    for dtype in arguments.dtypes:
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
-    if arguments.rounds < 1 or min(n for shape in arguments.shapes for n in shape) < 1:
-        raise InputError("--rounds and --shapes must be at least 1")
     cli.writable(arguments.json)
     names = arguments.losses or tuple(losses.LOSSES)
     rows = []
-    for (batch, classes), dtype in [
-        (shape, dtype) for shape in arguments.shapes for dtype in arguments.dtypes
-    ]:
-        rng = np.random.default_rng(0)
-        logits = jax.numpy.asarray(3 * rng.standard_normal((batch, classes)), dtype)
-        ids = jax.numpy.asarray(rng.integers(0, classes, batch), "int32")
-        compiled = {
-            key: jax.jit(value_and_gradient(loss)).lower(logits, ids).compile()
-            for key, loss in contestants(names, batch, classes).items()
-        }
-        seconds = {key: [] for key in compiled}
-        for _ in range(arguments.rounds):
-            for key in rng.permutation(
-                list(compiled)
-            ).tolist():  # nobody always follows the same, whose cache it finds
-                run = compiled[tuple(key)]
-                start = time.perf_counter()
-                jax.block_until_ready(run(logits, ids))
-                seconds[tuple(key)].append(time.perf_counter() - start)
-        median = {key: float(np.median(taken)) for key, taken in seconds.items()}
-        for name in names:
-            row = {
-                "loss": name,
-                "shape": [batch, classes],
-                "dtype": dtype,
-                "ms": 1e3 * median["ours", name],
-            }
-            row["of cross_entropy"] = median["ours", name] / median["ours", "cross_entropy"]
-            if ("optax", name) in median:
-                row["of optax"] = median["ours", name] / median["optax", name]
-            rows.append(row)
-            print(json.dumps(row), flush=True)
+    for shape in arguments.shapes:
+        for dtype in arguments.dtypes:
+            median = time_all(names, shape, dtype, arguments.rounds)
+            for name in names:
+                row = {"loss": name, "shape": [*shape], "dtype": dtype} | figures(name, median)
+                rows.append(row)
+                print(json.dumps(row), flush=True)
     if arguments.json:
         versions = {
             "python": platform.python_version(),
@@ -95,6 +71,41 @@ def main(arguments: Arguments) -> None:
         Path(arguments.json).write_text(
             json.dumps({"versions": versions, "rounds": arguments.rounds, "rows": rows})
         )
+
+
+def time_all(
+    names: tuple[str, ...], shape: tuple[int, int], dtype: str, rounds: int
+) -> dict[tuple[str, str], float]:
+    """(whose, name) -> the median of the seconds of value and gradient, in alternation."""
+    import jax
+    import numpy as np
+
+    batch, classes = shape
+    rng = np.random.default_rng(0)
+    logits = jax.numpy.asarray(3 * rng.standard_normal((batch, classes)), dtype)
+    ids = jax.numpy.asarray(rng.integers(0, classes, batch), "int32")
+    compiled = {
+        key: jax.jit(value_and_gradient(loss)).lower(logits, ids).compile()
+        for key, loss in contestants(names, batch, classes).items()
+    }
+    seconds = {key: [] for key in compiled}
+    for _ in range(rounds):
+        # nobody always follows the same, whose cache it finds
+        for key in rng.permutation(list(compiled)).tolist():
+            run = compiled[tuple(key)]
+            start = time.perf_counter()
+            jax.block_until_ready(run(logits, ids))
+            seconds[tuple(key)].append(time.perf_counter() - start)
+    return {key: float(np.median(taken)) for key, taken in seconds.items()}
+
+
+def figures(name: str, median: dict[tuple[str, str], float]) -> dict[str, float]:
+    """A loss's milliseconds, and their ratio to others'."""
+    ours = median["ours", name]
+    row = {"ms": 1e3 * ours, "of cross_entropy": ours / median["ours", "cross_entropy"]}
+    if ("optax", name) in median:
+        row["of optax"] = ours / median["optax", name]
+    return row
 
 
 def contestants(names: tuple[str, ...], batch: int, classes: int) -> dict:
@@ -114,7 +125,10 @@ def contestants(names: tuple[str, ...], batch: int, classes: int) -> dict:
     ours = {}
     for name in ("cross_entropy", *names):
         ours["ours", name] = spec.find(KINDS["loss"], name).bind(**given)
-    one_hot = lambda ids: jax.nn.one_hot(ids, classes)
+
+    def one_hot(ids):
+        return jax.nn.one_hot(ids, classes)
+
     theirs = {
         "cross_entropy": optax.softmax_cross_entropy_with_integer_labels,
         "poly": lambda z, y: optax.losses.poly_loss_cross_entropy(z, one_hot(y), epsilon=1.0),

@@ -30,7 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnlab import cli
+from cnnlab.config import Count, Settings, check
 from cnnlab.errors import InputError, unknown
+from cnnlab.types import JsonObject
 
 HERE = Path(__file__).parent
 BATCH = 128
@@ -68,7 +70,7 @@ AGAINST = {name: "pytorch" for name in CONTESTANTS} | {
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Settings):
     """Time the training of the seed network."""
 
     contestants: tuple[str, ...] = ()
@@ -79,32 +81,21 @@ class Arguments:
     """Data set of train.py and of the seeds."""
     data_dir: str | None = None
     """Its TFDS data directory."""
-    rounds: int = 9
+    rounds: Count = 9
     """Turns of each contestant."""
-    steps: int = 20
+    steps: Count = 20
     """Steps a turn; train.py runs two epochs a turn, and its second counts."""
     json: str | None = None
     """File to write the figures to."""
 
+    def __post_init__(self) -> None:
+        check(self)
+
 
 def main(arguments: Arguments) -> None:
-    if arguments.rounds < 1 or arguments.steps < 1:
-        raise InputError("--rounds and --steps must be at least 1")
     cli.writable(arguments.json)
-    for name in arguments.contestants:
-        if name not in CONTESTANTS:
-            raise unknown("contestant", name, CONTESTANTS)
     torch_python = arguments.torch_python or sys.executable
-    names = list(arguments.contestants or CONTESTANTS)
-    if not has_torch(torch_python):
-        if arguments.torch_python or any(
-            CONTESTANTS[name][0][0] == "torch" for name in arguments.contestants
-        ):
-            raise InputError(
-                f"{torch_python} has no PyTorch; give one that has with --torch-python"
-            )
-        print(f"{torch_python} has no PyTorch: its contestants are left out", file=sys.stderr)
-        names = [name for name in names if CONTESTANTS[name][0][0] != "torch"]
+    names = chosen(arguments, torch_python)
     workers = {name: Worker(name, arguments, torch_python) for name in names}
     order, rates = list(workers), {name: [] for name in workers}
     for number in range(arguments.rounds):
@@ -112,26 +103,13 @@ def main(arguments: Arguments) -> None:
         for name in order:
             rates[name].append(workers[name].turn(arguments.steps))
         print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
-    rows = []
-    for name, worker in workers.items():
-        row = {
-            "name": name,
-            "images per second": statistics.median(rates[name]),
-            "memory": worker.stop(),
-        }
-        row["quartiles"] = statistics.quantiles(rates[name], n=4) if len(rates[name]) > 1 else None
-        rows.append(row)
-    median = {row["name"]: row["images per second"] for row in rows}
-    for row in rows:
-        if AGAINST[row["name"]] in median:
-            row["ratio"], row["to"] = (
-                row["images per second"] / median[AGAINST[row["name"]]],
-                AGAINST[row["name"]],
-            )
-        ratio = f"{row['ratio']:.2f} of {row['to']}" if "ratio" in row else ""
+    rows = [row(name, rates[name], worker.stop()) for name, worker in workers.items()]
+    compare(rows)
+    for figures in rows:
+        ratio = f"{figures['ratio']:.2f} of {figures['to']}" if "ratio" in figures else ""
         print(
-            f"{row['name']:28} {row['images per second']:8,.0f} images/s "
-            f"{row['memory'] / 2**20:8,.0f} MiB   {ratio}"
+            f"{figures['name']:28} {figures['images per second']:8,.0f} images/s "
+            f"{figures['memory'] / 2**20:8,.0f} MiB   {ratio}"
         )
     if arguments.json:
         facts = {
@@ -142,6 +120,41 @@ def main(arguments: Arguments) -> None:
         Path(arguments.json).write_text(
             json.dumps(facts | {"rounds": arguments.rounds, "rows": rows}, indent=1)
         )
+
+
+def chosen(arguments: Arguments, torch_python: str) -> list[str]:
+    """The contestants by name, without PyTorch's where it is not installed.
+
+    Raises:
+      InputError: an unknown one, or no PyTorch though it was asked for.
+    """
+    for name in arguments.contestants:
+        if name not in CONTESTANTS:
+            raise unknown("contestant", name, CONTESTANTS)
+    names = list(arguments.contestants or CONTESTANTS)
+    if has_torch(torch_python):
+        return names
+    asked = [name for name in arguments.contestants if CONTESTANTS[name][0][0] == "torch"]
+    if arguments.torch_python or asked:
+        raise InputError(f"{torch_python} has no PyTorch; give one that has with --torch-python")
+    print(f"{torch_python} has no PyTorch: its contestants are left out", file=sys.stderr)
+    return [name for name in names if CONTESTANTS[name][0][0] != "torch"]
+
+
+def row(name: str, rates: list[float], memory: int) -> JsonObject:
+    """A contestant's figures."""
+    quartiles = statistics.quantiles(rates, n=4) if len(rates) > 1 else None
+    median = statistics.median(rates)
+    return {"name": name, "images per second": median, "memory": memory, "quartiles": quartiles}
+
+
+def compare(rows: list[JsonObject]) -> None:
+    """Add to each contestant its ratio to the one that it is held against."""
+    median = {row["name"]: row["images per second"] for row in rows}
+    for row in rows:
+        other = AGAINST[row["name"]]
+        if other in median:
+            row |= {"ratio": row["images per second"] / median[other], "to": other}
 
 
 def has_torch(python: str) -> bool:
@@ -274,21 +287,22 @@ def bare_step(formulation: str):
     import jax.numpy as jnp
 
     from cnnlab import losses, models, optim
+    from cnnlab.config import Machine
     from cnnlab.models.convolution import Convolution
     from cnnlab.training import devices, network
-    from cnnlab.training.step import Objective, train_step, zero_totals
+    from cnnlab.training.step import Objective, StepParts, train_step, zero_totals
 
-    layout = devices.layout("auto", None, BATCH)
+    layout = devices.layout(Machine(), BATCH)
     conv = Convolution(layout.formulation if formulation == "-" else formulation)
     model = models.CNN(conv=conv, axis_name=layout.axis_name)
     tx = optim.adam(1e-3)
-    one = functools.partial(
-        train_step,
+    parts = StepParts(
         apply_fn=network.apply_for_training(model),
         objective=Objective(losses.cross_entropy),
         tx=tx,
         prepare=lambda batch, key, run_key, axis_name: batch,
     )
+    one = functools.partial(train_step, parts=parts)
     specs = (devices.SHARED, devices.SHARED, devices.BATCH, devices.SHARED)
     compiled = layout.compile(one, specs, donate=(0,))
     key = layout.place(jax.random.key(0))
@@ -317,20 +331,19 @@ def experiment_step(seeds: int | None, data: list[str]):
     import itertools
 
     from cnnlab.config import Config
-    from cnnlab.console import Console
-    from cnnlab.training import recipe
+    from cnnlab.training import experiment as experiments
 
     given = dict(zip(data[::2], data[1::2], strict=True))
-    config = Config(dataset=given["--dataset"], data_dir=given.get("--data-dir"))
-    experiment = recipe.build(config, Console("off"), None if seeds is None else range(seeds))
+    config = Config.of(dataset=given["--dataset"], data_dir=given.get("--data-dir"))
+    experiment = experiments.build(config, seeds=None if seeds is None else range(seeds))
     items = experiment.items(0, 1_000_000)
-    carried = [experiment.state, experiment.totals]
+    progress = experiment.start()
 
     def step(_: int):
-        carried[:] = experiment.step(
-            *carried, list(itertools.islice(items, experiment.dispatch_steps))
-        )
-        return carried[1]
+        nonlocal progress
+        fed = list(itertools.islice(items, experiment.dispatch_steps))
+        progress = experiment.advance(progress, fed)
+        return progress.totals
 
     return step, experiment.dispatch_steps
 

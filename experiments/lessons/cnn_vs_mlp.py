@@ -29,7 +29,7 @@ from cnnlab.data import order, source
 from cnnlab.lesson import Claim, Lesson, lines, run
 from cnnlab.models import convolution
 from cnnlab.training import devices, network
-from cnnlab.training.step import Objective, train_step, zero_totals
+from cnnlab.training.step import Objective, StepParts, train_step, zero_totals
 
 SHIFTS = (0, 2, 4, 8)  # pixels, in each of four directions
 ERROR = (
@@ -55,18 +55,20 @@ def shuffled(images):
     )
 
 
+def normal(images):
+    return images.astype(np.float32) / 127.5 - 1
+
+
 def trained(model, images, labels, steps=500):
     """The model after its training, as a function: images -> the classes that it sees."""
     tx, key = optim.adam(optim.cosine(1e-3, steps)), jax.random.key(0)
-    apply_fn, normal = (
-        network.apply_for_training(model),
-        lambda images: images.astype(np.float32) / 127.5 - 1,
+    parts = StepParts(
+        apply_fn=network.apply_for_training(model),
+        objective=Objective(losses.cross_entropy),
+        tx=tx,
+        prepare=lambda batch, *keys: batch | {"image": normal(batch["image"])},
     )
-    prepare = lambda batch, *keys: batch | {"image": normal(batch["image"])}
-    objective = Objective(losses.cross_entropy)
-    step = jax.jit(
-        partial(train_step, apply_fn=apply_fn, objective=objective, tx=tx, prepare=prepare)
-    )
+    step = jax.jit(partial(train_step, parts=parts))
     state, totals = network.initial_state(model, tx, key, (32, 32, 3)), zero_totals()
     for i in Console().track(f"training the {type(model).__name__}", "steps")(range(steps)):
         at = order.batch_positions(0, i, len(images), 128)
@@ -80,7 +82,10 @@ def after_shifts(classify, images, labels):
     """Accuracy, and of what was right unshifted the share that still is: float[S, 2], the mean of
     four directions.
     """
-    moved = lambda by: (np.roll(images, pixels, axis) for pixels in (-by, by) for axis in (1, 2))
+
+    def moved(by):
+        return (np.roll(images, pixels, axis) for pixels in (-by, by) for axis in (1, 2))
+
     right = np.array([[classify(x) == labels for x in moved(by)] for by in SHIFTS])  # [S, 4, N]
     return np.stack([right.mean((1, 2)), right[..., right[0, 0]].mean((1, 2))], 1)
 

@@ -20,6 +20,7 @@ it, after bias and ReLU and before pooling, from black for 0 to white for the la
 
 from dataclasses import dataclass
 from itertools import product
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -29,7 +30,8 @@ from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.lesson import Claim, Lesson, picture, run
 from cnnlab.models import convolution
-from cnnlab.training import loop, recipe
+from cnnlab.training.run import in_memory
+from cnnlab.types import Metrics
 
 X, *KERNEL = (
     np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32)
@@ -118,10 +120,10 @@ def teach(flags: Flags):
         f"largest {largest}, means {mean}",
     )
 
-    experiment, progress = recipe.trained(
-        Config(flags.dataset, flags.data_dir, epochs=flags.epochs), Console()
+    experiment, progress = in_memory(
+        Config.of(dataset=flags.dataset, data_dir=flags.data_dir, epochs=flags.epochs), Console()
     )
-    accuracy = loop.evaluate(experiment.eval_step, progress.state, experiment.test())["accuracy"]
+    accuracy = cast(Metrics, experiment.test(progress.state))["accuracy"]
     yield Claim(
         "A network of such layers learns", accuracy > 0.5, f"{accuracy:.1%} of the test images"
     )
@@ -132,10 +134,10 @@ def teach(flags: Flags):
         picture(f"filter {k}", 0.5 + kernel[..., k] / abs(kernel).max() / 2, side=64)
         for k in range(32)
     ]
-    image = next(iter(experiment.test()))["image"][5]
-    maps = (
-        convolve((image - experiment.facts["mean"]) / experiment.facts["std"], kernel, 1, 1) + bias
-    )
+    image = next(experiment.test_batches())["image"][5]
+    facts = experiment.facts
+    normal = (image - np.array(facts.mean)) / np.array(facts.std)
+    maps = convolve(normal, kernel, 1, 1) + bias
     yield picture("test image", image / 255)
     yield from [
         picture(f"map of {k}", np.maximum(maps[..., k], 0)) for k in range(16)

@@ -23,7 +23,7 @@ from cnnlab.console import Console
 from cnnlab.lesson import Claim, Lesson, lines, run
 from cnnlab.losses import cross_entropy, mean_squared_error
 from cnnlab.study import statistics
-from cnnlab.training import recipe
+from cnnlab.training.run import in_memory
 
 TARGET = 0.4  # validation accuracy
 
@@ -60,10 +60,15 @@ def epochs_to(target, accuracy):
 
 def train(loss, flags):
     """Gradient norms of the first epoch [seeds, steps], validation accuracies [epochs, seeds]."""
-    config = Config(
-        flags.dataset, flags.data_dir, validation=0.04, epochs=flags.epochs, loss=loss, fraction=0.1
+    config = Config.of(
+        dataset=flags.dataset,
+        data_dir=flags.data_dir,
+        validation=0.04,
+        epochs=flags.epochs,
+        loss=loss,
+        fraction=0.1,
     )
-    history = recipe.trained(config, Console(), range(flags.seeds))[1].history
+    history = in_memory(config, Console(), range(flags.seeds))[1].history
     return np.array(history[0]["gradient_norms"]), np.array(
         [row["validation_accuracy"] for row in history]
     )
@@ -71,7 +76,10 @@ def train(loss, flags):
 
 def teach(flags: Flags):
     p = np.geomspace(1e-6, 1, 200, endpoint=False, dtype=np.float32)
-    named = lambda of: {"cross-entropy": of[0], "mean squared error": of[1]}
+
+    def named(of):
+        return {"cross-entropy": of[0], "mean squared error": of[1]}
+
     norms = [gradient_norms(loss, p) for loss in (cross_entropy, mean_squared_error)]
     yield lines(
         "What a mistake sends back",

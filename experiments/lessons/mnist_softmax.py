@@ -18,13 +18,15 @@ nearest vectors. Dot products and biases describe the network in either unit, ne
 
 import itertools
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.lesson import Claim, Lesson, Table, picture, run
-from cnnlab.training import loop, recipe
+from cnnlab.training.run import in_memory
+from cnnlab.types import Metrics
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,16 @@ def counterexample(a, b):
 
 
 def teach(flags: Flags):
-    config = Config(
-        flags.dataset,
-        flags.data_dir,
+    config = Config.of(
+        dataset=flags.dataset,
+        data_dir=flags.data_dir,
         model="softmax_regression",
         epochs=flags.epochs,
         seed=flags.seed,
         optimizer="adamw,weight_decay=0.3",
     )  # fades the noise of the first weights
-    experiment, progress = recipe.trained(config, Console())
-    accuracy = loop.evaluate(experiment.eval_step, progress.state, experiment.test())["accuracy"]
+    experiment, progress = in_memory(config, Console())
+    accuracy = cast(Metrics, experiment.test(progress.state))["accuracy"]
     yield Claim(
         "784 inputs and ten vectors reach 92 %",
         accuracy >= 0.92,
@@ -77,11 +79,12 @@ def teach(flags: Flags):
         for name in ("kernel", "bias")
     )
     images = np.concatenate(
-        [batch["image"][batch["mask"]] for batch in experiment.test()]
+        [batch["image"][batch["mask"]] for batch in experiment.test_batches()]
     )  # uint8[N, H, W, C]
     pixels = images.reshape(-1, len(w))
     mean, std = (
-        np.tile(experiment.facts[name], images[0, ..., 0].size) for name in ("mean", "std")
+        np.tile(values, images[0, ..., 0].size)
+        for values in (experiment.facts.mean, experiment.facts.std)
     )  # of each pixel
     for k, one in enumerate(w.T):
         yield picture(

@@ -46,7 +46,10 @@ def fit(head, loss, x, labels, steps=3000):
     """The function from inputs to head(slope_k x + offset_k) that gradient descent on the mean loss
     comes to.
     """
-    scores = lambda W, x: jnp.outer(x, W[0]) + W[1:]  # float[2, K], float[N] -> float[N, K]
+
+    def scores(W, x):
+        return jnp.outer(x, W[0]) + W[1:]  # float[2, K], float[N] -> float[N, K]
+
     gradient = jax.grad(lambda W: loss(scores(W, x), labels).mean())
     tx = optax.sgd(0.5, momentum=0.9)
 
@@ -100,7 +103,10 @@ def teach(flags: Lesson):
         f"z from -20 to 20: within {off:.0e}",
     )
     z = np.random.default_rng(0).normal(0, 3, (1000, 5)).astype(np.float32)
-    slopes = lambda head: np.asarray(jax.vmap(jax.jacobian(head))(z))  # [1000, 5, 5]
+
+    def slopes(head):
+        return np.asarray(jax.vmap(jax.jacobian(head))(z))  # [1000, 5, 5]
+
     alone, shared = (slopes(head)[:, ~np.eye(5, dtype=bool)] for head in (sigmoid, softmax))
     found = (
         f"slopes in other scores: sigmoids' all {alone.max():g}, softmax's {shared.min():.2f} to "

@@ -81,7 +81,10 @@ def teach(flags: Lesson):
     x = np.linspace(-4, 4, 401, dtype=np.float32)
     z = x[:, None] * W + B
     p = np.asarray(softmax(z))
-    named = lambda y: {f"class {k}": y[:, k] for k in range(3)}
+
+    def named(y):
+        return {f"class {k}": y[:, k] for k in range(3)}
+
     yield lines("Three lines over one input", x, named(z), "input x", "score")
     yield lines("Their softmax", x, named(p), "input x", "probability")
     rows = [

@@ -26,8 +26,9 @@ from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.lesson import Claim, Lesson, lines, run
 from cnnlab.losses import cross_entropy
-from cnnlab.training import network, recipe
-from cnnlab.training.step import Objective, create_state, train_step, zero_totals
+from cnnlab.training import network
+from cnnlab.training.run import in_memory
+from cnnlab.training.step import Objective, StepParts, create_state, train_step, zero_totals
 
 RATES = {"sgd": 0.05, "adam": 0.001}
 
@@ -81,11 +82,14 @@ def compare(update):
     )
     batches = [(rng.normal(size=(16, 32, 32, 3)), rng.integers(0, 10, 16)) for _ in range(10)]
     params = jax.tree.map(np.float64, model.init(jax.random.key(0), batches[0][0])["params"])
-    tx, apply_fn = optim.OPTIMIZERS[name](RATES[name]), network.apply_for_training(model)
-    objective, prepare = Objective(cross_entropy), lambda batch, *keys: batch
-    step = jax.jit(
-        partial(train_step, apply_fn=apply_fn, objective=objective, tx=tx, prepare=prepare)
+    tx = optim.OPTIMIZERS[name](RATES[name])
+    parts = StepParts(
+        apply_fn=network.apply_for_training(model),
+        objective=Objective(cross_entropy),
+        tx=tx,
+        prepare=lambda batch, *keys: batch,
     )
+    step = jax.jit(partial(train_step, parts=parts))
     off = by_hand(update, model, create_state({"params": params}, tx), step, batches)
     return Claim(
         f"The four steps of {name} by hand are train_step",
@@ -97,10 +101,13 @@ def compare(update):
 def teach(flags: Flags):
     with jax.enable_x64(True):
         yield from [compare(update) for update in (sgd, adam)]
-    config = lambda name: Config(
-        flags.dataset, optimizer=name, learning_rate=RATES[name], epochs=flags.epochs
-    )
-    runs = {name: recipe.trained(config(name), Console())[1].history for name in RATES}
+
+    def config(name):
+        return Config.of(
+            dataset=flags.dataset, optimizer=name, learning_rate=RATES[name], epochs=flags.epochs
+        )
+
+    runs = {name: in_memory(config(name), Console())[1].history for name in RATES}
     for key in ("train_loss", "validation_loss", "validation_accuracy"):
         curves = {name: [row[key] for row in rows] for name, rows in runs.items()}
         label = key.replace("_", " ") + " (nats)" * ("loss" in key)

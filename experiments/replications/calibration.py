@@ -45,7 +45,7 @@ def judge(results: Results) -> list[Judged]:
     from cnnlab.study.results import verdicts
 
     bins = np.array(
-        [run["test"]["calibration"] for run in results.cells[0][0]["runs"]]
+        [run.test["calibration"] for run in results.cells[0][0].runs if run.test is not None]
     )  # [seeds, 3, bins]
     count, confidence, hits = bins.sum(2).T
     (over,) = statistics.compare(((confidence - hits) / count)[None], margin=0.01)

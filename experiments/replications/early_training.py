@@ -49,13 +49,15 @@ def judge(results: Results) -> list[Judged]:
     )
 
     def gradient_norm(cell):
-        return np.array([np.mean(run["gradient_norms"]) for run in cell["runs"]])
+        return np.array([np.mean(run.gradient_norms) for run in cell.runs])
 
     def epochs(cell):
         reached = curve(cell, "validation_accuracy") >= TARGET
         return np.where(reached.any(1), reached.argmax(1) + 1.0, reached.shape[1] + 1.0)
 
-    first = lambda cell: curve(cell, "validation_accuracy")[:, 0]
+    def first(cell):
+        return curve(cell, "validation_accuracy")[:, 0]
+
     differences = [
         (np.log(gradient_norm(ours)) - np.log(gradient_norm(theirs))) / 0.1,
         (epochs(theirs) - epochs(ours)) / 0.5,

@@ -90,10 +90,13 @@ def train(module):
             rows["losses"].append(rounded(loss.item() / 16))
         if epoch == 0:
             rows["whitening"] = rounded(in_flax(model.whiten.weight))
-            summary = lambda p: {
-                "norm": rounded(p.norm()),
-                "first": rounded(in_flax(p).flatten()[:5]),
-            }
+
+            def summary(p):
+                return {
+                    "norm": rounded(p.norm()),
+                    "first": rounded(in_flax(p).flatten()[:5]),
+                }
+
             rows["updates"] = {
                 name: summary(p) for name, p in model.named_parameters() if p.requires_grad
             }

@@ -113,7 +113,8 @@ def samples(seed):
 
 
 def torch_rows(classes, z, y, q, teacher, weights):
-    f64 = lambda x: torch.tensor(x, dtype=torch.float64)
+    def f64(x):
+        return torch.tensor(x, dtype=torch.float64)
 
     def row(call, function, *ours, **more):
         return by_torch("torch", call, function, *ours, **more)
@@ -123,7 +124,10 @@ def torch_rows(classes, z, y, q, teacher, weights):
     by_k = {"scale": classes, "note": "divides by K"}
     yield row("cross_entropy(z, y)", lambda x: ce(x, torch.tensor(y)), "cross_entropy", z, y)
     yield row("cross_entropy(z, q)", lambda x: ce(x, f64(q)), "cross_entropy", z, q)
-    smooth = lambda x: ce(x, torch.tensor(y), label_smoothing=0.1)
+
+    def smooth(x):
+        return ce(x, torch.tensor(y), label_smoothing=0.1)
+
     yield row(
         "cross_entropy(z, y, label_smoothing=0.1)",
         smooth,
@@ -132,7 +136,10 @@ def torch_rows(classes, z, y, q, teacher, weights):
         y,
         transform=uniform(0.1),
     )
-    smooth = lambda x: ce(x, f64(q), label_smoothing=0.3)
+
+    def smooth(x):
+        return ce(x, f64(q), label_smoothing=0.3)
+
     yield row(
         "cross_entropy(z, q, label_smoothing=0.3)",
         smooth,
@@ -141,13 +148,19 @@ def torch_rows(classes, z, y, q, teacher, weights):
         q,
         transform=uniform(0.3),
     )
-    weighted = lambda x: ce(x[None], torch.tensor([y]), weight=f64(weights), reduction="none")[0]
+
+    def weighted(x):
+        return ce(x[None], torch.tensor([y]), weight=f64(weights), reduction="none")[0]
+
     call, transform = (
         "cross_entropy(z, y, weight=w, reduction='none')",
         {"class_weights": {"weights": weights}},
     )
     yield row(call, weighted, "cross_entropy", z, y, transform=transform)
-    cooled = lambda x: ce(x / 2, torch.tensor(y))
+
+    def cooled(x):
+        return ce(x / 2, torch.tensor(y))
+
     yield row(
         "cross_entropy(z / 2, y)",
         cooled,
@@ -157,11 +170,17 @@ def torch_rows(classes, z, y, q, teacher, weights):
         transform={"temperature": {"t": 2.0}},
     )
     for label, target in ((y, one_hot), (targets.tolist(), targets)):
-        bce = lambda x, t=target: F.binary_cross_entropy_with_logits(x, t, reduction="sum")
+
+        def bce(x, t=target):
+            return F.binary_cross_entropy_with_logits(x, t, reduction="sum")
+
         call = "binary_cross_entropy_with_logits(z, t, reduction='sum')"
         yield row(call, bce, "binary_cross_entropy", z, label)
     for margin in (1.0, 0.5):
-        hinge = lambda x, m=margin: F.multi_margin_loss(x, torch.tensor(y), margin=m)
+
+        def hinge(x, m=margin):
+            return F.multi_margin_loss(x, torch.tensor(y), margin=m)
+
         hyper = {"margin": margin, "form": "weston_watkins"}
         yield row(
             f"multi_margin_loss(z, y, margin={margin})",
@@ -174,15 +193,22 @@ def torch_rows(classes, z, y, q, teacher, weights):
         )
     for t in (1.0, 4.0):
         soft = F.softmax(f64(teacher) / t, -1)
-        kl = lambda x, t=t, soft=soft: (
-            t**2 * F.kl_div(F.log_softmax(x / t, -1), soft, reduction="sum")
-        )
+
+        def kl(x, t=t, soft=soft):
+            return t**2 * F.kl_div(F.log_softmax(x / t, -1), soft, reduction="sum")
+
         hyper = {"teacher_logits": teacher, "temperature": t, "alpha": 1.0}
         call = f"T**2 * kl_div(log_softmax(z / T), softmax(teacher / T), reduction='sum'), T={t}"
         yield row(call, kl, "distillation", z, y, hyper=hyper)
-    mse = lambda x: F.mse_loss(x.softmax(-1), f64(q), reduction="sum")
+
+    def mse(x):
+        return F.mse_loss(x.softmax(-1), f64(q), reduction="sum")
+
     yield row("mse_loss(softmax(z), q, reduction='sum')", mse, "mean_squared_error", z, q)
-    mae = lambda x: F.l1_loss(x.softmax(-1), one_hot, reduction="sum")
+
+    def mae(x):
+        return F.l1_loss(x.softmax(-1), one_hot, reduction="sum")
+
     yield row("l1_loss(softmax(z), one_hot, reduction='sum')", mae, "mean_absolute_error", z, y)
     yield row("mse_loss(z, one_hot)", lambda x: F.mse_loss(x, one_hot), "squared_logits", z, y)
 
@@ -190,32 +216,59 @@ def torch_rows(classes, z, y, q, teacher, weights):
 def optax_rows(classes, z, y, q, teacher, _):
     row = by_jax
     one_hot, soft = jax.nn.one_hot(y, classes), jnp.array(q)
-    int_ce = lambda x: ox.softmax_cross_entropy_with_integer_labels(x, jnp.array(y))
+
+    def int_ce(x):
+        return ox.softmax_cross_entropy_with_integer_labels(x, jnp.array(y))
+
     yield row("softmax_cross_entropy_with_integer_labels(z, y)", int_ce, "cross_entropy", z, y)
-    ce = lambda x: ox.softmax_cross_entropy(x, soft)
+
+    def ce(x):
+        return ox.softmax_cross_entropy(x, soft)
+
     yield row("softmax_cross_entropy(z, q)", ce, "cross_entropy", z, q)
-    smooth = lambda x: ox.softmax_cross_entropy(x, ox.smooth_labels(one_hot, 0.1))
+
+    def smooth(x):
+        return ox.softmax_cross_entropy(x, ox.smooth_labels(one_hot, 0.1))
+
     call = "softmax_cross_entropy(z, smooth_labels(one_hot, 0.1))"
     yield row(call, smooth, "cross_entropy", z, y, transform=uniform(0.1))
-    bce = lambda x: ox.sigmoid_binary_cross_entropy(x, soft).sum()
+
+    def bce(x):
+        return ox.sigmoid_binary_cross_entropy(x, soft).sum()
+
     yield row("sigmoid_binary_cross_entropy(z, t).sum()", bce, "binary_cross_entropy", z, q)
     for epsilon in (1.0, 2.0, -1.0):
         for label, target in ((y, one_hot), (q, soft)):
-            poly = lambda x, e=epsilon, t=target: ox.poly_loss_cross_entropy(x, t, epsilon=e)
+
+            def poly(x, e=epsilon, t=target):
+                return ox.poly_loss_cross_entropy(x, t, epsilon=e)
+
             call = f"poly_loss_cross_entropy(z, labels, epsilon={epsilon})"
             yield row(call, poly, "poly", z, label, hyper={"epsilon": epsilon})
+
     # Both want a batch: see DEVIATIONS.md.
-    hinge = lambda x: ox.multiclass_hinge_loss(x[None], jnp.array([y]))[0]
+    def hinge(x):
+        return ox.multiclass_hinge_loss(x[None], jnp.array([y]))[0]
+
     yield row("multiclass_hinge_loss(z[None], y[None])[0]", hinge, "multiclass_hinge", z, y)
-    sparse = lambda x: ox.multiclass_sparsemax_loss(x[None], jnp.array([y]))[0]
+
+    def sparse(x):
+        return ox.multiclass_sparsemax_loss(x[None], jnp.array([y]))[0]
+
     yield row("multiclass_sparsemax_loss(z[None], y[None])[0]", sparse, "sparsemax_loss", z, y)
     t = 3.0
     target = jax.nn.softmax(jnp.array(teacher) / t)
-    kl = lambda x, p=target: t**2 * ox.kl_divergence(jax.nn.log_softmax(x / t), p)
+
+    def kl(x, p=target):
+        return t**2 * ox.kl_divergence(jax.nn.log_softmax(x / t), p)
+
     hyper = {"teacher_logits": teacher, "temperature": t, "alpha": 1.0}
     call = "T**2 * kl_divergence(log_softmax(z / T), softmax(teacher / T)), T=3"
     yield row(call, kl, "distillation", z, y, hyper=hyper)
-    brier = lambda x: ox.l2_loss(jax.nn.softmax(x), soft).sum()
+
+    def brier(x):
+        return ox.l2_loss(jax.nn.softmax(x), soft).sum()
+
     halved = {"scale": 2.0, "note": "half the square"}
     yield row("l2_loss(softmax(z), q).sum()", brier, "mean_squared_error", z, q, **halved)
 
@@ -224,7 +277,9 @@ def keras_rows(classes, z, y, q, *_):
     kl = keras.losses
 
     def row(call, loss, transfer, target, *ours, **more):
-        function = lambda x: loss(torch.tensor(np.array([target])), transfer(x)[None])[0]
+        def function(x):
+            return loss(torch.tensor(np.array([target])), transfer(x)[None])[0]
+
         return by_torch("keras", call, function, *ours, **more)
 
     one_hot, raw = np.eye(classes)[y], lambda x: x
@@ -270,7 +325,10 @@ def entmax_rows(classes, z, y, *_):
     yield row("sparsemax_loss(z, y)", entmax.sparsemax_loss, "sparsemax_loss")
     yield row("entmax15_loss(z, y)", entmax.entmax15_loss, "entmax_loss")
     for alpha in (1.2, 1.5, 2.0, 3.0):
-        loss = lambda x, t, a=alpha: entmax.entmax_bisect_loss(x, t, a, n_iter=100)
+
+        def loss(x, t, a=alpha):
+            return entmax.entmax_bisect_loss(x, t, a, n_iter=100)
+
         call = f"entmax_bisect_loss(z, y, {alpha}, n_iter=100)"
         yield row(call, loss, "entmax_loss", hyper={"alpha": alpha}, atol=1e-10)
 
@@ -290,10 +348,13 @@ def entmax_mappings(classes, z, *_):
     yield row("sparsemax(z)", lambda x: entmax.sparsemax(x, dim=-1), "sparsemax", None, z)
     yield row("entmax15(z)", lambda x: entmax.entmax15(x, dim=-1), "entmax15", None, z)
     for alpha in (1.2, 1.5, 2.0, 3.0):
-        bisect = lambda x, a=alpha: entmax.entmax_bisect(x, a, dim=-1, n_iter=100)
-        by_alpha = lambda a, z=z: entmax.entmax_bisect(
-            torch.tensor([z], dtype=torch.float64), a, n_iter=100
-        )[0]
+
+        def bisect(x, a=alpha):
+            return entmax.entmax_bisect(x, a, dim=-1, n_iter=100)
+
+        def by_alpha(a, z=z):
+            return entmax.entmax_bisect(torch.tensor([z], dtype=torch.float64), a, n_iter=100)[0]
+
         call = f"entmax_bisect(z, {alpha}, n_iter=100)"
         yield row(call, bisect, "entmax", alpha, z, by_alpha, atol=1e-10)
 
@@ -342,7 +403,10 @@ def check_loss(row):
 def check_mapping(row):
     z = [mpf(x) for x in row["logits"]]
     alpha = row["alpha"] or {"sparsemax": 2.0, "entmax15": 1.5}[row["function"]]
-    p = lambda z, i, a=alpha: make_golden.entmax(z, mpf(a))[i]
+
+    def p(z, i, a=alpha):
+        return make_golden.entmax(z, mpf(a))[i]
+
     for i in range(len(z)):
         pairs = [(row["value"][i], p(z, i))]
         pairs += [

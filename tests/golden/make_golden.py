@@ -185,8 +185,13 @@ def asymmetric(z, q, gamma_pos=1.0, gamma_neg=4.0, clip=0.05):
     """Ridnik et al. 2021: focal terms for what is there and, after a shift by `clip`, for what is
     not.
     """
-    there = lambda s: mp.power(1 - s, gamma_pos) * mp.log(s)
-    absent = lambda n: mp.power(n, gamma_neg) * mp.log(1 - n) if n > 0 else mpf(0)
+
+    def there(s):
+        return mp.power(1 - s, gamma_pos) * mp.log(s)
+
+    def absent(n):
+        return mp.power(n, gamma_neg) * mp.log(1 - n) if n > 0 else mpf(0)
+
     return -mp.fsum(
         (q_k * there(sigmoid(x)) if q_k else 0)
         + ((1 - q_k) * absent(sigmoid(x) - clip) if q_k < 1 else 0)

@@ -1,7 +1,7 @@
 """A study's results as one HTML page, the same as Markdown, and the numbers as CSV.
 
 document.py has the order of it all; claims.py the sentences, tables.py the tables, figures.py the
-panels, which draw what series.py computes; numbers.py writes the numbers; page/html.py, markdown.py
+panels, which draw what series.py computes; numbers.py writes the numbers; html/page.py, markdown.py
 and this file write it out.
 """
 
@@ -11,13 +11,13 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cnnlab import files
 from cnnlab.errors import InputError
-from cnnlab.html import html
+from cnnlab.html.markdown import markdown
+from cnnlab.html.page import page as write_page
 from cnnlab.study import plan
-from cnnlab.study.report import claims, document, markdown, tables
+from cnnlab.study.report import claims, document, tables
 from cnnlab.study.report.numbers import scales
 from cnnlab.study.results import Results, verdicts
 
@@ -42,8 +42,8 @@ def write(results: Results, folder: Path) -> list[Path]:
     found = verdicts(results)
     parts = document.sections(results, found)
     texts = {
-        "report.html": html.page(claims.title(results), claims.compared(results), parts, KINDS),
-        "report.md": markdown.markdown(results, parts),
+        "report.html": write_page(claims.title(results), claims.compared(results), parts, KINDS),
+        "report.md": markdown(claims.title(results), claims.compared(results), parts),
         "results.csv": _csv(*tables.csv_runs(results)),
         "verdicts.csv": _csv(*tables.csv_verdicts(results, found)),
     }
@@ -74,7 +74,7 @@ def brief(results: Results) -> list[str]:
     return lines
 
 
-def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Floats as repr writes them, so that they are read back as they were; None is empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

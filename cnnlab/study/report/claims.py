@@ -5,14 +5,13 @@ the same.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from cnnlab.study import plan, statistics
 from cnnlab.study.report import series
 from cnnlab.study.report.numbers import number_of, scales, short
 from cnnlab.study.report.tables import DIVERGED, verdict_word
-from cnnlab.study.results import Results, Verdict
+from cnnlab.study.results import CellResult, Results, Verdict
 
 HARDWARE = (
     "machine",
@@ -31,7 +30,7 @@ def listed(items: Sequence[str], comma: str = ", ") -> str:
 
 def title(results: Results) -> str:
     """Of the page."""
-    return f"{len(results.study.losses)} losses on {results.study.dataset}"
+    return f"{len(results.study.losses)} losses on {results.study.training.dataset}"
 
 
 def compared(results: Results) -> str:
@@ -49,11 +48,12 @@ def compared(results: Results) -> str:
     epochs = (
         ""
         if any("epochs" in condition for condition in conditions)
-        else f", {number_of(study.epochs, 'epoch')}"
+        else f", {number_of(study.training.epochs, 'epoch')}"
     )
     return (
         f"{rest} against the baseline {base}{where}: {number_of(study.seeds, 'paired seed')} "
-        f"each{first}, {study.model} on {study.dataset}{epochs}; the metric named beforehand is "
+        f"each{first}, {study.training.model} on {study.training.dataset}{epochs}; the metric "
+        f"named beforehand is "
         f"{_metric(study)} on the test set."
     )
 
@@ -107,7 +107,7 @@ def _too_few(results: Results) -> list[str]:
 def _untuned(results: Results) -> list[str]:
     if results.study.tune is not None:
         return []
-    used = sorted({cell["learning_rate"] for row in results.cells for cell in row})
+    used = sorted({cell.learning_rate for row in results.cells for cell in row})
     return [
         "The learning rate was not tuned per loss: all losses used "
         f"{listed(list(map(short, used)))}, and a rate that suits the baseline biases every "
@@ -119,7 +119,7 @@ def _edges(results: Results) -> list[str]:
     found = []
     for j, loss in enumerate(results.study.losses):
         cells = [row[j] for row in results.cells]
-        rates = sorted({short(cell["learning_rate"]) for cell in cells if series.at_edge(cell)})
+        rates = sorted({short(cell.learning_rate) for cell in cells if series.at_edge(cell)})
         count = sum(map(series.at_edge, cells))
         if count:
             among = f", under {count} of {len(cells)} conditions" if len(cells) > 1 else ""
@@ -150,10 +150,9 @@ def _diverged(results: Results) -> list[str]:
         for cell in row:
             if lost := series.diverged(cell):
                 seeds = listed([f"{seed} (step {step:,})" for seed, step in lost])
-                runs = number_of(len(cell["runs"]), "run")
+                runs = number_of(len(cell.runs), "run")
                 lines.append(
-                    f"{len(lost)} of {runs} of {cell['loss']}, {plan.label(condition)}: seed "
-                    f"{seeds}"
+                    f"{len(lost)} of {runs} of {cell.loss}, {plan.label(condition)}: seed {seeds}"
                 )
     if not lines:
         return []
@@ -166,9 +165,9 @@ def _diverged(results: Results) -> list[str]:
 def _mixed(results: Results) -> list[str]:
     cells = [cell for row in results.cells for cell in row]
     lines = []
-    by_size: dict[Any, set[str]] = {}  # scaled otherwise, the same images have another digest
+    by_size: dict[object, set[str]] = {}  # scaled otherwise, the same images have another digest
     for cell in cells:
-        by_size.setdefault(cell["condition"].get("image_size"), set()).add(cell["digest"])
+        by_size.setdefault(cell.condition.get("image_size"), set()).add(cell.digest)
     if any(len(digests) > 1 for digests in by_size.values()):
         lines.append(
             "Not all cells were trained on the same data: their digests differ, and so may the "
@@ -179,11 +178,11 @@ def _mixed(results: Results) -> list[str]:
     return lines
 
 
-def _differing(cells: Sequence[Mapping[str, Any]], hardware: bool) -> str:
+def _differing(cells: Sequence[CellResult], hardware: bool) -> str:
     names = sorted(
-        {name for cell in cells for name in cell["versions"] if (name in HARDWARE) == hardware}
+        {name for cell in cells for name in cell.versions if (name in HARDWARE) == hardware}
     )
-    found = {name: sorted({str(cell["versions"].get(name)) for cell in cells}) for name in names}
+    found = {name: sorted({str(cell.versions.get(name)) for cell in cells}) for name in names}
     return "; ".join(
         f"{name} {listed(values)}" for name, values in found.items() if len(values) > 1
     )

@@ -1,4 +1,4 @@
-"""The report's order: sections of blocks, which page/html.py writes as HTML and markdown.py as
+"""The report's order: sections of blocks, which html/page.py writes as HTML and markdown.py as
 Markdown.
 """
 
@@ -23,7 +23,7 @@ from cnnlab.html.blocks import (
 from cnnlab.study import plan
 from cnnlab.study.report import claims, figures, series, tables
 from cnnlab.study.report.numbers import scales
-from cnnlab.study.results import Results, Verdict
+from cnnlab.study.results import CellResult, Results, Verdict
 
 
 def sections(results: Results, found: Sequence[Verdict]) -> list[Section]:
@@ -150,12 +150,10 @@ def _noisy(results: Results) -> bool:
 
 
 def _has(results: Results, name: str) -> bool:
-    return any(
-        name in row for cell in _cells(results) for run in cell["runs"] for row in run["history"]
-    )
+    return any(name in row for cell in _cells(results) for run in cell.runs for row in run.history)
 
 
-def _cells(results: Results) -> list[series.Cell]:
+def _cells(results: Results) -> list[CellResult]:
     return [cell for row in results.cells for cell in row]
 
 
@@ -227,7 +225,7 @@ def _along(results: Results, name: str) -> Section:
 
 
 def _tuning(results: Results) -> Section:
-    if not any(cell["tuning"] for cell in _cells(results)):
+    if not any(cell.tuning for cell in _cells(results)):
         return Section("Tuning", [])
     places = range(len(results.conditions))
     return Section(
@@ -259,7 +257,7 @@ def _compute(results: Results) -> Section:
 
 
 def _again(results: Results) -> Section:
-    versions = [cell["versions"] for cell in _cells(results)]
+    versions = [cell.versions for cell in _cells(results)]
     distinct = [version for i, version in enumerate(versions) if version not in versions[:i]]
     head = "Versions" if len(distinct) == 1 else "Versions (cells differ)"
     return Section(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -16,7 +16,11 @@ from cnnlab.plots import SERIES
 from cnnlab.study import plan
 from cnnlab.study.report import series, tables
 from cnnlab.study.report.numbers import ECE, number_of, scales, short
-from cnnlab.study.results import Results, curve, differences, values
+from cnnlab.study.results import CellResult, Results, curve, differences, values
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import MaxNLocator
 
 ROW, STRIP = (
     40,
@@ -41,11 +45,11 @@ def seeds(results: Results, place: int) -> list[Panel]:
     margin = scale.factor * plan.margin(study)
     direction = "larger" if plan.metric(study).larger_is_better else "smaller"
 
-    def left(axis: Any) -> None:
+    def left(axis: Axes) -> None:
         _strips(axis, study.losses, found)
         axis.set_xlabel(f"{scale.label}, {direction} is better")
 
-    def right(axis: Any) -> None:
+    def right(axis: Axes) -> None:
         axis.axvspan(-margin, margin, color=INK, alpha=0.13, linewidth=0)
         axis.axvline(0, color=INK, linewidth=0.8)
         names = [
@@ -55,7 +59,7 @@ def seeds(results: Results, place: int) -> list[Panel]:
         _strips(axis, [name or loss for name, loss in zip(names, study.losses, strict=True)], gaps)
         axis.set_xlabel(scale.difference_label)
 
-    shape: Any = {
+    shape = {
         "width": STRIP,
         "height": ROW * len(cells) + 48,
         "left": 8,
@@ -75,7 +79,7 @@ def seeds(results: Results, place: int) -> list[Panel]:
     ]
 
 
-def _strips(axis: Any, losses: Sequence[str], rows: Sequence[np.ndarray]) -> None:
+def _strips(axis: Axes, losses: Sequence[str], rows: Sequence[np.ndarray]) -> None:
     """A row for each loss, its name above its points; mean and interval as a bar."""
     for j, (loss, row) in enumerate(zip(losses, rows, strict=True)):
         style, finite = look(j), np.isfinite(row)
@@ -126,13 +130,13 @@ def _clipped(text: str, length: int) -> str:
 def _lines(
     results: Results,
     place: int,
-    table: Callable[[series.Cell], np.ndarray],
+    table: Callable[[CellResult], np.ndarray],
     x0: int = 1,
     log: bool = False,
-) -> Callable[[Any], None]:
+) -> Callable[[Axes], None]:
     """Paints mean and band over seeds, a line for each loss."""
 
-    def paint(axis: Any) -> None:
+    def paint(axis: Axes) -> None:
         for j, cell in enumerate(results.cells[place]):
             rows = table(cell)
             if log:
@@ -146,7 +150,8 @@ def _lines(
             every = max(1, len(mean) // 6)
             axis.plot(x, mean, **style, linewidth=1.6, markersize=4.5, markevery=every)
         axis.grid(color=INK, alpha=0.15)
-        axis.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+        ticks = cast("MaxNLocator", axis.xaxis.get_major_locator())
+        ticks.set_params(integer=True, nbins=6)
         if log:
             axis.set_yscale("log")
             plain_log(axis.yaxis)
@@ -158,7 +163,7 @@ def curves(results: Results, place: int, name: str) -> Panel:
     """A column of the history over the epochs: validation_accuracy or train_accuracy."""
     paint = _lines(results, place, lambda cell: 100 * curve(cell, name))
 
-    def whole(axis: Any) -> None:
+    def whole(axis: Axes) -> None:
         paint(axis)
         axis.set(xlabel="epoch", ylabel=f"{name.replace('_', ' ')} (%)")
 
@@ -170,7 +175,7 @@ def gradient_norms(results: Results, place: int) -> Panel:
     """Over the first steps."""
     paint = _lines(results, place, series.gradient_norms, log=True)
 
-    def whole(axis: Any) -> None:
+    def whole(axis: Axes) -> None:
         paint(axis)
         axis.set(xlabel="step", ylabel="gradient norm (log)")
 
@@ -185,7 +190,7 @@ def reliability(results: Results, place: int, j: int) -> Panel:
     cell, style, ece = results.cells[place][j], look(j), ECE
     count, confidence, accuracy = series.calibration(cell)
 
-    def paint(axis: Any) -> None:
+    def paint(axis: Axes) -> None:
         bins = len(count)
         if bins:
             centres = (np.arange(bins) + 0.5) / bins
@@ -206,8 +211,8 @@ def reliability(results: Results, place: int, j: int) -> Panel:
     text = f"ECE {tables.spread_of(ece, values(cell, 'ece'))} {ece.unit}"
     lost = f", without {len(series.diverged(cell))} diverged" if series.diverged(cell) else ""
     where = _under(results.conditions[place])
-    label = f"Reliability of {cell['loss']}{where}: {text}"
-    return Panel(f"{cell['loss']}: {text}{lost}", draw(paint, label, 262, 245, right=16))
+    label = f"Reliability of {cell.loss}{where}: {text}"
+    return Panel(f"{cell.loss}: {text}{lost}", draw(paint, label, 262, 245, right=16))
 
 
 def confusion(results: Results, place: int, j: int) -> Panel:
@@ -217,12 +222,12 @@ def confusion(results: Results, place: int, j: int) -> Panel:
     cell = results.cells[place][j]
     shares, names = (
         series.confusion(cell),
-        [_clipped(str(name), 14) for name in cell["class_names"]],
+        [_clipped(str(name), 14) for name in cell.class_names],
     )
     named = len(names) <= LABELLED
     longest = max(map(_width, names)) if named else 0
 
-    def paint(axis: Any) -> None:
+    def paint(axis: Axes) -> None:
         axis.set(xlabel="predicted class", ylabel="true class")
         axis.spines[:].set_visible(False)
         if shares is None:
@@ -254,12 +259,10 @@ def confusion(results: Results, place: int, j: int) -> Panel:
     where = _under(results.conditions[place])
     lost = f", without {len(series.diverged(cell))} diverged" if series.diverged(cell) else ""
     edge = round(longest + 30) if named else 56
-    label = f"Confusion matrix of {cell['loss']}{where}"
+    label = f"Confusion matrix of {cell.loss}{where}"
     side = 255 + edge
     shape = {"left": edge, "bottom": edge if named else 44, "top": 6, "right": 6}
-    return Panel(
-        f"{cell['loss']}{lost}", draw(paint, label, min(side, 360), min(side, 360), **shape)
-    )
+    return Panel(f"{cell.loss}{lost}", draw(paint, label, min(side, 360), min(side, 360), **shape))
 
 
 def _width(name: str) -> float:
@@ -274,7 +277,7 @@ def along(results: Results, name: str, others: plan.Condition, places: Sequence[
         [float(results.conditions[i][name]) for i in places],
     )
 
-    def paint(axis: Any) -> None:
+    def paint(axis: Axes) -> None:
         for j in range(len(results.study.losses)):
             found = [
                 scale.factor * values(results.cells[i][j], results.study.metric) for i in places
@@ -305,17 +308,14 @@ AXES = {
 def tuning(results: Results, place: int) -> Panel:
     """Validation accuracy of the rates that were tried; the chosen one has a ring."""
 
-    def paint(axis: Any) -> None:
+    def paint(axis: Axes) -> None:
         axis.set_xscale("log")
         for j, cell in enumerate(results.cells[place]):
-            trials, style = cell["tuning"] or [], look(j)
-            x = [trial["learning_rate"] for trial in trials]
-            y = [
-                math.nan if trial["accuracy"] is None else 100 * trial["accuracy"]
-                for trial in trials
-            ]
+            trials, style = cell.tuning or [], look(j)
+            x = [trial.learning_rate for trial in trials]
+            y = [math.nan if trial.accuracy is None else 100 * trial.accuracy for trial in trials]
             axis.plot(x, y, **style, linewidth=1.4, markersize=4.5)
-            chosen = [k for k, rate in enumerate(x) if rate == cell["learning_rate"]]
+            chosen = [k for k, rate in enumerate(x) if rate == cell.learning_rate]
             axis.plot(
                 [x[k] for k in chosen],
                 [y[k] for k in chosen],

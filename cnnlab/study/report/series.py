@@ -4,21 +4,17 @@ added up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from cnnlab.study import statistics
 from cnnlab.study.plan import Condition
-from cnnlab.study.results import Results, padded
+from cnnlab.study.results import CellResult, Results, padded
+from cnnlab.types import Metrics
 
-Cell = Mapping[str, Any]
 
-
-def gradient_norms(cell: Cell) -> np.ndarray:
+def gradient_norms(cell: CellResult) -> np.ndarray:
     """Of the first steps: float64[seeds, steps]."""
-    return padded(run["gradient_norms"] or [] for run in cell["runs"])
+    return padded(run.gradient_norms or [] for run in cell.runs)
 
 
 def band(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -50,14 +46,12 @@ def sd(found: np.ndarray) -> float:
     return float(found.std(ddof=1)) if len(found) > 1 and np.all(np.isfinite(found)) else np.nan
 
 
-def tested(cell: Cell) -> list[Mapping[str, Any]]:
+def tested(cell: CellResult) -> list[Metrics]:
     """The test results of the runs that did not diverge."""
-    return [
-        run["test"] for run in cell["runs"] if run["diverged"] is None and run["test"] is not None
-    ]
+    return [run.test for run in cell.runs if run.diverged is None and run.test is not None]
 
 
-def calibration(cell: Cell) -> np.ndarray:
+def calibration(cell: CellResult) -> np.ndarray:
     """Count, mean confidence and accuracy of each of the bins, pooled over seeds: float64[3, bins];
     NaN if empty.
     """
@@ -69,7 +63,7 @@ def calibration(cell: Cell) -> np.ndarray:
     return np.stack([count, confidence / some, hits / some])
 
 
-def confusion(cell: Cell) -> np.ndarray | None:
+def confusion(cell: CellResult) -> np.ndarray | None:
     """Shares of the true class that were called each class, pooled over seeds: float64[K, K]; None:
     all diverged.
     """
@@ -102,12 +96,12 @@ def along(results: Results, name: str) -> list[tuple[Condition, list[int]]]:
     return [(others, found) for others, found in ordered if len(found) > 1]
 
 
-def at_edge(cell: Cell) -> bool:
+def at_edge(cell: CellResult) -> bool:
     """Whether the rate that tuning chose is the lowest or the highest of those tried."""
-    tried = [trial["learning_rate"] for trial in cell["tuning"] or []]
-    return bool(tried) and cell["learning_rate"] in (min(tried), max(tried))
+    tried = [trial.learning_rate for trial in cell.tuning or []]
+    return bool(tried) and cell.learning_rate in (min(tried), max(tried))
 
 
-def diverged(cell: Cell) -> list[tuple[int, int]]:
+def diverged(cell: CellResult) -> list[tuple[int, int]]:
     """(seed, step) of the runs that diverged."""
-    return [(run["seed"], run["diverged"]) for run in cell["runs"] if run["diverged"] is not None]
+    return [(run.seed, run.diverged) for run in cell.runs if run.diverged is not None]

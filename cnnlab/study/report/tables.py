@@ -4,8 +4,7 @@ the full numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,13 +15,22 @@ from cnnlab.study.report.numbers import (
     ACCURACY,
     ECE,
     NONE,
+    Scale,
     fixed,
     probability,
     scales,
     short,
     signed,
 )
-from cnnlab.study.results import Results, Verdict, differences, spread, values
+from cnnlab.study.results import (
+    CellResult,
+    Results,
+    SeedRun,
+    Verdict,
+    differences,
+    spread,
+    values,
+)
 
 DIVERGED = "diverged"
 # Not by colour alone: a sign, and the word.
@@ -122,10 +130,12 @@ def others(results: Results) -> Table:
     return Table(tuple(head), rows)
 
 
-def _per_cell(results: Results, head: Sequence[str], row: Any) -> Table:
+def _per_cell(
+    results: Results, head: Sequence[str], row: Callable[[CellResult], tuple[str, ...]]
+) -> Table:
     """A row for each condition and loss: `row(cell)` -> its columns after these two."""
     rows = [
-        (plan.label(condition), cell["loss"], *row(cell))
+        (plan.label(condition), cell.loss, *row(cell))
         for condition, cells in zip(results.conditions, results.cells, strict=True)
         for cell in cells
     ]
@@ -137,7 +147,7 @@ def seeds(results: Results) -> Table:
     metric = results.study.metric
     scale = scales(results.study)[metric]
 
-    def row(cell: series.Cell) -> tuple[str, ...]:
+    def row(cell: CellResult) -> tuple[str, ...]:
         found = values(cell, metric)
         finite = found[np.isfinite(found)]
         ends = (finite.min(), finite.max()) if len(finite) else (np.nan, np.nan)
@@ -157,12 +167,12 @@ def spreads(results: Results) -> Table:
 def last_epoch(results: Results, columns: Sequence[str]) -> Table:
     """Where the learning curves end: mean ± sd over seeds."""
 
-    def row(cell: series.Cell) -> tuple[str, ...]:
-        whole = [run["diverged"] is None and bool(run["history"]) for run in cell["runs"]]
+    def row(cell: CellResult) -> tuple[str, ...]:
+        whole = [run.diverged is None and bool(run.history) for run in cell.runs]
         last = [
             [
-                run["history"][-1].get(name) if there else None
-                for run, there in zip(cell["runs"], whole, strict=True)
+                run.history[-1].get(name) if there else None
+                for run, there in zip(cell.runs, whole, strict=True)
             ]
             for name in columns
         ]
@@ -172,7 +182,7 @@ def last_epoch(results: Results, columns: Sequence[str]) -> Table:
     return _per_cell(results, head, row)
 
 
-def spread_of(scale: Any, found: np.ndarray) -> str:
+def spread_of(scale: Scale, found: np.ndarray) -> str:
     """Mean ± sd over seeds; of one seed no sd."""
     sd = series.sd(found)
     return scale.value(series.mean(found)) + (f" ± {scale.value(sd)}" if np.isfinite(sd) else "")
@@ -180,22 +190,23 @@ def spread_of(scale: Any, found: np.ndarray) -> str:
 
 def calibration(results: Results) -> Table:
     """ECE over seeds."""
-    row = lambda cell: (spread_of(ECE, values(cell, "ece")),)
+
+    def row(cell):
+        return (spread_of(ECE, values(cell, "ece")),)
+
     return _per_cell(results, ("ECE (%), mean ± sd",), row)
 
 
 def tuning(results: Results) -> Table:
     """Which learning rate was chosen, and how good it was on the validation split."""
 
-    def row(cell: series.Cell) -> tuple[str, ...]:
-        trials = cell["tuning"] or []
-        best = next(
-            (t["accuracy"] for t in trials if t["learning_rate"] == cell["learning_rate"]), None
-        )
-        failed = sum(trial["accuracy"] is None for trial in trials)
+    def row(cell: CellResult) -> tuple[str, ...]:
+        trials = cell.tuning or []
+        best = next((t.accuracy for t in trials if t.learning_rate == cell.learning_rate), None)
+        failed = sum(trial.accuracy is None for trial in trials)
         reached = ACCURACY.value(np.nan if best is None else best)
         where = "at the edge" if series.at_edge(cell) else "inside"
-        return short(cell["learning_rate"]), reached, str(len(trials)), str(failed), where
+        return short(cell.learning_rate), reached, str(len(trials)), str(failed), where
 
     head = ("chosen rate", "validation accuracy (%)", "rates tried", "diverged", "in the range")
     return _per_cell(results, head, row)
@@ -204,54 +215,56 @@ def tuning(results: Results) -> Table:
 def compute(results: Results) -> Table:
     """What the study cost, and in the last row its sum."""
 
-    def row(cell: series.Cell) -> tuple[str, ...]:
-        speed = cell["images_per_second"]
+    def row(cell: CellResult) -> tuple[str, ...]:
+        speed = cell.images_per_second
         return (
             *(
-                f"{cell['images']:,}",
-                fixed(cell["seconds"], 1),
+                f"{cell.images:,}",
+                fixed(cell.seconds, 1),
                 NONE if speed is None else f"{speed:,.0f}",
             ),
-            *(short(cell["learning_rate"]), f"{cell['parameters']:,}", str(cell["devices"])),
+            *(short(cell.learning_rate), f"{cell.parameters:,}", str(cell.devices)),
         )
 
     table = _per_cell(
         results, ("images", "seconds", "images/s", "learning rate", "parameters", "devices"), row
     )
     cells = [cell for row in results.cells for cell in row]
-    images, seconds = sum(cell["images"] for cell in cells), sum(cell["seconds"] for cell in cells)
+    images, seconds = sum(cell.images for cell in cells), sum(cell.seconds for cell in cells)
     speed = f"{images / seconds:,.0f}" if seconds else NONE
     total = ("", "total", f"{images:,}", fixed(seconds, 1), speed, "", "", "")
     return Table(table.head, [*table.rows, total], table.words)
 
 
-def csv_runs(results: Results) -> tuple[list[str], list[list[Any]]]:
+def csv_runs(results: Results) -> tuple[list[str], list[list[object]]]:
     """Head and rows of results.csv: a row for each condition, loss and seed."""
     measured = list(plan.metrics(results.study))
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
     rows = [
         [
             *_fields(names, condition),
-            cell["loss"],
-            run["seed"],
-            cell["learning_rate"],
-            run["diverged"],
+            cell.loss,
+            run.seed,
+            cell.learning_rate,
+            run.diverged,
         ]
         + [_metric(run, metric) for metric in measured]
-        + [len(run["history"])]
+        + [len(run.history)]
         for condition, cells in zip(results.conditions, results.cells, strict=True)
         for cell in cells
-        for run in cell["runs"]
+        for run in cell.runs
     ]
     fields = [*BEFORE, *measured, *AFTER]
     return [*_columns(names, fields), *fields], rows
 
 
-def _metric(run: series.Cell, name: str) -> float | None:
-    return None if run["diverged"] is not None or run["test"] is None else float(run["test"][name])
+def _metric(run: SeedRun, name: str) -> float | None:
+    return None if run.test is None else float(run.test[name])
 
 
-def csv_verdicts(results: Results, found: Sequence[Verdict]) -> tuple[list[str], list[list[Any]]]:
+def csv_verdicts(
+    results: Results, found: Sequence[Verdict]
+) -> tuple[list[str], list[list[object]]]:
     """Head and rows of verdicts.csv: all numbers of the table of verdicts, in the metric's own
     unit.
     """
@@ -287,5 +300,5 @@ def _columns(names: Sequence[str], taken: Sequence[str]) -> list[str]:
     return [f"condition_{name}" if name in taken else name for name in names]
 
 
-def _fields(names: Sequence[str], condition: plan.Condition) -> list[Any]:
+def _fields(names: Sequence[str], condition: plan.Condition) -> list[object]:
     return [condition.get(name) for name in names]

@@ -1,0 +1,154 @@
+"""The library without a command line: objects in, a `Run` out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias, TypeGuard, cast
+
+import flax.linen as nn
+import jax
+import optax
+
+from cnnlab import files, parts
+from cnnlab.augment import Batch
+from cnnlab.config import Config
+from cnnlab.console import Console
+from cnnlab.data.dataset import Dataset
+from cnnlab.errors import InputError
+from cnnlab.metrics import Metric
+from cnnlab.parts import OBJECT, part_of
+from cnnlab.spec import Part
+from cnnlab.training import run as runs
+from cnnlab.training import run_folder
+from cnnlab.training.run import Run
+from cnnlab.types import Metrics
+
+Data: TypeAlias = (
+    str | Dataset | Mapping[str, object] | Callable[..., Dataset | Mapping[str, object]]
+)
+Optimizer: TypeAlias = (
+    str | optax.GradientTransformation | Callable[..., optax.GradientTransformation]
+)
+
+PIPELINES = {"augment": "augmentation", "metrics": "metric"}
+
+
+def train(
+    data: Data | None = None,
+    model: str | nn.Module | Callable[..., nn.Module] | None = None,
+    loss: str | Callable[..., jax.Array] | type | None = None,
+    optimizer: Optimizer | None = None,
+    *,
+    schedule: str | Callable[..., optax.Schedule] | None = None,
+    augment: str | Sequence[str | Callable[..., Batch]] | None = None,
+    metrics: Sequence[str | Metric | Callable[..., Metric]] = (),
+    **settings: object,
+) -> Run:
+    """Train one network and test it once, at the end.
+
+    Every part is a spec as on the command line, or an object: what keeps the contract of its kind
+    (`cnnlab.parts.part_of`). What is left out is as in experiments/train.py.
+
+    Args:
+      data: spec, Dataset, {"train": (images, labels), "test": ..., "class_names": ...}, or a
+        function that returns one of these.
+      model: spec, linen module or class, or function (num_classes, ...) -> module.
+      loss: spec, or function (logits, labels, ...) -> loss of each example.
+      optimizer: spec, optax.GradientTransformation, or function (learning_rate, ...) -> one. A
+        transformation has its own learning rate and schedule.
+      schedule: spec, or function (peak, total_steps, ...) -> optax.Schedule.
+      augment: spec, or a list of specs and functions (keys, batch, ...) -> batch.
+      metrics: besides those that are always measured: specs, Metrics or functions that return one.
+      settings: any other, by its name in `cnnlab.config`: epochs, batch_size, seed, devices, ... A
+        `workdir` makes it a run that can be stopped and resumed; without it, it is kept in memory.
+        Nothing is printed unless `progress` is given.
+
+    Returns:
+      The run: its network, history and test metrics.
+
+    Raises:
+      InputError: whatever cannot be done. Stopped, Diverged: as `loop.fit`.
+    """
+    given = {"dataset": data, "model": model, "loss": loss, "optimizer": optimizer}
+    given |= {"schedule": schedule, "augment": augment, "metrics": metrics or None}
+    texts = {name: _as_setting(name, thing) for name, thing in given.items() if _is_text(thing)}
+    objects = {
+        name: _parts_of(name, thing)
+        for name, thing in given.items()
+        if thing is not None and name not in texts
+    }
+    for name, found in objects.items():
+        texts[name] = _as_setting(name, [str(part) for part in found])
+    config = Config.of(**{"tensorboard": False} | settings | texts)
+    resolved = parts.resolve(config.recipe, objects)
+    console = Console(cast(str, settings.get("progress", "silent")))
+    if config.output.workdir is None:
+        return runs.kept_in_memory(config, console, resolved)
+    for part in resolved:
+        if part.name == OBJECT and part.kind.name != "data set":
+            raise InputError(
+                f"a run folder names its parts, and this {part.kind.name} has no name: put it "
+                "into a module that can be imported, or leave workdir out"
+            )
+    path = run_folder.default_path(config)
+    if run_folder.check(path, config):
+        return load(path)
+    return runs.in_folder(config, path, console, resolved)
+
+
+def load(path: str | os.PathLike[str], weights: str = "last") -> Run:
+    """The run of a folder; it need not have ended.
+
+    Args:
+      path: of the folder, also gs://BUCKET/FOLDER.
+      weights: last, or best (on validation).
+
+    Raises:
+      InputError: no run there, no checkpoint yet, or none that verifies.
+    """
+    return runs.load(files.path(path), weights)
+
+
+def evaluate(
+    run: Run | str | os.PathLike[str], data: Data | None = None, data_dir: str | None = None
+) -> Metrics:
+    """The metrics of a run's network on test images.
+
+    Args:
+      run: or the path of its folder.
+      data: whose test images, as for `train`; None: those of its own data set.
+      data_dir: TFDS data directory; None: the run's own.
+
+    Raises:
+      InputError: the data set is not there, or has other classes or images.
+    """
+    network = (run if isinstance(run, Run) else load(run)).network
+    config, resolved = network.config, network.parts
+    if data is not None:
+        resolved = replace(resolved, dataset=part_of("dataset", data))
+    data_dir = data_dir or config.machine.data_dir
+    dataset: Dataset = resolved.open_dataset(data_dir, config.recipe.image_size)
+    if not network.fits(dataset):
+        raise InputError(f"{resolved.dataset} has other classes or images than the run's data")
+    return runs.evaluate(network, dataset)
+
+
+def _is_text(thing: object) -> TypeGuard[str | Sequence[str]]:
+    """Whether a part is given as it would be on the command line."""
+    if isinstance(thing, list | tuple):
+        return bool(thing) and all(isinstance(item, str) for item in thing)
+    return isinstance(thing, str)
+
+
+def _parts_of(name: str, thing: object) -> tuple[Part, ...]:
+    """What is given for a setting, as parts: one, or those of a pipeline."""
+    things = thing if isinstance(thing, list | tuple) and name in PIPELINES else [thing]
+    return tuple(part_of(PIPELINES.get(name, name), item) for item in things)
+
+
+def _as_setting(name: str, texts: str | Sequence[str]) -> str | tuple[str, ...]:
+    """Specs as the value of a setting: metrics a tuple, a pipeline joined."""
+    texts = (texts,) if isinstance(texts, str) else tuple(texts)
+    return texts if name == "metrics" else "+".join(texts)

@@ -1,0 +1,63 @@
+"""What a run knows of its data: data.json of a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cnnlab.errors import InputError
+from cnnlab.types import JsonObject
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Facts about the data of a run.
+
+    Attributes:
+      class_names: of the K classes.
+      image_shape: (H, W, C).
+      mean, std: of each channel over all training images that are not held out, in 0..255.
+      class_counts: for each class how many images are trained on, by their right labels.
+      digest: SHA-256 of the training split.
+      num_images: of the training split, those that are held out or left out included.
+      counts: images by split: train (those trained on), validation and test.
+      mirror: whether a mirrored image is of the same class.
+      teacher_digest: SHA-256 of the teacher's weights.
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_counts: tuple[int, ...]
+    digest: str = ""
+    num_images: int = 0
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    mirror: bool = True
+    teacher_digest: str | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_counts)
+
+    def to_json(self) -> JsonObject:
+        """The facts as JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object]) -> DataFacts:
+        """The facts that `to_json` described.
+
+        Raises:
+          InputError: some are missing.
+        """
+        required = ("class_names", "image_shape", "mean", "std", "counts", "class_counts", "digest")
+        if missing := sorted(set(required) - values.keys()):
+            raise InputError(f"it lacks {missing}")
+        known = [f.name for f in dataclasses.fields(cls)]
+        kept = {name: values[name] for name in known if name in values}
+        fields: JsonObject = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
+        return cls(**fields)

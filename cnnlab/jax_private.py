@@ -1,0 +1,49 @@
+"""All that cnnlab uses of JAX's private modules, in one place: each item has no public equivalent.
+
+tests/test_jax_private.py holds each against the JAX that is installed.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, cast
+
+
+class ProgramCache(Protocol):
+    """What JAX asks of a cache of compiled programs."""
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def put(self, key: str, value: bytes) -> None: ...
+
+
+def keep_programs_in(cache: ProgramCache) -> None:
+    """Have JAX keep compiled programs in a cache of ours.
+
+    JAX's own writes in place, warns at every start once an entry is damaged, and never writes that
+    entry again (jax 0.10 to 0.12, `LRUCache.put`).
+    """
+    from jax._src import compilation_cache
+
+    compilation_cache._cache = cache  # pyright: ignore[reportAttributeAccessIssue]
+    compilation_cache._cache_initialized = True
+
+
+class CoordinationClient(Protocol):
+    """What cnnlab asks of JAX's client of the processes' service."""
+
+    def key_value_set(self, key: str, value: str) -> None: ...
+
+    def key_value_try_get(self, key: str) -> str: ...
+
+    def wait_at_barrier(self, barrier_id: str, timeout_in_ms: int) -> None: ...
+
+
+def coordination_client() -> CoordinationClient:
+    """The client of the service through which the processes of a run find each other.
+
+    It works without devices, and its barrier gives up after a time; the public functions need all
+    processes alive. Orbax uses it likewise.
+    """
+    from jax._src import distributed
+
+    return cast(CoordinationClient, distributed.global_state.client)

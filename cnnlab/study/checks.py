@@ -1,0 +1,88 @@
+"""What is known to fail is refused before any training of a study."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnlab import compilation_cache
+from cnnlab.config import Recipe
+from cnnlab.console import Console
+from cnnlab.data.dataset import Dataset
+from cnnlab.data.facts import DataFacts
+from cnnlab.data.source import Summary
+from cnnlab.errors import InputError
+from cnnlab.parts import Parts, resolve
+from cnnlab.spec import where
+from cnnlab.study import folder as folders
+from cnnlab.study import plan
+from cnnlab.study.folder import Digests
+from cnnlab.study.plan import Study
+from cnnlab.training import experiment, network
+from cnnlab.training.step import Objective
+
+
+def check(study: Study, console: Console) -> dict[str, Digests]:
+    """Refuse before any training what can be known to fail.
+
+    Returns:
+      The digests of each loss.
+
+    Raises:
+      InputError: no such data set, a loss that does not keep the contract or is not finite, too few
+        images, too few devices.
+    """
+    # JAX looks whether there is a cache when it first compiles, and never again
+    compilation_cache.keep_compilations()
+    digests: dict[str, Digests] = {}
+    opened: dict[tuple[str, int | None], tuple[Dataset, Summary]] = {}
+    for loss, condition in plan.grid(study):
+        config = folders.config(study, loss, condition)
+        recipe, parts = config.recipe, resolve(config.recipe)
+        key = str(parts.dataset), recipe.image_size
+        if key not in opened:
+            dataset = parts.open_dataset(study.machine.data_dir, recipe.image_size)
+            opened[key] = dataset, experiment.read_split(study.machine, dataset.train, console)[1]
+        data = experiment.training_data(recipe, parts, opened[key][0], None, opened[key][1])
+        for num_seeds in (study.seeds, study.budget) if study.tune else (study.seeds,):
+            experiment.choose_layout(config, parts, num_seeds)
+        experiment.check_parts(recipe, parts, data.dataset)
+        _check_values(recipe, parts, data.facts)
+        if loss not in digests:
+            teacher = None
+            if parts.needs_teacher:
+                _, teacher = network.teacher_fn(recipe, data.dataset)
+            digests[loss] = Digests(data.facts.digest, teacher)
+    return digests
+
+
+def _check_values(recipe: Recipe, parts: Parts, facts: DataFacts) -> None:
+    """Call the loss once on a batch of ordinary logits.
+
+    Raises:
+      InputError: its values or gradients are not finite, or it cannot be called.
+    """
+    if "features" in parts.loss_asks:
+        return  # what they are is the model's affair
+    batch, num_classes = recipe.batch_size, facts.num_classes
+    loss = parts.build_loss(num_classes, np.array(facts.class_counts))
+    teacher = (lambda images: jnp.zeros_like(logits)) if parts.needs_teacher else None
+    objective = Objective(loss, parts.loss_asks, teacher=teacher)
+    logits = jnp.tanh(jax.random.normal(jax.random.key(0), (batch, num_classes)))
+    labels = jnp.arange(batch) % num_classes
+
+    def total(z: jax.Array) -> jax.Array:
+        return jnp.sum(objective(z, labels, pixels=lambda: z, features=None, step=jnp.int32(0)))
+
+    try:
+        found = jax.value_and_grad(total)(logits)
+    except Exception as error:
+        raise InputError(
+            f"loss {recipe.loss} fails on a batch of {batch}: {where(error)}"
+        ) from error
+    for what, values in zip(("values", "gradients"), found, strict=True):
+        if not np.all(np.isfinite(values)):
+            raise InputError(
+                f"loss {recipe.loss} gives {what} that are not finite for logits between -1 and 1"
+            )

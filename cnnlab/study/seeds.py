@@ -1,0 +1,239 @@
+"""Training a cell: all its seeds together, after tuning, and their test."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cnnlab import files, metrics, models
+from cnnlab.checkpoint.manager import Checkpoints
+from cnnlab.config import Config
+from cnnlab.errors import Diverged
+from cnnlab.losses import cross_entropy
+from cnnlab.multihost import agree, processes, transfer
+from cnnlab.softmax import predict
+from cnnlab.study import folder as folders
+from cnnlab.study import plan
+from cnnlab.study.board import Board
+from cnnlab.study.folder import Cell
+from cnnlab.study.plan import Study
+from cnnlab.study.results import CellResult, SeedRun, Trial
+from cnnlab.training import devices, experiment, run, run_folder
+from cnnlab.training.experiment import Experiment
+from cnnlab.training.loop import Observer, Row, Saver
+from cnnlab.training.step import Progress, TrainState
+from cnnlab.types import Metrics
+
+SAVE_SECONDS = 60.0  # a killed cell loses so much and an epoch at most
+OF_THE_MACHINE = ("seconds", "images_per_second", "bad_step", "gradient_norms")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Several seeds at the end of their training.
+
+    Attributes:
+      experiment: which trained them.
+      progress: of them all; None if none was finite to the end.
+      history: one row per epoch, a list over seeds in each.
+      diverged: for each seed the number of its first step that was not finite, or None.
+    """
+
+    experiment: Experiment
+    progress: Progress | None
+    history: list[Row]
+    diverged: list[int | None]
+
+
+class _OnBoard(Observer):
+    """Keeps the history of a training, and shows it."""
+
+    def __init__(self, board: Board):
+        self.board = board
+        self.history: list[Row] = []
+
+    def begun(self, progress: Progress, rejected: Sequence[str]) -> None:
+        del rejected
+        self.history += progress.history
+
+    def epoch(self, row: Row) -> None:
+        self.history.append(row)
+        self.board.epoch(row)
+
+
+def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: str) -> CellResult:
+    """Tune, train and test a cell, from where a killed process had saved.
+
+    Args:
+      study: whose it is.
+      cell: of it.
+      folder: of the study.
+      board: shows how far it is.
+      command: to run again, for messages.
+    """
+    config, seeds = folders.config(study, cell.loss, cell.condition), plan.seeds(study)
+    checkpoints = folders.checkpoints(folder, cell)
+    trials = _tune(study, config, checkpoints, board, command) if study.tune else []
+    rate = _best_rate(trials, config.recipe.learning_rate)
+    board.phase("training")
+    rates = [rate] * len(seeds)
+    trained = _fit(config, seeds, rates, _saver(checkpoints / "training", command), board)
+    board.phase("testing")
+    tests: Sequence[Metrics | None] = [None] * len(seeds)
+    variance = None
+    if trained.progress is not None:
+        tests, right = _test(trained.experiment, trained.progress.state)
+        finite = [i for i, step in enumerate(trained.diverged) if step is None]
+        if len(finite) > 1:
+            variance = float(np.mean(np.var(right[finite].astype(np.float64), axis=0, ddof=1)))
+    seconds = sum(row["seconds"] for row in trained.history)
+    epochs, batch_size = len(trained.history), config.recipe.batch_size
+    images = trained.experiment.steps_per_epoch * batch_size * epochs * len(seeds)
+    layout, facts = trained.experiment.layout, trained.experiment.facts
+    state, _, _ = trained.experiment.program.abstract_start()
+    return CellResult(
+        loss=cell.loss,
+        condition=cell.condition,
+        config=cell.config,
+        learning_rate=rate,
+        runs=[_seed_run(trained, i, seed, tests[i]) for i, seed in enumerate(seeds)],
+        example_variance=variance,
+        tuning=trials or None,
+        images=images,
+        seconds=seconds,
+        images_per_second=images / seconds if seconds else None,
+        parameters=models.count_parameters(state.params) // len(seeds),
+        devices=f"{layout.device_count} x {layout.mesh.devices.flat[0].device_kind}",
+        versions=run_folder.versions(),
+        class_names=list(facts.class_names),
+        counts=facts.counts,
+        digest=facts.digest,
+        teacher_digest=facts.teacher_digest,
+    )
+
+
+def _best_rate(trials: Sequence[Trial], configured: float) -> float:
+    """The rate of the best trial.
+
+    Where every rate diverged it is the lowest, which diverges, as a rate that was not tuned would:
+    the study continues.
+    """
+    sound = [trial for trial in trials if trial.accuracy is not None]
+    if sound:
+        return max(sound, key=lambda trial: trial.accuracy or 0.0).learning_rate
+    return trials[0].learning_rate if trials else configured
+
+
+def _tune(study: Study, config: Config, folder: Path, board: Board, command: str) -> list[Trial]:
+    """The validation accuracy that each rate of the budget reaches; they are trained together."""
+    rates, kept = plan.rates(study), folder / "tuning.json"
+    if before := agree.on_first(lambda: _stored_trials(kept)):
+        return before
+    board.phase(f"tuning {len(rates)} rates")
+    seeds = [plan.TUNING_SEED] * len(rates)
+    trained = _fit(config, seeds, rates, _saver(folder / "tuning", command), board)
+    reached = trained.history[-1]["validation_accuracy"] if trained.history else [None] * len(rates)
+    trials = [
+        Trial(rate, accuracy if step is None else None)
+        for rate, accuracy, step in zip(rates, reached, trained.diverged, strict=True)
+    ]
+    stored = {"trials": [dataclasses.asdict(trial) for trial in trials]}
+    agree.on_first(lambda: files.write_json(kept, stored))
+    return trials
+
+
+def _stored_trials(path: Path) -> list[Trial] | None:
+    # not there, or damaged: tuned again
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return [Trial(**trial) for trial in json.loads(path.read_text())["trials"]]
+    return None
+
+
+@contextlib.contextmanager
+def _saver(folder: Path, command: str) -> Iterator[Saver]:
+    with Checkpoints(folder, keep=1) as checkpoints:
+        yield Saver(checkpoints, every_seconds=SAVE_SECONDS, command=command)
+
+
+def _fit(
+    config: Config,
+    seeds: list[int],
+    rates: list[float],
+    saving: contextlib.AbstractContextManager[Saver],
+    board: Board,
+) -> Trained:
+    """Train seeds together, from where a killed process had saved."""
+    built = experiment.build(config, board, seeds, rates)
+    for line in built.notices():
+        board.say(line)
+    observer = _OnBoard(board)
+    progress, last = None, []
+    with saving as saver:
+        try:
+            progress = run.train(built, saver, observer, board)
+        except Diverged as error:  # the last of them
+            last = [{"bad_step": error.steps.tolist()}]
+    first = _first_bad_steps([*observer.history, *last], len(seeds))
+    return Trained(built, progress, observer.history, first)
+
+
+def _first_bad_steps(history: Sequence[Row], seeds: int) -> list[int | None]:
+    """For each seed the number, from 1, of its first step that was not finite."""
+    first: list[int | None] = [None] * seeds
+    for row in reversed(history):
+        first = [
+            old if new is None else new + 1 for new, old in zip(row["bad_step"], first, strict=True)
+        ]
+    return first
+
+
+def _seed_run(trained: Trained, i: int, seed: int, test: Metrics | None) -> SeedRun:
+    """The i-th seed of those trained; its epochs while it was finite."""
+    diverged, history = trained.diverged[i], trained.history
+    rows = [
+        {name: value for name, value in row.items() if name not in OF_THE_MACHINE}
+        for row in history
+        if row["bad_step"][i] is None
+    ]
+    rows = [{k: v[i] if isinstance(v, list) else v for k, v in row.items()} for row in rows]
+    if diverged is not None:
+        return SeedRun(seed, diverged, None, rows, [])
+    return SeedRun(seed, None, test, rows, history[0]["gradient_norms"][i])
+
+
+def _test(trained: Experiment, state: TrainState) -> tuple[list[Metrics], np.ndarray]:
+    """The metrics of each seed on the test set, and where it was right: bool[seeds, N]."""
+    extra = trained.program.metrics
+    measure = jax.jit(jax.vmap(partial(_measured, extra_metrics=extra), (0, None)))
+    parts, right = [], []
+    for batch in trained.test_batches():
+        logits = trained.logits(state, batch)
+        labelled = {name: batch[name] for name in ("label", "mask")}
+        known = trained.layout.globalise(labelled, devices.BATCH)
+        if processes.count() > 1:
+            logits, known = transfer.fetch((logits, known))
+        sums, hits = jax.device_get(measure(logits, known))
+        parts.append(sums)
+        right.append(hits[:, known["mask"]])
+    hits = np.concatenate(right, 1)
+    by_seed = [
+        [jax.tree.map(lambda leaf, i=i: leaf[i], part) for part in parts] for i in range(len(hits))
+    ]
+    return [metrics.summarise(sums, extra) for sums in by_seed], hits
+
+
+def _measured(
+    logits: jax.Array, batch: dict[str, jax.Array], extra_metrics: Sequence[metrics.Metric]
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    label = batch["label"]
+    losses = cross_entropy(logits, label)
+    sums = metrics.sums(logits, label, losses, batch["mask"], extra_metrics)
+    return sums, predict(logits) == label

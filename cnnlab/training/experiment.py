@@ -1,0 +1,396 @@
+"""A configuration -> its data, its compiled steps, its first state: what every run starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnlab import augment, compilation_cache, contracts
+from cnnlab.config import Config, Machine, Recipe
+from cnnlab.console import Console
+from cnnlab.data import dataset as datasets
+from cnnlab.data import feed as feeds
+from cnnlab.data import order, source
+from cnnlab.data.dataset import Batch
+from cnnlab.data.facts import DataFacts
+from cnnlab.errors import InputError
+from cnnlab.models.convolution import Convolution
+from cnnlab.parts import Parts, resolve
+from cnnlab.training import devices, loop, network, program
+from cnnlab.training.devices import AXIS, SEEDS, Layout
+from cnnlab.training.step import Progress, Sums, TrainState
+from cnnlab.types import Device, Metrics, PyTree
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A data set, read: what a run trains and validates on.
+
+    Attributes:
+      dataset: its labels are the right ones, its positions the images that are not held out.
+      images: uint8[N, H, W, C], the training split in memory; None where it is streamed.
+      held_out: int[V], positions of the images to validate on.
+      facts: about it.
+    """
+
+    dataset: datasets.Dataset
+    images: np.ndarray | None
+    held_out: np.ndarray
+    facts: DataFacts
+
+    def read(self, positions: Sequence[int] | np.ndarray) -> Batch:
+        """Images of the training split: {"image": uint8[B, H, W, C], "label": int32[B]}."""
+        if self.images is None:
+            return self.dataset.train.read(positions)
+        return {"image": self.images[positions], "label": self.dataset.labels[positions]}
+
+    def feed(self, config: Config, parts: Parts, seed: int, rows: np.ndarray) -> feeds.Feed:
+        """What a run with a seed is fed; `rows` of each batch by this process.
+
+        Raises:
+          InputError: under this seed the corruptions leave another number of images.
+        """
+        recipe, num_images = config.recipe, self.facts.counts["train"]
+        used = parts.corrupt(self.dataset, seed)
+        if len(used.positions) != num_images:
+            raise InputError(
+                f"{recipe.dataset} leaves {len(used.positions)} images under seed {seed} and "
+                f"{num_images} under {recipe.seed}; their number must not depend on the seed"
+            )
+        chosen = feeds.Order(used.targets, used.positions, seed, recipe.batch_size, rows)
+        if self.images is None:
+            return feeds.streaming(self.dataset.train, chosen, config.machine.workers)
+        return feeds.resident(self.images, chosen)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run needs, built from its configuration.
+
+    Attributes:
+      config: of the run.
+      parts: of the configuration.
+      data: what it is trained and validated on.
+      program: the compiled steps.
+      init_images: float[N, H, W, C], normalised, that the model's initialiser sees; None: none.
+      resident: the images on the devices; () where they are streamed.
+      keys: of the seeds, key[] or key[S].
+      rates: their learning rates, float32[] or float32[S].
+      feed: their training batches.
+    """
+
+    config: Config
+    parts: Parts
+    data: TrainingData
+    program: program.Program
+    init_images: jax.Array | None
+    resident: PyTree
+    keys: jax.Array
+    rates: jax.Array
+    feed: feeds.Feed
+
+    @property
+    def layout(self) -> Layout:
+        return self.program.layout
+
+    @property
+    def facts(self) -> DataFacts:
+        return self.data.facts
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches among the training images."""
+        return self.program.steps_per_epoch
+
+    @property
+    def dispatch_steps(self) -> int:
+        """The most items that `advance` takes."""
+        return self.program.dispatch_steps
+
+    @cached_property
+    def run_keys(self) -> jax.Array:
+        """The keys of all draws after the initial weights, on the devices."""
+        return self.layout.place(network.fold_in(self.keys, 1), self.program.per_seed)
+
+    def start(self) -> Progress:
+        """Before the first step, on the devices."""
+        state, totals = self.program.begin(self.keys, self.init_images)
+        return Progress(*self.layout.place((state, totals), self.program.per_seed))
+
+    def items(self, first: int, last: int) -> Iterator[Batch]:
+        """What the steps from `first` to before `last` are fed."""
+        return self.feed.items(first, last)
+
+    def advance(self, progress: Progress, items: Sequence[Batch]) -> Progress:
+        """Take a step for each of the items, at most `dispatch_steps`; the progress is given away.
+
+        The devices work on while this returns.
+        """
+        state, totals = self.program.dispatch(
+            progress.state,
+            progress.totals,
+            self.resident,
+            self.program.stack(items),
+            np.int32(len(items)),
+            self.run_keys,
+            self.rates,
+        )
+        return dataclasses.replace(progress, state=state, totals=totals)
+
+    def validate(self, state: TrainState) -> Metrics | list[Metrics] | None:
+        """The metrics of the held-out images, with seeds a list; None where none are held out."""
+        if not len(self.data.held_out):
+            return None
+        batches = self._in_order(self.data.read, self.data.held_out)
+        return self._measure(self.program.validation_sums, state, batches)
+
+    def test(self, state: TrainState, console: Console | None = None) -> Metrics | list[Metrics]:
+        """The metrics of the test images, a list of them with seeds."""
+        return self._measure(self.program.test_sums, state, self.test_batches(), console)
+
+    def test_batches(self) -> Iterator[Batch]:
+        """The test images, each once."""
+        split = self.data.dataset.test
+        return self._in_order(split.read, np.arange(len(split)))
+
+    def logits(self, state: TrainState, batch: Batch) -> jax.Array:
+        """The logits of a batch: float32[B, K], float32[S, B, K] of several seeds."""
+        return self.program.logits(state.variables, batch)
+
+    def with_seeds(self, seeds: Sequence[int], rates: Sequence[float] | None = None) -> Experiment:
+        """The same experiment with as many other seeds; nothing is compiled anew.
+
+        Raises:
+          InputError: their number differs.
+        """
+        if len(seeds) != self.layout.seeds:
+            raise InputError(
+                f"as many seeds as before, {self.layout.seeds}, can begin again, got {list(seeds)}"
+            )
+        seeded = _seeded(self.data, self.program, seeds, rates)
+        return dataclasses.replace(self, **seeded)
+
+    def notices(self) -> list[str]:
+        """What to know of a user's model that does not take all that the run could pass it."""
+        parts, recipe = self.parts, self.config.recipe
+        shared = self.layout.mesh.shape[AXIS]
+        lines = []
+        if shared > 1 and not parts.model.asks("axis_name"):
+            state, _, _ = self.program.abstract_start()
+            if jax.tree.leaves(state.batch_stats):
+                lines.append(
+                    f"model {parts.model} does not take axis_name: its batch statistics are those "
+                    f"of each device, {recipe.batch_size // shared} images"
+                )
+        if parts.loss.mark("head") and "head" not in parts.model.parameters:
+            lines.append(
+                f"loss {parts.loss} is made for cosines; model {parts.model} takes no head and "
+                "ends as it does"
+            )
+        return lines
+
+    def _in_order(self, read: Callable[..., Batch], positions: np.ndarray) -> Iterator[Batch]:
+        batch_size = self.config.recipe.batch_size
+        return feeds.in_order(read, positions, batch_size, _rows(batch_size, self.layout))
+
+    def _measure(
+        self,
+        sums: Sums,
+        state: TrainState,
+        batches: Iterator[Batch],
+        console: Console | None = None,
+    ) -> Metrics | list[Metrics]:
+        extra = self.program.metrics
+        return loop.evaluate(sums, state.variables, batches, console, self.layout.seeds, extra)
+
+
+def build(
+    config: Config,
+    console: Console | None = None,
+    seeds: Sequence[int] | None = None,
+    rates: Sequence[float] | None = None,
+    *,
+    parts: Parts | None = None,
+    whole: bool = False,
+) -> Experiment:
+    """Build the experiment that a configuration describes.
+
+    Args:
+      config: of the run.
+      console: shows progress.
+      seeds: train one network for each, all in one program, in place of the one of `config.seed`.
+        Each takes the steps that it would take alone; the images are there once.
+      rates: a learning rate for each of the seeds, in place of the one of `config`.
+      parts: of the run; None: those that the configuration names.
+      whole: make one dispatch of all steps of the run.
+
+    Raises:
+      InputError: whatever in it cannot be done.
+    """
+    compilation_cache.keep_compilations()
+    recipe, console = config.recipe, console or Console("off")
+    parts = parts or resolve(recipe)
+    layout = choose_layout(config, parts, None if seeds is None else len(seeds))
+    network.run_keys(recipe.seed if seeds is None else seeds)  # refuse them before data is read
+    dataset = parts.open_dataset(config.machine.data_dir, recipe.image_size)
+    check_parts(recipe, parts, dataset)
+    teacher, digest = None, None
+    if parts.needs_teacher:
+        teacher, digest = network.teacher_fn(recipe, dataset, Convolution(layout.formulation))
+    images, summary = read_split(config.machine, dataset.train, console)
+    data = training_data(recipe, parts, dataset, images, summary, digest)
+    compiled = program.build(config, parts, layout, data.facts, teacher, whole)
+    compiled.abstract_start()  # refuses a model that the images are too small for
+    init_images = None
+    if count := network.init_images(compiled.model):  # the same whatever the seed
+        first = jnp.asarray(data.read(data.dataset.positions[:count])["image"])
+        init_images = augment.normalise(first, *network.statistics(data.facts))
+    seeded = _seeded(data, compiled, seeds, rates)
+    resident = layout.place(seeded["feed"].data)
+    return Experiment(config, parts, data, compiled, init_images, resident, **seeded)
+
+
+class _OfSeeds(TypedDict):
+    """What of an experiment depends on the seeds."""
+
+    keys: jax.Array
+    rates: jax.Array
+    feed: feeds.Feed
+
+
+def _seeded(
+    data: TrainingData,
+    compiled: program.Program,
+    seeds: Sequence[int] | None,
+    rates: Sequence[float] | None,
+) -> _OfSeeds:
+    """What of an experiment depends on the seeds: its keys, rates and feed."""
+    config, parts, layout = compiled.config, compiled.parts, compiled.layout
+    recipe = config.recipe
+    keys = network.run_keys(recipe.seed if seeds is None else seeds)
+    peak = jnp.asarray(recipe.learning_rate if rates is None else rates, float)
+    rows = _rows(recipe.batch_size, layout)
+    if seeds is None:
+        feed = data.feed(config, parts, recipe.seed, rows)
+    else:
+        held = [seeds[i] for i in layout.local_part(len(seeds), SEEDS)]
+        feed = feeds.together([data.feed(config, parts, seed, rows) for seed in held])
+    placed = layout.place(jnp.broadcast_to(peak, keys.shape), compiled.per_seed)
+    return {"keys": keys, "rates": placed, "feed": feed}
+
+
+def _rows(batch_size: int, layout: Layout) -> np.ndarray:
+    """Which rows of a batch this process feeds."""
+    return layout.local_part(batch_size, AXIS)
+
+
+def choose_layout(
+    config: Config,
+    parts: Parts,
+    seeds: int | None = None,
+    available: Sequence[Device] | None = None,
+) -> Layout:
+    """The devices of a configuration, for as many seeds; of those available, perhaps elsewhere.
+
+    Raises:
+      InputError: more than there are, or a number that does not fit.
+    """
+    batch_size = config.recipe.batch_size
+    return devices.layout(config.machine, batch_size, seeds, parts.cpu_images, available)
+
+
+def check_parts(recipe: Recipe, parts: Parts, dataset: datasets.Dataset) -> None:
+    """Refuse what is known to fail once the data set is open, before its images are read.
+
+    Raises:
+      InputError: a part that does not keep its contract.
+    """
+    classes, shape = dataset.num_classes, dataset.train.image_shape
+    mixed = parts.check_pipeline(classes, shape, recipe.batch_size, dataset.mirror)
+    label_dtypes = ["float32", "int32"] if mixed else ["int32"]
+    loss = parts.build_loss(classes, np.ones(classes), label_dtypes)
+    model = parts.build_model(classes, recipe.compute_dtype)
+    contracts.check_model(parts.model, model, shape, classes)
+    if "features" in parts.loss_asks:
+        features = contracts.features_shape(parts.model, model, shape)
+        contracts.check_loss(parts.loss, loss, classes, label_dtypes, features, parts.written_loss)
+    parts.build_metrics()
+    steps = max(len(dataset.train) // recipe.batch_size, 1)
+    network.build_optimizer(recipe, parts, steps)
+    if parts.schedule.path:  # cnnlab's own are tested
+        total_steps = steps * recipe.epochs
+        contracts.check_schedule(
+            parts.schedule, lambda peak: parts.build_schedule(peak, total_steps, steps)
+        )
+    if parts.optimizer.path:
+        contracts.check_optimizer(
+            parts.optimizer,
+            lambda peak: network.build_optimizer(recipe, parts, steps, peak),
+            model,
+            shape,
+        )
+
+
+def read_split(
+    machine: Machine, split: datasets.Split, console: Console
+) -> tuple[np.ndarray | None, source.Summary]:
+    """Read a training split, with a bar: its images where they are kept in memory, its summary."""
+    track = console.track(f"decoding {split.name}", "reads")
+    if program.resident(machine, len(split), split.image_shape):
+        return source.decoded(split, track)
+    return None, source.summary(split, track)
+
+
+def training_data(
+    recipe: Recipe,
+    parts: Parts,
+    dataset: datasets.Dataset,
+    images: np.ndarray | None,
+    summary: source.Summary,
+    teacher_digest: str | None = None,
+) -> TrainingData:
+    """Divide a training split into what is trained on and what is held out.
+
+    Raises:
+      InputError: no image is held out though some should be, or fewer are left than a batch takes.
+    """
+    split = dataset.train
+    kept, held_out = order.split(summary.labels, recipe.validation, recipe.split_seed)
+    if recipe.validation and not len(held_out):
+        raise InputError(
+            f"--validation {recipe.validation} of {len(split)} images holds out none; take more, "
+            "or 0"
+        )
+    labels = summary.labels
+    clean = dataclasses.replace(dataset, labels=labels, targets=labels, positions=kept)
+    counts = parts.corrupt(clean, recipe.seed).class_counts()
+    if counts.sum() < recipe.batch_size:
+        raise InputError(
+            f"--batch-size {recipe.batch_size} is larger than the {counts.sum()} training images"
+        )
+    # Of all images, whichever of them are trained on: the same under all conditions of a study.
+    mean, std = summary.mean_std(kept)
+    facts = DataFacts(
+        class_names=tuple(dataset.class_names),
+        image_shape=tuple(split.image_shape),
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        class_counts=tuple(counts.tolist()),
+        digest=summary.digest(),
+        num_images=len(split),
+        counts={
+            "train": int(counts.sum()),
+            "validation": len(held_out),
+            "test": len(dataset.test),
+        },
+        mirror=dataset.mirror,
+        teacher_digest=teacher_digest,
+    )
+    return TrainingData(clean, images, held_out, facts)

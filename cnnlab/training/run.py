@@ -1,0 +1,321 @@
+"""One run: started or resumed, trained, tested, its outputs written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import jax
+import numpy as np
+from jax import monitoring
+
+from cnnlab import cli, files, models
+from cnnlab.checkpoint.manager import Checkpoints
+from cnnlab.config import Config
+from cnnlab.console import Console
+from cnnlab.data import feed as feeds
+from cnnlab.data.dataset import Dataset
+from cnnlab.multihost import agree, processes
+from cnnlab.parts import Parts
+from cnnlab.training import experiment as experiments
+from cnnlab.training import loop, run_folder
+from cnnlab.training import network as networks
+from cnnlab.training.experiment import Experiment
+from cnnlab.training.loop import Observer, Row, Saver
+from cnnlab.training.network import Network
+from cnnlab.training.run_folder import RunFolder
+from cnnlab.training.step import Objective, Progress, eval_step
+from cnnlab.types import JsonObject, Metrics
+
+COMPILING = "/jax/core/compile/backend_compile_duration"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended.
+
+    Attributes:
+      network: with the weights that were tested.
+      history: the metrics of each epoch.
+      test: the metrics of the test images.
+      path: of its folder; None where it was kept in memory.
+      summary: what summary.json says.
+    """
+
+    network: Network
+    history: tuple[Row, ...]
+    test: Metrics
+    path: Path | None = None
+    summary: JsonObject = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        return self.network.config
+
+
+def train(
+    experiment: Experiment,
+    saver: Saver | None = None,
+    observer: Observer | None = None,
+    console: Console | None = None,
+) -> Progress:
+    """Train an experiment to its end, from where its checkpoints have come.
+
+    Args:
+      experiment: what is trained.
+      saver: where its checkpoints are; None: it starts afresh, and nothing is saved.
+      observer: is called on the way.
+      console: shows progress.
+
+    Raises:
+      Stopped, Diverged: as `loop.fit`.
+    """
+    saver, observer = saver or Saver(), observer or Observer()
+    progress = experiment.start()
+    found, _, rejected = saver.restore(progress)
+    progress = found or progress
+    observer.begun(progress, rejected)
+    epochs = experiment.config.recipe.epochs
+    return loop.fit(experiment, progress, epochs, saver=saver, observer=observer, console=console)
+
+
+def in_memory(
+    config: Config,
+    console: Console | None = None,
+    seeds: Sequence[int] | None = None,
+    parts: Parts | None = None,
+) -> tuple[Experiment, Progress]:
+    """Train to the end in memory; nothing is kept but what is done with it next.
+
+    Args:
+      config: of the run.
+      console: shows progress and one line per epoch; None shows nothing.
+      seeds: as for `experiment.build`.
+      parts: of the run; None: those that the configuration names.
+
+    Raises:
+      InputError: as `experiment.build`. Stopped, Diverged: as `loop.fit`.
+    """
+    console = console or Console("silent")
+    experiment = experiments.build(config, console, seeds, parts=parts)
+    saver = Saver(command=run_folder.command())
+    return experiment, train(experiment, saver, Spoken(experiment, console), console)
+
+
+def kept_in_memory(config: Config, console: Console, parts: Parts | None = None) -> Run:
+    """Train to the end in memory, and test.
+
+    Raises:
+      InputError, Stopped, Diverged: as `in_memory`.
+    """
+    experiment, progress = in_memory(config, console, parts=parts)
+    result = cast(Metrics, experiment.test(progress.state, console))  # of one seed
+    network = trained_network(experiment, progress, loop.steps_taken(progress.state))
+    return Run(network, progress.history, result)
+
+
+def load(path: Path, weights: str = "last") -> Run:
+    """The run of a folder, whose `test` is empty while it has not ended.
+
+    Raises:
+      InputError: as `network.load`.
+    """
+    network = networks.load(path, weights)
+    history, summary = run_folder.read_results(path)
+    return Run(network, tuple(history), summary.get("test", {}), path, summary)
+
+
+def in_folder(
+    config: Config, path: Path, console: Console | None = None, parts: Parts | None = None
+) -> Run:
+    """Train in a run folder, from where it was stopped if it was, and test once at the end.
+
+    Args:
+      config: of the run.
+      path: of the folder, already checked (`run_folder.check`).
+      console: shows progress and one line per epoch.
+      parts: of the run; None: those that the configuration names.
+
+    Raises:
+      InputError: as `experiment.build` and `RunFolder`. Stopped, Diverged: as `loop.fit`.
+    """
+    console = console or Console("off")
+    compilation = _CompileTime()
+    experiment = agree.together(lambda: experiments.build(config, console, parts=parts))
+    agree.agree("the data set", experiment.facts.to_json())
+    agree.agree("a file of yours", experiment.parts.sources())
+    devices, feed = describe_devices(config, experiment), describe_feed(experiment)
+    environment = run_folder.versions() | {"devices": devices, "feed": feed}
+    with (
+        RunFolder(path, config, environment, experiment.facts) as folder,
+        Checkpoints(path / "checkpoints", keep=config.output.keep) as checkpoints,
+    ):
+        saver = Saver(checkpoints, config.output.checkpoint_steps, command=run_folder.command())
+        progress = train(experiment, saver, Kept(experiment, console, folder, compilation), console)
+        tested, step = _to_test(config, saver, progress, console)
+        result = cast(Metrics, experiment.test(tested.state, console))  # of one seed
+        summary = {
+            "epochs": config.recipe.epochs,
+            "test_on": config.output.test_on,
+            "tested_step": step,
+            "parameters": models.count_parameters(progress.state.params),
+            "last_epoch": progress.history[-1],
+            "test": result,
+        }
+        agree.on_first(lambda: _publish(experiment, progress, summary, path))
+    reached = trained_network(experiment, tested, step)
+    return Run(reached, progress.history, result, path, summary)
+
+
+def evaluate(network: Network, dataset: Dataset, console: Console | None = None) -> Metrics:
+    """The metrics of a trained network on the test images of a data set, on one device.
+
+    Args:
+      network: whose classes and image shape are those of the data set (`Network.fits`).
+      dataset: opened.
+      console: shows progress.
+    """
+    recipe, parts, facts = network.config.recipe, network.parts, network.facts
+    steps_per_epoch = facts.counts["train"] // recipe.batch_size
+    total_steps = steps_per_epoch * recipe.epochs
+    teacher = networks.teacher_fn(recipe, dataset)[0] if parts.needs_teacher else None
+    loss = parts.build_loss(facts.num_classes, np.array(facts.class_counts))
+    extra = parts.build_metrics()
+    sums = partial(
+        eval_step,
+        apply_fn=network.apply_fn,
+        objective=Objective(loss, parts.loss_asks, total_steps, steps_per_epoch, teacher),
+        extra_metrics=extra,
+    )
+    test = dataset.test
+    batches = feeds.in_order(test.read, range(len(test)), recipe.batch_size)
+    variables = network.state.variables
+    return loop.evaluate(jax.jit(sums), variables, batches, console, extra_metrics=extra)
+
+
+def trained_network(experiment: Experiment, progress: Progress, step: int) -> Network:
+    """The network of an experiment with the weights that it has reached."""
+    views = experiment.config.recipe.test_views
+    features = "features" in experiment.parts.loss_asks
+    model, facts = experiment.program.model, experiment.facts
+    apply_fn = networks.apply_for_evaluation(model, facts, views, features)
+    return Network(experiment.config, experiment.parts, facts, apply_fn, progress.state, step)
+
+
+class Spoken(Observer):
+    """Says what is to be known of a run, and one line per epoch."""
+
+    def __init__(self, experiment: Experiment, console: Console):
+        self.experiment, self.console = experiment, console
+
+    def begun(self, progress: Progress, rejected: Sequence[str]) -> None:
+        del progress, rejected
+        for line in self.experiment.notices():
+            self.console.say(line)
+
+    def epoch(self, row: Row) -> None:
+        self.console.say(loop.line(row, self.experiment.config.recipe.epochs))
+
+
+class Kept(Spoken):
+    """Says also how a run was found and how long it took to start, and records it in its folder."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        console: Console,
+        folder: RunFolder,
+        compilation: _CompileTime,
+    ):
+        super().__init__(experiment, console)
+        self.folder, self.compilation = folder, compilation
+
+    def begun(self, progress: Progress, rejected: Sequence[str]) -> None:
+        experiment, say = self.experiment, self.console.say
+        recipe, counts = experiment.config.recipe, experiment.facts.counts
+        parameters = models.count_parameters(progress.state.params)
+        say(
+            f"{describe_devices(experiment.config, experiment)}; {recipe.dataset}: "
+            f"{counts['train']:,} images to train on, {counts['validation']:,} to validate, "
+            f"{describe_feed(experiment)}; {recipe.model}: {parameters:,} parameters; "
+            f"{recipe.loss}; {self.folder.path}"
+        )
+        super().begun(progress, rejected)
+        for line in rejected:
+            say(f"checkpoint rejected: {line}")
+        if step := loop.steps_taken(progress.state):
+            say(f"resuming after step {step} of {experiment.steps_per_epoch * recipe.epochs}")
+            for line in self.folder.warnings:
+                say(f"since then {line}: the last bits may differ from a run never stopped")
+        self.folder.start_metrics(progress.history, experiment.config.output.tensorboard)
+
+    def first_step(self, progress: Progress) -> None:
+        jax.block_until_ready(progress.state)
+        seconds = time.monotonic() - cli.STARTED
+        self.console.say(
+            f"first step finished after {seconds:.2f} s, {self.compilation.seconds:.2f} s of it "
+            "compilation"
+        )
+
+    def epoch(self, row: Row) -> None:
+        self.folder.add_metrics(row)
+        super().epoch(row)
+
+
+class _CompileTime:
+    """The seconds of all compilations from now on, or of reading them from the cache."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event: str, duration_secs: float, **_: object) -> None:
+        if event == COMPILING:
+            self.seconds += duration_secs
+
+
+def describe_devices(config: Config, experiment: Experiment) -> str:
+    """Which devices a run uses, and why not all of them."""
+    layout, machine = experiment.layout, config.machine
+    text = f"{layout.device_count} x {jax.devices()[0].device_kind} ({layout.mode})"
+    if processes.count() > 1:
+        text += f" of {processes.count()} processes"
+    chosen = machine.parallel == "auto" and machine.devices is None
+    if chosen and layout.device_count < jax.device_count():
+        text += f", of {jax.device_count()}: more do not divide the batch or are no faster"
+    return text
+
+
+def describe_feed(experiment: Experiment) -> str:
+    """How the images come: resident or streaming."""
+    return "resident" if experiment.program.keep else "streaming"
+
+
+def _to_test(
+    config: Config, saver: Saver, progress: Progress, console: Console
+) -> tuple[Progress, int]:
+    """The weights to test, and their step."""
+    if config.output.test_on == "last":
+        return progress, loop.steps_taken(progress.state)
+    best, step, rejected = saver.restore(progress, which="best")
+    for line in rejected:
+        console.say(f"checkpoint rejected, the next best is tested: {line}")
+    return best or progress, step
+
+
+def _publish(experiment: Experiment, progress: Progress, summary: JsonObject, path: Path) -> None:
+    """Draw the curves and the confusion matrix, and write the summary."""
+    from cnnlab import plots
+
+    recipe, result = experiment.config.recipe, summary["test"]
+    title = f"{recipe.dataset}, {recipe.model}, {recipe.loss}, seed {recipe.seed}"
+    with files.written(path / "curves.png") as file:
+        plots.curves(list(progress.history), file, title)
+    title += f"\ntest accuracy {result['accuracy']:.2%} of {result['count']:,} images"
+    with files.written(path / "confusion.png") as file:
+        plots.confusion(result["confusion"], experiment.facts.class_names, file, title)
+    files.write_json(path / "summary.json", summary)

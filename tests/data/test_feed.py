@@ -1,0 +1,147 @@
+"""Both ways to feed give the same bits at every step, from whichever step one starts."""
+
+import itertools
+import os
+import sys
+import threading
+import types
+
+import numpy as np
+import pytest
+
+from cnnlab.data import feed, order, source
+
+BATCH, SEED = 16, 5
+
+
+@pytest.fixture(scope="module")
+def train(tfds_root):
+    return source.open_dataset("tiny", str(tfds_root)).train
+
+
+@pytest.fixture(scope="module")
+def own(train):
+    return order.split(source.summary(train).labels, 0.1, 0)[0]
+
+
+def batches(train, own, kind, first, last, workers=0):
+    images, summary = source.decoded(train)
+    chosen = feed.Order(summary.labels, own, SEED, BATCH)
+    if kind == "resident":
+        feeding = feed.resident(images, chosen)
+    else:
+        feeding = feed.streaming(train, chosen, workers)
+    return [feeding.fetch(feeding.data, item) for item in feeding.items(first, last)]
+
+
+def assert_same(found, wanted):
+    assert len(found) == len(wanted)
+    for one, two in zip(found, wanted, strict=True):
+        for name, dtype in (("image", np.uint8), ("label", np.int32), ("index", np.int32)):
+            assert one[name].dtype == two[name].dtype == dtype
+            np.testing.assert_array_equal(one[name], two[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streaming_is_resident(train, own, workers):
+    steps = 3 * (len(own) // BATCH) + 5  # into the fourth epoch
+    wanted = batches(train, own, "resident", 0, steps)
+    assert wanted[0]["image"].shape == (BATCH, 8, 8, 3)
+    assert_same(batches(train, own, "streaming", 0, steps, workers), wanted)
+
+
+@pytest.mark.parametrize("kind", ["resident", "streaming"])
+def test_batches_say_which_images_of_the_split_they_hold(train, own, kind):
+    per_epoch = len(own) // BATCH
+    images, summary = source.decoded(train)
+    found = batches(train, own, kind, 0, 2 * per_epoch)
+    for part in found:
+        np.testing.assert_array_equal(part["image"], images[part["index"]])
+        np.testing.assert_array_equal(part["label"], summary.labels[part["index"]])
+    first, second = (
+        {int(index) for part in parts for index in part["index"]}
+        for parts in (found[:per_epoch], found[per_epoch:])
+    )
+    assert len(first & second) > 100 and first | second <= set(own.tolist())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "workers"), [("resident", 0), ("streaming", 0), ("streaming", 2)])
+def test_the_tail_does_not_depend_on_the_start(train, own, kind, workers):
+    per_epoch = len(own) // BATCH
+    whole = batches(train, own, "resident", 0, 30)
+    for first in [13] if workers else [1, per_epoch - 1, per_epoch, per_epoch + 1, 29, 30]:
+        assert_same(batches(train, own, kind, first, 30, workers), whole[first:])
+
+
+def test_an_epoch_sees_each_training_image_at_most_once_and_no_other(train, own):
+    per_epoch = len(own) // BATCH
+    positions = [
+        own[order.batch_positions(SEED, step, len(own), BATCH)] for step in range(2 * per_epoch)
+    ]
+    epochs = [np.concatenate(positions[:per_epoch]), np.concatenate(positions[per_epoch:])]
+    for seen in epochs:
+        assert len(set(seen)) == len(seen) == per_epoch * BATCH and set(seen) <= set(own)
+    assert (epochs[0] != epochs[1]).any()
+    other_seed = own[order.batch_positions(SEED + 1, 0, len(own), BATCH)]
+    assert (positions[0] != other_seed).any()
+
+
+def test_split_is_stratified_exact_and_its_own(train):
+    labels = source.summary(train).labels
+    kept, held_out = order.split(labels, 0.1, 0)
+    assert sorted([*kept, *held_out]) == list(range(200)) and len(held_out) == 20
+    np.testing.assert_allclose(np.bincount(labels[held_out]), 0.1 * np.bincount(labels), atol=1)
+    np.testing.assert_array_equal(order.split(labels, 0.1, 0)[1], held_out)
+    assert (order.split(labels, 0.1, 1)[1] != held_out).any()
+    assert len(order.split(labels, 0.0, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 47])
+def test_in_order_shows_every_image_once(train, count):
+    positions = np.arange(100, 100 + count)
+    parts = list(feed.in_order(train.read, positions, BATCH))
+    assert len(parts) == -(-count // BATCH)
+    assert all(
+        part["image"].shape == (BATCH, 8, 8, 3) and part["mask"].shape == (BATCH,) for part in parts
+    )
+    wanted = train.read(positions)
+    for name in ("image", "label"):
+        found = np.concatenate([part[name][part["mask"]] for part in parts])
+        np.testing.assert_array_equal(found, wanted[name])
+    for part in parts:  # padding is a real image, so nothing can overflow
+        padding = part["image"][~part["mask"]]
+        assert (padding == part["image"][0]).all()
+
+
+@pytest.mark.slow
+def test_shapes10_streams_like_it_is(shapes10_root):
+    train = source.open_dataset("shapes10", str(shapes10_root)).train
+    own = np.arange(0, len(train), 3)
+    images, summary = source.decoded(train)
+    chosen = feed.Order(summary.labels, own, 0, 64)
+    resident, streaming = feed.resident(images, chosen), feed.streaming(train, chosen)
+    found = itertools.islice(streaming.items(50, 56), 6)
+    assert_same(
+        list(found), [resident.fetch(resident.data, item) for item in resident.items(50, 56)]
+    )
+
+
+def test_no_steps_no_batches(train, own):
+    assert batches(train, own, "streaming", 7, 7) == batches(train, own, "resident", 7, 7) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no priorities of threads")
+def test_readers_take_what_the_training_leaves():
+    """They run at the lowest priority, the thread that trains at its own."""
+    own, seen = os.getpriority(os.PRIO_PROCESS, 0), []
+
+    def read(positions):
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return {"label": positions}
+
+    split = types.SimpleNamespace(read=read, image_shape=(8, 8, 3))
+    chosen = feed.Order(np.zeros(200, np.int32), np.arange(40), seed=0, batch_size=4)
+    assert len(list(feed.streaming(split, chosen).items(0, 5))) == 5
+    assert set(seen) == {19} and os.getpriority(os.PRIO_PROCESS, 0) == own < 19

@@ -1,0 +1,166 @@
+"""experiments/ablate.py as a user meets it: killed, run twice at once, given nonsense."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from scripts import ROOT, one_line_error, script
+
+pytestmark = pytest.mark.slow
+
+SMALL = [
+    "--dataset", "tiny", "--model", "mlp,hidden=[8]", "--batch-size", "32", "--epochs", "3",
+    "--seeds", "2",
+    "--losses", "cross_entropy", "mse", "--label-noise", "0", "0.3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tfds_root, tmp_path_factory):
+    """A study never stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "study"
+    done = script("ablate", *SMALL, "--workdir", folder, JAX_NUM_CPU_DEVICES="1")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def environment():
+    """A user's: one device, none of the tests' strictness."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    return own | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+
+
+def start(folder, *more):
+    command = [
+        sys.executable,
+        str(ROOT / "experiments/ablate.py"),
+        *SMALL,
+        "--workdir",
+        str(folder),
+        *more,
+    ]
+    return subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_reader_that_goes_away_costs_no_report(whole):
+    folder, _ = whole
+    (folder / "report.html").unlink()
+    command = [
+        sys.executable,
+        str(ROOT / "experiments/ablate.py"),
+        *SMALL,
+        "--workdir",
+        str(folder),
+    ]
+    head = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert head.stdout.readline()
+    head.stdout.close()
+    assert head.wait(120) == 0 and "Traceback" not in head.stderr.read()
+    head.stderr.close()
+    assert (folder / "report.html").exists()
+
+
+def numbers(folder):
+    """Every byte that a study found: the tables, and the report without what is of the machine and
+    the hour.
+    """
+    report = (folder / "report.md").read_text()
+    kept = re.split(r"^## ", report, flags=re.MULTILINE)
+    kept = [part for part in kept if not part.lower().startswith(("compute", "to repeat"))]
+    assert len(kept) > 4
+    return [(folder / name).read_bytes() for name in ("results.csv", "verdicts.csv")], kept
+
+
+def test_it_says_what_it_does_and_what_it_found(whole):
+    folder, output = whole
+    assert (
+        "2 losses x 2 conditions x 2 seeds of 3 epochs, 2 comparisons with cross_entropy in "
+        "accuracy" in output
+    )
+    assert "need at least 7 seeds" in output  # 1 + log2(2 / 0.05) = 6.3
+    assert re.findall(r"^(\d)/4 ", output, re.MULTILINE) == ["1", "2", "3", "4"]
+    assert output.splitlines()[-1].strip().endswith((".csv", ".html", ".md"))
+    assert (folder / "results.csv").read_text().count("\n") == 1 + 2 * 2 * 2
+    assert not list(folder.glob("*.checkpoints"))
+
+
+def test_killed_twice_it_ends_in_the_same_bytes(whole, tmp_path):
+    folder = tmp_path / "study"
+    for finished in (1, 2):
+        process = start(folder)
+        deadline = time.monotonic() + 120
+        while len(list(folder.glob("cells/*.json"))) < finished:
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (folder / "report.html").exists()
+    process = start(folder)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert (
+        len(re.findall(r"^\d/4 ", output, re.MULTILINE)) <= 2
+    )  # what was finished is not trained again
+    assert numbers(folder) == numbers(whole[0])
+
+
+def test_a_signal_in_the_middle_saves_and_the_same_command_goes_on(whole, tmp_path):
+    folder = tmp_path / "study"
+    process = start(folder, "--epochs", "400")
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*.checkpoints/training")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+    time.sleep(2)  # it compiles and trains now
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    if process.returncode != -signal.SIGTERM:  # that came before the first step
+        assert process.returncode == 75 and re.fullmatch(
+            r"stopped by SIGTERM at step \d+ of \d+, saved; .*\n", errors
+        )
+        assert [
+            path.name for path in folder.glob("*.checkpoints/training/*") if path.name.isdecimal()
+        ]
+
+
+def test_two_at_once_train_no_cell_twice(whole, tmp_path):
+    folder = tmp_path / "study"
+    both = [start(folder), start(folder)]
+    outputs = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    trained = [re.findall(r"^\d/4 (.*?):", output, re.MULTILINE) for output, _ in outputs]
+    assert len(trained[0] + trained[1]) == len(set(trained[0] + trained[1])) == 4, outputs
+    assert numbers(folder) == numbers(whole[0])  # the later one wrote the report
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--losses"], "losses"),
+        (["--losses", "mse"], "at least two"),
+        (["--seeds", "0"], "--seeds must lie in [1, 10000]"),
+        (["--seeds", ""], "seeds"),
+        (["--baseline", "brier"], "unknown baseline 'brier'"),
+        (["--label-noise", "0", "1"], "--label-noise must lie in [0, 1)"),
+        (["--losses", "mse", "own.scalar"], "must return one value per example"),
+        (["--losses", "mse", "own.wide"], "must return one value per example"),
+        (["--losses", "mse", "own.nan"], "not finite"),
+        (["--losses", "mse", "own.gradient"], "gradients that are not finite"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_training(tfds_root, tmp_path, args, said):
+    (tmp_path / "own.py").write_text(
+        "import jax.numpy as jnp\nscalar = lambda z, y: jnp.mean(z)\nwide = lambda z, y: z\nnan = "
+        "lambda z, y: jnp.log(z[..., 0])\ngradient = lambda z, y: jnp.sqrt(z[..., 0] - z[..., 0])\n"
+    )
+    done = script("ablate", *SMALL, *args, "--workdir", tmp_path / "study", cwd=tmp_path)
+    assert said in one_line_error(done)
+    assert not list(tmp_path.glob("study/cells/*"))

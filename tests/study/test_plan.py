@@ -1,0 +1,149 @@
+"""What a study asks for: its grid, its conditions, and one line for whatever cannot be asked."""
+
+import json
+
+import pytest
+
+from cnnlab import cli
+from cnnlab.config import Config
+from cnnlab.errors import InputError
+from cnnlab.study import plan
+from cnnlab.study.plan import Study
+
+PAIR = ("cross_entropy", "focal,gamma=2")
+
+
+def study(**changes):
+    return Study.of(**{"losses": PAIR} | changes)
+
+
+def test_the_grid_is_every_loss_under_every_condition():
+    asked = study(label_noise=(0.0, 0.4), vary=("optimizer=adam,sgd", "lr=1e-3,0.05"))
+    conditions = plan.conditions(asked)
+    assert len(conditions) == 8 and conditions[0] == {
+        "label_noise": 0.0, "optimizer": "adam", "learning_rate": 1e-3,
+    }  # fmt: skip
+    cells = plan.grid(asked)
+    assert len(cells) == 16 == len({(loss, plan.label(condition)) for loss, condition in cells})
+    config = plan.config(asked, *cells[-1], seed=3)
+    recipe = config.recipe
+    assert (recipe.loss, recipe.label_noise, recipe.optimizer) == ("focal,gamma=2", 0.4, "sgd")
+    assert (recipe.learning_rate, recipe.seed) == (0.05, 3)
+    assert plan.conditions(study()) == [{}] and plan.label({}) == "as configured"
+
+
+def test_a_condition_of_one_value_is_one():
+    assert plan.conditions(study(label_noise=(0.2,), long_tail=(10.0,))) == [
+        {"label_noise": 0.2, "long_tail": 10.0}
+    ]
+
+
+def test_values_take_the_type_of_their_flag():
+    asked = study(
+        vary=(
+            "batch_size=32,64",
+            "learning_rate=1,5e-4",
+            "clip_norm=none,1.5",
+            "model=mlp,hidden=[8],mlp",
+        )
+    )
+    first = plan.conditions(asked)[0]
+    assert first == {
+        "batch_size": 32,
+        "learning_rate": 1.0,
+        "clip_norm": None,
+        "model": "mlp,hidden=[8]",
+    }
+    assert type(first["learning_rate"]) is float
+    assert all(
+        isinstance(plan.config(asked, PAIR[0], condition), Config)
+        for condition in plan.conditions(asked)
+    )
+    json.dumps(asked.to_json())
+
+
+def test_the_flags_of_the_issue():
+    flags = (
+        "--losses cross_entropy mean_squared_error focal,gamma=2 my_module.my_loss --dataset "
+        "cifar10 --seeds 8"
+    )
+    asked = cli.parse(
+        Study, [*flags.split(), "--label-noise", "0", "0.4", "--workdir", "runs/losses"]
+    )
+    assert (
+        len(asked.losses) == 4
+        and asked.label_noise == (0.0, 0.4)
+        and plan.baseline(asked) == "cross_entropy"
+    )
+    assert plan.margin(asked) == 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"losses": ()}, "--losses must name at least two"),
+        ({"losses": ("focal",)}, "--losses must name at least two, to compare; got focal"),
+        ({"losses": ("focal", "focal")}, "takes each value once"),
+        ({"seeds": 0}, r"--seeds must lie in \[1, 10000\]"),
+        ({"first_seed": -1}, "--first-seed"),
+        ({"baseline": "cross_entrpy"}, "did you mean 'cross_entropy'"),
+        ({"label_noise": (0.0, 1.0)}, r"--label-noise must lie in \[0, 1\), got 1.0"),
+        ({"label_noise": (-0.1,)}, "--label-noise"),
+        ({"label_noise": (float("nan"),)}, "--label-noise"),
+        ({"label_noise": ()}, "at least one"),
+        ({"label_noise": (0.4, 0.4)}, "each value once"),
+        ({"long_tail": (0.5,)}, "--long-tail"),
+        ({"fraction": (0.0,)}, "--fraction"),
+        ({"margin": 0.0}, "--margin"),
+        ({"tune": "lr=1..0.1"}, "lr=LOW..HIGH"),
+        ({"tune": "momentum=0..1"}, "lr=LOW..HIGH"),
+        ({"tune": "lr=1e-4..1e-1", "budget": 1}, "--budget"),
+        ({"tune": "lr=1e-4..1e-1", "validation": 0.0}, "--validation must be above 0"),
+        ({"shard": "4/4"}, "--shard"),
+        ({"shard": "x"}, "--shard"),
+        ({"vary": ("optimiser=adam,sgd",)}, "did you mean 'optimizer'"),
+        ({"vary": ("optimizer",)}, "flag=value"),
+        ({"vary": ("epochs=1,2.5",)}, "'2.5' is no int"),
+        ({"vary": ("image_size=16.5",)}, "'16.5' is no int or NoneType"),
+        ({"vary": ("batch_size={[]:1}",)}, "is no int"),
+        ({"vary": ("devices=1,2",)}, "unknown flag to vary 'devices'"),
+        ({"vary": ("lr=1e-3,1e-2",), "tune": "lr=1e-4..1e-1"}, "cannot be varied beside it"),
+        ({"vary": ("validation=0.1,0",), "tune": "lr=1e-4..1e-1"}, "--validation must be above 0"),
+        ({"workdir": ""}, "--workdir"),
+        ({"seeds": 10**9}, r"--seeds must lie in \[1, 10000\]"),
+        ({"vary": ("epochs=1,2", "epochs=3")}, "varied already"),
+        (
+            {"vary": ("widths=8,16",)},
+            r"a hyperparameter of its part now, as in --model cnn,widths=\[32,64\]",
+        ),
+        ({"vary": ("metrics=a,b",)}, "unknown flag to vary 'metrics'"),
+        ({"vary": ("optimizer=adam,sgd,",)}, "a part starts with a name"),
+    ],
+)
+def test_what_cannot_be_asked(changes, said):
+    with pytest.raises(InputError, match=said) as error:
+        study(**changes)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_rates_are_evenly_spaced_in_their_logarithm():
+    rates = plan.rates(study(tune="lr=1e-4..1e-1", budget=4))
+    assert rates == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1]) and plan.rates(study()) == []
+
+
+def test_no_study_trains_with_the_seed_of_its_tuning():
+    with pytest.raises(InputError, match="first-seed"):
+        study(first_seed=plan.TUNING_SEED - 7)
+    assert plan.TUNING_SEED not in plan.seeds(study(first_seed=plan.TUNING_SEED - 8))
+
+
+def test_a_study_has_every_flag_of_train_but_what_it_varies():
+    asked = dict(study().items())
+    assert {*dict(Config().items())} - {*asked} == {
+        "loss",
+        "seed",
+        "checkpoint_steps",
+        "keep",
+        "test_on",
+        "tensorboard",
+    }

@@ -1,0 +1,558 @@
+"""The report says what the results hold, the same in HTML, Markdown and CSV, and bears
+every study.
+"""
+
+import copy
+import csv
+import dataclasses
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import study_example
+
+from cnnlab.errors import InputError
+from cnnlab.html import markdown, style, svg
+from cnnlab.metrics import Metric
+from cnnlab.plots import SERIES
+from cnnlab.study import plan, report, statistics
+from cnnlab.study.report import claims, document, figures, numbers, series, tables
+from cnnlab.study.results import values, verdicts
+
+NASTY = "my.loss,a=<b&c|d"
+CLASSES = ["猫 <é>", "dog & $x$", "third|class"]
+
+
+@pytest.fixture(scope="module")
+def studied():
+    """Three losses with a nasty name among them, three conditions, unicode classes; no rate was
+    tuned.
+    """
+    return study_example.results(
+        ("cross_entropy", NASTY, "focal,gamma=2"),
+        class_names=CLASSES,
+        label_noise=(0.0, 0.2, 0.4),
+        seeds=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(studied, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "new"
+    assert [p.name for p in report.write(studied, path)] == [
+        "report.html",
+        "report.md",
+        "results.csv",
+        "verdicts.csv",
+    ]
+    return path
+
+
+def written(results, tmp_path):
+    report.write(results, tmp_path)
+    return (tmp_path / "report.html").read_text("utf-8"), (tmp_path / "report.md").read_text(
+        "utf-8"
+    )
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class Cells(HTMLParser):
+    """The text of every table: rows of cells."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.inside = [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.inside:
+            self.tables[-1][-1][-1] += data
+
+
+def markdown_tables(text):
+    found = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+
+    def unescaped(cell):
+        return re.sub(r"\\(.)", r"\1", cell.strip())
+
+    def split(line):
+        return [unescaped(cell) for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+    return [[split(line) for i, line in enumerate(table.splitlines()) if i != 1] for table in found]
+
+
+def without_groups(table, conditions):
+    """Rows of an HTML table with the heading above them as their first column, as Markdown
+    has it.
+    """
+    found, group = [["condition", *table[0]]], ""
+    for row in table[1:]:
+        if len(row) == 1 and len(table[0]) > 1:
+            group = row[0]
+        else:
+            found.append(["" if row[0] == "total" else group, *row])
+    return found
+
+
+def test_html_and_markdown_hold_the_same_tables(folder):
+    ours = [
+        without_groups(table, 3)
+        for table in Cells((folder / "report.html").read_text("utf-8")).tables
+    ]
+    theirs = markdown_tables((folder / "report.md").read_text("utf-8"))
+    assert len(ours) == len(theirs) == 7
+    assert ours == theirs
+
+
+def test_the_table_of_verdicts_holds_the_numbers_of_verdicts_csv(folder, studied):
+    shown = markdown_tables((folder / "report.md").read_text("utf-8"))[0][1:]
+    full = rows(folder / "verdicts.csv")
+    assert len(shown) == len(full) == 6
+    for text, row in zip(shown, full, strict=True):
+
+        def percent(name, row=row):
+            return 100 * float(row[name])
+
+        def signed(value):
+            return f"{value:+.2f}".replace("-", "−")
+
+        assert text[:2] == [f"label noise {row['label_noise']}", row["loss"]]
+        assert text[2].split()[1] == row["verdict"]
+        assert text[3:5] == [f"{percent('baseline_mean'):.2f}", f"{percent('loss_mean'):.2f}"]
+        assert text[5] == signed(percent("mean"))
+        assert text[6] == f"[{signed(percent('low'))}, {signed(percent('high'))}]"
+        assert text[7:10] == [f"{float(row[name]):.4f}" for name in ("p", "p_holm", "p_equivalent")]
+        assert text[10:12] == [signed(float(row["effect"])), f"{float(row['superiority']):.2f}"]
+        assert text[12] == f"{percent('detectable'):.2f}"
+    assert "better" in {row["verdict"] for row in full}
+
+
+def test_verdicts_csv_is_what_stats_says_to_the_last_bit(folder, studied):
+    for row, verdict in zip(rows(folder / "verdicts.csv"), verdicts(studied), strict=True):
+        for name in (
+            "mean",
+            "low",
+            "high",
+            "p",
+            "p_holm",
+            "p_equivalent",
+            "effect",
+            "superiority",
+            "detectable",
+        ):
+            assert float(row[name]) == getattr(verdict.comparison, name)
+        assert (row["method"], int(row["n"])) == ("t", 8)
+        assert (row["baseline"], row["metric"], float(row["margin"])) == (
+            "cross_entropy",
+            "accuracy",
+            0.01,
+        )
+
+
+def test_results_csv_holds_every_run_to_the_last_bit(folder, studied):
+    found = rows(folder / "results.csv")
+    runs = [(cell, run) for row in studied.cells for cell in row for run in cell.runs]
+    assert len(found) == len(runs) == 72
+    for row, (cell, run) in zip(found, runs, strict=True):
+        assert (row["loss"], int(row["seed"]), row["diverged"]) == (cell.loss, run.seed, "")
+        assert float(row["label_noise"]) == cell.condition["label_noise"]
+        assert float(row["learning_rate"]) == cell.learning_rate
+        assert int(row["epochs"]) == 10
+        for metric in ("accuracy", "nll", "brier", "ece", "top5"):
+            assert float(row[metric]) == run.test[metric]
+
+
+def test_a_varied_field_has_a_column_of_its_own_in_results_csv():
+    found = study_example.results(vary=("lr=0.001,0.01", "epochs=1,2"), seeds=1)
+    head, lines = tables.csv_runs(found)
+    assert head[:2] == ["condition_learning_rate", "condition_epochs"]
+    assert len(set(head)) == len(head) == len(lines[0])
+    assert lines[-1][:2] == [0.01, 2]
+    assert "epoch" not in claims.compared(found).split("conditions")[1].split(")")[1]
+
+
+def test_verdicts_come_first_and_nothing_is_loaded(folder):
+    text = (folder / "report.html").read_text("utf-8")
+    body = text[text.index("<body>") :]
+    headings = re.findall(r"<h2>(.*?)</h2>", body)
+    assert headings[0] == "Verdicts"
+    assert headings[-2:] == ["Compute", "To repeat it"]
+    assert body.index("<table>") < body.index("<figure") < len(body)
+    assert not re.search(r"https?://|<script|<link|@import|src=|javascript:|\son\w+=", text)
+    assert set(re.findall(r'href="([^"]*)"', text)) == set(
+        re.findall(r'href="(#[^"]*|data:image/png;[^"]*)"', text)
+    )
+    assert (folder / "report.md").read_text("utf-8").index("## Verdicts") < 700
+
+
+def test_names_are_escaped(folder):
+    text = (folder / "report.html").read_text("utf-8")
+    assert "=<b" not in text and "<é>" not in text
+    assert html.escape(NASTY) in text.replace("<wbr>", "")
+    assert "dog &amp; $x$" in text and "猫 &lt;é&gt;" in text
+    assert r"my.loss,a=\<b\&c\|d" in (folder / "report.md").read_text("utf-8")
+    HTMLParser().feed(text)
+    assert (
+        markdown.escape("[a](javascript:b) *c* `d` e_f _g_")
+        == r"[a]\(javascript:b) \*c\* \`d\` e_f \_g\_"
+    )
+
+
+def test_svg_ids_do_not_clash_and_every_reference_is_there(folder):
+    text = (folder / "report.html").read_text("utf-8")
+    ids = re.findall(r' id="([^"]*)"', text)
+    definitions = re.findall(r'<(?:path|clipPath|image) id="[^"]*".*?>', text)
+    assert len(set(ids)) == len(set(definitions)), "an id that stands for two things"
+    assert set(re.findall(r'(?:url\(|href=")#([\w-]+)', text)) <= set(ids)
+    assert svg.INK not in text and "currentColor" in text and "var(--s1)" in text
+    assert "DejaVu" not in text and "mathdefault" not in text
+    for element in re.findall(r"<svg[^>]*>", text):
+        assert 'aria-hidden="true"' in element or re.search(
+            r'role="img" aria-label="[^"]+"', element
+        )
+
+
+def test_the_same_results_give_the_same_bytes(folder, studied, tmp_path):
+    report.write(studied, tmp_path)
+    for name in ("report.html", "report.md", "results.csv", "verdicts.csv"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        p.name for p in folder.iterdir()
+    )  # no temporary left
+
+
+def test_time_and_machine_change_nothing_outside_their_sections(folder, studied, tmp_path):
+    other, elsewhere = copy.deepcopy(studied), {"seconds": 3.5, "images_per_second": None}
+    for row in other.cells:
+        for cell in row:
+            cell.versions["machine"] = f"Linux arm64 {cell.loss[0]}"
+        row[:] = [dataclasses.replace(cell, devices="1 x TPU v9", **elsewhere) for cell in row]
+    report.write(other, tmp_path)
+    for name in ("results.csv", "verdicts.csv"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    for name, heading in (("report.html", "<h2>Compute"), ("report.md", "## Compute")):
+        mine, theirs = (
+            (path / name).read_text("utf-8").split(heading) for path in (folder, tmp_path)
+        )
+        assert mine[0] == theirs[0]
+        assert "different machines" in theirs[1] and "different machines" not in mine[1]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(folder, studied, tmp_path, monkeypatch):
+    report.write(studied, tmp_path)
+    monkeypatch.setattr(
+        "cnnlab.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full"))
+    )
+    with pytest.raises(InputError, match="disk full"):
+        report.write(studied, tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == (folder / "report.html").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_rates_that_were_not_tuned_are_said_to_be(folder):
+    for name in ("report.html", "report.md"):
+        text = (folder / name).read_text("utf-8")
+        first = re.split("<h2>|## ", text)[1]
+        assert "The learning rate was not tuned per loss: all losses used 0.001" in first
+        assert "suits the baseline biases every comparison" in first
+        assert "Tuning of" not in text
+
+
+def test_tuned_rates_and_edges(tmp_path):
+    found = study_example.results(tune="lr=1e-4..1e-2", budget=5, seeds=7)
+    text, _ = written(found, tmp_path)
+    assert "not tuned" not in text and "Tuning of the learning rate" in text
+    assert "the best of 5 rates between 0.0001 and 0.01 on the validation split" in text
+    chosen = [cell.learning_rate for cell in found.cells[0]]
+    edges = [cell.loss for cell in found.cells[0] if cell.learning_rate in (1e-4, 1e-2)]
+    assert chosen[0] == 1e-2 and 0 < len(edges) < 3
+    (warning,) = claims.warnings(found)
+    assert "edge of the range for cross_entropy (0.01)" in warning
+    assert [loss in warning for loss in study_example.LOSSES] == [
+        loss in edges for loss in study_example.LOSSES
+    ]
+    wide = study_example.results(tune="lr=1e-6..10", budget=15, seeds=7)
+    assert claims.warnings(wide) == []
+    assert {row[-1] for row in tables.tuning(wide).rows} == {"inside"}
+    assert {row[5] for row in tables.tuning(wide).rows} != {"0"}  # rates that diverged are counted
+
+
+@pytest.mark.parametrize("metric", ["nll", "ece", "brier"])
+def test_other_metrics_carry_the_verdicts_where_asked(metric, tmp_path):
+    found = study_example.results(metric=metric, seeds=6, epochs=2)
+    _, text = written(found, tmp_path)
+    assert "smaller is better" in text and "below 0.5 favours the loss" in text
+    head = markdown_tables(text)[1][0]
+    assert "accuracy (pp)" in head and not any(
+        numbers.scales(found.study)[metric].name in name for name in head
+    )
+    assert len(head) == 1 + 2 * 4
+
+
+def test_too_few_seeds_and_one(tmp_path):
+    found = study_example.results(seeds=1, validation=0.0, label_noise=(0.0, 0.4))
+    text, plain = written(found, tmp_path)
+    needed = statistics.seeds_needed(4)
+    assert "No verdict was possible: 4 comparisons at 1 seed cannot reach p = 0.05" in plain
+    assert f"{needed} seeds are needed (--seeds {needed})" in plain
+    shown = markdown_tables(plain)[0][1:]
+    assert {row[2] for row in shown} == {"○ underpowered"}
+    assert {(row[6], row[10], row[12]) for row in shown} == {("–", "–", "–")}
+    assert not re.search(r"\b(nan|inf)\b", plain) and "± –" not in text
+    assert "Validation accuracy" not in text and "Train accuracy" in text
+    assert "No verdict was possible" not in "".join(claims.warnings(study_example.results(seeds=7)))
+
+
+def test_diverged_runs(tmp_path):
+    lost = {(0, 1): [1, 4], (1, 0): [3], (1, 2): list(range(6))}
+    found = study_example.results(
+        diverged=lost, seeds=6, label_noise=(0.0, 0.4), tune="lr=1e-4..1e-1"
+    )
+    for cell in found.cells[1]:  # a history may hold what is not finite, too
+        history = cell.runs[0].history
+        history[:] = [row | {"train_accuracy": None} for row in history]
+    text, plain = written(found, tmp_path)
+    assert (
+        "2 of 6 runs of mean_squared_error, label noise 0.0: seed 1 (step 77) and 4 (step 77)"
+        in plain
+    )
+    assert "6 of 6 runs of focal,gamma=2" in plain and "1 of 6 runs of cross_entropy" in plain
+    words = {(row[0], row[1]): row[2] for row in markdown_tables(plain)[0][1:]}
+    assert words["label noise 0.0", "mean_squared_error"] == "✗ diverged"
+    assert words["label noise 0.0", "focal,gamma=2"] != "✗ diverged"
+    assert words["label noise 0.4", "mean_squared_error"] == "✗ diverged"  # the baseline did
+    assert "all runs diverged" in text and "2 runs diverged" in text
+    full = rows(tmp_path / "results.csv")
+    assert sum(row["diverged"] == "77" and row["accuracy"] == "" for row in full) == 9
+    assert [row["p"] == "" for row in rows(tmp_path / "verdicts.csv")] == [True, False, True, True]
+
+
+def test_cells_that_do_not_belong_together_are_told(studied):
+    found = copy.deepcopy(studied)
+    assert not [line for line in claims.warnings(found) if "differ" in line and "rate" not in line]
+    found.cells[0][1] = dataclasses.replace(found.cells[0][1], digest="cd" * 32)
+    found.cells[2][0].versions["jax"] = "0.11.0"
+    told = " ".join(claims.warnings(found))
+    assert "digests differ" in told and "jax 0.10.0 and 0.11.0" in told
+    sizes = study_example.results(vary=("image_size=16,32",))
+    # the same images at another size
+    sizes.cells[1][:] = [dataclasses.replace(cell, digest="cd" * 32) for cell in sizes.cells[1]]
+    assert "digests" not in " ".join(claims.warnings(sizes))
+
+
+def test_eight_losses_six_conditions_a_hundred_classes_and_a_long_name(tmp_path):
+    losses = (
+        "cross_entropy",
+        *[f"my_package.my_module.my_quite_long_loss_{i},alpha=0.{i}" for i in range(7)],
+    )
+    found = study_example.results(
+        losses,
+        classes=100,
+        images=200,
+        label_noise=(0.0, 0.4),
+        fraction=(0.1, 0.5, 1.0),
+        seeds=2,
+        epochs=2,
+    )
+    parts = {part.title: part for part in document.sections(found, verdicts(found))}
+    assert {"Accuracy against label noise", "Accuracy against fraction"} <= set(parts)
+    assert "Accuracy against long tail" not in parts
+    assert len(parts["Confusion matrices"].blocks) == 7
+    assert len(figures.seeds(found, 5)) == 2
+    panel = figures.confusion(found, 5, 7)
+    assert "(number)" in panel.svg and "class 42" not in panel.svg
+    assert len(panel.svg) < 30_000
+    assert (
+        len(
+            {
+                (look["color"], str(look["linestyle"]), look["marker"])
+                for look in map(svg.look, range(8))
+            }
+        )
+        == 8
+    )
+    groups = series.along(found, "fraction")
+    assert [others for others, _ in groups] == [{"label_noise": 0.0}, {"label_noise": 0.4}]
+    assert [found.conditions[i]["fraction"] for i in groups[1][1]] == [0.1, 0.5, 1.0]
+
+
+def test_conditions_without_a_sweep_have_no_figure_of_one():
+    found = study_example.results(label_noise=(0.4,), vary=("optimizer=adam,sgd",))
+    assert series.along(found, "label_noise") == []
+
+
+def test_figures_are_drawn_from_what_the_runs_hold():
+    found = study_example.results(seeds=3, diverged={(0, 1): [1]}, classes=4)
+    good, bad = found.cells[0][:2]
+    kept = [run.test for run in bad.runs if run.seed != 1]
+    counts = np.sum([test["confusion"] for test in kept], axis=0)
+    np.testing.assert_allclose(series.confusion(bad), counts / counts.sum(1, keepdims=True))
+    count, confidence, accuracy = series.calibration(good)
+    added = sum(np.array(run.test["calibration"]) for run in good.runs)
+    np.testing.assert_array_equal(count, added[0])
+    np.testing.assert_allclose((confidence * count)[count > 0], added[1][count > 0])
+    np.testing.assert_allclose((accuracy * count)[count > 0], added[2][count > 0])
+    ece = values(good, "ece")
+    text = f"{100 * ece.mean():.2f} ± {100 * ece.std(ddof=1):.2f}"
+    assert figures.reliability(found, 0, 0).caption == f"cross_entropy: ECE {text} %"
+    assert tables.calibration(found).rows[0][-1] == text
+
+
+def test_bands_leave_out_what_is_not_there():
+    table = series.padded([[1.0, 2.0, 3.0], [3.0, float("inf")], [None, 4.0], []])
+    assert table.shape == (4, 3)
+    mean, sd = series.band(table)
+    np.testing.assert_array_equal(mean, [2, 3, 3])
+    np.testing.assert_allclose(sd, [np.sqrt(2), np.sqrt(2), np.nan])
+    assert series.padded([]).shape == (0, 0)
+    assert series.band(series.padded([[None]]))[0].tolist() != [0]
+
+
+def test_means_and_intervals_of_what_diverged_are_not_those_of_the_rest():
+    whole, broken = np.array([0.1, 0.2, 0.6]), np.array([0.1, np.nan, 0.6])
+    assert series.mean(whole) == pytest.approx(0.3)
+    assert series.interval(whole) == tuple(map(float, statistics.interval(whole)))
+    assert series.sd(whole) == whole.std(ddof=1)
+    assert np.isnan([series.mean(broken), *series.interval(broken), series.sd(broken)]).all()
+    assert np.isnan([*series.interval(whole[:1]), series.sd(whole[:1])]).all()
+
+
+def test_colours_stand_out_in_light_and_dark():
+    def luminance(colour):
+        shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (
+            x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in shares
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    for instead, paper in ((style.LIGHT, "#ffffff"), (style.DARK, "#15181c")):
+        for colour in SERIES[:-1]:
+            low, high = sorted((luminance(instead.get(colour, colour)), luminance(paper)))
+            assert (high + 0.05) / (low + 0.05) >= 3, (colour, paper)  # WCAG 1.4.11
+
+
+def test_the_configuration_is_there_as_json(folder, studied):
+    text = (folder / "report.html").read_text("utf-8")
+    blocks = [html.unescape(block) for block in re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)]
+    assert blocks[0] == studied.command
+    assert json.loads(blocks[1]) == study_example.VERSIONS
+    assert json.loads(blocks[2]) == json.loads(json.dumps(studied.study.to_json()))
+
+
+CHECK = """<!doctype html><body><iframe id="f"
+  width="{width}" height="900" src="report.html"></iframe>
+<script>
+f.onload = () => {{
+  const page = f.contentDocument, root = page.documentElement;
+  const closed = root.scrollWidth;
+  page.querySelectorAll('details').forEach(part => part.open = true);
+  const outside = [...page.querySelectorAll('svg text')].filter(text => {{
+    const inner = text.getBoundingClientRect();
+    const outer = text.ownerSVGElement.getBoundingClientRect();
+    return inner.left < outer.left - 2 || inner.right > outer.right + 2 || inner.top < outer.top - 2
+      || inner.bottom > outer.bottom + 2;
+  }});
+  const seen = name => f.contentWindow.getComputedStyle(page.querySelector(name));
+  document.body.textContent = JSON.stringify({{
+    closed, open: root.scrollWidth, outside: outside.map(text => text.textContent),
+    texts: page.querySelectorAll('svg text').length,
+    paper: seen('body').backgroundColor, ink: seen('body').color,
+    label: seen('figure svg text').fill,
+  }});
+}};
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_in_a_browser_nothing_sticks_out_and_text_can_be_read(width, dark, folder, tmp_path):
+    shutil.copy(folder / "report.html", tmp_path / "report.html")
+    (tmp_path / "check.html").write_text(CHECK.format(width=width))
+    flags = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--allow-file-access-from-files",
+    ]
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    where = [
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1400,1000",
+        "--virtual-time-budget=5000",
+    ]
+    command = [
+        "chromium",
+        *flags,
+        scheme,
+        *where,
+        "--dump-dom",
+        f"file://{tmp_path / 'check.html'}",
+    ]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    seen = json.loads(html.unescape(re.search(r"<body>(\{.*\})\s*</body>", dom, re.DOTALL)[1]))
+    assert (seen["closed"], seen["open"]) == (width, width)
+    assert seen["outside"] == [] and seen["texts"] > 100
+    light, black = (
+        ("rgb(228, 231, 234)", "rgb(21, 24, 28)"),
+        ("rgb(28, 31, 35)", "rgb(255, 255, 255)"),
+    )
+    assert (seen["ink"], seen["paper"]) == (light if dark else black)
+    assert seen["label"] == seen["ink"]
+
+
+def test_plan_and_report_name_the_same_metrics(studied):
+    known = plan.metrics(studied.study)
+    assert (
+        list(numbers.scales(studied.study))
+        == list(known)
+        == ["accuracy", "nll", "brier", "ece", "top5"]
+    )
+    assert plan.metric(studied.study) is known["accuracy"]
+
+
+def half(logits, labels, mask):
+    return 0.5 * mask.sum()
+
+
+HALF = Metric(
+    "half", half, larger_is_better=True, margin=0.2, label="one half", unit="cups", digits=3
+)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "half"])
+def test_a_metric_of_your_own_is_reported_like_the_others(metric, tmp_path):
+    found = study_example.results(metrics=("test_report.HALF",), metric=metric, seeds=7, epochs=2)
+    for cell in found.cells[0]:
+        for run in cell.runs:
+            run.test["half"] = 0.5 + run.seed / 100 + 0.3 * (cell.loss == "mean_squared_error")
+    assert plan.margin(found.study) == {"accuracy": 0.01, "half": 0.2}[metric]
+    _, text = written(found, tmp_path)
+    verdict, other = markdown_tables(text)[:2]
+    assert "one half (cups)" in other[0] or metric == "half"
+    if metric == "half":
+        assert "one half (larger is better)" in text
+        assert verdict[1][:5] == ["mean_squared_error", "▲ better", "0.530", "0.830", "+0.300"]
+    assert [float(row["half"]) for row in rows(tmp_path / "results.csv")[:2]] == [0.5, 0.51]

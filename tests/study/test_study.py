@@ -1,0 +1,471 @@
+"""Cells of a study: paired, trained once however many processes there are, the same numbers after
+any kill.
+"""
+
+import dataclasses
+import fcntl
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cnnlab import spec
+from cnnlab.errors import InputError
+from cnnlab.study import cells, folder, plan, results, seeds
+from cnnlab.study.board import Board
+from cnnlab.study.plan import Study
+from cnnlab.training import experiment
+
+pytestmark = pytest.mark.slow
+
+SMALL = Study.of(
+    dataset="tiny", losses=("cross_entropy", "mse"), label_noise=(0.0, 0.3), seeds=2,
+    model="mlp,hidden=[8]",
+    batch_size=32, validation=0.2, epochs=3, learning_rate=0.01, devices=1, progress="off",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def data(tfds_root):
+    with jax.numpy_dtype_promotion("standard"):  # optax.adam mixes types
+        yield
+
+
+def study(tmp_path, **changes):
+    return SMALL.replace(workdir=str(tmp_path / "study"), **changes)
+
+
+def run(asked):
+    return cells.run(asked, Board("off", asked.training.epochs), "COMMAND")
+
+
+def stepped(built, steps):
+    """Where an experiment is after so many steps, each of them a dispatch."""
+    progress = built.start()
+    for item in built.items(0, steps):
+        progress = built.advance(progress, [item])
+    return progress
+
+
+def numbers(found):
+    """All that a study found, without what is of the machine and the hour."""
+    machine = ("seconds", "images_per_second", "devices", "versions")
+    return [
+        [{k: v for k, v in cell.to_json().items() if k not in machine} for cell in row]
+        for row in found.cells
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tfds_root, tmp_path_factory):
+    with jax.numpy_dtype_promotion("standard"):
+        return run(study(tmp_path_factory.mktemp("whole")))
+
+
+def pretend(monkeypatch, whole, trained):
+    """Training that takes no time, and notes what it was asked for."""
+
+    def train(study, cell, *_):
+        trained.append(cell)
+        return dataclasses.replace(whole.cells[0][0], loss=cell.loss, config=cell.config)
+
+    monkeypatch.setattr(cells, "train_cell", train)
+
+
+def test_what_a_cell_holds(whole):
+    assert whole.conditions == [{"label_noise": 0.0}, {"label_noise": 0.3}]
+    for row, condition in zip(whole.cells, whole.conditions, strict=True):
+        for cell, loss in zip(row, SMALL.losses, strict=True):
+            assert (cell.loss, cell.condition, cell.learning_rate) == (loss, condition, 0.01)
+            assert [run.seed for run in cell.runs] == [0, 1] and cell.tuning is None
+            for each in cell.runs:
+                assert each.diverged is None and each.test["count"] == 50
+                assert [row["epoch"] for row in each.history] == [1, 2, 3]
+                assert len(each.gradient_norms) == 5 and min(each.gradient_norms) > 0
+                assert 0 <= each.history[-1]["validation_accuracy"] <= 1
+            assert cell.images == 2 * 3 * 160 and cell.counts["train"] == 160
+            # Two seeds: the variance of being right is a half where they differ, 0 elsewhere.
+            assert 0 <= cell.example_variance <= 0.5
+
+
+def test_a_cell_is_what_train_gives_each_seed_alone(whole):
+    config = plan.config(SMALL, "mse", {"label_noise": 0.3}, seed=1)
+    built = experiment.build(config)
+    wanted = built.test(stepped(built, 15).state)
+    found = whole.cells[1][1].runs[1].test
+    assert found["confusion"] == wanted["confusion"]
+    # 15 float32 steps: parameters agree to some 1e-5 (test_seeds), and so do mean losses of order 1
+    np.testing.assert_allclose(
+        [found[k] for k in ("nll", "brier", "ece")],
+        [wanted[k] for k in ("nll", "brier", "ece")],
+        rtol=1e-4,
+    )
+
+
+def test_seeds_are_paired():
+    """The same weights, images in the same order and the same wrong labels, whichever the loss."""
+    one, two = (
+        experiment.build(plan.config(SMALL, loss, {"label_noise": 0.3}), seeds=[0, 1])
+        for loss in SMALL.losses
+    )
+    mine, theirs = (jax.tree.leaves(built.start().state.params) for built in (one, two))
+    for a, b in zip(mine, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    clean = experiment.build(plan.config(SMALL, "mse", {"label_noise": 0.0}), seeds=[0, 1])
+    wrong = []
+    for a, b, c in zip(one.items(0, 10), two.items(0, 10), clean.items(0, 10), strict=True):
+        for name in ("image", "label"):
+            np.testing.assert_array_equal(a[name], b[name])
+        np.testing.assert_array_equal(a["image"], c["image"])  # noise changes no order
+        wrong.append(a["label"] != c["label"])
+    assert 0.2 < np.mean(wrong) < 0.4
+    images = next(one.items(0, 1))["image"]
+    assert not np.array_equal(images[0], images[1])  # but each seed has its own
+
+
+def test_the_same_study_again_trains_nothing_and_a_larger_one_only_what_is_new(
+    tmp_path, monkeypatch, whole
+):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    trained = []
+    pretend(monkeypatch, whole, trained)
+    assert numbers(run(asked)) == numbers(whole) and not trained
+    run(asked.replace(label_noise=(0.0,)))
+    assert not trained  # the same cells without a condition
+    run(asked.replace(losses=(*asked.losses, "focal"), baseline="focal"))
+    assert [(cell.loss, cell.condition["label_noise"]) for cell in trained] == [
+        ("focal", 0.0),
+        ("focal", 0.3),
+    ]
+    trained.clear()
+    run(asked.replace(epochs=4))
+    assert len(trained) == 4
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 3])
+def test_a_killed_cell_goes_on_and_ends_in_the_same_numbers(tmp_path, monkeypatch, whole, kill_at):
+    class Killed(BaseException):
+        """Not caught by anything, like a kill."""
+
+    class Dying(Board):
+        def epoch(self, row):
+            super().epoch(row)
+            if row["epoch"] == kill_at:
+                raise Killed
+
+    monkeypatch.setattr(seeds, "SAVE_SECONDS", 0.0)
+    asked, seen = study(tmp_path), []
+    for _ in range(2):  # two kills, in two cells or in the same one again
+        with pytest.raises(Killed):
+            cells.run(asked, Dying("off", asked.training.epochs), "COMMAND")
+
+    class Watched(Board):
+        def epoch(self, row):
+            seen.append(row["epoch"])
+
+    found = cells.run(asked, Watched("off", asked.training.epochs), "COMMAND")
+    assert numbers(found) == numbers(whole)
+    assert len(seen) < 12, "nothing had been saved"
+    assert not list(Path(asked.workdir).glob("*.checkpoints"))
+
+
+def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch, whole):
+    asked, trained = study(tmp_path), []
+    (tmp_path / "study/locks").mkdir(parents=True)
+    pretend(monkeypatch, whole, trained)
+    name = folder.cell(asked, "mse", {"label_noise": 0.0}).digest
+    with (tmp_path / "study/locks" / name).open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run(asked) is None
+        assert len(trained) == 3 and ("mse", 0.0) not in [
+            (c.loss, c.condition["label_noise"]) for c in trained
+        ]
+    assert run(asked) is not None and len(trained) == 4
+
+
+def test_shards_share_the_grid_out(tmp_path, monkeypatch, whole):
+    trained = {}
+    for shard in ("2/3", "0/3", "1/3"):
+        pretend(monkeypatch, whole, trained.setdefault(shard, []))
+        found = run(study(tmp_path, shard=shard))
+        assert (found is None) == (shard != "1/3")  # the last to finish has the results
+    assert sorted(map(len, trained.values())) == [1, 1, 2]
+    assert len({cell.digest for part in trained.values() for cell in part}) == 4
+
+
+def test_a_run_that_diverges_is_said_and_not_compared(tmp_path):
+    """Under SGD a rate of 1e18 breaks squared_logits at once; the study goes on."""
+    asked = study(tmp_path, losses=("cross_entropy", "squared_logits"), label_noise=(0.0,),
+        optimizer="sgd",
+                  vary=("learning_rate=0.01,1e25",), seeds=6)  # fmt: skip
+    found = run(asked)
+    sound, broken = found.cells[0][1], found.cells[1][1]
+    assert all(run.diverged is None for run in sound.runs)
+    # the square of 1e25 is no float32
+    assert [run.diverged for run in broken.runs] == [1] * 6
+    assert all(run.test is None for run in broken.runs)
+    assert broken.example_variance is None
+    first, second = results.verdicts(found)
+    assert first.comparison is not None and first.diverged == 0
+    assert second.comparison is None and second.diverged == 6
+    json.dumps([[cell.to_json() for cell in row] for row in found.cells], allow_nan=False)
+
+
+def test_every_cell_is_tuned_with_the_same_budget(tmp_path):
+    asked = study(tmp_path, tune="lr=1e-5..1e-1", budget=3, label_noise=(0.3,))
+    found = run(asked)
+    for cell in found.cells[0]:
+        rates = [trial.learning_rate for trial in cell.tuning]
+        assert rates == pytest.approx([1e-5, 1e-3, 1e-1])
+        best = max(cell.tuning, key=lambda trial: trial.accuracy)
+        assert cell.learning_rate == best.learning_rate
+        assert best.accuracy > cell.tuning[0].accuracy  # nothing is learnt at 1e-5
+    # Each rate is what a run of its own with that rate reaches.
+    config = plan.config(asked, "cross_entropy", {"label_noise": 0.3}, plan.TUNING_SEED)
+    built = experiment.build(config.replace(learning_rate=rates[1]))
+    reached = built.validate(stepped(built, 15).state)["accuracy"]
+    assert found.cells[0][0].tuning[1].accuracy == reached
+
+
+def test_conditions_share_a_compilation(tmp_path, monkeypatch):
+    """Label noise is data: the second condition of a loss, and a tuning as wide as the seeds,
+    compile nothing.
+    """
+    compiled = []
+
+    def note(event, **_):
+        if event == "/jax/compilation_cache/cache_misses":
+            compiled.append(event)
+
+    jax.monitoring.register_event_listener(note)
+    counts = []
+    for noise in ((0.0,), (0.0, 0.1, 0.3)):
+        jax.clear_caches()
+        compiled.clear()
+        run(
+            study(
+                tmp_path,
+                losses=("focal,gamma=1.7", "gce"),
+                label_noise=noise,
+                tune="lr=1e-4..1e-2",
+                budget=2,
+            )
+        )
+        counts.append(len(compiled))
+    assert counts[0] > 0 == counts[1]
+
+
+def constant(logits, labels):
+    """A loss with NaN gradients for equal logits, and NaN for negative ones."""
+    import jax.numpy as jnp
+
+    return jnp.sqrt(logits[..., 0])
+
+
+def of_two(logits, labels):
+    """A loss that bears a batch of two only."""
+    if logits.shape[0] != 2:
+        raise RuntimeError("no")
+    return logits[:, 0]
+
+
+def filters_only(learning_rate):
+    """An optimizer of convolution kernels: a user's, for which another's seeds must not look like a
+    fourth axis.
+    """
+    import optax
+
+    def init(params):
+        if not any(leaf.ndim == 4 for leaf in jax.tree.leaves(params)):
+            raise ValueError("no kernel to train")
+        return optax.EmptyState()
+
+    return optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
+
+
+def test_an_optimizer_sees_the_parameters_of_one_seed(tmp_path):
+    with pytest.raises(
+        InputError, match=r"optimizer 'test_study.filters_only' fails on .*: ValueError: no kernel"
+    ) as e:
+        run(study(tmp_path, optimizer="test_study.filters_only"))
+    assert len(str(e.value).splitlines()) == 1
+    config = plan.config(
+        study(tmp_path, optimizer="test_study.filters_only", model="cnn,widths=[2]"), "mse", {}
+    )
+    experiment.build(config, seeds=[0, 1]).start()
+    experiment.build(config.replace(optimizer="muon"), seeds=[0, 1]).start()
+
+
+@pytest.mark.parametrize(
+    "content", ['{"a": 1}', "[1]", "{", '{"loss": "mse", "runs": [], "digest": ""}']
+)
+def test_a_damaged_cell_is_named(tmp_path, content, whole):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    (path,) = Path(asked.workdir, "cells").glob(
+        f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json"
+    )
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"{path.name}.*delete it") as error:
+        run(asked)
+    assert len(str(error.value).splitlines()) == 1
+    path.unlink()
+    assert numbers(run(asked)) == numbers(whole)
+
+
+def test_cells_of_other_data_or_another_teacher_are_refused(tmp_path, whole):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    (path,) = Path(asked.workdir, "cells").glob(
+        f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json"
+    )
+    held = json.loads(path.read_text())
+    for name in ("digest", "teacher_digest"):
+        path.write_text(json.dumps(held | {name: "0" * 64}))
+        with pytest.raises(InputError, match="other data, or by another teacher"):
+            run(asked)
+    path.write_text(json.dumps(held))
+    assert numbers(run(asked)) == numbers(whole)
+
+
+def test_a_cell_of_a_version_without_some_hyperparameter_is_accepted(tmp_path, monkeypatch, whole):
+    asked, trained = study(tmp_path), []
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    pretend(monkeypatch, whole, trained)
+    for path in Path(asked.workdir, "cells").iterdir():
+        held = json.loads(path.read_text())
+        model, optimizer = (spec.parse(held["config"][name]) for name in ("model", "optimizer"))
+        assert (model.keywords["dropout"], optimizer.keywords["b1"]) == (
+            0.0,
+            0.9,
+        )  # defaults are stored too
+        for name, part, gone in (("model", model, "dropout"), ("optimizer", optimizer, "b1")):
+            kept = {key: value for key, value in part.keywords.items() if key != gone}
+            held["config"][name] = str(spec.Spec(part.name, kept))
+        path.write_text(json.dumps(held))
+    found = run(asked)
+    assert not trained
+    assert [[cell.runs for cell in row] for row in found.cells] == [
+        [cell.runs for cell in row] for row in whole.cells
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "stored", "said"),
+    [
+        ("model", "mlp", "dropout=0.5", "model: mlp,dropout=0.5,hidden=[8] -> mlp,hidden=[8]"),
+        ("optimizer", "adam", "b1=0.8", "optimizer: adam,b1=0.8 -> adam"),
+    ],
+)
+def test_a_cell_of_a_version_with_another_default_is_refused(
+    tmp_path, whole, name, part, stored, said
+):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    (path,) = Path(asked.workdir, "cells").glob(
+        f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json"
+    )
+    held = json.loads(path.read_text())
+    key, _, value = stored.partition("=")
+    then = spec.parse(held["config"][name])
+    assert then.name == part and then.keywords[key] != float(value)
+    held["config"][name] = str(spec.Spec(part, {**then.keywords, key: float(value)}))
+    path.write_text(json.dumps(held))
+    wanted = (
+        f"{path.name} was trained by a version of cnnlab with other defaults ({said}); delete it"
+    )
+    with pytest.raises(InputError, match=re.escape(wanted)) as error:
+        run(asked)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_finished_study_in_a_folder_that_cannot_be_written_is_read(tmp_path, monkeypatch, whole):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    monkeypatch.setattr(folder, "claimed", lambda *_: pytest.fail("locked"))
+    assert numbers(run(asked)) == numbers(whole)
+
+
+def test_the_teacher_is_for_the_losses_that_take_one(tmp_path):
+    asked = study(
+        tmp_path, losses=("cross_entropy", "distillation"), teacher=str(tmp_path / "teacher")
+    )
+    teachers = [folder.config(asked, loss, {}).recipe.teacher for loss in asked.losses]
+    assert teachers == [None, str(tmp_path / "teacher")]
+
+
+def test_a_loss_that_no_rate_trains_is_reported_as_diverged(tmp_path):
+    asked = study(tmp_path, losses=("cross_entropy", "mse"), label_noise=(0.0,), optimizer="sgd",
+                  tune="lr=1e30,1e31".replace(",", ".."), budget=2)  # fmt: skip
+    found = run(asked)
+    assert all(run.diverged is not None for run in found.cells[0][0].runs)
+    assert [trial.accuracy for trial in found.cells[0][0].tuning] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"losses": ("cross_entropy", "test_study.constant")},
+            "test_study.constant gives values that are not finite",
+        ),
+        (
+            {"losses": ("cross_entropy", "jax.numpy.sum")},
+            "must return one value per example|fails on",
+        ),
+        ({"losses": ("cross_entropy", "no.such")}, "no module 'no'"),
+        ({"batch_size": 200}, "--batch-size 200 is larger than the 160 training images"),
+        ({"dataset": "tinny"}, "unknown data set 'tinny'"),
+        (
+            {"losses": ("cross_entropy", "test_study.of_two")},
+            "test_study.of_two fails on a batch of 32",
+        ),
+        (
+            {"vary": ("augment=crop,padding=1,crop,padding=8",)},
+            "must be smaller than the image, 8 pixels",
+        ),
+        ({"vary": ("optimizer=adam,adamm",)}, "did you mean 'adam'"),
+        ({"vary": ("model=mlp,hiden=[8]",)}, "model mlp has no hyperparameter 'hiden'"),
+        ({"metric": "acuracy"}, "unknown metric 'acuracy': did you mean 'accuracy'"),
+        (
+            {"losses": ("cross_entropy", "focal+smoothing"), "label_noise": (0.0,)},
+            "unknown loss transform 'smoothing'",
+        ),
+        ({"devices": 9}, "--devices 9 wanted, but there are 8"),
+        ({"long_tail": (1.0, 10_000.0), "batch_size": 100}, "--batch-size 100 is larger"),
+    ],
+)
+def test_what_is_known_to_fail_is_refused_before_any_training(tmp_path, monkeypatch, changes, said):
+    def build(*_, **__):
+        pytest.fail("trained")
+
+    monkeypatch.setattr(experiment, "build", build)
+    with pytest.raises(InputError, match=said) as error:
+        run(study(tmp_path, **changes))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_announcement_says_how_many_seeds_a_verdict_takes(tmp_path):
+    lines = cells.announcement(study(tmp_path, losses=("cross_entropy", "mse", "focal")))
+    assert lines[0].startswith(
+        "3 losses x 2 conditions x 2 seeds of 3 epochs, 4 comparisons with cross_entropy"
+    )
+    assert any(
+        "at least 8 seeds" in line and "--seeds 8" in line for line in lines
+    )  # 1 + log2(4 / 0.05) = 7.3
+    assert not any("underpowered" in line for line in cells.announcement(study(tmp_path, seeds=7)))
+
+
+def test_spread_is_that_of_the_seeds(whole):
+    cell = whole.cells[0][0]
+    on_test, over_sets = results.spread(cell)
+    accuracies = [run.test["accuracy"] for run in cell.runs]
+    assert (
+        on_test == pytest.approx(np.std(accuracies, ddof=1))
+        and 0 <= over_sets <= on_test * (50 / 49) ** 0.5
+    )

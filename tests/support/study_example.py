@@ -1,0 +1,147 @@
+"""Results of a study that nobody trained: drawn, the same each time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cnnlab.study import plan
+from cnnlab.study.plan import Condition, Study
+from cnnlab.study.results import CellResult, Results, SeedRun, Trial
+
+ECE_BINS = 15
+SHIFTS = (0.0, 0.004, -0.03, 0.012, -0.001, 0.02, 0.006, -0.012)  # of the losses' accuracies
+LOSSES = ("cross_entropy", "mean_squared_error", "focal,gamma=2")
+VERSIONS = {"python": "3.11.9", "jax": "0.10.0", "machine": "Linux x86_64, 2 cores", "flags": {}}
+
+
+def results(
+    losses: tuple[str, ...] = LOSSES,
+    classes: int = 10,
+    images: int = 1000,
+    steps: int = 64,
+    diverged: dict[tuple[int, int], list[int]] | None = None,
+    class_names: list[str] | None = None,
+    **fields: Any,
+) -> Results:
+    """Drawn results.
+
+    Args:
+      losses: to compare.
+      classes: K.
+      images: in the test set.
+      steps: for which the gradient's norm is known.
+      diverged: (condition, loss) by number -> the seeds that diverged there.
+      class_names: K; None for class 0, class 1, ...
+      **fields: of the study: seeds, label_noise, tune, ...
+    """
+    study = Study.of(losses=losses, **fields)
+    names = class_names or [f"class {k}" for k in range(classes)]
+    rows = [
+        [
+            _cell(study, i, j, names, images, steps, (diverged or {}).get((i, j), []))
+            for j in range(len(losses))
+        ]
+        for i in range(len(plan.conditions(study)))
+    ]
+    return Results(
+        study, plan.conditions(study), rows, "python experiments/ablate.py --losses 'a&b' <x>"
+    )
+
+
+def _cell(
+    study: Study, place: int, j: int, names: list[str], images: int, steps: int, lost: list[int]
+) -> CellResult:
+    condition = plan.conditions(study)[place]
+    level = (
+        0.85 - 0.5 * condition.get("label_noise", 0.0) * (1 - 0.15 * j) + SHIFTS[j % len(SHIFTS)]
+    )
+    runs = [
+        _run(study, condition, level, j, seed, names, images, steps, seed in lost)
+        for seed in plan.seeds(study)
+    ]
+    trials, rate = None, study.training.learning_rate
+    if study.tune:
+        best = 10 ** (-1.9 - 0.3 * j)
+        trials = [
+            Trial(r, None if r > 40 * best else level - 0.08 * float(np.log10(r / best)) ** 2)
+            for r in plan.rates(study)
+        ]
+        rate = max(trials, key=lambda trial: trial.accuracy or 0).learning_rate
+    return CellResult(
+        loss=study.losses[j],
+        condition=condition,
+        config={},
+        learning_rate=rate,
+        runs=runs,
+        example_variance=0.02 if study.seeds - len(lost) > 1 else None,
+        tuning=trials,
+        images=45_000 * study.training.epochs * study.seeds,
+        seconds=812.25 + j,
+        images_per_second=45_000 * study.training.epochs * study.seeds / (812.25 + j),
+        parameters=421_642,
+        devices="2 x cpu",
+        versions=dict(VERSIONS),
+        class_names=names,
+        counts={"train": 45_000, "validation": 5_000, "test": images},
+        digest="ab" * 32,
+        teacher_digest=None,
+    )
+
+
+def _run(  # noqa: PLR0913
+    study: Study, condition: Condition, level: float, j: int, seed: int, names: list[str],
+    images: int, steps: int,
+    lost: bool,
+) -> SeedRun:  # fmt: skip
+    rng = np.random.default_rng([seed, 1])  # of the seed: what all losses have in common
+    own = np.random.default_rng([seed, j, plan.conditions(study).index(condition), 2])
+    level = level + 0.006 * rng.standard_normal() + 0.002 * own.standard_normal()
+    history = [
+        {
+            "epoch": e,
+            "step": 351 * e,
+            "train_loss": 1 / e,
+            "train_accuracy": level - 0.4 * 0.6**e + 0.004 * e,
+        }
+        | (
+            {"validation_accuracy": level - 0.45 * 0.6**e + 0.004 * own.standard_normal()}
+            if study.training.validation
+            else {}
+        )
+        for e in range(1, study.training.epochs + 1)
+    ]
+    norms = (1.5 + j) * np.exp(-np.arange(steps) / 30 + 0.25 * own.standard_normal(steps))
+    if lost:
+        return SeedRun(seed, 77, test=None, history=history[: seed % 3], gradient_norms=[])
+    test = _test(level, own, len(names), images)
+    return SeedRun(seed, None, test, history, norms.tolist())
+
+
+def _test(level: float, rng: np.random.Generator, classes: int, images: int) -> dict[str, Any]:
+    true, right = rng.integers(0, classes, images), rng.random(images) < level
+    wrong = (true + 1 + rng.poisson(0.8, images) % (classes - 1)) % classes
+    predicted = np.where(right, true, wrong)
+    confusion = np.zeros((classes, classes), int)
+    np.add.at(confusion, (true, predicted), 1)
+    confidence = np.clip(
+        np.where(right, rng.beta(9, 1, images), rng.beta(4, 2, images)), 1 / classes, 1
+    )
+    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    calibration = np.zeros((3, ECE_BINS))
+    for row, what in zip(calibration, (np.ones(images), confidence, right), strict=True):
+        np.add.at(row, bins, what)
+    accuracy = float(right.mean())
+    return {
+        "count": images,
+        "loss": 0.5,
+        "accuracy": accuracy,
+        "top5": (1 + accuracy) / 2,
+        "nll": 2.2 * (1 - accuracy) + 0.01 * float(rng.standard_normal()),
+        "brier": 1.5 * (1 - accuracy),
+        "ece": float(np.abs(calibration[2] - calibration[1]).sum() / images),
+        "calibration": calibration.tolist(),
+        "per_class_accuracy": [None] * classes,
+        "confusion": confusion.tolist(),
+    }

@@ -1,0 +1,183 @@
+"""One part of each kind, as a user writes them in a file of their own."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cnnlab.losses import cross_entropy, effective_number, focal, ldam, made_for_cosines
+from cnnlab.metrics import Metric
+
+
+class Net(nn.Module):
+    """A network that knows nothing of cnnlab: a number of classes, and its own hyperparameters."""
+
+    num_classes: int
+    features: int = 8
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.Conv(self.features, (3, 3), strides=2)(images)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(self.num_classes)(x.mean((1, 2)))
+
+
+def penalised(logits, labels, alpha=0.1):
+    return cross_entropy(logits, labels) + alpha * jnp.mean(logits**2, -1)
+
+
+def heavy_ball(learning_rate, beta=0.8):
+    return optax.sgd(learning_rate, momentum=beta)
+
+
+def polynomial(peak, total_steps, power=2.0):
+    return optax.polynomial_schedule(peak, 0.0, power, total_steps)
+
+
+def jitter(keys, batch, strength=0.1):
+    noise = jax.vmap(lambda key: jax.random.normal(key, batch["image"].shape[1:]))(keys)
+    return batch | {"image": batch["image"] + strength * noise}
+
+
+def blocks(count=240, size=8):
+    """Three classes of brightness."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    images = (
+        rng.integers(0, 90, (count, size, size, 3)) + 80 * labels[:, None, None, None]
+    ).astype(np.uint8)
+    half = count // 2
+    names = ["dark", "grey", "bright"]
+    return {
+        "train": (images[half:], labels[half:]),
+        "test": (images[:half], labels[:half]),
+        "class_names": names,
+    }
+
+
+def without(dataset, seed, label=0):
+    """A corruption: one class is never seen in training."""
+    kept = dataset.labels[dataset.positions] != label
+    return dataclasses.replace(dataset, positions=dataset.positions[kept])
+
+
+def smallest_first(logits, labels, mask):
+    return jnp.sum(jnp.where(mask, jnp.argsort(logits, -1)[:, 0] != labels, 0), dtype=jnp.int32)
+
+
+not_last = Metric("not_last", smallest_first, larger_is_better=True, margin=0.02)
+
+
+def within(k=2):
+    """A metric with a hyperparameter: the share of images whose class is among the k largest
+    logits.
+    """
+
+    def hits(logits, labels, mask):
+        own = jnp.take_along_axis(logits, labels[:, None], -1)
+        return jnp.sum((jnp.sum(logits > own, -1) < k) & mask, dtype=jnp.int32)
+
+    return Metric(f"top{k}_of_mine", hits, larger_is_better=True)
+
+
+# What losses of papers ask for.
+
+
+@made_for_cosines
+def deferred_ldam(logits, labels, class_counts, epoch, start=160):
+    """LDAM-DRW (Cao et al., 2019): LDAM, its classes weighted by their effective numbers from an
+    epoch on.
+    """
+    weights = jnp.where(epoch >= start, jnp.asarray(effective_number(class_counts)), 1.0)
+    return weights.astype(logits.dtype)[labels] * ldam(logits, labels, class_counts)
+
+
+def focal_schedule(logits, labels, epoch, change=100):
+    """Focal loss with gamma 5 before an epoch and 3 after it (Mukhoti et al., 2020: FLSD)."""
+    return jnp.where(
+        epoch < change, focal(logits, labels, gamma=5.0), focal(logits, labels, gamma=3.0)
+    )
+
+
+def faded(logits, labels, progress):
+    """Cross-entropy that fades from 1 to 3 times its size over the run."""
+    return (1 + 2 * progress) * cross_entropy(logits, labels)
+
+
+def compact(logits, labels, features, weight=0.01):
+    """Cross-entropy and a pull of the features towards zero."""
+    return cross_entropy(logits, labels) + weight * jnp.sum(features**2, -1)
+
+
+# Other forms of parts.
+
+
+class Outer:
+    class Inner:
+        @staticmethod
+        def deep(logits, labels, alpha=1):
+            return alpha * cross_entropy(logits, labels)
+
+
+class Scaled:
+    """A loss as a class: made of its hyperparameters, called with logits and labels."""
+
+    def __init__(self, factor=2):
+        self.factor = factor
+
+    def __call__(self, logits, labels, progress):
+        return self.factor * (1 + progress) * cross_entropy(logits, labels)
+
+
+def words(logits, labels, kinds=("a", "b"), flags=(True, False)):
+    assert kinds == ("x", "y") and flags == (False, True)
+    return cross_entropy(logits, labels)
+
+
+class WithoutLayers(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return (
+            self.param("bias", nn.initializers.zeros, (1, self.num_classes))
+            + images.mean((1, 2, 3))[:, None]
+        )
+
+
+def python_schedule(peak, total_steps):
+    return lambda step: peak if step < total_steps / 2 else peak / 10
+
+
+def vector_schedule(peak):
+    return lambda step: peak * jnp.ones(3)
+
+
+def python_rate(learning_rate):
+    return optax.sgd(float(learning_rate(0)))
+
+
+# Augmentations that do not keep their contract.
+
+
+def shrunk(keys, batch):
+    return batch | {"image": batch["image"][:, ::2, ::2]}
+
+
+def halved(keys, batch):
+    return batch | {"index": batch["index"][::2]}
+
+
+def forgetful(keys, batch):
+    return {"image": batch["image"], "label": batch["label"]}
+
+
+def odd_labels(keys, batch):
+    return batch | {"label": batch["label"].astype(jnp.float32)}
+
+
+def of_features(logits, labels, features):
+    return cross_entropy(logits, labels)

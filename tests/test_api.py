@@ -1,0 +1,204 @@
+"""cnnlab.train, evaluate and load: objects in, a run out."""
+
+import dataclasses
+import re
+from functools import partial
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import user_parts
+
+import cnnlab
+from cnnlab import augment, parts
+from cnnlab.config import Config
+from cnnlab.data.dataset import Dataset
+from cnnlab.data.source import open_dataset
+from cnnlab.errors import InputError
+from cnnlab.losses import focal
+from cnnlab.models import CNN, MLP
+from cnnlab.optim import sgd
+from cnnlab.training import run as runs
+
+SMALL = {"batch_size": 20, "epochs": 2, "validation": 0.0, "devices": 1}
+
+
+@pytest.fixture
+def tiny(tfds_root) -> Dataset:
+    return open_dataset("tiny")
+
+
+@pytest.fixture(autouse=True)
+def ordinary():
+    """optax and flax mix types where JAX lets them."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def twice(logits, labels):
+    return 2 * optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def same_weights(one, other):
+    jax.tree.map(
+        np.testing.assert_array_equal, one.network.state.params, other.network.state.params
+    )
+
+
+@pytest.mark.slow
+def test_objects_are_the_parts_that_their_specs_name(tiny):
+    """The same run, bit for bit, whichever way it is asked for."""
+    by_name = cnnlab.train(
+        "tiny", "mlp,hidden=[8]", "focal,gamma=3", "sgd,momentum=0.5", schedule="constant",
+        augment="flip+crop,padding=1", **SMALL,
+    )  # fmt: skip
+    by_object = cnnlab.train(
+        tiny, MLP(hidden=(8,)), partial(focal, gamma=3.0), partial(sgd, momentum=0.5),
+        schedule="constant", augment=[augment.flip, partial(augment.crop, padding=1)], **SMALL,
+    )  # fmt: skip
+    same_weights(by_name, by_object)
+    assert by_name.test == by_object.test and len(by_object.history) == 2
+    recipe = by_object.config.recipe
+    assert (recipe.dataset, recipe.model, recipe.loss) == (
+        "tiny",
+        "mlp,hidden=[8]",
+        "focal,gamma=3.0",
+    )
+    assert recipe.augment == "flip+crop,padding=1"
+
+
+@pytest.mark.slow
+def test_a_transformation_is_used_as_it_is(tiny):
+    one = cnnlab.train(tiny, "mlp,hidden=[8]", optimizer=optax.sgd(0.05), **SMALL)
+    other = cnnlab.train(
+        tiny, "mlp,hidden=[8]", optimizer="optax.sgd", schedule="constant", learning_rate=0.05,
+        **SMALL,
+    )  # fmt: skip
+    same_weights(one, other)
+    assert one.config.recipe.optimizer == "object"
+
+
+def test_what_only_this_program_has_is_taken(tiny):
+    class Net(nn.Module):
+        num_classes: int
+        width: int = 4
+
+        @nn.compact
+        def __call__(self, images, *, train):
+            return nn.Dense(self.num_classes)(nn.Dense(self.width)(images.reshape(len(images), -1)))
+
+    def shifted(keys, batch):
+        return batch | {"image": batch["image"] + 1}
+
+    share = user_parts.within(k=2)
+    run = cnnlab.train(
+        tiny, Net(3, width=5), lambda logits, labels: twice(logits, labels), metrics=[share],
+        augment=shifted, **SMALL,
+    )  # fmt: skip
+    assert run.config.recipe.model == run.config.recipe.loss == "object"
+    kernels = {layer["kernel"].shape for layer in run.network.state.params.values()}
+    assert kernels == {(8 * 8 * 3, 5), (5, 3)}
+    assert share.name in run.test
+
+
+@pytest.mark.slow
+def test_arrays_are_a_data_set():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 60)
+    images = (labels[:, None, None, None] * 80 + rng.integers(0, 40, (60, 8, 8, 1))).astype(
+        np.uint8
+    )
+    data = {
+        "train": (images[:40], labels[:40]), "test": (images[40:], labels[40:]),
+        "class_names": ["a", "b", "c"],
+    }  # fmt: skip
+    run = cnnlab.train(data, "mlp,hidden=[8]", **SMALL | {"epochs": 20, "learning_rate": 0.02})
+    assert run.test["accuracy"] > 0.9 and run.test["count"] == 20
+    logits = run.network.logits(images[40:])
+    assert np.mean(np.argmax(logits, -1) == labels[40:]) == pytest.approx(run.test["accuracy"])
+    fewer = data | {"test": (images[40:50], labels[40:50])}
+    assert cnnlab.evaluate(run, fewer)["count"] == 10
+    with pytest.raises(InputError, match="other classes or images"):
+        cnnlab.evaluate(run, data | {"class_names": ["a", "b", "d"]})
+
+
+@pytest.mark.slow
+def test_a_run_in_a_folder_is_resumed_loaded_and_evaluated(tiny, tmp_path):
+    settings = {"model": MLP(hidden=(8,)), **SMALL, "workdir": str(tmp_path / "run")}
+    run = cnnlab.train(tiny, **settings)
+    assert run.path == tmp_path / "run" and (run.path / "curves.png").exists()
+    in_memory = cnnlab.train(tiny, **settings | {"workdir": None})
+    same_weights(run, in_memory)
+    loaded = cnnlab.load(run.path)
+    same_weights(run, loaded)
+    assert loaded.test == run.test and loaded.config.recipe.seed == run.config.recipe.seed
+    assert [row["train_loss"] for row in loaded.history] == [
+        row["train_loss"] for row in run.history
+    ]
+    assert cnnlab.evaluate(run.path) == cnnlab.evaluate(run) == run.test
+    again = cnnlab.train(tiny, **settings)  # it has ended: nothing is trained
+    assert again.history == loaded.history
+    with pytest.raises(InputError, match="another configuration: learning_rate"):
+        cnnlab.train(tiny, **settings, learning_rate=0.5)
+
+
+def test_a_folder_needs_parts_with_names(tiny, tmp_path):
+    with pytest.raises(InputError, match="this loss has no name"):
+        cnnlab.train(tiny, "mlp", lambda z, y: twice(z, y), workdir=str(tmp_path / "run"), **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"los": "mse"}, "unknown setting 'los': did you mean 'loss'"),
+        ({"loss": "focl"}, "did you mean 'focal'"),
+        ({"loss": partial(focal, gama=2)}, "no hyperparameter 'gama'"),
+        ({"epochs": 0}, "--epochs must lie in"),
+    ],
+)
+def test_what_cannot_be_asked_is_an_input_error(tiny, settings, words):
+    with pytest.raises(InputError, match=words):
+        cnnlab.train(tiny, **SMALL | settings)
+
+
+def test_a_module_s_fields_are_hyperparameters_where_they_differ():
+    part = parts.part_of("model", CNN(widths=(8,), num_classes=7, dropout=0.25))
+    assert str(part) == "cnn,widths=[8],dropout=0.25"
+    assert str(parts.part_of("model", CNN())) == str(parts.part_of("model", CNN)) == "cnn"
+    assert parts.part_of("loss", user_parts.penalised).name == "user_parts.penalised"
+    assert parts.part_of("loss", partial(focal, gamma=jnp.ones(3))).name == parts.OBJECT
+
+
+@pytest.mark.slow
+def test_the_readme_s_example_runs(capsys):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (code,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+        if "cnnlab.train(" in block
+    ]
+    assert len(code.splitlines()) <= 30
+    exec(code, {"images": np.zeros((2, 32, 32, 3), np.uint8)})
+    said = capsys.readouterr().out
+    accuracy = float(re.fullmatch(r"test accuracy (\S+)%, train loss \d\.\d+\n", said)[1])
+    assert accuracy > 25  # measured: 41 %
+
+
+@pytest.mark.slow
+def test_training_says_nothing(tiny, capfd):
+    cnnlab.train(tiny, "mlp,hidden=[4]", **SMALL | {"epochs": 1})
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_runs_are_what_the_scripts_make(tiny):
+    config = Config.of(dataset="tiny", model="mlp,hidden=[8]", **SMALL)
+    _, progress = runs.in_memory(config)
+    run = cnnlab.train(tiny, "mlp,hidden=[8]", **SMALL)
+    jax.tree.map(np.testing.assert_array_equal, progress.state.params, run.network.state.params)
+    assert dataclasses.asdict(run.config)["recipe"]["epochs"] == 2

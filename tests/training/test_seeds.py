@@ -1,0 +1,143 @@
+"""Many seeds in one program take the steps that each would take alone; the data is there once."""
+
+import functools
+import gc
+
+import jax
+import numpy as np
+import pytest
+from jax_modes import lenient, quick_compile
+from stepping import stepped
+
+from cnnlab.config import Config, Machine
+from cnnlab.errors import InputError
+from cnnlab.training import devices, experiment, network
+
+SEEDS = (3, 0, 7, 11)
+# Everything that draws or reduces over the batch; 32 images a step, four steps an epoch.
+CONFIG = Config.of(
+    dataset="tiny",
+    model="cnn,widths=[4],hidden=[6],batch_norm=true,dropout=0.3",
+    augment="flip+crop,padding=1+mixup,alpha=0.4",
+    batch_size=32,
+    validation=0.2,
+    epochs=5,
+    label_noise=0.3,
+    fraction=0.8,
+)
+
+
+@pytest.fixture(autouse=True)
+def strict_but_for_optax(tfds_root, monkeypatch):
+    build = network.build_optimizer
+
+    def build_leniently(*arguments):
+        return lenient(build(*arguments))
+
+    monkeypatch.setattr(network, "build_optimizer", build_leniently)
+
+
+def taken(config, seeds, steps, dtype):
+    """Each seed's state, totals and validation after `steps`, on the host, in the order of the
+    seeds.
+    """
+    double = dtype == "float64"
+    with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), quick_compile(double):
+        built, progress = stepped(config, seeds, steps, dtype)
+        validation = built.validate(progress.state)
+        state, totals = jax.device_get((progress.state, progress.totals))
+    if seeds is None:
+        return [(state, totals, validation)]
+
+    def of_one_seed(i):
+        return jax.tree.map(lambda leaf: leaf[i], (state, totals))
+
+    return [(*of_one_seed(i), validation[i]) for i in range(len(seeds))]
+
+
+@functools.cache
+def alone(seed, steps, dtype):
+    config = CONFIG.replace(seed=seed, parallel="jit")
+    return taken(config, None, steps, dtype)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("steps", "dtype", "tolerance"), [(5, "float32", 1e-5), (20, "float64", 1e-10)]
+)
+@pytest.mark.parametrize(
+    ("devices", "seeds", "at_once"),
+    [
+        (1, 2, 1),  # one device, in turn
+        (4, 4, 1),  # a device for each
+        (8, 4, 3),  # two devices for each, several steps a dispatch
+        (2, 3, 1),  # no sharing of seeds: the batch over both
+    ],
+)
+def test_together_as_alone(devices, seeds, at_once, steps, dtype, tolerance):
+    config = CONFIG.replace(devices=devices, dispatch_steps=at_once)
+    together = taken(config, SEEDS[:seeds], steps, dtype)
+    assert len(together) == seeds
+    for seed, found in zip(SEEDS, together, strict=False):
+        wanted = alone(seed, steps, dtype)
+        paths = jax.tree_util.tree_leaves_with_path(wanted[:2])
+        for (path, theirs), ours in zip(paths, jax.tree.leaves(found[:2]), strict=True):
+            assert ours.dtype == theirs.dtype
+            scale = (
+                steps * CONFIG.recipe.batch_size if "'loss'" in jax.tree_util.keystr(path) else 1
+            )  # a sum over examples
+            np.testing.assert_allclose(
+                ours, theirs, rtol=0, atol=tolerance * scale, err_msg=f"{seed} {path}"
+            )
+        assert found[2]["count"] == wanted[2]["count"] == 40
+        np.testing.assert_allclose(found[2]["nll"], wanted[2]["nll"], rtol=1e-4)
+    kernels = [state.params["Conv_0"]["kernel"] for state, _, _ in together]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.01  # the seeds differ
+
+
+@pytest.mark.slow
+def test_seeds_are_trained_together_where_that_is_faster(monkeypatch):
+    """vmap, as on an accelerator, gives what one after another gives."""
+    with monkeypatch.context() as patch:
+        patch.setattr(devices.Layout, "platform", "gpu")
+        together = taken(CONFIG.replace(devices=2, dispatch_steps=2), SEEDS, 5, "float32")
+    for seed, found in zip(SEEDS, together, strict=True):
+        for theirs, ours in zip(
+            jax.tree.leaves(alone(seed, 5, "float32")[0]), jax.tree.leaves(found[0]), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_no_copy_of_the_images_for_a_seed():
+    """However many seeds: one array of images among all that live on the devices."""
+    config = CONFIG.replace(devices=1, model="softmax_regression")
+    built = experiment.build(config, seeds=SEEDS)
+    built.advance(built.start(), list(built.items(0, 1)))
+    gc.collect()
+    images = {
+        array.unsafe_buffer_pointer()
+        for array in jax.live_arrays()
+        if array.shape[-2:] == (200, 8 * 8 * 3)
+    }
+    assert len(images) == 1
+
+
+def test_layouts_of_seeds():
+    def shape(machine, batch_size, seeds):
+        return dict(devices.layout(machine, batch_size, seeds).mesh.shape)
+
+    assert shape(Machine(), 128, 8) == {"seed": 8, "data": 1}
+    assert shape(Machine(), 64, 4) == {"seed": 4, "data": 2}
+    assert shape(Machine(), 128, 3) == {"seed": 3, "data": 2}
+    assert shape(Machine(devices=2), 128, 3) == {"seed": 1, "data": 2}
+    assert shape(Machine(), 20, 8) == {"seed": 8, "data": 1}
+    assert shape(Machine(parallel="jit"), 20, 8) == {"seed": 1, "data": 1}
+    with pytest.raises(InputError, match="pmap"):
+        devices.layout(Machine(parallel="pmap", devices=2), 128, 2)
+
+
+@pytest.mark.parametrize("seeds", [[], [1.5], [-1], [2**32]])
+def test_seeds_that_cannot_be(seeds):
+    with pytest.raises(InputError, match="seeds must be whole numbers"):
+        experiment.build(CONFIG, seeds=seeds)
