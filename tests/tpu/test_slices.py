@@ -196,6 +196,7 @@ def plan(*flags, path=None):
     )
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize(
     ("flags", "collectives", "mesh"),
@@ -248,6 +249,7 @@ def initial(_, key):
     return models.CNN(10).init(key, np.zeros((1, 32, 32, 3), np.float32))["params"]
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_what_does_not_fit_says_what_would(tmp_path):
     """A resident data set of 19 GB for chips of 16 GiB, whatever the batch."""
@@ -306,6 +308,7 @@ def test_what_does_not_fit_says_what_would(tmp_path):
         ),
     ],
 )
+@pytest.mark.slow
 @needs_libtpu
 def test_plans_that_cannot_be(flags, words):
     run = plan("--topology", "v5e:2x4", "--devices", "8", *flags)
