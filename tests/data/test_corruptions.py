@@ -14,6 +14,12 @@ K, N = 10, 20_000
 LABELS = np.random.default_rng(0).permutation(np.arange(N, dtype=np.int32) % K)
 
 
+def changed(before, after):
+    """The fields that are not the very same objects."""
+    names = [field.name for field in dataclasses.fields(before)]
+    return [name for name in names if getattr(before, name) is not getattr(after, name)]
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.4, 0.8])
 def test_symmetric_noise(rate):
     noisy = corruptions.symmetric_noise(LABELS, rate, K, seed=3)
@@ -112,7 +118,7 @@ def test_label_noise_changes_the_targets_alone():
     before = a_dataset()
     after = corruptions.label_noise(before, 3, 0.4)
     np.testing.assert_array_equal(after.targets, corruptions.symmetric_noise(LABELS, 0.4, K, 3))
-    assert dataclasses.replace(after, targets=before.targets) == before  # the same arrays
+    assert changed(before, after) == ["targets"]
     np.testing.assert_array_equal(after.class_counts(), before.class_counts())
 
 
@@ -143,7 +149,7 @@ def test_thinning_chooses_among_what_there_is(corrupt, arguments, wanted):
     np.testing.assert_array_equal(
         after.positions, corruptions.subset(LABELS, before.positions, counts, 5)
     )
-    assert dataclasses.replace(after, positions=before.positions) == before
+    assert changed(before, after) == ["positions"]
     other = corruptions.CORRUPTIONS[corrupt](before, 6, **arguments)
     np.testing.assert_array_equal(other.class_counts(), counts)
     assert set(other.positions) != set(after.positions)
