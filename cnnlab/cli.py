@@ -25,7 +25,7 @@ T = TypeVar("T")
 STARTED = time.monotonic()
 
 EXIT_INPUT = 2  # what was asked for cannot be done as asked
-# SIGTERM: saved and stopped; run the same command to go on (sysexits' EX_TEMPFAIL)
+# SIGTERM: saved and stopped; run the same command to resume (sysexits' EX_TEMPFAIL)
 EXIT_PREEMPTED = supervise.EXIT_LOST
 EXIT_INTERRUPTED = 130  # Ctrl-C: saved and stopped
 
@@ -147,7 +147,7 @@ def main(
     alone: Mapping[str, Callable[[list[str]], object]] | None = None,
     several: bool = False,
 ) -> None:
-    """Parse the flags, run `body`, and exit: one line for what the user can mend, a traceback for
+    """Parse the flags, run `body`, and exit: one line for what the user can fix, a traceback for
     what we must.
 
     Args:
@@ -178,7 +178,7 @@ def main(
 
 
 def _end(error: BaseException) -> None:
-    """Exit with one line for what the user can mend; otherwise raise the error again."""
+    """Exit with one line for what the user can fix; otherwise raise the error again."""
     match error:
         case Stopped():
             _exit(str(error), error.status)

@@ -263,7 +263,7 @@ class Output(Settings):
     checkpoint_steps: Size = 0
     """Steps between checkpoints within an epoch; 0: at the end of each epoch only."""
     keep: Count = 2
-    """Newest checkpoints kept, beside the best."""
+    """Newest checkpoints kept, besides the best."""
     test_on: Annotated[str, WEIGHTS] = "last"
     """Weights to test: last, or best (on validation)."""
     tensorboard: bool = True

@@ -1,4 +1,4 @@
-"""Exceptions for what a user can mend: the command line prints them as a single line and exits with
+"""Exceptions for what a user can fix: the command line prints them as a single line and exits with
 status 2.
 """
 

@@ -29,7 +29,7 @@ def main(config: Config) -> None:
     from cnnlab.training import run
 
     console = Console(config.output.progress)
-    summary = run.in_folder(config, path, console).summary
+    summary = run.in_folder(config, path, console, started=cli.STARTED).summary
     console.say(report(summary, path))
 
 

@@ -29,7 +29,7 @@ from cnnlab.types import Device
 T = TypeVar("T")
 
 AXIS, SEEDS = "data", "seed"
-SHARED, BATCH, PER_SEED = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(SEEDS)
+SHARED, BATCH = PartitionSpec(), PartitionSpec(AXIS)
 
 
 def formulation(platform: str) -> str:
@@ -143,7 +143,7 @@ class Layout:
           specs: for each argument the axes of its arrays, from the first: AXIS where the batch is
             shared out, SEEDS (first only) where each seed has its own and the step sees one, None
             elsewhere. SHARED: the same for all.
-          result: of all results: SHARED, the same on every device, or PER_SEED.
+          result: of all results: SHARED, the same on every device, or one of each seed.
           donate: arguments whose memory the result may take over.
 
         Returns:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax import monitoring
 
-from cnnlab import cli, files, models
+from cnnlab import files, models
 from cnnlab.checkpoint.manager import Checkpoints
 from cnnlab.config import Config
 from cnnlab.console import Console
@@ -130,7 +130,11 @@ def load(path: Path, weights: str = "last") -> Run:
 
 
 def in_folder(
-    config: Config, path: Path, console: Console | None = None, parts: Parts | None = None
+    config: Config,
+    path: Path,
+    console: Console | None = None,
+    parts: Parts | None = None,
+    started: float | None = None,
 ) -> Run:
     """Train in a run folder, from where it was stopped if it was, and test once at the end.
 
@@ -139,12 +143,13 @@ def in_folder(
       path: of the folder, already checked (`run_folder.check`).
       console: shows progress and one line per epoch.
       parts: of the run; None: those that the configuration names.
+      started: when the command started, by time.monotonic; None: now.
 
     Raises:
       InputError: as `experiment.build` and `RunFolder`. Stopped, Diverged: as `loop.fit`.
     """
     console = console or Console("off")
-    compilation = _CompileTime()
+    start = _Start(started)
     experiment = agree.together(lambda: experiments.build(config, console, parts=parts))
     agree.agree("the data set", experiment.facts.to_json())
     agree.agree("a file of yours", experiment.parts.sources())
@@ -155,7 +160,7 @@ def in_folder(
         Checkpoints(path / "checkpoints", keep=config.output.keep) as checkpoints,
     ):
         saver = Saver(checkpoints, config.output.checkpoint_steps, command=run_folder.command())
-        progress = train(experiment, saver, Kept(experiment, console, folder, compilation), console)
+        progress = train(experiment, saver, Kept(experiment, console, folder, start), console)
         tested, step = _to_test(config, saver, progress, console)
         result = cast(Metrics, experiment.test(tested.state, console))  # of one seed
         summary = {
@@ -224,15 +229,9 @@ class Spoken(Observer):
 class Kept(Spoken):
     """Says also how a run was found and how long it took to start, and records it in its folder."""
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        console: Console,
-        folder: RunFolder,
-        compilation: _CompileTime,
-    ):
+    def __init__(self, experiment: Experiment, console: Console, folder: RunFolder, start: _Start):
         super().__init__(experiment, console)
-        self.folder, self.compilation = folder, compilation
+        self.folder, self.start = folder, start
 
     def begun(self, progress: Progress, rejected: Sequence[str]) -> None:
         experiment, say = self.experiment, self.console.say
@@ -255,9 +254,9 @@ class Kept(Spoken):
 
     def first_step(self, progress: Progress) -> None:
         jax.block_until_ready(progress.state)
-        seconds = time.monotonic() - cli.STARTED
+        seconds = time.monotonic() - self.start.began
         self.console.say(
-            f"first step finished after {seconds:.2f} s, {self.compilation.seconds:.2f} s of it "
+            f"first step finished after {seconds:.2f} s, {self.start.compiling:.2f} s of it "
             "compilation"
         )
 
@@ -266,16 +265,17 @@ class Kept(Spoken):
         super().epoch(row)
 
 
-class _CompileTime:
-    """The seconds of all compilations from now on, or of reading them from the cache."""
+class _Start:
+    """When a run began, and the seconds of its compilations, or of reading them from the cache."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    def __init__(self, began: float | None) -> None:
+        self.began = time.monotonic() if began is None else began
+        self.compiling = 0.0
         monitoring.register_event_duration_secs_listener(self._note)
 
     def _note(self, event: str, duration_secs: float, **_: object) -> None:
         if event == COMPILING:
-            self.seconds += duration_secs
+            self.compiling += duration_secs
 
 
 def describe_devices(config: Config, experiment: Experiment) -> str:
