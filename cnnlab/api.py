@@ -71,16 +71,18 @@ def train(
     Raises:
       InputError: whatever cannot be done. Stopped, Diverged: as `loop.fit`.
     """
-    given = {"dataset": data, "model": model, "loss": loss, "optimizer": optimizer}
-    given |= {"schedule": schedule, "augment": augment, "metrics": metrics or None}
-    texts = {name: _as_setting(name, thing) for name, thing in given.items() if _is_text(thing)}
+    settings_of = {"dataset": data, "model": model, "loss": loss, "optimizer": optimizer}
+    settings_of |= {"schedule": schedule, "augment": augment, "metrics": metrics or None}
+    texts = {
+        name: _as_setting(name, thing) for name, thing in settings_of.items() if _is_text(thing)
+    }
     objects = {
         name: _parts_of(name, thing)
-        for name, thing in given.items()
+        for name, thing in settings_of.items()
         if thing is not None and name not in texts
     }
-    for name, found in objects.items():
-        texts[name] = _as_setting(name, [str(part) for part in found])
+    for name, part_list in objects.items():
+        texts[name] = _as_setting(name, [str(part) for part in part_list])
     config = Config.of(**{"tensorboard": False} | settings | texts)
     resolved = parts.resolve(config.recipe, objects)
     console = Console(cast(str, settings.get("progress", "silent")))

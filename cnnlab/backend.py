@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from cnnlab.errors import InputError
 from cnnlab.types import Device
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4  # of malloc.h
 
 
 def start() -> list[Device]:
@@ -73,7 +74,8 @@ def _keep_freed_memory() -> None:
 def silent(descriptor: int) -> Iterator[None]:
     """Drop what is written to a file descriptor, by C++ too."""
     sys.stdout.flush()
-    kept, nowhere = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
+    kept = os.dup(descriptor)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     try:
         yield

@@ -37,7 +37,8 @@ class _Programs:
     """
 
     def __init__(self, path: Path):
-        self._path, self._tidied = path, False
+        self._path = path
+        self._tidied = False
 
     def get(self, key: str) -> bytes | None:
         body = verified.read(self._path / key)

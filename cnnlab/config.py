@@ -396,7 +396,7 @@ def flag(name: str) -> str:
 
 def names(section: type) -> frozenset[str]:
     """The names of a dataclass's fields."""
-    return frozenset(each.name for each in dataclasses.fields(section))
+    return frozenset(field.name for field in dataclasses.fields(section))
 
 
 def value_types(hint: Any) -> tuple[type, ...]:
@@ -426,7 +426,7 @@ def _placed(
 
 
 def _fields(section: Settings) -> list[tuple[str, object]]:
-    return [(each.name, getattr(section, each.name)) for each in dataclasses.fields(section)]
+    return [(field.name, getattr(section, field.name)) for field in dataclasses.fields(section)]
 
 
 def _tuples(values: Mapping[str, object]) -> dict[str, object]:

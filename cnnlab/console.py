@@ -55,13 +55,15 @@ class Console:
             ]
             columns += [progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[note]}")]
             with progress.Progress(*columns, transient=True) as bar:
-                task, self._bar = bar.add_task(what, total=total, completed=done, note=""), bar
+                task = bar.add_task(what, total=total, completed=done, note="")
+                self._bar = bar
                 try:
                     yield lambda n=1, note="": bar.update(task, advance=n, note=note)
                 finally:
                     self._bar = None
             return
-        state, of = [done, time.monotonic()], f"/{total}" if total else ""
+        state = [done, time.monotonic()]
+        of = f"/{total}" if total else ""
 
         def advance(n: int = 1, note: str = "") -> None:
             state[0] += n

@@ -156,12 +156,12 @@ def features_shape(part: Part, model: nn.Module, image_shape: Sequence[int]) -> 
             model.apply(variables, images, train=False)
         return last.get("input")
 
-    found = jax.eval_shape(run, _key(), jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
-    if found is None:
+    features = jax.eval_shape(run, _key(), jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
+    if features is None:
         raise InputError(
             f"model '{part}' calls no layer, and so has no features for a loss that asks for them"
         )
-    return found.shape
+    return features.shape
 
 
 def check_schedule(part: Part, build: Callable[[jax.Array], optax.Schedule]) -> None:
@@ -256,7 +256,8 @@ def check_augmentation(
     Raises:
       InputError: it fails, or changes what it must not.
     """
-    name, images = operation.name, batch["image"]
+    name = operation.name
+    images = batch["image"]
     try:
         changed = jax.eval_shape(
             lambda batch, key: augment.apply([operation], batch, key, key), batch, _key()

@@ -81,11 +81,11 @@ def limits(text: str) -> Limits | None:
     >>> 1 in limits("in [0, 1), the share"), str(limits("in (0, inf)")), limits("any")
     (False, '(0, inf)', None)
     """
-    found = re.search(r"\bin ([\[(])(-?[\w.]+), (-?[\w.]+)([\])])", text)
+    match = re.search(r"\bin ([\[(])(-?[\w.]+), (-?[\w.]+)([\])])", text)
     try:
         return (
-            Limits(float(found[2]), float(found[3]), found[0].removeprefix("in "))
-            if found
+            Limits(float(match[2]), float(match[3]), match[0].removeprefix("in "))
+            if match
             else None
         )
     except ValueError:  # a bound in words
@@ -94,11 +94,12 @@ def limits(text: str) -> Limits | None:
 
 def accepted(function: Callable, parameters: Mapping[str, inspect.Parameter]) -> str:
     """Hyperparameters in a line: 'gamma in [0, inf) (default 2.0)'."""
-    arguments, described = entry(function).arguments, []
+    arguments = entry(function).arguments
+    described = []
     for name, parameter in parameters.items():
         text = arguments.get(name, "")
-        found = re.match(r"in [\[(][^\])]*[\])]", text)
-        said = f" {found[0]}" if found else f": {text.split(';')[0].rstrip('.')}" if text else ""
+        match = re.match(r"in [\[(][^\])]*[\])]", text)
+        said = f" {match[0]}" if match else f": {text.split(';')[0].rstrip('.')}" if text else ""
         default = (
             ""
             if parameter.default is inspect.Parameter.empty
@@ -109,12 +110,12 @@ def accepted(function: Callable, parameters: Mapping[str, inspect.Parameter]) ->
 
 
 def _block(function: Callable, title: str) -> str:
-    found = re.search(
+    match = re.search(
         rf"^{title}:(.*?)(?=^[A-Z][a-z]+:|\n\s*\n|\Z)",
         _docstring(function),
         re.MULTILINE | re.DOTALL,
     )
-    return found[1] if found else ""
+    return match[1] if match else ""
 
 
 def _docstring(function: Callable) -> str:

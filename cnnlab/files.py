@@ -113,9 +113,11 @@ def names(folder: Path) -> list[str]:
     if not is_remote(folder):
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     root = str(folder).removeprefix("gs://") + "/"
-    found = (name.removeprefix(root) for name in _gcs().find(str(folder)) if name.startswith(root))
+    relative = (
+        name.removeprefix(root) for name in _gcs().find(str(folder)) if name.startswith(root)
+    )
     return sorted(
-        name for name in found if name and name[-1] != "/"
+        name for name in relative if name and name[-1] != "/"
     )  # such a name is a browser's mark of a folder
 
 

@@ -135,9 +135,9 @@ def lines(
             axis.plot(x, y, **style, markersize=4, label=name)
         axis.grid(color=INK, alpha=0.15)
         axis.set(xlabel=xlabel, ylabel=ylabel, **axes)
-        for one in (axis.xaxis, axis.yaxis):
-            if one.get_scale() == "log":
-                plain_log(one)
+        for dimension in (axis.xaxis, axis.yaxis):
+            if dimension.get_scale() == "log":
+                plain_log(dimension)
         if axis.get_xscale() == "linear" and np.issubdtype(np.asarray(x).dtype, np.integer):
             ticks = cast("MaxNLocator", axis.xaxis.get_major_locator())
             ticks.set_params(integer=True)  # steps and epochs have no halves
@@ -186,19 +186,21 @@ def run(
     Raises:
       SystemExit: 0; 1 if a claim does not hold; `cli`'s statuses else.
     """
-    cli.main(lambda given: _run(teach, given), flags, args)
+    cli.main(lambda parsed: _run(teach, parsed), flags, args)
 
 
-def _run(teach: Callable[[Flags], Iterable[Part]], given: Flags) -> None:
+def _run(teach: Callable[[Flags], Iterable[Part]], flags: Flags) -> None:
     script = Path(inspect.getfile(teach))
     title, _, text = (inspect.getdoc(inspect.getmodule(teach)) or script.stem).partition("\n")
-    folder = made(given.workdir)
+    folder = made(flags.workdir)
     from cnnlab import backend, compilation_cache
 
     compilation_cache.keep_compilations()
     backend.start()
-    console, parts, started = Console("off"), [], time.monotonic()
-    for part in teach(given):
+    console = Console("off")
+    parts = []
+    started = time.monotonic()
+    for part in teach(flags):
         parts.append(part)
         if line := _line(part):
             console.say(line)

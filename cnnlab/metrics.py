@@ -106,12 +106,10 @@ def _ece(total: np.ndarray, count: float) -> float:
 
 
 def _top5(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-    own, place = (
-        jnp.take_along_axis(logits, labels[:, None], -1),
-        jnp.arange(logits.shape[-1])[None, :],
-    )
+    z_y = jnp.take_along_axis(logits, labels[:, None], -1)
+    place = jnp.arange(logits.shape[-1])[None, :]
     # Ties go to the first class, as in `predict`; a NaN beats everything, so it is never a hit.
-    worse = (logits < own) | ((logits == own) & (place >= labels[:, None]))
+    worse = (logits < z_y) | ((logits == z_y) & (place >= labels[:, None]))
     return jnp.sum((jnp.sum(~worse, -1) < 5) & mask, dtype=jnp.int32)
 
 
@@ -181,7 +179,7 @@ def sums(
     labels: jax.Array,
     loss: jax.Array,
     mask: jax.Array,
-    own: Sequence[Metric] = (),
+    extra: Sequence[Metric] = (),
 ) -> dict[str, jax.Array]:
     """What one batch adds to the metrics.
 
@@ -190,7 +188,7 @@ def sums(
       labels: int32[B].
       loss: float32[B], the training loss.
       mask: bool[B], which examples count.
-      own: metrics besides METRICS.
+      extra: metrics besides METRICS.
 
     Returns:
       count int32[]; the sum loss float32[]; confusion int32[K, K] (true class, predicted class);
@@ -204,16 +202,18 @@ def sums(
         "confusion": jnp.zeros((classes, classes), jnp.int32)
         .at[labels, predict(logits)]
         .add(mask.astype(jnp.int32)),
-        **{metric.name: metric.sums(logits, labels, mask) for metric in (*METRICS.values(), *own)},
+        **{
+            metric.name: metric.sums(logits, labels, mask) for metric in (*METRICS.values(), *extra)
+        },
     }
 
 
-def summarise(parts: Iterable[Mapping[str, ArrayLike]], own: Sequence[Metric] = ()) -> Metrics:
+def summarise(parts: Iterable[Mapping[str, ArrayLike]], extra: Sequence[Metric] = ()) -> Metrics:
     """Metrics of a whole data set from the sums of its batches.
 
     Args:
       parts: what `sums` returned for each batch, on device or host.
-      own: metrics besides METRICS.
+      extra: metrics besides METRICS.
 
     Returns:
       count; loss and each metric: floats; per_class_accuracy: K shares (None for a class without
@@ -225,7 +225,8 @@ def summarise(parts: Iterable[Mapping[str, ArrayLike]], own: Sequence[Metric] = 
     for part in jax.device_get(list(parts)):
         for name, value in part.items():
             added[name] = added.get(name, np.float64(0)) + np.asarray(value, np.float64)
-    count, confusion = float(added["count"]), added["confusion"]
+    count = float(added["count"])
+    confusion = added["confusion"]
     per_class = [
         hit / n if n else None for hit, n in zip(np.diag(confusion), confusion.sum(1), strict=True)
     ]
@@ -234,7 +235,7 @@ def summarise(parts: Iterable[Mapping[str, ArrayLike]], own: Sequence[Metric] = 
         "loss": mean(added["loss"], count),
         **{
             metric.name: float(metric.finish(added[metric.name], count))
-            for metric in (*METRICS.values(), *own)
+            for metric in (*METRICS.values(), *extra)
         },
         "calibration": added["ece"].tolist(),
         "per_class_accuracy": [None if share is None else float(share) for share in per_class],

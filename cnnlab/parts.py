@@ -176,16 +176,16 @@ class Parts:
         Raises:
           InputError: whatever is wrong with it.
         """
-        found = self.dataset.call(data_dir=data_dir, image_size=image_size)
-        if isinstance(found, Mapping):
+        dataset = self.dataset.call(data_dir=data_dir, image_size=image_size)
+        if isinstance(dataset, Mapping):
             size = None if self.dataset.asks("image_size") else image_size
-            return datasets.from_arrays(self.dataset.name, found, size)
-        if not isinstance(found, datasets.Dataset):
+            return datasets.from_arrays(self.dataset.name, dataset, size)
+        if not isinstance(dataset, datasets.Dataset):
             raise InputError(
                 f"data set '{self.dataset}' must return a Dataset or a dict of arrays, got "
-                f"{type(found).__name__}"
+                f"{type(dataset).__name__}"
             )
-        return found
+        return dataset
 
     def corrupt(self, dataset: datasets.Dataset, seed: int) -> datasets.Dataset:
         """The data set after all corruptions.
@@ -198,7 +198,8 @@ class Parts:
           InputError: a corruption that fails, or does not return what can be trained on.
         """
         for part in self.corruptions:
-            before, dataset = dataset, part.call(dataset, seed)
+            before = dataset
+            dataset = part.call(dataset, seed)
             if not isinstance(dataset, datasets.Dataset):
                 raise InputError(
                     f"corruption '{part}' must return a Dataset, got {type(dataset).__name__}"
@@ -378,7 +379,8 @@ class Parts:
         batch = contracts.batch_shapes(batch_size, image_shape)
         for operation in operations:
             batch = contracts.check_augmentation(operation, batch, num_classes)
-        views, mixed = "views" in batch, jnp.issubdtype(batch["label"].dtype, jnp.floating)
+        views = "views" in batch
+        mixed = jnp.issubdtype(batch["label"].dtype, jnp.floating)
         if views and not self.loss.asks("view_logits"):
             raise InputError(
                 f"--augment makes views, and loss {self.loss} takes no view_logits; jensen_shannon "
@@ -396,7 +398,8 @@ class Parts:
         Raises:
           InputError: no Metric, or two of one name.
         """
-        names, built = set(METRICS), []
+        names = set(METRICS)
+        built = []
         for part in self.metrics:
             metric = part.call()
             if not isinstance(metric, Metric):
@@ -450,7 +453,8 @@ def part_of(kind: str, thing: object) -> Part:
         fields = [field.name for field in dataclasses.fields(thing) if field.init]
         keywords = {name: getattr(thing, name) for name in fields}
         return part_of(kind, functools.partial(type(thing), **_chosen(type(thing), keywords)))
-    function, keywords = thing, {}
+    function = thing
+    keywords = {}
     if isinstance(thing, functools.partial) and not thing.args:
         function, keywords = thing.func, thing.keywords
     elif isinstance(thing, optax.GradientTransformation | Mapping | datasets.Dataset | Metric):
@@ -487,23 +491,23 @@ def resolve(recipe: Recipe, objects: Mapping[str, tuple[Part, ...]] | None = Non
     """
     objects = objects or {}
 
-    def found(setting: str, kind: str, specs: Sequence[spec.Spec]) -> tuple[Part, ...]:
+    def parts_of(setting: str, kind: str, specs: Sequence[spec.Spec]) -> tuple[Part, ...]:
         return objects.get(setting) or tuple(find(kind, written) for written in specs)
 
     dataset, *corruptions = spec.parse_pipeline(recipe.corrupted_dataset())
     loss, *transforms = spec.parse_pipeline(recipe.loss)
     operations = [] if recipe.augment in ("auto", "none") else spec.parse_pipeline(recipe.augment)
-    augmentations = found("augment", "augmentation", operations)
+    augmentations = parts_of("augment", "augmentation", operations)
     parts = Parts(
-        dataset=found("dataset", "dataset", [dataset])[0],
+        dataset=parts_of("dataset", "dataset", [dataset])[0],
         corruptions=tuple(find("corruption", written) for written in corruptions),
-        model=found("model", "model", [spec.parse(recipe.model)])[0],
-        loss=found("loss", "loss", [loss])[0],
+        model=parts_of("model", "model", [spec.parse(recipe.model)])[0],
+        loss=parts_of("loss", "loss", [loss])[0],
         transforms=tuple(find("transform", written) for written in transforms),
-        optimizer=found("optimizer", "optimizer", [spec.parse(recipe.optimizer)])[0],
-        schedule=found("schedule", "schedule", [spec.parse(recipe.schedule)])[0],
+        optimizer=parts_of("optimizer", "optimizer", [spec.parse(recipe.optimizer)])[0],
+        schedule=parts_of("schedule", "schedule", [spec.parse(recipe.schedule)])[0],
         augmentations=None if recipe.augment == "auto" else augmentations,
-        metrics=found("metrics", "metric", [*map(spec.parse, recipe.metrics)]),
+        metrics=parts_of("metrics", "metric", [*map(spec.parse, recipe.metrics)]),
     )
     if recipe.teacher and not parts.loss.asks("teacher_logits"):
         raise InputError(

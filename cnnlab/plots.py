@@ -118,11 +118,11 @@ def loss_curves(
       path: PNG to write.
       reference: such a curve, drawn in grey behind each small panel that has its axis.
     """
-    figure = _together(curves) if len(curves) <= len(SERIES) else _apart(curves, reference)
+    figure = _overlaid(curves) if len(curves) <= len(SERIES) else _apart(curves, reference)
     figure.savefig(path, dpi=110, format="png")
 
 
-def _together(curves: Mapping[str, Curve]):
+def _overlaid(curves: Mapping[str, Curve]):
     from matplotlib.figure import Figure
 
     axes_of = list(dict.fromkeys(curve[0] for curve in curves.values()))

@@ -32,7 +32,8 @@ def sources(*modules: str | None) -> dict[str, str]:
     Returns:
       Module name -> digest; empty where no file is the user's.
     """
-    waiting, digests = list(modules), {}
+    waiting = list(modules)
+    digests = {}
     while waiting:
         name = waiting.pop()
         path = _file(name) if name and name not in digests else None
@@ -76,18 +77,18 @@ def _is_users(path: Path) -> bool:
 def _imported(name: str, path: Path, text: bytes) -> Iterator[str]:
     """The modules that a file imports anywhere in it, and the packages that they are in."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    found = set()
+    modules = set()
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):  # it has not been imported, and cannot be
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             parents = package.split(".")[: -(node.level - 1) or None] if node.level else []
             base = ".".join([*parents, *([node.module] if node.module else [])])
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    for module in found:
+            modules |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    for module in modules:
         parts = module.split(".")
         yield from (".".join(parts[: n + 1]) for n in range(len(parts)))

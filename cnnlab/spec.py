@@ -111,7 +111,10 @@ def split(text: str, separator: str) -> list[str]:
     >>> split("ldam,class_counts=[10,20],kind='a,b'", ",")
     ['ldam', 'class_counts=[10,20]', "kind='a,b'"]
     """
-    pieces, depth, quote, escaped = [""], 0, "", False
+    pieces = [""]
+    depth = 0
+    quote = ""
+    escaped = False
     for place, char in enumerate(text):
         if quote:
             quote = "" if char == quote and not escaped else quote
@@ -289,10 +292,12 @@ class Part:
         }
         if not self._is_constructed:
             return functools.partial(self.function, **keywords)
-        own = {p.name for p in self._signature()}
-        made = self.function(**{name: value for name, value in keywords.items() if name in own})
+        accepted = {p.name for p in self._signature()}
+        made = self.function(
+            **{name: value for name, value in keywords.items() if name in accepted}
+        )
         return functools.partial(
-            made, **{name: value for name, value in keywords.items() if name not in own}
+            made, **{name: value for name, value in keywords.items() if name not in accepted}
         )
 
     def call(self, *args: object, **supply: object) -> Any:
@@ -411,17 +416,18 @@ def name_of(kind: Kind, function: object) -> str:
     module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     if builtin or not module or module == "__main__":
         return builtin
-    found: object = sys.modules.get(module)
+    named: object = sys.modules.get(module)
     for attribute in path.split("."):
-        found = getattr(found, attribute, None)
-    return f"{module}.{path}" if found is function else ""
+        named = getattr(named, attribute, None)
+    return f"{module}.{path}" if named is function else ""
 
 
 def _look_up(kind: Kind, name: str) -> tuple[str, Callable, str]:
     """The name of a part in its one spelling, its function, and the module that was imported for
     it.
     """
-    builtin, module = kind.builtin(), ""
+    builtin = kind.builtin()
+    module = ""
     known = builtin | kind.short()
     if "." in name:
         function, module = _load(kind, name)
@@ -436,7 +442,11 @@ def _look_up(kind: Kind, name: str) -> tuple[str, Callable, str]:
             if hasattr(importlib.import_module(library), name):
                 raise InputError(f"unknown {kind.name} '{name}': did you mean '{library}.{name}'?")
         raise unknown(kind.name, name, known)
-    return next((own for own, f in builtin.items() if f is function), name), function, module
+    return (
+        next((builtin_name for builtin_name, f in builtin.items() if f is function), name),
+        function,
+        module,
+    )
 
 
 def _load(kind: Kind, path: str) -> tuple[Callable, str]:
@@ -449,7 +459,7 @@ def _load(kind: Kind, path: str) -> tuple[Callable, str]:
     for length in range(len(names) - 1, 0, -1):
         module_name = ".".join(names[:length])
         try:
-            found: Any = importlib.import_module(module_name)
+            target: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             missing = str(error.name)
             if length > 1 and missing != names[0] and f"{module_name}.".startswith(f"{missing}."):
@@ -465,16 +475,16 @@ def _load(kind: Kind, path: str) -> tuple[Callable, str]:
                 f"{kind.name} '{path}': module '{module_name}' cannot be imported: {where(error)}"
             ) from error
         for name in names[length:]:
-            if not hasattr(found, name):
-                raise unknown(f"{kind.name} in {module_name}", name, _callables(found))
-            found = getattr(found, name)
-        if not callable(found) and not kind.positional == 0:
+            if not hasattr(target, name):
+                raise unknown(f"{kind.name} in {module_name}", name, _callables(target))
+            target = getattr(target, name)
+        if not callable(target) and not kind.positional == 0:
             raise unknown(
                 f"{kind.name} in {module_name}",
                 names[-1],
                 _callables(importlib.import_module(module_name)),
             )
-        return found, module_name
+        return target, module_name
     raise InputError(f"{kind.name} '{path}': no module '{names[0]}', here or installed")
 
 
@@ -488,8 +498,10 @@ def _check_value(part: Part, key: str, value: object) -> None:
     """Hold a value against the type that the annotation or default says, and the range that the
     docstring states.
     """
-    parameter, said = part.parameters[key], f"{part.kind.name} {part.name}: {key} must"
-    default, written = parameter.default, _annotated(parameter)
+    parameter = part.parameters[key]
+    said = f"{part.kind.name} {part.name}: {key} must"
+    default = parameter.default
+    written = _annotated(parameter)
     if value is None and default is None:
         return
     kind = TYPES.get(written) or DEFAULTS.get(type(default))
@@ -498,8 +510,8 @@ def _check_value(part: Part, key: str, value: object) -> None:
     if items := re.fullmatch(r"(?:Sequence|list|tuple)\[(\w+)(?:, \.\.\.)?\]", written):
         kind = TYPES.get(items[1])
         if not (isinstance(value, tuple) and all(_is_of(kind, item) for item in value)):
-            each = f", each {TYPE_NAMES[kind]}" if kind else ""
-            raise InputError(f"{said} be a list{each}, got {_text(value)}; {part.accepted()}")
+            items_are = f", each {TYPE_NAMES[kind]}" if kind else ""
+            raise InputError(f"{said} be a list{items_are}, got {_text(value)}; {part.accepted()}")
     limits = docstrings.limits(docstrings.entry(part.function).arguments.get(key, ""))
     for number in value if isinstance(value, tuple) else (value,):
         if (
@@ -548,7 +560,8 @@ def listing(kind: Kind) -> str:
     short = kind.short()
     blocks = []
     for name, function in kind.builtin().items():
-        part, about = Part(kind, name, function, {}), docstrings.entry(function)
+        part = Part(kind, name, function, {})
+        about = docstrings.entry(function)
         aliases = [alias for alias, other in short.items() if other is function]
         lines = [", ".join((name, *aliases)) + f": {about.summary}"]
         lines += [f"    {line}" for line in about.formula.split("\n") if about.formula]

@@ -74,15 +74,15 @@ def choose(specs: Sequence[str], num_classes: int) -> dict[str, Part]:
     from cnnlab.contracts import check_loss
     from cnnlab.parts import find
 
-    given = report_card.given(num_classes)
-    given["view_logits"] = [[view] * 2 for view in given["view_logits"]]
+    supplied = report_card.placeholders(num_classes)
+    supplied["view_logits"] = [[view] * 2 for view in supplied["view_logits"]]
     chosen = {text: find("loss", text) for text in dict.fromkeys(specs)}
     for part in chosen.values():
         if part.requires("features"):
             raise InputError(
                 f"loss {part} needs a model's features: a card is of losses of logits and labels"
             )
-        check_loss(part, part.bind(**given), num_classes)
+        check_loss(part, part.bind(**supplied), num_classes)
     return chosen
 
 

@@ -45,7 +45,8 @@ def main(options: Options) -> None:
     from cnnlab import plots
     from cnnlab.tpu import slices
 
-    first, generation = plans[0], plans[0]["topology"].partition(":")[0]
+    first = plans[0]
+    generation = plans[0]["topology"].partition(":")[0]
     if other := [
         plan["topology"] for plan in plans if not plan["topology"].startswith(f"{generation}:")
     ]:
@@ -61,10 +62,10 @@ def main(options: Options) -> None:
     chips = [2**i for i in range(9)]
     grown = {n: slices.predicted(first, n, grow=True) for n in chips}
     kept = {n: slices.predicted(first, n, grow=False) for n in chips}
-    each = first["batch_size"] // first["mesh"][1]
+    per_device = first["batch_size"] // first["mesh"][1]
     print(
-        f"{first['topology']}, {each} images a device: images/s, and the share of a step that "
-        "waits for other devices"
+        f"{first['topology']}, {per_device} images a device: images/s, and the share of a "
+        "step that waits for other devices"
     )
     print(f"{'chips':>6} {'batch grows':>14} {'waits':>7} {'batch stays':>14} {'waits':>7}")
     for n in chips:
@@ -79,7 +80,7 @@ def main(options: Options) -> None:
         )
     lines = {
         "ideal": {n: n * grown[1][0] for n in chips},
-        f"{each} images a device": {n: rate for n, (rate, _) in grown.items()},
+        f"{per_device} images a device": {n: rate for n, (rate, _) in grown.items()},
         f"batch {first['batch_size']:,}": {n: rate for n, (rate, _) in kept.items()},
     }
     points = {plan["chips"]: plan["images_per_second"] for plan in plans}

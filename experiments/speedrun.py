@@ -90,7 +90,8 @@ def main(config: SpeedRun) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
     import jax
 
-    console, begun = Console(config.progress), time.perf_counter()
+    console = Console(config.progress)
+    begun = time.perf_counter()
     with (
         rival(config, console) if config.beside else contextlib.nullcontext((None, {})) as (
             theirs,
@@ -125,7 +126,7 @@ def main(config: SpeedRun) -> None:
                 )
                 said = f"{name:8}  accuracy {accuracy / len(new):.4f}  {seconds:.3f} s"
                 console.say(f"run {len(rows[name])}/{config.runs}  {said}")
-    summary = {name: summarised(own, name, console) for name, own in rows.items()}
+    summary = {name: summarised(runs, name, console) for name, runs in rows.items()}
     if theirs:
         summary["cnnlab against airbench"] = compared(rows["cnnlab"], rows["airbench"], console)
     reached = config.target is None or judged(summary["cnnlab"]["accuracy"], config.target, console)
@@ -151,7 +152,7 @@ def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list
     from cnnlab.training import experiment as experiments
 
     experiment = experiments.build(
-        Config(config.recipe, config.machine), console, range(config.together), whole=True
+        Config(config.recipe, config.machine), console, range(config.together), single_dispatch=True
     )
     test = [experiment.layout.place(batch, devices.BATCH) for batch in experiment.test_batches()]
 
@@ -161,13 +162,13 @@ def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list
         items = list(fresh.items(0, fresh.steps_per_epoch * config.recipe.epochs))
         end = fresh.advance(fresh.start(), items)
         sums = fresh.program.test_sums
-        found = loop.evaluate(sums, end.state.variables, test, seeds=len(seeds))
+        results = loop.evaluate(sums, end.state.variables, test, seeds=len(seeds))
         jax.block_until_ready(end.totals)
         seconds = (time.perf_counter() - start) / len(seeds)
         memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         return [
             {"seed": seed, "accuracy": result["accuracy"], "seconds": seconds, "memory": memory}
-            for seed, result in zip(seeds, found, strict=True)
+            for seed, result in zip(seeds, results, strict=True)
         ]
 
     return run
@@ -193,10 +194,10 @@ def rival(
     images, summary = source.decoded(
         dataset.train, console.track(f"decoding {dataset.train.name}", "reads")
     )
-    own, _ = order.split(summary.labels, config.recipe.validation, config.recipe.split_seed)
+    training, _ = order.split(summary.labels, config.recipe.validation, config.recipe.split_seed)
     test = dataset.test.read(np.arange(len(dataset.test)))
     with tempfile.TemporaryDirectory() as folder:
-        arrays = {"train_images": images[own], "train_labels": summary.labels[own]}
+        arrays = {"train_images": images[training], "train_labels": summary.labels[training]}
         arrays |= {"test_images": test["image"], "test_labels": test["label"]}
         np.savez(f"{folder}/data.npz", **arrays)  # pyright: ignore[reportArgumentType]
         options = [
@@ -261,19 +262,20 @@ def summarised(
         values = np.array([row[what] for row in rows])
         low, high = map(float, statistics.interval(values)) if len(values) > 1 else (None, None)
         sd = float(values.std(ddof=1)) if len(values) > 1 else None
-        found = {
+        figures = {
             "mean": float(values.mean()),
             "sd": sd,
             "low": low,
             "high": high,
             "median": float(np.median(values)),
         }
-        summary[what] = found
+        summary[what] = figures
         spread = (
             f" ± {sd:.4f} (sd), 95 % interval [{low:.4f}, {high:.4f}]" if len(values) > 1 else ""
         )
         console.say(
-            f"{name:8}  {what:8}  mean {found['mean']:.4f}{spread}, median {found['median']:.4f}"
+            f"{name:8}  {what:8}  mean {figures['mean']:.4f}{spread}, "
+            f"median {figures['median']:.4f}"
         )
     return summary
 
@@ -301,11 +303,13 @@ def compared(ours: list[JsonObject], theirs: list[JsonObject], console: Console)
         ("accuracy", "accuracy, ours less theirs"),
         ("seconds", "seconds, ours over theirs"),
     ):
-        found = compared[what]
+        figures = compared[what]
         spread = (
-            f", 95 % interval [{found['low']:.4f}, {found['high']:.4f}]" if "low" in found else ""
+            f", 95 % interval [{figures['low']:.4f}, {figures['high']:.4f}]"
+            if "low" in figures
+            else ""
         )
-        console.say(f"{label}: {found['mean']:.4f}{spread}")
+        console.say(f"{label}: {figures['mean']:.4f}{spread}")
     return compared
 
 

@@ -84,22 +84,22 @@ def main(plan: Plan) -> None:
     from cnnlab.tpu import slices
 
     where = slices.describe(plan.topology)
-    made = build(plan, where)
+    compiled = build(plan, where)
     print(
         f"compiling for {plan.topology}, which takes seconds to minutes",
         file=sys.stderr,
         flush=True,
     )
     try:
-        found = slices.cost(made)
+        cost = slices.cost(compiled)
     except slices.TooLarge as error:
         raise InputError(
             f"{plan.topology}: does not fit ({error}); {what_fits(plan, where)}"
         ) from error
-    told = report(plan, where, made, found)
-    print(*lines(plan, told), sep="\n")
+    figures = report(plan, where, compiled, cost)
+    print(*lines(plan, figures), sep="\n")
     if plan.json:
-        Path(plan.json).write_text(json.dumps(told, indent=2) + "\n")
+        Path(plan.json).write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def build(plan: Plan, where: slices.Slice) -> Program:
@@ -111,11 +111,9 @@ def build(plan: Plan, where: slices.Slice) -> Program:
     from cnnlab.training import experiment, program
 
     shape, classes, images = KNOWN.get(plan.recipe.dataset, (None, None, None))
-    shape, classes, images = (
-        plan.image_shape or shape,
-        plan.classes or classes,
-        plan.images or images,
-    )
+    shape = plan.image_shape or shape
+    classes = plan.classes or classes
+    images = plan.images or images
     if shape is None or classes is None or images is None:
         raise InputError(
             f"--dataset {plan.recipe.dataset}: say --image-shape H W C, --classes K and --images N"
@@ -141,9 +139,9 @@ def build(plan: Plan, where: slices.Slice) -> Program:
         num_images=images,
     )
     layout = experiment.choose_layout(config, parts, plan.seeds, where.devices)
-    made = program.build(config, parts, layout, facts)
-    made.arguments()  # refuses a model that the images are too small for
-    return made
+    compiled = program.build(config, parts, layout, facts)
+    compiled.arguments()  # refuses a model that the images are too small for
+    return compiled
 
 
 def what_fits(plan: Plan, where: slices.Slice) -> str:
@@ -169,91 +167,91 @@ def what_fits(plan: Plan, where: slices.Slice) -> str:
     return "no smaller batch does: fewer --seeds, narrower layers or --feed streaming"
 
 
-def report(plan: Plan, where: slices.Slice, made: Program, found: slices.Cost) -> JsonObject:
+def report(plan: Plan, where: slices.Slice, compiled: Program, cost: slices.Cost) -> JsonObject:
     """The plan's figures by name."""
     from cnnlab.tpu import slices
 
-    seconds, by = slices.step_seconds(found, where.chip)
+    seconds, by = slices.step_seconds(cost, where.chip)
     return {
         "topology": plan.topology,
         "chips": where.chips,
         "hosts": len({device.process_index for device in where.devices}),
         "devices": len(where.devices),
-        "devices_used": made.layout.device_count,
-        "mesh": [made.layout.mesh.shape[axis] for axis in ("seed", "data")],
-        "seeds": made.layout.seeds or 1,
+        "devices_used": compiled.layout.device_count,
+        "mesh": [compiled.layout.mesh.shape[axis] for axis in ("seed", "data")],
+        "seeds": compiled.layout.seeds or 1,
         "batch_size": plan.recipe.batch_size,
-        "steps_per_epoch": made.steps_per_epoch,
-        "dispatch_steps": made.dispatch_steps,
+        "steps_per_epoch": compiled.steps_per_epoch,
+        "dispatch_steps": compiled.dispatch_steps,
         "capacity": where.chip.memory / where.chip.cores,
-        **dataclasses.asdict(found),
+        **dataclasses.asdict(cost),
         "all_reduce_seconds": sum(
-            slices.all_reduce_seconds(each, where.chip) for each in found.collectives
+            slices.all_reduce_seconds(collective, where.chip) for collective in cost.collectives
         ),
         "step_seconds": seconds,
         "bound_by": by,
-        "images_per_second": plan.recipe.batch_size * (made.layout.seeds or 1) / seconds,
-        "run_seconds": seconds * made.steps_per_epoch * plan.recipe.epochs,
+        "images_per_second": plan.recipe.batch_size * (compiled.layout.seeds or 1) / seconds,
+        "run_seconds": seconds * compiled.steps_per_epoch * plan.recipe.epochs,
     }
 
 
-def lines(plan: Plan, told: JsonObject) -> list[str]:
+def lines(plan: Plan, figures: JsonObject) -> list[str]:
     """The plan for a person to read."""
 
     def many(n, what):
         return f"{n:,} {what}{'s' * (n != 1)}"
 
     def mib(name):
-        return f"{told[name] / 2**20:,.1f}"
+        return f"{figures[name] / 2**20:,.1f}"
 
-    apart, shared = told["mesh"]
-    used, memory = (
-        told["devices_used"],
-        sum(told[name] for name in ("arguments", "temporaries", "outputs")),
-    )
-    unused = f", {used} of them used" * (used < told["devices"])
-    compiler = f"{told['seconds'] * 1e3:.3f} ms" if told["seconds"] else "none given"
+    apart, shared = figures["mesh"]
+    used = figures["devices_used"]
+    memory = sum(figures[name] for name in ("arguments", "temporaries", "outputs"))
+    unused = f", {used} of them used" * (used < figures["devices"])
+    compiler = f"{figures['seconds'] * 1e3:.3f} ms" if figures["seconds"] else "none given"
     said = [
-        f"{plan.topology}: {many(told['chips'], 'chip')} on {many(told['hosts'], 'host')}, "
-        f"{many(told['devices'], 'device')}{unused}",
+        f"{plan.topology}: {many(figures['chips'], 'chip')} on {many(figures['hosts'], 'host')}, "
+        f"{many(figures['devices'], 'device')}{unused}",
         f"step         {plan.recipe.model}, {plan.recipe.loss}, {plan.recipe.compute_dtype}, "
-        f"{many(told['seeds'], 'seed')}, batch {plan.recipe.batch_size:,}, "
-        f"{many(told['dispatch_steps'], 'step')} a dispatch",
-        f"mesh         {apart}x{shared}: {many(told['seeds'] // apart, 'seed')} a device, each "
+        f"{many(figures['seeds'], 'seed')}, batch {plan.recipe.batch_size:,}, "
+        f"{many(figures['dispatch_steps'], 'step')} a dispatch",
+        f"mesh         {apart}x{shared}: {many(figures['seeds'] // apart, 'seed')} a device, each "
         f"seed's batch over {many(shared, 'device')}, "
         f"{many(plan.recipe.batch_size // shared, 'image')} "
         "each",
         f"memory       {mib('arguments')} MiB arguments + {mib('temporaries')} temporaries + "
-        f"{mib('outputs')} output, {memory / told['capacity']:.1%} of a device's "
-        f"{told['capacity'] / 2**30:.0f} GiB",
-        f"arithmetic   {told['flops'] / 1e9:,.2f} GFLOP a device and step",
-        f"traffic      {told['traffic'] / 1e6:,.1f} MB a device and step",
+        f"{mib('outputs')} output, {memory / figures['capacity']:.1%} of a device's "
+        f"{figures['capacity'] / 2**30:.0f} GiB",
+        f"arithmetic   {figures['flops'] / 1e9:,.2f} GFLOP a device and step",
+        f"traffic      {figures['traffic'] / 1e6:,.1f} MB a device and step",
     ]
-    groups = collections.Counter((each["kind"], each["devices"]) for each in told["collectives"])
+    groups = collections.Counter(
+        (collective["kind"], collective["devices"]) for collective in figures["collectives"]
+    )
     for (kind, devices), count in groups.items():
         size = sum(
-            each["bytes"]
-            for each in told["collectives"]
-            if (each["kind"], each["devices"]) == (kind, devices)
+            collective["bytes"]
+            for collective in figures["collectives"]
+            if (collective["kind"], collective["devices"]) == (kind, devices)
         )
         said.append(
             f"collectives  {count} x {kind} over {many(devices, 'device')}, {size / 1e6:,.3f} MB "
             "in all"
         )
     if groups:
-        said[-1] += f", about {told['all_reduce_seconds'] * 1e6:,.0f} us"
+        said[-1] += f", about {figures['all_reduce_seconds'] * 1e6:,.0f} us"
     else:
         said.append("collectives  none")
     said += [
-        f"step time    about {told['step_seconds'] * 1e3:.3f} ms by published speeds, mostly "
-        f"{told['bound_by']}: {told['images_per_second']:,.0f} images/s; by the compiler: "
+        f"step time    about {figures['step_seconds'] * 1e3:.3f} ms by published speeds, mostly "
+        f"{figures['bound_by']}: {figures['images_per_second']:,.0f} images/s; by the compiler: "
         f"{compiler}",
         f"run          {many(plan.recipe.epochs, 'epoch')} of "
-        f"{many(told['steps_per_epoch'], 'step')}: "
-        f"about {told['run_seconds']:,.2f} s, without start, compilation and tests",
+        f"{many(figures['steps_per_epoch'], 'step')}: "
+        f"about {figures['run_seconds']:,.2f} s, without start, compilation and tests",
     ]
     if plan.price:
-        hours = told["run_seconds"] / 3600 * told["chips"]
+        hours = figures["run_seconds"] / 3600 * figures["chips"]
         said[-1] += f"; {hours:,.4f} chip-hours, {hours * plan.price:,.4f} at {plan.price} each"
     return said
 

@@ -31,7 +31,8 @@ def example(count, classes, seed=0):
 
 def by_hand(logits, labels, losses):
     """The same from the definitions, example by example."""
-    classes, n = logits.shape[1], len(labels)
+    classes = logits.shape[1]
+    n = len(labels)
     confusion = [[0] * classes for _ in range(classes)]
     nll = brier = top5 = 0.0
     bins = [[0, 0.0, 0] for _ in range(15)]
@@ -79,7 +80,8 @@ def test_against_loops(classes):
 def test_the_mask_hides_padding():
     logits, labels, losses = example(40, 10, seed=1)
     mask = np.arange(40) % 3 != 0
-    poisoned_logits, poisoned_losses = logits.copy(), losses.copy()
+    poisoned_logits = logits.copy()
+    poisoned_losses = losses.copy()
     poisoned_logits[~mask], poisoned_losses[~mask] = np.nan, np.nan
     wanted = by_hand(logits[mask], labels[mask], losses[mask])
     same(summary(logits, labels, losses, mask), wanted)
@@ -88,7 +90,8 @@ def test_the_mask_hides_padding():
 
 def test_batches_add_up():
     logits, labels, losses = example(60, 10, seed=2)
-    whole, mask = summary(logits, labels, losses), np.ones(20, bool)
+    whole = summary(logits, labels, losses)
+    mask = np.ones(20, bool)
     parts = [slice(k, k + 20) for k in (0, 20, 40)]
     split = metrics.summarise(compiled(logits[at], labels[at], losses[at], mask) for at in parts)
     same(split, whole)
@@ -172,7 +175,8 @@ def test_own_metrics_are_summed_and_finished_with_the_others():
             "odds", count_of_class_0, lambda total, count: float(total / (count - total))
         ),
     )
-    labels, mask = jnp.asarray([0, 0, 1, 0], jnp.int32), np.array([True, True, True, False])
+    labels = jnp.asarray([0, 0, 1, 0], jnp.int32)
+    mask = np.array([True, True, True, False])
     part = metrics.sums(jnp.zeros((4, 2)), labels, jnp.zeros(4), mask, own)
     result = metrics.summarise([part, part], own)
     assert (result["zeros"], result["odds"], result["count"]) == (pytest.approx(2 / 3), 2.0, 6)

@@ -29,7 +29,7 @@ from cnnlab.training import experiment, network
 from cnnlab.training.devices import BATCH
 from cnnlab.training.devices import layout as choose
 from cnnlab.training.run import in_memory
-from cnnlab.training.step import Objective, _apart, _together
+from cnnlab.training.step import Objective, _apart, _interleaved
 
 ROOT = Path(__file__).parents[1]
 EVERY = [(kind, name) for kind in KINDS for name in KINDS[kind].builtin()]
@@ -62,7 +62,8 @@ def trained(**changes):
 @pytest.mark.parametrize(("kind", "name"), EVERY, ids=[f"{kind}-{name}" for kind, name in EVERY])
 def test_a_built_in_part_is_documented_listed_and_named_in_one_way(kind, name):
     function = KINDS[kind].builtin()[name]
-    part, about = Part(KINDS[kind], name, function, {}), docstrings.entry(function)
+    part = Part(KINDS[kind], name, function, {})
+    about = docstrings.entry(function)
     assert about.summary.endswith("."), "a first line that is a sentence"
     for hyperparameter in part.hyperparameters():
         assert hyperparameter in about.arguments, f"Args: {hyperparameter}"
@@ -567,7 +568,8 @@ def test_a_focal_gamma_that_changes_with_the_epoch():
 
 
 def test_deferred_reweighting():
-    objective, counts = objective_of("user_parts.deferred_ldam,start=3"), [100, 10, 1]
+    objective = objective_of("user_parts.deferred_ldam,start=3")
+    counts = [100, 10, 1]
     plain = losses.ldam(LOGITS, LABELS, counts)
     np.testing.assert_allclose(at(objective, 29), plain, rtol=1e-6)
     weights = losses.effective_number(counts)[np.array(LABELS)]
@@ -577,7 +579,8 @@ def test_deferred_reweighting():
 
 
 def test_progress_runs_from_zero_to_one():
-    objective, plain = objective_of("user_parts.faded"), losses.cross_entropy(LOGITS, LABELS)
+    objective = objective_of("user_parts.faded")
+    plain = losses.cross_entropy(LOGITS, LABELS)
     for step, factor in ((0, 1), (10, 1.5), (20, 2), (None, 3)):
         np.testing.assert_allclose(at(objective, step), factor * plain, rtol=1e-6)
 
@@ -612,7 +615,7 @@ def test_jensen_shannon_is_trained_on_views(tfds_root):
 def test_views_pass_the_network_together_and_come_apart():
     images = jax.random.normal(jax.random.key(0), (5, 4, 4, 3))
     views = jax.random.normal(jax.random.key(1), (2, 5, 4, 4, 3))
-    own, others = _apart(_together(images, views), 2)
+    own, others = _apart(_interleaved(images, views), 2)
     np.testing.assert_array_equal(own, images)
     np.testing.assert_array_equal(others, views)
 

@@ -13,7 +13,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were saved; they are still written."""
-    figures, save = [], Figure.savefig
+    figures = []
+    save = Figure.savefig
 
     def record(self, *args, **kwargs):
         figures.append(self)

@@ -150,7 +150,7 @@ VALUES = [
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_a_value_written_and_read_is_the_same(value):
     written = Spec("my.part", {"a": value, "b": 1})
-    (read, other) = spec.parse_pipeline(f"{written}+next,c=2")
+    read, other = spec.parse_pipeline(f"{written}+next,c=2")
     assert read == written == spec.parse(str(written)) and other == Spec("next", {"c": 2})
     assert type(read.keywords["a"]) is type(value)
 
@@ -430,7 +430,8 @@ def test_what_a_dotted_path_finds(own):
     """A function, an attribute of a class, a class in a class, a functools.partial, an object that
     can be called.
     """
-    logits, ids = jnp.zeros((2, 3), jnp.float32), jnp.array([0, 1])
+    logits = jnp.zeros((2, 3), jnp.float32)
+    ids = jnp.array([0, 1])
     assert find("loss", "own_parts_here.scaled").bind()(logits, ids) == 2
     assert find("loss", "own_parts_here.scaled,factor=3").call(logits, ids) == 3
     assert find("loss", "own_parts_here.Outer.soft,alpha=0.25").call(logits, ids) == 0.25
@@ -534,7 +535,8 @@ def test_what_a_part_asks_for_is_passed_and_nothing_else(own):
     assert find("loss", "own_parts_here.open_ended").call(0, 0, **supply) == {}
     ldam = find("loss", "ldam")
     assert ldam.asks("class_counts") and ldam.requires("class_counts") and not ldam.asks("progress")
-    logits, ids = jnp.zeros((2, 3), jnp.float32), jnp.array([0, 1])
+    logits = jnp.zeros((2, 3), jnp.float32)
+    ids = jnp.array([0, 1])
     np.testing.assert_array_equal(
         ldam.bind(**supply)(logits, ids), losses.ldam(logits, ids, (3, 1, 2))
     )

@@ -80,7 +80,8 @@ def cutout(keys: jax.Array, batch: Batch, size: int = 8) -> Batch:
         row_key, column_key = jax.random.split(key)
         top = jax.random.randint(row_key, (), 0, height) - size // 2
         left = jax.random.randint(column_key, (), 0, width) - size // 2
-        row, column = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+        row = jnp.arange(height)[:, None]
+        column = jnp.arange(width)[None, :]
         hole = (row >= top) & (row < top + size) & (column >= left) & (column < left + size)
         return jnp.where(hole[..., None], jnp.zeros_like(image), image)
 
@@ -117,7 +118,8 @@ def mixup(
     weight = jax.random.beta(weight_key, alpha, alpha, dtype=images.dtype)
     count = images.shape[0]
     if axis_name is None:
-        partners, everyone = jax.random.permutation(partner_key, count), (images, labels)
+        partners = jax.random.permutation(partner_key, count)
+        everyone = (images, labels)
     else:
         everyone = jax.tree.map(
             lambda x: lax.all_gather(x, axis_name, tiled=True), (images, labels)

@@ -64,23 +64,23 @@ def apply(
     """
     for operation in operations:
         views = batch.get("views")
-        own = {name: value for name, value in batch.items() if name != "views"}
-        own_key, own_run_key = (
+        unviewed = {name: value for name, value in batch.items() if name != "views"}
+        operation_key, operation_run_key = (
             jax.random.fold_in(k, zlib.crc32(operation.name.encode())) for k in (key, run_key)
         )
-        changed = _apply_one(operation, own, own_key, own_run_key, axis_name)
-        if views is not None and changed["label"] is not own["label"]:
+        changed = _apply_operation(operation, unviewed, operation_key, operation_run_key, axis_name)
+        if views is not None and changed["label"] is not unviewed["label"]:
             raise ValueError(
                 "it changes labels and cannot follow views, which share one label; put it before"
             )
         if views is not None:  # each view is changed by draws of its own
             changed["views"] = jnp.stack(
                 [
-                    _apply_one(
+                    _apply_operation(
                         operation,
-                        own | {"image": view},
-                        jax.random.fold_in(own_key, number),
-                        jax.random.fold_in(own_run_key, number),
+                        unviewed | {"image": view},
+                        jax.random.fold_in(operation_key, number),
+                        jax.random.fold_in(operation_run_key, number),
                         axis_name,
                     )["image"]
                     for number, view in enumerate(views, start=1)
@@ -90,7 +90,7 @@ def apply(
     return batch
 
 
-def _apply_one(
+def _apply_operation(
     operation: Operation, batch: Batch, key: jax.Array, run_key: jax.Array, axis_name: str | None
 ) -> Batch:
     asked = {

@@ -142,10 +142,10 @@ def file_digests(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
 def check_files(folder: pathlib.Path, about: dict) -> None:
     for name, stated in about["files"].items():
         try:
-            found = file_digests(folder / str(about["step"]), [name])[name]
+            actual = file_digests(folder / str(about["step"]), [name])[name]
         except OSError as error:
             raise Rejected(f"{name} cannot be read ({one_line(error)})") from None
-        if found != stated:
+        if actual != stated:
             raise Rejected(f"{name} is not what was written (its SHA-256 differs)")
 
 
@@ -206,8 +206,8 @@ def read_state(folder: pathlib.Path, about: dict) -> dict[str, np.ndarray]:
         if 0 not in leaf["shape"]
     }
     args = ocp.args.PyTreeRestore(item=dict.fromkeys(as_numpy, 0), restore_args=as_numpy)
-    own = processes.index()  # the one process that reads; Orbax would wait for the others
-    alone = ocp.options.MultiprocessingOptions(own, {own}, barrier_sync_key_prefix="read")
+    index = processes.index()  # the one process that reads; Orbax would wait for the others
+    alone = ocp.options.MultiprocessingOptions(index, {index}, barrier_sync_key_prefix="read")
     try:
         handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:

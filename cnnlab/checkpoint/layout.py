@@ -31,11 +31,11 @@ def _is_step(name: str) -> bool:
 
 def _marked(folder: Path) -> dict[str, bool]:
     """The steps in a folder under gs://, and whether each has its mark; in one request."""
-    found: dict[str, bool] = {}
+    marked: dict[str, bool] = {}
     for step, *rest in (name.split("/") for name in files.names(folder)):
         if _is_step(step) and rest:
-            found[step] = found.get(step, False) or rest == [MARK]
-    return found
+            marked[step] = marked.get(step, False) or rest == [MARK]
+    return marked
 
 
 def steps(folder: Path) -> list[int]:

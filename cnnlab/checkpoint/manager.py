@@ -103,7 +103,7 @@ class Checkpoints:
         self._open = not read_only
         if not read_only:
             mark = agree.on_first(lambda: files.probe(self.folder, "checkpoints"))
-            agree.together(lambda: _see(self.folder / mark.name))
+            agree.on_all(lambda: _see(self.folder / mark.name))
             agree.on_first(lambda: (mark.unlink(), _sweep(self.folder)))
             for step in self.steps():
                 with contextlib.suppress(
@@ -252,7 +252,9 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            manager, self._manager, self._open = self._manager, None, False
+            manager = self._manager
+            self._manager = None
+            self._open = False
             if manager is not None:
                 manager.close()
 
@@ -313,7 +315,8 @@ class Checkpoints:
         """about.json and the leaves of the first step that verifies (None if none does); why those
         before did not.
         """
-        steps, rejected = self.steps()[::-1], {}
+        steps = self.steps()[::-1]
+        rejected = {}
         if not isinstance(which, str):
             which = int(which)
             if which not in steps:
@@ -411,7 +414,8 @@ class _Policy:
         return [self.keeps(checkpoint.step) for checkpoint in checkpoints]
 
 
-_fsync, _sweep = files.sync, layout.sweep
+_fsync = files.sync
+_sweep = layout.sweep
 
 
 def _see(mark: pathlib.Path) -> None:

@@ -48,9 +48,10 @@ def _packed(arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 def _unpacked(body: np.ndarray) -> dict[str, np.ndarray]:
     """The arrays, as views of the bytes."""
-    found, start = {}, HEADER
+    arrays = {}
+    start = HEADER
     for name, dtype, shape in json.loads(body[:HEADER].tobytes()):
         size = np.dtype(dtype).itemsize * math.prod(shape)
-        found[name] = body[start : start + size].view(dtype).reshape(shape)
+        arrays[name] = body[start : start + size].view(dtype).reshape(shape)
         start += size + -size % verified.ALIGNED
-    return found
+    return arrays

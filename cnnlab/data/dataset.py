@@ -170,8 +170,8 @@ def from_arrays(name: str, arrays: Mapping[str, Any], image_size: int | None = N
         )
     splits = {which: _checked(f"{name} {which}", arrays[which]) for which in ("train", "test")}
     highest = max(int(split.labels.max(initial=0)) for split in splits.values())
-    given = arrays.get("class_names")
-    names = tuple(map(str, range(highest + 1) if given is None else given))
+    class_names = arrays.get("class_names")
+    names = tuple(map(str, range(highest + 1) if class_names is None else class_names))
     shapes = {split.images.shape[1:] for split in splits.values()}
     if len(shapes) > 1:
         raise InputError(

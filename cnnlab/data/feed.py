@@ -148,15 +148,15 @@ def blank(image_shape: tuple[int, ...], num_images: int, batch_size: int, keep: 
     return Feed((), as_read, items)
 
 
-def together(feeds: Sequence[Feed]) -> Feed:
+def stacked(feeds: Sequence[Feed]) -> Feed:
     """The items of several feeds over the same data, stacked: a leading axis for the seeds that
     they belong to.
     """
     import jax  # not above: Grain's reader processes import this module, and need no JAX
 
     def items(first: int, last: int) -> Iterator[Batch]:
-        for each in zip(*(feed.items(first, last) for feed in feeds), strict=True):
-            yield jax.tree.map(lambda *parts: np.stack(parts), *each)
+        for of_feeds in zip(*(feed.items(first, last) for feed in feeds), strict=True):
+            yield jax.tree.map(lambda *parts: np.stack(parts), *of_feeds)
 
     return Feed(feeds[0].data, feeds[0].fetch, items)
 
@@ -242,5 +242,6 @@ def in_order(
         padded = np.concatenate([part, np.full(batch_size - len(part), part[0])])
         mask = np.arange(batch_size) < len(part)
         if rows is not None:
-            padded, mask = padded[rows], mask[rows]
+            padded = padded[rows]
+            mask = mask[rows]
         yield {**read(padded), "mask": mask}

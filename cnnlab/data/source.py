@@ -74,7 +74,8 @@ class Records:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.proto import tf_example_generated_pb2
 
-        records, features = self._opened.__getitems__(positions), self._opened.dataset_info.features
+        records = self._opened.__getitems__(positions)
+        features = self._opened.dataset_info.features
         if not isinstance(features["image"], tfds.features.Image):  # a tensor, say
             skipped = {
                 key: tfds.decode.SkipDecoding() for key in features if key not in ("image", "label")
@@ -193,7 +194,8 @@ def open_dataset(
     if height < 0 or width < 0:
         raise InputError(f"the images of {name} differ in size; choose one with --image-size")
     shape = (height, width, channels if channels in (1, 3) else 3)
-    version, classes = str(facts["version"]), tuple(facts["class_names"].tolist())
+    version = str(facts["version"])
+    classes = tuple(facts["class_names"].tolist())
 
     def split(which: str) -> Split:
         fingerprint = hashlib.sha256(f"{identity} {which} {shape}".encode()).hexdigest()
@@ -343,15 +345,15 @@ def summary(split: Split, progress: Progress = iter) -> Summary:
     def compute() -> dict[str, np.ndarray]:
         return _concatenate(_sums(part) for part in _passes(split, progress))
 
-    found = (
+    arrays = (
         compute()
         if isinstance(split.records, Arrays)
         else cache.arrays(f"{split.fingerprint[:24]}-summary", compute)
     )
     return Summary(
-        found["labels"],
-        found["sums"],
-        found["squares"],
+        arrays["labels"],
+        arrays["sums"],
+        arrays["squares"],
         split.image_shape[0] * split.image_shape[1],
     )
 
@@ -368,9 +370,9 @@ def decoded(split: Split, progress: Progress = iter) -> tuple[np.ndarray, Summar
 
     if isinstance(split.records, Arrays) and split.records.fit(split.image_shape):
         return split.records.images, summary(split, progress)
-    found = cache.arrays(f"{split.fingerprint[:24]}-images", compute)
+    arrays = cache.arrays(f"{split.fingerprint[:24]}-images", compute)
     pixels = split.image_shape[0] * split.image_shape[1]
-    return found["images"], Summary(found["labels"], found["sums"], found["squares"], pixels)
+    return arrays["images"], Summary(arrays["labels"], arrays["sums"], arrays["squares"], pixels)
 
 
 def _passes(split: Split, progress: Progress) -> Iterator[Batch]:

@@ -165,7 +165,8 @@ def _table(table: Table, kinds: Mapping[str, str]) -> str:
     head = "".join(
         f"<th{_class('word' * (j < table.words))}>{escape(table.head[j])}</th>" for j in shown
     )
-    rows, group = [], ""
+    rows = []
+    group = ""
     for row in table.rows:
         if first and row[0] not in ("", group):
             group = row[0]

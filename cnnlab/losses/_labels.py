@@ -34,7 +34,9 @@ def check(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
       ValueError: the shapes do not fit, the labels are neither, or a visible id lies outside [0,
         K).
     """
-    logits, given, labels = as_float(logits), labels, jnp.asarray(labels)
+    logits = as_float(logits)
+    original = labels
+    labels = jnp.asarray(labels)
     if logits.ndim == 0:
         raise ValueError("logits must be float[..., K], got a scalar")
     if jnp.issubdtype(labels.dtype, jnp.floating):
@@ -58,9 +60,11 @@ def check(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
             f"class ids must have the logits' batch shape {logits.shape[:-1]}, got "
             f"{labels.shape}{hint}"
         )
-    if not isinstance(given, Tracer) and labels.size:
+    if not isinstance(original, Tracer) and labels.size:
         # As given: jnp.asarray wraps 2**32 + 1 to class 1.
-        classes, low, high = logits.shape[-1], np.min(given), np.max(given)
+        classes = logits.shape[-1]
+        low = np.min(original)
+        high = np.max(original)
         if low < 0 or high >= classes:
             raise ValueError(
                 f"class ids must lie in [0, {classes}), got {low if low < 0 else high}"
@@ -170,14 +174,14 @@ def per_class(name: str, values: ArrayLike, classes: int, dtype: DTypeLike) -> j
     Raises:
       ValueError: another shape, or visible values that are not positive.
     """
-    given = values if isinstance(values, jax.Array) else np.asarray(values)
-    if given.shape != (classes,) or not jnp.issubdtype(given.dtype, jnp.number):
+    array = values if isinstance(values, jax.Array) else np.asarray(values)
+    if array.shape != (classes,) or not jnp.issubdtype(array.dtype, jnp.number):
         raise ValueError(
             f"{name} must be one number for each of the {classes} classes, got "
-            f"{given.dtype}{given.shape}"
+            f"{array.dtype}{array.shape}"
         )
-    if not isinstance(given, Tracer) and not np.all(
-        (np.asarray(given) > 0) & (np.asarray(given) < np.inf)
+    if not isinstance(array, Tracer) and not np.all(
+        (np.asarray(array) > 0) & (np.asarray(array) < np.inf)
     ):
-        raise ValueError(f"{name} must all be positive and finite, got {given}")
-    return jnp.asarray(given, dtype)
+        raise ValueError(f"{name} must all be positive and finite, got {array}")
+    return jnp.asarray(array, dtype)

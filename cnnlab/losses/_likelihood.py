@@ -52,13 +52,13 @@ def _terms(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, 
     logits = as_float(logits)
     top = lax.stop_gradient(jnp.max(logits, -1))
     top = jnp.where(jnp.isfinite(top), top, 0)  # also keeps XLA from storing logits - top
-    own = _labels.pick(logits, labels) - top
+    z_y = _labels.pick(logits, labels) - top
     others = jnp.where(
         _labels.is_label(labels, logits.shape[-1]), 0, jnp.exp(logits - top[..., None])
     )
     rest = jnp.sum(others, -1)
     # Leaving y out of the sum keeps 1 - p_y from being rounded to an ulp of 1.
-    return own - jnp.log1p(rest + jnp.expm1(own)), others, rest + jnp.exp(own)
+    return z_y - jnp.log1p(rest + jnp.expm1(z_y)), others, rest + jnp.exp(z_y)
 
 
 @log_probability.defjvp

@@ -55,9 +55,9 @@ def ldam(
     margins = max_margin * (jnp.min(counts) / counts) ** 0.25
 
     def of_id(z: jax.Array, y: jax.Array) -> jax.Array:
-        own = _labels.is_label(y, z.shape[-1])
+        is_label = _labels.is_label(y, z.shape[-1])
         return -log_probability(
-            scale * (z - jnp.where(own, jnp.broadcast_to(margins, z.shape), 0)), y
+            scale * (z - jnp.where(is_label, jnp.broadcast_to(margins, z.shape), 0)), y
         )
 
     return _labels.by_class(of_id, logits, labels)

@@ -79,8 +79,8 @@ def multiclass_hinge(
         raise unknown("form of the hinge", str(form), ("crammer_singer", "weston_watkins"))
 
     def of_id(z: jax.Array, y: jax.Array) -> jax.Array:
-        own = _labels.is_label(y, z.shape[-1])
-        short = jnp.where(own, 0, jax.nn.relu(margin + z - _labels.pick(z, y)[..., None]))
+        is_label = _labels.is_label(y, z.shape[-1])
+        short = jnp.where(is_label, 0, jax.nn.relu(margin + z - _labels.pick(z, y)[..., None]))
         return jnp.max(short, -1) if form == "crammer_singer" else jnp.sum(short, -1)
 
     return _labels.by_class(of_id, logits, labels)
@@ -142,10 +142,8 @@ def cosface(
     >>> print(f"{cosface([0.5, 0.1], 0, margin=0.4, scale=10.0):.4f}")  # a tie: log 2
     0.6931
     """
-    margin, scale = (
-        _labels.in_range("margin", margin, "[0, 2)"),
-        _labels.in_range("scale", scale, "(0, inf)"),
-    )
+    margin = _labels.in_range("margin", margin, "[0, 2)")
+    scale = _labels.in_range("scale", scale, "(0, inf)")
 
     def of_id(z: jax.Array, y: jax.Array) -> jax.Array:
         return -log_probability(
@@ -187,10 +185,8 @@ def arcface(
     >>> print(f"{arcface(jnp.cos(jnp.array([0.7, 1.2])), 0):.4f}")  # a tie: log 2
     0.6931
     """
-    margin, scale = (
-        _labels.in_range("margin", margin, "[0, 1.5707963]"),
-        _labels.in_range("scale", scale, "(0, inf)"),
-    )
+    margin = _labels.in_range("margin", margin, "[0, 1.5707963]")
+    scale = _labels.in_range("scale", scale, "(0, inf)")
     cos_margin, sin_margin = math.cos(margin), math.sin(margin)
 
     def of_id(z: jax.Array, y: jax.Array) -> jax.Array:

@@ -137,10 +137,8 @@ def symmetric_cross_entropy(
     >>> print(f"{symmetric_cross_entropy(jnp.zeros(4), 1):.4f}")  # 0.1 log 4 + 3
     3.1386
     """
-    alpha, beta = (
-        _labels.in_range("alpha", alpha, "[0, inf)"),
-        _labels.in_range("beta", beta, "[0, inf)"),
-    )
+    alpha = _labels.in_range("alpha", alpha, "[0, inf)")
+    beta = _labels.in_range("beta", beta, "[0, inf)")
     log_zero = _labels.in_range("log_zero", log_zero, "(-inf, 0)")
 
     def term(log_p):
@@ -252,10 +250,8 @@ def active_passive(
     >>> print(active_passive(jnp.zeros(4), 1))  # 1/4 + 3
     3.25
     """
-    alpha, beta = (
-        _labels.in_range("alpha", alpha, "[0, inf)"),
-        _labels.in_range("beta", beta, "[0, inf)"),
-    )
+    alpha = _labels.in_range("alpha", alpha, "[0, inf)")
+    beta = _labels.in_range("beta", beta, "[0, inf)")
     first, second = _member("active", active, ACTIVE), _member("passive", passive, PASSIVE)
     logits = as_float(logits)  # so that their gradients are added in float32
     return alpha * first(logits, labels) + beta * second(logits, labels)
@@ -311,8 +307,8 @@ def bi_tempered(
     log_p = log_softmax(logits) if t2 == 1 else log_tempered_softmax(logits, t2)
     power = jnp.sum(jnp.exp((2 - t1) * log_p), -1)
     if _labels.is_ids(labels):
-        own = _labels.poison(_labels.pick(log_p, labels), labels, logits.shape[-1])
-        return -_tempered_log(own, t1) - (1 - power) / (2 - t1)
+        log_p_y = _labels.poison(_labels.pick(log_p, labels), labels, logits.shape[-1])
+        return -_tempered_log(log_p_y, t1) - (1 - power) / (2 - t1)
     log_q = jnp.where(labels == 0, -jnp.inf, jnp.log(jnp.where(labels == 0, 1, labels)))
     gain = jnp.where(labels > 0, labels * (_tempered_log(log_q, t1) - _tempered_log(log_p, t1)), 0)
     return jnp.sum(gain - jnp.exp((2 - t1) * log_q) / (2 - t1), -1) + power / (2 - t1)

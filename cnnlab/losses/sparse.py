@@ -72,8 +72,8 @@ def entmax_loss(logits: ArrayLike, labels: ArrayLike, alpha: float = 1.5) -> jax
     z = logits - lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
     conjugate = _fixed_conjugate if isinstance(alpha, float) else _free_conjugate
     if _labels.is_ids(labels):
-        own = _labels.pick(z, labels)
-        return _labels.poison(conjugate(z, alpha) - own, labels, z.shape[-1])
+        z_y = _labels.pick(z, labels)
+        return _labels.poison(conjugate(z, alpha) - z_y, labels, z.shape[-1])
     mass = jnp.sum(labels, -1)
     return mass * conjugate(z, alpha) - jnp.sum(labels * jnp.where(labels != 0, z, 0), -1)
 
@@ -89,7 +89,8 @@ def _fixed_conjugate(z: jax.Array, alpha: float) -> jax.Array:
 
 @_fixed_conjugate.defjvp
 def _(alpha, primals, tangents):
-    ((z,), (dz,)), p = (primals, tangents), entmax(primals[0], alpha)
+    (z,), (dz,) = primals, tangents
+    p = entmax(primals[0], alpha)
     return _attained(p, z, alpha), jnp.sum(p * dz, -1)
 
 
@@ -100,7 +101,8 @@ def _free_conjugate(z: jax.Array, alpha: jax.Array) -> jax.Array:
 
 @_free_conjugate.defjvp
 def _(primals, tangents):
-    (z, alpha), (dz, dalpha) = primals, tangents
+    z, alpha = primals
+    dz, dalpha = tangents
     p = entmax(z, alpha)
     value, by_alpha = jax.jvp(
         lambda alpha: _attained(lax.stop_gradient(p), z, alpha), (alpha,), (dalpha,)
@@ -118,7 +120,8 @@ def _attained(p: jax.Array, z: jax.Array, alpha: float | jax.Array) -> jax.Array
             / (alpha * (alpha - 1))
         )
     else:
-        log_p, a = jnp.log(jnp.where(shown, p, 1)), alpha - 1
+        log_p = jnp.log(jnp.where(shown, p, 1))
+        a = alpha - 1
         tempered = jnp.where(a == 0, log_p, jnp.expm1(a * log_p) / jnp.where(a == 0, 1, a))
         entropy = -p * tempered / alpha
     return jnp.sum(jnp.where(p == 0, 0, p * jnp.where(p == 0, 0, z) + entropy), -1)

@@ -122,7 +122,8 @@ def _relative(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     shown = log_p > -jnp.inf
     log_p = jnp.where(shown, log_p, 0)
     d = log_p - jnp.where(shown, log_q, 0)
-    small, far = jnp.abs(d) < 0.05, d < -1
+    small = jnp.abs(d) < 0.05
+    far = d < -1
     near, middle = jnp.where(small, d, 0), jnp.where(small | far, 1, d)
     taylor = jnp.array([(-1) ** n / math.factorial(n + 2) for n in range(7, -1, -1)], d.dtype)
     series = near**2 * jnp.polyval(taylor, near)

@@ -55,7 +55,8 @@ class AirNet(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """x: float[B, H, W, C] -> float32[B, K]."""
         plain, pooled = (self.conv.pooled(side) for side in (1, 2))
-        activation, channels = named("activation", self.activation, ACTIVATIONS), 8 * x.shape[-1]
+        activation = named("activation", self.activation, ACTIVATIONS)
+        channels = 8 * x.shape[-1]
         if self.whiten:
             kernel = self.variable("batch_stats", "whitening", lambda: whitening(x)).value
             bias = self.param(

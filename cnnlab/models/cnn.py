@@ -56,10 +56,8 @@ class CNN(nn.Module):
             "max": partial(max_pooling, formulation=self.conv.formulation),
             "average": average_pooling,
         }
-        pool, activation = (
-            named("pool", self.pool, pools),
-            named("activation", self.activation, ACTIVATIONS),
-        )
+        pool = named("pool", self.pool, pools)
+        activation = named("activation", self.activation, ACTIVATIONS)
         pool_first = self.pool == "max" and not self.batch_norm and self.activation in INCREASING
         convolve = self.conv.pooled(2 if pool_first else 1)
         for width in self.widths:  # [B, h, w, c] -> [B, h/2, w/2, width]

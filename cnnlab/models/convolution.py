@@ -247,7 +247,8 @@ def _largest(x: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
     """
     windows = _windows(x, side)
     code = jnp.uint8 if side <= 16 else jnp.int32
-    largest, winners = windows[:, :, 0, :, 0], code(0)
+    largest = windows[:, :, 0, :, 0]
+    winners = code(0)
     for pixel in range(1, side * side):
         candidate = windows[:, :, pixel // side, :, pixel % side]
         winners = jnp.where(candidate > largest, code(pixel), winners)

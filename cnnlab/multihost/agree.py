@@ -30,7 +30,7 @@ def on_first(action: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def together(action: Callable[[], T]) -> T:
+def on_all(action: Callable[[], T]) -> T:
     """What `action` gives on each process; where it fails on one, it fails on all, with the first
     one's error.
 

@@ -78,7 +78,7 @@ def join(
     backend.start()
     run.joined(jax.process_index(), jax.process_count())
     if run.count() > 1:
-        _speak_as_one()
+        _silence_others()
     else:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it was XLA's, who would only note it
 
@@ -88,7 +88,7 @@ def _may_have_others() -> bool:
     return any(name in os.environ for name in MANAGED) or any(map(os.path.exists, TPUS))
 
 
-def _speak_as_one() -> None:
+def _silence_others() -> None:
     """Let only the first process have a standard output and a log; note requests to stop."""
     from jax.experimental import multihost_utils
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-_index, _count = 0, 1
+_index = 0
+_count = 1
 
 
 def index() -> int:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PARTING_SECONDS = 5  # how long a process that fails waits for the others to fail with it
-STOP, STOP_AHEAD = "cnnlab.stop", 8
+STOP = "cnnlab.stop"
+STOP_AHEAD = 8
 _asked = threading.Event()
 _looks = itertools.count(1)
 
@@ -71,20 +72,20 @@ def leave(message: str, status: int) -> NoReturn:
       message: to print on standard error; once, where all end together.
       status: of the exit.
     """
-    together = True
+    all_leave = True
     client = jax_private.coordination_client()
     try:
         client.wait_at_barrier("cnnlab.leave", PARTING_SECONDS * 1000)
     except Exception:
-        together = False
-    if not together or processes.index() == 0:
+        all_leave = False
+    if not all_leave or processes.index() == 0:
         print(
             message
-            if together
+            if all_leave
             else f"process {processes.index()} of {processes.count()}: {message}",
             file=sys.stderr,
             flush=True,
         )
-    if together and processes.index() == 0:
+    if all_leave and processes.index() == 0:
         time.sleep(0.5)  # the others first: XLA aborts those whose first process is gone
     supervise.leave(status)

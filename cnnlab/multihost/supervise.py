@@ -41,7 +41,8 @@ def watched() -> None:
     descriptor 2.
     """
     global _words
-    (errors, errors_end), (words, words_end) = os.pipe(), os.pipe()
+    errors, errors_end = os.pipe()
+    words, words_end = os.pipe()
     # Until the parent has its handlers: a signal in between must reach the child
     signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     child = os.fork()
@@ -107,11 +108,11 @@ def _supervise(child: int, errors: int, words: int) -> int:
         os.killpg(child, signal.SIGKILL)  # Grain's reader processes, which a dead child cannot end
     relay.finish()
     os.set_blocking(words, False)
-    told = b""
+    message = b""
     # A process of the child's is left, and has said nothing
     with contextlib.suppress(BlockingIOError):
-        told = os.read(words, READ_BYTES)
-    said, status = _verdict(status, told.decode().splitlines(), relay.fatal)
+        message = os.read(words, READ_BYTES)
+    said, status = _verdict(status, message.decode().splitlines(), relay.fatal)
     if said:
         _write(f"{said}\n".encode())
     return status if status >= 0 else 128 - status
@@ -169,7 +170,8 @@ class Relay(threading.Thread):
                 if not (dropped or self.fatal):
                     kept += line + b"\n"
             if rest and not (dropped or self.fatal or RECORD.match(rest)):  # a progress bar, say
-                kept, rest = kept + rest, b""
+                kept = kept + rest
+                rest = b""
             self._writing = True
             _write(kept)
             self._writing = False

@@ -19,15 +19,15 @@ def put(tree: T, sharding: jax.sharding.Sharding | None) -> T:
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
-    def one(leaf: jax.Array) -> jax.Array:
+    def put_leaf(leaf: jax.Array) -> jax.Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(
-                one(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf)
+                put_leaf(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf)
             )
         host = np.asarray(leaf)  # device_put would have the processes compare it, bit by bit
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(put_leaf, tree)
 
 
 @overload
@@ -45,7 +45,7 @@ def fetch(tree: T) -> T: ...
 def fetch(tree: PyTree) -> PyTree:
     """Arrays on the host, in every process: also what lies on other processes' devices."""
 
-    def one(leaf: object) -> object:
+    def fetch_leaf(leaf: object) -> object:
         if isinstance(leaf, jax.Array) and not (
             leaf.is_fully_addressable or leaf.is_fully_replicated
         ):
@@ -54,4 +54,4 @@ def fetch(tree: PyTree) -> PyTree:
             return multihost_utils.process_allgather(leaf, tiled=True)
         return leaf
 
-    return jax.device_get(tree if processes.count() == 1 else jax.tree.map(one, tree))
+    return jax.device_get(tree if processes.count() == 1 else jax.tree.map(fetch_leaf, tree))

@@ -113,12 +113,12 @@ def group(params: PyTree) -> PyTree:
     whitening_bias.
     """
 
-    def one(path: jax.tree_util.KeyPath, p: jax.Array) -> str:
+    def group_of(path: jax.tree_util.KeyPath, p: jax.Array) -> str:
         if path[-1].key == "whitening_bias":
             return "whitening_bias"
         return "filters" if p.ndim == 4 else "head" if p.ndim > 1 else "biases"
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(group_of, params)
 
 
 def orthogonalised(matrix: jax.Array, steps: int = 3, dtype: DTypeLike = jnp.float32) -> jax.Array:

@@ -111,7 +111,8 @@ def one_cycle(
     Source: Smith & Topin, 2018, "Super-convergence", https://arxiv.org/abs/1708.07120; the half
     cosines as in PyTorch.
     """
-    up, first = max(round(rise * total_steps), 1), peak / start_divisor
+    up = max(round(rise * total_steps), 1)
+    first = peak / start_divisor
     down = max(total_steps - up, 1)
     return optax.join_schedules(
         [_between(first, peak, up), _between(peak, first / end_divisor, down)],
@@ -132,7 +133,8 @@ def restarts(
 
     Source: Loshchilov & Hutter, 2017, "SGDR", https://arxiv.org/abs/1608.03983
     """
-    lengths, starts = [max(round(period * steps_per_epoch), 1)], [0]
+    lengths = [max(round(period * steps_per_epoch), 1)]
+    starts = [0]
     while growth > 1 and starts[-1] < 2**31:
         starts.append(starts[-1] + lengths[-1])
         lengths.append(

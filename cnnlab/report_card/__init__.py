@@ -30,7 +30,7 @@ from cnnlab.report_card import claims as claims_
 from cnnlab.report_card import risk, shape, soundness
 from cnnlab.report_card.citations import citation
 from cnnlab.report_card.finding import NOT_APPLICABLE, NOT_REFUTED, PROVED, REFUTED, Finding, plain
-from cnnlab.report_card.subject import Subject, given
+from cnnlab.report_card.subject import Subject, placeholders
 from cnnlab.spec import parse
 from cnnlab.types import JsonObject
 
@@ -43,7 +43,7 @@ __all__ = [
     "Property",
     "card",
     "curve",
-    "given",
+    "placeholders",
 ]
 
 
@@ -213,7 +213,7 @@ def card(
 
     Args:
       loss: (logits, labels, **hyperparameters) -> float32[...]. What it takes from the data or from
-        other networks (class_counts, teacher_logits, view_logits) is filled in with `given`.
+        other networks (class_counts, teacher_logits, view_logits) is filled in with `placeholders`.
       name: for the card; the function's own by default.
       hyperparameters: those to set.
       num_classes: K of the examination; the searches are made for few.
@@ -235,31 +235,39 @@ def card(
     """
     if num_classes < 2:
         raise InputError(f"a loss is examined with at least 2 classes, got {num_classes}")
-    start, own = time.perf_counter(), getattr(loss, "__name__", "loss")
+    start = time.perf_counter()
+    loss_name = getattr(loss, "__name__", "loss")
     hyperparameters = dict(hyperparameters or {})
     claimed = claims_.resolve([*claims_.claimed(loss), *claims], PROPERTIES)
     wanted = list(PROPERTIES if properties is None else properties)
     for asked in wanted:
         if asked not in PROPERTIES:
             raise unknown("property", asked, PROPERTIES)
-    built_in = losses.LOSSES.get(own) is loss
+    built_in = losses.LOSSES.get(loss_name) is loss
     if cosines is None:
         cosines = bool(getattr(loss, "head", "linear") == "cosine")
-    subject = Subject(loss, own, num_classes, cosines, hyperparameters)
+    subject = Subject(loss, loss_name, num_classes, cosines, hyperparameters)
     findings = {}
-    for each in [p for p in PROPERTIES if p in wanted or p in claimed]:
-        finding = _examine(PROPERTIES[each].check, subject, each)
-        proof = citation(own, each, not hyperparameters) if built_in else ""
+    for key in [p for p in PROPERTIES if p in wanted or p in claimed]:
+        finding = _examine(PROPERTIES[key].check, subject, key)
+        proof = citation(loss_name, key, not hyperparameters) if built_in else ""
         if proof and finding.verdict == NOT_REFUTED:
             finding = replace(finding, verdict=PROVED, citation=proof)
-        findings[each] = replace(finding, property=each, claimed=each in claimed)
+        findings[key] = replace(finding, property=key, claimed=key in claimed)
     if "same_as" in claimed:
         other = _named(claimed["same_as"], num_classes)
         finding = _examine(lambda subject: soundness.same_as(subject, other), subject, "same_as")
         findings["same_as"] = replace(finding, property="same_as", claimed=True)
     seconds = round(time.perf_counter() - start, 2)
     return Card(
-        name or own, findings, entry(loss), loss, hyperparameters, num_classes, cosines, seconds
+        name or loss_name,
+        findings,
+        entry(loss),
+        loss,
+        hyperparameters,
+        num_classes,
+        cosines,
+        seconds,
     )
 
 
@@ -325,7 +333,7 @@ def curve(
     subject = Subject(loss, "", num_classes, cosines, dict(hyperparameters or {}))
     x = np.linspace(-0.999, 0.999, 201) if cosines else np.linspace(0.001, 0.999, 201)
     others = -x / (num_classes - 1) if cosines else np.zeros_like(x)
-    own = x if cosines else np.log(x * (num_classes - 1) / (1 - x))
-    z = np.stack([own, *[others] * (num_classes - 1)], -1)
+    z_y = x if cosines else np.log(x * (num_classes - 1) / (1 - x))
+    z = np.stack([z_y, *[others] * (num_classes - 1)], -1)
     gradient = np.linalg.norm(subject.gradients(z)[:, 0], axis=-1)
     return Curve("cosine" if cosines else "probability", x, subject.values(z)[:, 0], gradient)

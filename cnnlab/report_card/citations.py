@@ -103,10 +103,10 @@ def citation(name: str, property: str, defaults: bool) -> str:
     ''
     """
     tables: Iterable[dict] = (ALWAYS, BY_DEFAULT) if defaults else (ALWAYS,)
-    found = [
+    citations = [
         text
         for table in tables
         for (p, text), names in table.items()
         if p == property and name in names
     ]
-    return found[0] if found else ""
+    return citations[0] if citations else ""

@@ -41,16 +41,17 @@ def resolve(claims: Iterable[str], properties: Iterable[str]) -> dict[str, str]:
     Raises:
       InputError: a claim that is no property.
     """
-    known, found = list(properties), {}
+    known = list(properties)
+    resolved = {}
     for claim in claims:
         same = re.fullmatch(r"same[ _]as[ _](.+)", claim)
         if same:
-            found["same_as"] = ",".join(same.group(1).split())
+            resolved["same_as"] = ",".join(same.group(1).split())
             continue
         name = re.sub(r"[ -]+", "_", claim.strip().lower())
         if name == "same_as":
             raise InputError("the claim 'same as' names a loss, as in 'same as squentropy'")
         if name not in known:
             raise unknown("claimed property", claim, [*known, "same as LOSS"])
-        found[name] = ""
-    return found
+        resolved[name] = ""
+    return resolved

@@ -62,10 +62,11 @@ def page(cards: Sequence[Card], picture: bytes = b"", title: str = "Report card 
 def _broken_claims(cards: Sequence[Card]) -> list[Block]:
     return [
         Text(
-            f"Claimed and refuted: {card.name} claims {found.property}: {found.detail}", alarm=True
+            f"Claimed and refuted: {card.name} claims {finding.property}: {finding.detail}",
+            alarm=True,
         )
         for card in cards
-        for found in card.broken_claims
+        for finding in card.broken_claims
     ]
 
 
@@ -101,7 +102,7 @@ def _details(card: Card, unfolded: bool) -> Folded:
     if card.about.source:
         blocks.append(Text(f"Source: {card.about.source}", dim=True))
     rows = [
-        (name.replace("_", " "), _found(finding), _verdict(finding.verdict))
+        (name.replace("_", " "), _detail(finding), _verdict(finding.verdict))
         for name, finding in card.findings.items()
     ]
     blocks.append(Tabled(Table(("property", "finding", "verdict"), rows, words=3)))
@@ -109,7 +110,7 @@ def _details(card: Card, unfolded: bool) -> Folded:
     return Folded(card.name, note, _anchor(card), blocks, unfolded)
 
 
-def _found(finding: Finding) -> str:
+def _detail(finding: Finding) -> str:
     text = finding.detail
     if finding.points:
         text += f" ({finding.points} points)"

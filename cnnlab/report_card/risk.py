@@ -36,21 +36,21 @@ def strictly_proper(subject: Subject) -> Finding:
         return not_applicable("cosines lie in [-1, 1]: their softmax cannot be q")
     q, z, risk = _minima(subject)
     for i in range(len(q)):
-        own = _at_truth(subject, q[i])
+        risk_at_truth = _at_truth(subject, q[i])
         distance = 0.5 * np.abs(_softmax(z[i]) - q[i]).sum(-1)
         others = np.where(distance > FAR, risk[i], np.inf)
         best = int(np.argmin(others))
-        if others[best] <= own + EQUAL * max(1, abs(own)):
+        if others[best] <= risk_at_truth + EQUAL * max(1, abs(risk_at_truth)):
             p = _softmax(z[i, best])
             return refuted(
                 f"for q = {show(q[i])} the risk is {risk[i, best]:.6g} at softmax(z) = {show(p)}, "
-                f"{own:.6g} at q itself",
+                f"{risk_at_truth:.6g} at q itself",
                 risk.size,
                 q=q[i],
                 logits=z[i, best],
                 softmax=p,
                 risk=risk[i, best],
-                risk_at_q=own,
+                risk_at_q=risk_at_truth,
             )
     return not_refuted(
         f"{len(q)} distributions q, {z.shape[1]} descents each, end at q or higher", risk.size
@@ -127,11 +127,15 @@ def _at_truth(subject: Subject, q: np.ndarray) -> float:
     """min_c R(log q + c): the risk of answering q, in whichever of the logits that mean it suits
     the loss best.
     """
-    centre, width, best = 0.0, 64.0, np.inf
+    centre = 0.0
+    width = 64.0
+    best = np.inf
     for _ in range(16):
         shifts = centre + width * np.linspace(-1, 1, 65)
         risk = _risk(subject, np.broadcast_to(q, (65, len(q))), np.log(q) + shifts[:, None])
-        centre, width, best = shifts[int(np.argmin(risk))], width / 8, min(best, float(risk.min()))
+        centre = shifts[int(np.argmin(risk))]
+        width = width / 8
+        best = min(best, float(risk.min()))
     return best
 
 
@@ -142,9 +146,9 @@ def _minima(subject: Subject) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if "minima" not in vars(subject):
         q = _targets(subject.classes)
         starts = np.stack([_starts(subject, row) for row in q])
-        each = np.repeat(q, starts.shape[1], 0)
+        targets = np.repeat(q, starts.shape[1], 0)
         z, risk = descend(
-            lambda z: _risk(subject, each.repeat(len(z) // len(each), 0), z),
+            lambda z: _risk(subject, targets.repeat(len(z) // len(targets), 0), z),
             starts.reshape(-1, subject.classes),
         )
         vars(subject)["minima"] = q, z.reshape(starts.shape), risk.reshape(starts.shape[:2])
@@ -155,7 +159,8 @@ def _starts(subject: Subject, q: np.ndarray) -> np.ndarray:
     """Where the searches start: multiples of log q, the corners and the centre, and random
     points.
     """
-    eye, centred = np.eye(len(q)), np.log(q) - np.log(q).mean()
+    eye = np.eye(len(q))
+    centred = np.log(q) - np.log(q).mean()
     return np.concatenate(
         [np.outer((0, 0.3, 1, 2, 8), centred), 4 * eye[:4], subject.logits(6, seed=1)]
     )
@@ -178,7 +183,9 @@ def descend(
     rng = np.random.default_rng(0)
     problems, classes = z.shape
     axes = np.concatenate([np.eye(classes), -np.eye(classes)])
-    value, step, last = function(z), np.ones(problems), np.zeros_like(z)
+    value = function(z)
+    step = np.ones(problems)
+    last = np.zeros_like(z)
     for _ in range(ROUNDS):
         random = rng.standard_normal((classes + 2, classes))
         random /= np.linalg.norm(random, axis=-1, keepdims=True)
@@ -191,7 +198,8 @@ def descend(
         lowest = np.take_along_axis(at, best[:, None], 1)[:, 0]
         better = lowest < value
         last = np.where(better[:, None], np.take_along_axis(moves, best[:, None, None], 1)[:, 0], 0)
-        z, value = z + last, np.where(better, lowest, value)
+        z = z + last
+        value = np.where(better, lowest, value)
         step = np.clip(
             np.where(better, np.maximum(step, np.linalg.norm(last, axis=-1)), step / 2), 0, 100
         )

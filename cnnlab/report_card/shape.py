@@ -87,7 +87,8 @@ def non_negative(subject: Subject) -> Finding:
 
 def convex(subject: Subject) -> Finding:
     """L is convex in z: no chord lies below it."""
-    a, b = subject.logits(1024, seed=5), subject.logits(1024, seed=6)[::-1]
+    a = subject.logits(1024, seed=5)
+    b = subject.logits(1024, seed=6)[::-1]
     z = subject.logits(256, seed=7)
     curvature, direction = np.linalg.eigh(subject.hessians(z))
     # The direction of the most negative curvature, followed far enough that the values show it: a
@@ -98,10 +99,12 @@ def convex(subject: Subject) -> Finding:
     if subject.cosines:
         steps = steps[:1]
     a, b = np.concatenate([a, z[i] - steps]), np.concatenate([b, z[i] + steps])
-    ends, middle = (subject.values(a) + subject.values(b)) / 2, subject.values((a + b) / 2)
+    ends = (subject.values(a) + subject.values(b)) / 2
+    middle = subject.values((a + b) / 2)
     excess = (middle - ends) / np.maximum(1, np.abs(ends))
     j, y = np.unravel_index(np.argmax(excess), excess.shape)
-    points, least = excess.size + curvature[..., 0].size, curvature.min()
+    points = excess.size + curvature[..., 0].size
+    least = curvature.min()
     if not excess[j, y] <= 1e-11:
         return refuted(
             f"label {y}: L = {middle[j, y]:.6g} halfway between {show(a[j])} and {show(b[j])}, "
@@ -124,7 +127,8 @@ def shift_invariant(subject: Subject) -> Finding:
     z = subject.logits(256, seed=8)
     shifts = np.array([-100.0, -1.0, 0.5, 10.0, 100.0])
     if subject.cosines:
-        z, shifts = z / 2, np.array([-0.4, -0.1, 0.2, 0.4])
+        z = z / 2
+        shifts = np.array([-0.4, -0.1, 0.2, 0.4])
     base = subject.values(z)
     moved = np.stack([subject.values(z + c) for c in shifts])
     change = np.abs(moved - base) / np.maximum(1, np.abs(base))
@@ -186,7 +190,8 @@ def _ties(classes: int) -> np.ndarray:
     for i, j in itertools.islice(itertools.combinations(range(classes), 2), 10):
         for lead in (0.0, 0.1, 0.3):
             row = np.full(classes, -1.0)
-            row[i], row[j] = lead, 0
+            row[i] = lead
+            row[j] = 0
             rows.append(row)
     return np.array(rows)
 
@@ -196,20 +201,18 @@ def _kink(subject: Subject) -> Finding | None:
     and again.
     """
     classes = subject.classes
-    a, b = (
-        subject.logits(340, seed=10, scales=(1.0, 2.0)),
-        subject.logits(340, seed=11, scales=(2.0, 1.0)),
-    )
+    a = subject.logits(340, seed=10, scales=(1.0, 2.0))
+    b = subject.logits(340, seed=11, scales=(2.0, 1.0))
     label = np.resize(np.arange(classes), len(a))
 
-    def own(z):
+    def label_slopes(z):
         return subject.gradients(z)[np.arange(len(z)), label]
 
-    at_a, at_b = own(a), own(b)
+    at_a, at_b = label_slopes(a), label_slopes(b)
     size = np.abs(at_a).max()
     for _ in range(45):
         middle = (a + b) / 2
-        at = own(middle)
+        at = label_slopes(middle)
         left = np.linalg.norm(at - at_a, axis=-1) > np.linalg.norm(at_b - at, axis=-1)
         left = left[:, None]
         a, at_a = np.where(left, a, middle), np.where(left, at_a, at)
@@ -254,12 +257,12 @@ def zero_at_perfect(subject: Subject) -> Finding:
     some t up to 1e4.
     """
     classes = subject.classes
-    own = np.eye(classes)[0]
+    e_y = np.eye(classes)[0]
     if subject.cosines:
-        z = (own - (1 - own) / max(classes - 1, 1))[None]
+        z = (e_y - (1 - e_y) / max(classes - 1, 1))[None]
     else:
         size = np.concatenate([np.linspace(0, 20, 201), np.geomspace(20, 1e4, 60)])
-        z = np.concatenate([np.outer(size, ray) for ray in (own, own - 1, own - 1 / classes)])
+        z = np.concatenate([np.outer(size, ray) for ray in (e_y, e_y - 1, e_y - 1 / classes)])
     values = subject.values(z)[:, 0]
     i = int(np.nanargmin(np.abs(values)))
     if not abs(values[i]) <= ZERO:
@@ -275,8 +278,10 @@ def zero_at_perfect(subject: Subject) -> Finding:
 
 def rewards_truth(subject: Subject) -> Finding:
     """A larger logit of the true class never costs more."""
-    z, classes = subject.logits(256, seed=12), subject.classes
-    base, worst = subject.values(z), None
+    z = subject.logits(256, seed=12)
+    classes = subject.classes
+    base = subject.values(z)
+    worst = None
     for k, step in itertools.product(range(classes), (0.1, 1.0, 10.0)):
         moved = z.copy()
         moved[:, k] = np.minimum(z[:, k] + step, 1) if subject.cosines else z[:, k] + step

@@ -35,14 +35,14 @@ def finite(subject: Subject) -> Finding:
     # An impossible class as the label may cost infinitely much; no formula's limit is NaN.
     wanted = (settled | np.isnan(far)) & np.isfinite(rows)
 
-    def one(z, k):
+    def derivatives(z, k):
         return (
             subject.loss(z, k),
             jax.grad(subject.loss)(z, k),
             jax.hessian(subject.loss)(z, k),
         )
 
-    every = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
+    every = jax.jit(jax.vmap(jax.vmap(derivatives, (None, 0)), (0, None)))
     labels = jnp.arange(subject.classes, dtype=jnp.int32)
     for dtype in ("float32", "bfloat16", "float16"):
         for what, value in zip(
@@ -98,7 +98,8 @@ def _extremes(classes: int) -> np.ndarray:
 
 def true_gradient(subject: Subject) -> Finding:
     """The gradient that autodiff gives is that of the values."""
-    z, h = subject.logits(64, seed=20), 1e-5
+    z = subject.logits(64, seed=20)
+    h = 1e-5
     if subject.cosines:
         z = z * (1 - h)
     shifts = h * np.eye(subject.classes)
@@ -107,10 +108,8 @@ def true_gradient(subject: Subject) -> Finding:
     def flat(moved):
         return subject.values(moved.reshape(z.shape[0] * len(shifts), -1)).reshape(got.shape)
 
-    up, down = (
-        flat(z[:, None] + shifts),
-        flat(z[:, None] - shifts),
-    )  # [N, K of the shift, K of the label]
+    up = flat(z[:, None] + shifts)
+    down = flat(z[:, None] - shifts)  # [N, K of the shift, K of the label]
     wanted = np.moveaxis((up - down) / (2 * h), 1, 2)
     bend = np.abs(np.moveaxis(up - 2 * base[:, None] + down, 1, 2)) / h
     size = np.maximum(1, np.abs(wanted).max(-1, keepdims=True))
@@ -136,7 +135,8 @@ def float32_accumulation(subject: Subject) -> Finding:
     """Half-precision logits cost no more than their own rounding: the loss is computed and returned
     in float32.
     """
-    worst, count = 0.0, 16
+    worst = 0.0
+    count = 16
     for dtype, classes in HALF:
         loss = jax.jit(jax.vmap(subject.of(classes)))
         rng = np.random.default_rng(classes)
@@ -145,7 +145,8 @@ def float32_accumulation(subject: Subject) -> Finding:
             if subject.cosines
             else 4 * rng.normal(size=(count, classes))
         )
-        z, ids = jnp.asarray(drawn, dtype), np.arange(count, dtype=np.int32) * 5
+        z = jnp.asarray(drawn, dtype)
+        ids = np.arange(count, dtype=np.int32) * 5
         try:
             with jax.enable_x64():
                 exact = np.asarray(loss(np.asarray(z, np.float64), ids))
@@ -191,7 +192,8 @@ def transform_safe(subject: Subject) -> Finding:
         )
     except Exception as error:
         return refuted(f"one example, logits float32[{classes}]: {first_line(error)}", 6)
-    z2, ids2 = z.reshape(2, 3, classes), ids.reshape(2, 3)
+    z2 = z.reshape(2, 3, classes)
+    ids2 = ids.reshape(2, 3)
     ways: dict[str, Callable[[], jax.Array]] = {
         "a batch [6]": lambda: loss(z, ids),
         "jit of a batch [6]": lambda: jax.jit(loss)(z, ids),
@@ -199,10 +201,10 @@ def transform_safe(subject: Subject) -> Finding:
         "vmap": lambda: jax.vmap(loss)(z, ids),
         "jit of vmap of vmap": lambda: jax.jit(jax.vmap(jax.vmap(loss)))(z2, ids2),
         "jit of one example": lambda: jnp.stack(
-            [one(row, k) for row, k in zip(z, ids, strict=True)]
+            [compiled(row, k) for row, k in zip(z, ids, strict=True)]
         ),
     }
-    one = jax.jit(loss)
+    compiled = jax.jit(loss)
     for way, compute in ways.items():
         shape = (2, 3) if "[2, 3]" in way or "of vmap" in way else (6,)
         try:
@@ -245,7 +247,8 @@ def label_safe(subject: Subject) -> Finding:
     """A label outside [0, K) never gets another class's loss: an error where it can be seen, NaN
     under jit.
     """
-    classes, compiled = subject.classes, jax.jit(subject.loss)
+    classes = subject.classes
+    compiled = jax.jit(subject.loss)
     z = np.asarray(subject.logits(3, seed=22, scales=(1.0,)), np.float32)
     good = np.resize(np.arange(classes, dtype=np.int32), 3)
     wanted = np.asarray(compiled(z, good))
@@ -288,11 +291,12 @@ def label_safe(subject: Subject) -> Finding:
 
 def one_hot_agrees(subject: Subject) -> Finding:
     """A one-hot distribution as the label means the same as its id: value and gradient."""
-    z, eye = subject.logits(64, seed=23, scales=(1.0, 3.0)), np.eye(subject.classes)
-    one = jax.vmap(jax.vmap(subject.loss, (None, 0)), (0, None))
+    z = subject.logits(64, seed=23, scales=(1.0, 3.0))
+    eye = np.eye(subject.classes)
+    losses_of = jax.vmap(jax.vmap(subject.loss, (None, 0)), (0, None))
     try:
         with jax.enable_x64():
-            got = np.asarray(jax.jit(one)(z, eye))
+            got = np.asarray(jax.jit(losses_of)(z, eye))
     except Exception as error:
         return not_applicable(f"takes class ids only: {first_line(error)}")
     wanted = subject.values(z)

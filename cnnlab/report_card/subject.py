@@ -26,7 +26,7 @@ SCALES = (0.3, 1.0, 3.0, 10.0)  # standard deviations of random logits
 COSINE = 0.95  # random cosines stay this far inside [-1, 1], whose ends are special (arcface)
 
 
-def given(num_classes: int) -> dict[str, Any]:
+def placeholders(num_classes: int) -> dict[str, Any]:
     """What stands in for hyperparameters that a loss takes from the data or from other networks, by
     name.
 
@@ -50,10 +50,10 @@ def given(num_classes: int) -> dict[str, Any]:
 
 
 def filled(loss: Callable, num_classes: int) -> Loss:
-    """The loss with those of `given` set that it takes and that are not set yet."""
+    """The loss with those of `placeholders` set that it takes and that are not set yet."""
     parameters = inspect.signature(loss).parameters
     missing = {name for name, p in parameters.items() if p.default is p.empty}
-    values = {name: value for name, value in given(num_classes).items() if name in missing}
+    values = {name: value for name, value in placeholders(num_classes).items() if name in missing}
     views = values.pop("view_logits", None)
     if values:
         loss = functools.partial(loss, **values)
@@ -62,8 +62,8 @@ def filled(loss: Callable, num_classes: int) -> Loss:
 
     def with_views(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
         shape = jnp.shape(logits)  # the views have the logits' batch shape
-        one = jnp.asarray(views).reshape(len(views), *[1] * (len(shape) - 1), num_classes)
-        return loss(logits, labels, view_logits=jnp.broadcast_to(one, (len(views), *shape)))
+        stacked = jnp.asarray(views).reshape(len(views), *[1] * (len(shape) - 1), num_classes)
+        return loss(logits, labels, view_logits=jnp.broadcast_to(stacked, (len(views), *shape)))
 
     return with_views
 
@@ -115,8 +115,10 @@ class Subject:
         return self._of_all_classes(jax.hessian(self.loss))
 
     def _of_all_classes(self, function: Callable) -> Callable:
-        one = jax.vmap(function, (None, 0))
-        return jax.jit(jax.vmap(lambda z: one(z, jnp.arange(self.classes, dtype=jnp.int32))))
+        over_labels = jax.vmap(function, (None, 0))
+        return jax.jit(
+            jax.vmap(lambda z: over_labels(z, jnp.arange(self.classes, dtype=jnp.int32)))
+        )
 
     def no_number(self) -> str:
         """Where an ordinary point has no finite loss, which would look like anything; empty if

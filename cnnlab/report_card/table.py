@@ -107,8 +107,9 @@ def markdown(cards: Sequence[Card]) -> list[str]:
 
 def markdown_start(loss: Callable) -> str:
     """A row of that table up to the properties, which need an examination."""
-    about, parameters = entry(loss), list(inspect.signature(loss).parameters.values())[2:]
-    given = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters]
+    about = entry(loss)
+    parameters = list(inspect.signature(loss).parameters.values())[2:]
+    arguments = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters]
     value = (
         about.formula.partition(";")[0]
         .removeprefix("L(z, y) = ")
@@ -116,7 +117,7 @@ def markdown_start(loss: Callable) -> str:
         .replace("|", "\\|")
     )
     names = " ".join(f"`{alias}`" for alias, other in losses.ALIASES.items() if other is loss)
-    return f"| `{about.name}({', '.join(given)})` {names} | {value.rstrip(',')} |".replace(
+    return f"| `{about.name}({', '.join(arguments)})` {names} | {value.rstrip(',')} |".replace(
         "  ", " "
     )
 

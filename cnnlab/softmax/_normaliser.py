@@ -76,7 +76,8 @@ def _exponents(z: jax.Array, v: jax.Array, a: float | jax.Array) -> tuple[jax.Ar
     impossible = z == -jnp.inf
     z = jnp.where(impossible, 0, z)
     base = jnp.where(impossible, 0, _base(z, v, a))
-    outside, safe = base <= 0, jnp.where(base > 0, base, jnp.where(base <= 0, 1, base))
+    outside = base <= 0
+    safe = jnp.where(base > 0, base, jnp.where(base <= 0, 1, base))
 
     def direct(a):
         return jnp.log(safe) / a
@@ -109,7 +110,8 @@ def _exponent(x: jax.Array, a: jax.Array) -> jax.Array:
 
 @_exponent.defjvp
 def _(primals, tangents):
-    (x, a), (dx, da) = primals, tangents
+    x, a = primals
+    dx, da = tangents
     u = a * x
     # d/da = -x^2 (log(1 + u) - u / (1 + u)) / u^2, which cancels for small u: its series there, 1/2
     # - 2/3 u + 3/4 u^2 -
@@ -177,7 +179,8 @@ def _solve(z: jax.Array, a: float | jax.Array) -> jax.Array:
     a < 0), so Newton's steps from c = 0, where the maximum alone gives 1, never pass the root. For
     a > 1 the interval is halved instead.
     """
-    power, classes = jnp.asarray(a, z.dtype), z.shape[-1]
+    power = jnp.asarray(a, z.dtype)
+    classes = z.shape[-1]
     wide = power >= WIDE
 
     # (1 - x^-a) / a, from log x: K equal terms, 1 each at c = 0, have their root there
@@ -196,7 +199,8 @@ def _solve(z: jax.Array, a: float | jax.Array) -> jax.Array:
         step, v, first, last, done = (
             state  # the root lies between first, on the side of c = 0, and last
         )
-        terms, base = _terms(z, v, a), _base(z, v, a)
+        terms = _terms(z, v, a)
+        base = _base(z, v, a)
         total, slope = jnp.sum(terms, -1), jnp.sum(terms / jnp.where(base > 0, base, 1), -1)
         first, last = jnp.where(total >= 1, v, first), jnp.where(total >= 1, last, v)
         newton = v + jnp.where(wide, -power, 1) * total * over_a(jnp.log(total)) / slope

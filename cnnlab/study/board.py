@@ -42,9 +42,8 @@ class Board(Console):
         self._cells: list[tuple[str, str]] = []
         self._done: dict[tuple[str, str], str] = {}
         self._shard: set[tuple[str, str]] = set()
-        self._own: list[
-            float
-        ] = []  # seconds of the cells trained by this process, or for it elsewhere
+        # Seconds of each cell trained by this process, or for it elsewhere.
+        self._cell_seconds: list[float] = []
         self._now: dict[tuple[str, str], UnderWay] = {}
         self.here = UnderWay(0.0)  # the cell that this process trains
 
@@ -55,7 +54,8 @@ class Board(Console):
         """Show cells (loss, condition) while the body runs; `shard` is the part of them that is
         trained here.
         """
-        self._cells, self._shard = list(cells), set(cells[shard])
+        self._cells = list(cells)
+        self._shard = set(cells[shard])
         if self.mode != "bar":
             yield
             return
@@ -74,15 +74,14 @@ class Board(Console):
 
     def phase(self, what: str) -> None:
         """What is done to that cell: tuning, training, testing."""
-        self.here.phase, self.here.share = what, 0.0
+        self.here.phase = what
+        self.here.share = 0.0
 
     def epoch(self, row: Row) -> None:
         """An epoch's metrics, a list over seeds each."""
         accuracy = row.get("validation_accuracy", row["train_accuracy"])
-        self.here.note, self.here.share = (
-            f"{100 * np.mean(accuracy):.1f} %",
-            row["epoch"] / self._epochs,
-        )
+        self.here.note = f"{100 * np.mean(accuracy):.1f} %"
+        self.here.share = row["epoch"] / self._epochs
 
     def elsewhere(self, loss: str, condition: str, now: UnderWay) -> None:
         """How far a cell is that another process trains for this one; its clock is not ours."""
@@ -102,7 +101,7 @@ class Board(Console):
         text += f" ({broken} diverged)" * bool(broken)
         self._done[loss, condition] = text
         if now := self._now.pop((loss, condition), None):
-            self._own.append(time.monotonic() - now.began)
+            self._cell_seconds.append(time.monotonic() - now.began)
         if (now or trained) and self.mode != "bar":
             self.say(
                 f"{len(self._done)}/{len(self._cells)} {loss}, {condition}: {text}{self._left()}"
@@ -122,7 +121,8 @@ class Board(Console):
             ) as advance:
                 yield advance
             return
-        before, position = self.here.share, done
+        before = self.here.share
+        position = done
 
         def advance(n: int = 1, note: str = "") -> None:
             nonlocal position
@@ -136,11 +136,11 @@ class Board(Console):
         """The time left for this shard, if each cell takes as long as those before and as many are
         trained at once.
         """
-        if not self._own:
+        if not self._cell_seconds:
             return ""
         under_way = self._now.values()
         cells = len(self._shard - self._done.keys()) - sum(now.share for now in under_way)
-        seconds = float(np.mean(self._own)) * cells / max(1, len(under_way))
+        seconds = float(np.mean(self._cell_seconds)) * cells / max(1, len(under_way))
         left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         return f"; about {left} left" if cells > 0 else ""
 

@@ -114,7 +114,7 @@ def run(study: Study, board: Board, command: str) -> Results | None:
             board.say("checking losses and data on a machine of Ray's")
             digests = cluster.call(check, study, Console("off"))
         else:
-            digests = agree.together(lambda: check(study, board))
+            digests = agree.on_all(lambda: check(study, board))
         agree.agree("the data set or the teacher", [vars(digest) for digest in digests.values()])
         job = Job(study, folder, digests, command)
         _train_missing(job, cells, cluster, board)

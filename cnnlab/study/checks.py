@@ -39,7 +39,8 @@ def check(study: Study, console: Console) -> dict[str, Digests]:
     opened: dict[tuple[str, int | None], tuple[Dataset, Summary]] = {}
     for loss, condition in plan.grid(study):
         config = folders.config(study, loss, condition)
-        recipe, parts = config.recipe, resolve(config.recipe)
+        recipe = config.recipe
+        parts = resolve(config.recipe)
         key = str(parts.dataset), recipe.image_size
         if key not in opened:
             dataset = parts.open_dataset(study.machine.data_dir, recipe.image_size)
@@ -65,7 +66,8 @@ def _check_values(recipe: Recipe, parts: Parts, facts: DataFacts) -> None:
     """
     if "features" in parts.loss_asks:
         return  # what they are is the model's affair
-    batch, num_classes = recipe.batch_size, facts.num_classes
+    batch = recipe.batch_size
+    num_classes = facts.num_classes
     loss = parts.build_loss(num_classes, np.array(facts.class_counts))
     teacher = (lambda images: jnp.zeros_like(logits)) if parts.needs_teacher else None
     objective = Objective(loss, parts.loss_asks, teacher=teacher)
@@ -76,12 +78,12 @@ def _check_values(recipe: Recipe, parts: Parts, facts: DataFacts) -> None:
         return jnp.sum(objective(z, labels, pixels=lambda: z, features=None, step=jnp.int32(0)))
 
     try:
-        found = jax.value_and_grad(total)(logits)
+        outcome = jax.value_and_grad(total)(logits)
     except Exception as error:
         raise InputError(
             f"loss {recipe.loss} fails on a batch of {batch}: {where(error)}"
         ) from error
-    for what, values in zip(("values", "gradients"), found, strict=True):
+    for what, values in zip(("values", "gradients"), outcome, strict=True):
         if not np.all(np.isfinite(values)):
             raise InputError(
                 f"loss {recipe.loss} gives {what} that are not finite for logits between -1 and 1"

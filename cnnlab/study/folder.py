@@ -52,10 +52,10 @@ class Cell:
 
 def config(study: Study, loss: str, condition: Condition) -> Config:
     """A cell's configuration; the teacher is for the losses that take one."""
-    whole = plan.config(study, loss, condition)
+    with_teacher = plan.config(study, loss, condition)
     first = spec.parse_pipeline(loss)[0]
     taught = find("loss", first).asks("teacher_logits")
-    return whole if taught else whole.replace(teacher=None)
+    return with_teacher if taught else with_teacher.replace(teacher=None)
 
 
 def cell(study: Study, loss: str, condition: Condition) -> Cell:

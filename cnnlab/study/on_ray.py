@@ -58,13 +58,13 @@ class Preempted(Exception):
 
 
 @contextlib.contextmanager
-def joined(study: Study, again: str) -> Iterator[Cluster]:
+def joined(study: Study, command: str) -> Iterator[Cluster]:
     """The cluster that $RAY_ADDRESS names (auto: this machine's), or one of this machine that ends
     with the body.
 
     Args:
       study: what will be trained on it.
-      again: what to run to go on, for messages.
+      command: what to run to go on, for messages.
 
     Raises:
       InputError: no Ray, no such cluster, or one of another version of Ray or Python.
@@ -73,10 +73,8 @@ def joined(study: Study, again: str) -> Iterator[Cluster]:
         import ray
     except ImportError as error:
         raise InputError("--executor ray needs the package ray: pip install -e '.[ray]'") from error
-    address, quiet = (
-        os.environ.get("RAY_ADDRESS"),
-        {"log_to_driver": False, "logging_level": "error"},
-    )
+    address = os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address:
             ray.init(address, runtime_env={"env_vars": _environment()}, **quiet)
@@ -92,7 +90,7 @@ def joined(study: Study, again: str) -> Iterator[Cluster]:
         ) from error
     try:
         with stop_signals() as stop:
-            yield Cluster(ray, study, again, stop)
+            yield Cluster(ray, study, command, stop)
     finally:
         ray.shutdown()
 
@@ -100,8 +98,11 @@ def joined(study: Study, again: str) -> Iterator[Cluster]:
 class Cluster:
     """Ray's machines, for the cells of a study."""
 
-    def __init__(self, ray: ModuleType, study: Study, again: str, stop: StopRequest):
-        self._ray, self._study, self._again, self._stop = ray, study, again, stop
+    def __init__(self, ray: ModuleType, study: Study, command: str, stop: StopRequest):
+        self._ray = ray
+        self._study = study
+        self._command = command
+        self._stop = stop
 
     def call(self, function: Callable[..., T], *args: object) -> T:
         """What a function returns on a machine of those that train.
@@ -116,7 +117,7 @@ class Cluster:
 
     def train(
         self,
-        one: Callable[[Cell, Board], CellResult | None],
+        train_cell: Callable[[Cell, Board], CellResult | None],
         cells: Sequence[Cell],
         folder: Path,
         board: Board,
@@ -124,7 +125,8 @@ class Cluster:
         """Train cells, as many at once as there are machines.
 
         Args:
-          one: trains a cell and returns what its file holds; None while another process trains it.
+          train_cell: trains a cell and returns what its file holds; None while another process
+            trains it.
           cells: what is missing of the study.
           folder: of the study.
           board: shows which are under way, and where.
@@ -133,7 +135,8 @@ class Cluster:
           InputError: a cell does, or its worker was lost too often.
           Stopped: a signal came. Here as there the cells under way are saved.
         """
-        (kind, number), all_of = self._share(), self._ray.cluster_resources()
+        kind, number = self._share()
+        all_of = self._ray.cluster_resources()
         if cells:
             board.say(
                 f"{len(cells)} cells to train on Ray, {number} {kind} each of "
@@ -154,7 +157,9 @@ class Cluster:
                         UnderWay(**json.loads(_under_way(folder, cells[i]).read_text())),
                     )
 
-        self._run([(_patiently, one, self._study, folder, cell) for cell in cells], done, look)
+        self._run(
+            [(_patiently, train_cell, self._study, folder, cell) for cell in cells], done, look
+        )
 
     def _share(self) -> tuple[str, int]:
         return share(
@@ -198,7 +203,7 @@ class Cluster:
             status = EXIT_INTERRUPTED if self._stop.signal == signal.SIGINT else EXIT_PREEMPTED
             raise Stopped(
                 f"stopped by {signal.Signals(self._stop.signal).name}, what was under way is "
-                f"{'not all ' * bool(late)}saved; to go on: {self._again}",
+                f"{'not all ' * bool(late)}saved; to go on: {self._command}",
                 status,
             )
 
@@ -285,7 +290,7 @@ def _task(place: str, code: str, call: bytes) -> object:
 
 
 def _patiently(
-    one: Callable[[Cell, Board], CellResult | None], study: Study, folder: Path, cell: Cell
+    train_cell: Callable[[Cell, Board], CellResult | None], study: Study, folder: Path, cell: Cell
 ) -> CellResult | None:
     """Train a cell on a worker, after a while if its lock is held, as it is by a lost machine at
     first.
@@ -299,7 +304,7 @@ def _patiently(
         )
     board = Telling(study.training.epochs, _under_way(folder, cell))
     for _ in range(LOCK_SECONDS):
-        if result := one(cell, board):
+        if result := train_cell(cell, board):
             return result
         time.sleep(1)
     return None
@@ -340,7 +345,8 @@ def _under_way(folder: Path, cell: Cell) -> Path:
 
 def _code() -> str:
     """SHA-256 of cnnlab's files: two versions must not train parts of the same study."""
-    digest, package = hashlib.sha256(), Path(cnnlab.__file__).parent
+    digest = hashlib.sha256()
+    package = Path(cnnlab.__file__).parent
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
     return digest.hexdigest()

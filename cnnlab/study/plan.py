@@ -303,12 +303,12 @@ def metrics(study: Study) -> dict[str, Metric]:
 
 
 @functools.cache
-def _metrics(own: tuple[str, ...]) -> dict[str, Metric]:
+def _metrics(names: tuple[str, ...]) -> dict[str, Metric]:
     from cnnlab.metrics import METRICS
     from cnnlab.parts import resolve
 
     return METRICS | {
-        metric.name: metric for metric in resolve(Recipe(metrics=own)).build_metrics()
+        metric.name: metric for metric in resolve(Recipe(metrics=names)).build_metrics()
     }
 
 

@@ -81,8 +81,8 @@ def indistinct(comparison: statistics.Comparison) -> str:
     """
     if comparison.detectable == math.inf:
         return UNDECIDED
-    found = comparison.verdict in (statistics.BETTER, statistics.WORSE)
-    return _rule(not found, found)
+    differs = comparison.verdict in (statistics.BETTER, statistics.WORSE)
+    return _rule(not differs, differs)
 
 
 def _rule(holds: bool, refuted: bool) -> str:
@@ -124,8 +124,11 @@ def replicate(study: Replication, judge: Callable[[Results], Sequence[Judged]], 
     folder.mkdir(parents=True, exist_ok=True)
     report.write(results, folder)
     verdicts = judge(results)
-    for each in verdicts:
-        print(f"{each.verdict.upper():<10} {each.statement}\n           {each.numbers}", flush=True)
-    rows = [vars(each) for each in verdicts]
+    for verdict in verdicts:
+        print(
+            f"{verdict.verdict.upper():<10} {verdict.statement}\n           {verdict.numbers}",
+            flush=True,
+        )
+    rows = [vars(verdict) for verdict in verdicts]
     files.write_json(folder / "verdict.json", {"statements": rows, "command": run_folder.command()})
     print(folder / "verdict.json")

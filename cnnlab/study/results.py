@@ -132,8 +132,8 @@ class Verdict:
 
 def values(cell: CellResult, metric: str) -> np.ndarray:
     """A metric of the test set for each seed, float64[seeds]; NaN where the run diverged."""
-    found = [np.nan if run.test is None else run.test[metric] for run in cell.runs]
-    return np.where(np.isfinite(found), found, np.nan)
+    per_run = [np.nan if run.test is None else run.test[metric] for run in cell.runs]
+    return np.where(np.isfinite(per_run), per_run, np.nan)
 
 
 def differences(results: Results, metric: str) -> dict[tuple[int, int], np.ndarray]:
@@ -150,7 +150,7 @@ def differences(results: Results, metric: str) -> dict[tuple[int, int], np.ndarr
     }
 
 
-def verdicts(results: Results, metric: str | None = None) -> list[Verdict]:
+def decide(results: Results, metric: str | None = None) -> list[Verdict]:
     """For every condition and every loss but the baseline; Holm's correction is over all of them.
 
     Args:
@@ -161,16 +161,17 @@ def verdicts(results: Results, metric: str | None = None) -> list[Verdict]:
     metric = metric or results.study.metric
     record = plan.metrics(results.study)[metric]
     margin = plan.margin(results.study) if metric == results.study.metric else record.margin
-    found = differences(results, metric)
-    whole = {key: row for key, row in found.items() if np.all(np.isfinite(row))}
+    gaps = differences(results, metric)
+    finite = {key: row for key, row in gaps.items() if np.all(np.isfinite(row))}
     # What diverged counts in the correction: what was looked at does not depend on how it ended.
-    others, larger = len(found) - len(whole), record.larger_is_better
+    others = len(gaps) - len(finite)
+    larger = record.larger_is_better
     compared = (
-        statistics.compare(np.array(list(whole.values())), margin, larger, others=others)
-        if whole
+        statistics.compare(np.array(list(finite.values())), margin, larger, others=others)
+        if finite
         else []
     )
-    by_key = dict(zip(whole, compared, strict=True))
+    by_key = dict(zip(finite, compared, strict=True))
     return [
         Verdict(
             results.conditions[i],
@@ -178,7 +179,7 @@ def verdicts(results: Results, metric: str | None = None) -> list[Verdict]:
             by_key.get((i, j)),
             int(np.sum(~np.isfinite(row))),
         )
-        for (i, j), row in found.items()
+        for (i, j), row in gaps.items()
     ]
 
 
@@ -186,7 +187,8 @@ def spread(cell: CellResult) -> tuple[float, float]:
     """Standard deviation of accuracy over seeds: on this test set, and over test sets
     drawn anew.
     """
-    accuracies, variance = values(cell, "accuracy"), cell.example_variance
+    accuracies = values(cell, "accuracy")
+    variance = cell.example_variance
     if variance is None or not np.all(np.isfinite(accuracies)):
         return np.nan, np.nan
     fresh = statistics.distribution_sd(accuracies, variance, cell.counts["test"])
@@ -197,9 +199,9 @@ def padded(rows: Iterable[Sequence[float | None]]) -> np.ndarray:
     """Rows of unequal length as one array, float64[rows, longest]; NaN where there is nothing or
     nothing finite.
     """
-    found = [[math.nan if value is None else value for value in row] for row in rows]
-    table = np.full((len(found), max(map(len, found), default=0)), np.nan)
-    for i, row in enumerate(found):
+    numbers = [[math.nan if value is None else value for value in row] for row in rows]
+    table = np.full((len(numbers), max(map(len, numbers), default=0)), np.nan)
+    for i, row in enumerate(numbers):
         table[i, : len(row)] = row
     return np.where(np.isfinite(table), table, np.nan)
 

@@ -79,7 +79,8 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
       board: shows how far it is.
       command: to run again, for messages.
     """
-    config, seeds = folders.config(study, cell.loss, cell.condition), plan.seeds(study)
+    config = folders.config(study, cell.loss, cell.condition)
+    seeds = plan.seeds(study)
     checkpoints = folders.checkpoints(folder, cell)
     trials = _tune(study, config, checkpoints, board, command) if study.tune else []
     rate = _best_rate(trials, config.recipe.learning_rate)
@@ -95,7 +96,8 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
         if len(finite) > 1:
             variance = float(np.mean(np.var(right[finite].astype(np.float64), axis=0, ddof=1)))
     seconds = sum(row["seconds"] for row in trained.history)
-    epochs, batch_size = len(trained.history), config.recipe.batch_size
+    epochs = len(trained.history)
+    batch_size = config.recipe.batch_size
     images = trained.experiment.steps_per_epoch * batch_size * epochs * len(seeds)
     layout, facts = trained.experiment.layout, trained.experiment.facts
     state, _, _ = trained.experiment.program.abstract_start()
@@ -134,7 +136,8 @@ def _best_rate(trials: Sequence[Trial], configured: float) -> float:
 
 def _tune(study: Study, config: Config, folder: Path, board: Board, command: str) -> list[Trial]:
     """The validation accuracy that each rate of the budget reaches; they are trained together."""
-    rates, kept = plan.rates(study), folder / "tuning.json"
+    rates = plan.rates(study)
+    kept = folder / "tuning.json"
     if before := agree.on_first(lambda: _stored_trials(kept)):
         return before
     board.phase(f"tuning {len(rates)} rates")
@@ -175,7 +178,8 @@ def _fit(
     for line in built.notices():
         board.say(line)
     observer = _OnBoard(board)
-    progress, last = None, []
+    progress = None
+    last = []
     with saving as saver:
         try:
             progress = run.train(built, saver, observer, board)
@@ -197,7 +201,8 @@ def _first_bad_steps(history: Sequence[Row], seeds: int) -> list[int | None]:
 
 def _seed_run(trained: Trained, i: int, seed: int, test: Metrics | None) -> SeedRun:
     """The i-th seed of those trained; its epochs while it was finite."""
-    diverged, history = trained.diverged[i], trained.history
+    diverged = trained.diverged[i]
+    history = trained.history
     rows = [
         {name: value for name, value in row.items() if name not in OF_THE_MACHINE}
         for row in history

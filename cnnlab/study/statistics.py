@@ -49,22 +49,27 @@ def interval(values: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, 
     from scipy import stats
 
     values = _checked(values)
-    n, mean, sd = values.shape[-1], np.asarray(values.mean(-1)), _sd(values)
+    n = values.shape[-1]
+    mean = np.asarray(values.mean(-1))
+    sd = _sd(values)
     if n == 1:
         return mean - np.inf, mean + np.inf
     if n < BCA_FROM:
         half = stats.t.isf((1 - confidence) / 2, n - 1) * sd / np.sqrt(n)
         return mean - half, mean + half
-    low, high, varied = mean.copy(), mean.copy(), sd > 0
+    low = mean.copy()
+    high = mean.copy()
+    varied = sd > 0
     if varied.any():
-        rows, rng = values[varied], np.random.default_rng(0)
+        rows = values[varied]
+        rng = np.random.default_rng(0)
         options: dict[str, Any] = dict(
             vectorized=True, axis=-1, n_resamples=RESAMPLES, batch=_batch(rows), rng=rng
         )
-        found = stats.bootstrap(
+        bootstrap = stats.bootstrap(
             (rows,), np.mean, confidence_level=confidence, method="BCa", **options
         )
-        low[varied], high[varied] = found.confidence_interval
+        low[varied], high[varied] = bootstrap.confidence_interval
     return low, high
 
 
@@ -134,7 +139,9 @@ def equivalence(differences: np.ndarray, margin: float) -> np.ndarray:
     differences = _checked(differences)
     if not 0 < margin < np.inf:
         raise InputError(f"the margin of equivalence must be positive and finite, not {margin}")
-    n, room, sd = differences.shape[-1], margin - np.abs(differences.mean(-1)), _sd(differences)
+    n = differences.shape[-1]
+    room = margin - np.abs(differences.mean(-1))
+    sd = _sd(differences)
     if n == 1:
         return np.ones(room.shape)
     p = stats.t.sf(room * np.sqrt(n) / np.where(sd > 0, sd, 1), n - 1)
@@ -147,7 +154,8 @@ def effect_size(differences: np.ndarray) -> np.ndarray:
     Source: Lakens, 2013, doi 10.3389/fpsyg.2013.00863.
     """
     differences = _checked(differences)
-    mean, sd = differences.mean(-1), _sd(differences)
+    mean = differences.mean(-1)
+    sd = _sd(differences)
     constant = (
         np.nan if differences.shape[-1] == 1 else np.where(mean == 0, 0, np.copysign(np.inf, mean))
     )
@@ -276,8 +284,11 @@ def verdicts(
       name -> float[..., m]; verdict: str[..., m].
     """
     differences = _checked(differences)
-    m, n = differences.shape[-2] + others, differences.shape[-1]
-    mean, p, enough = differences.mean(-1), sign_flip(differences), n >= seeds_needed(m, alpha)
+    m = differences.shape[-2] + others
+    n = differences.shape[-1]
+    mean = differences.mean(-1)
+    p = sign_flip(differences)
+    enough = n >= seeds_needed(m, alpha)
 
     def family(p):
         return holm(np.concatenate([p, np.ones((*p.shape[:-1], others))], -1))[..., : m - others]

@@ -201,7 +201,7 @@ def collectives(hlo: str, devices: int) -> tuple[Collective, ...]:
     >>> collectives("%r = (f32[3,4]{1,0}, s32[]) all-reduce(%a, %b), replica_groups=[2,4]<=[8]", 8)
     (Collective(kind='all-reduce', bytes=52, devices=4),)
     """
-    found = []
+    listed = []
     for line in hlo.splitlines():
         if match := _COLLECTIVE.search(line):
             size = sum(
@@ -210,8 +210,8 @@ def collectives(hlo: str, devices: int) -> tuple[Collective, ...]:
             )
             group = _group_size(line) or devices
             if group > 1:  # one alone has nobody to talk to
-                found.append(Collective(match[2], size, group))
-    return tuple(found)
+                listed.append(Collective(match[2], size, group))
+    return tuple(listed)
 
 
 def _group_size(line: str) -> int | None:
@@ -255,7 +255,7 @@ def step_seconds(cost: Cost, chip: Chip) -> tuple[float, str]:
         "arithmetic": cost.flops * chip.cores / chip.peak,
         "memory": cost.traffic * chip.cores / chip.bandwidth,
     }
-    talk = sum(all_reduce_seconds(each, chip) for each in cost.collectives)
+    talk = sum(all_reduce_seconds(collective, chip) for collective in cost.collectives)
     slower = max(parts, key=lambda name: parts[name])
     return parts[slower] + talk, slower if parts[slower] >= talk else "communication"
 
@@ -274,7 +274,8 @@ def predicted(plan: JsonObject, chips: int, grow: bool) -> tuple[float, float]:
         has fewer.
     """
     chip = CHIPS[plan["topology"].partition(":")[0]]
-    devices, before = chips * chip.cores, plan["devices_used"]
+    devices = chips * chip.cores
+    before = plan["devices_used"]
     apart = math.gcd(devices, plan["seeds"])  # groups of devices, as `devices.layout` makes them
     seeds = plan["mesh"][0] / apart  # of a device, over the plan's
     work = 1.0 if grow else before / devices
@@ -282,8 +283,10 @@ def predicted(plan: JsonObject, chips: int, grow: bool) -> tuple[float, float]:
         plan["flops"] * chip.cores / chip.peak, plan["traffic"] * chip.cores / chip.bandwidth
     )
     waiting = sum(
-        all_reduce_seconds(Collective(each["kind"], each["bytes"] * seeds, devices // apart), chip)
-        for each in plan["collectives"]
+        all_reduce_seconds(
+            Collective(collective["kind"], collective["bytes"] * seeds, devices // apart), chip
+        )
+        for collective in plan["collectives"]
     )
     images = plan["batch_size"] * plan["seeds"] * (devices / before if grow else 1)
     return images / (busy + waiting), waiting / (busy + waiting)

@@ -29,7 +29,8 @@ from cnnlab.types import Device
 T = TypeVar("T")
 
 AXIS, SEEDS = "data", "seed"
-SHARED, BATCH = PartitionSpec(), PartitionSpec(AXIS)
+SHARED = PartitionSpec()
+BATCH = PartitionSpec(AXIS)
 
 
 def formulation(platform: str) -> str:
@@ -198,13 +199,13 @@ def _over_seeds(step: Callable, axes: Sequence[int | None], platform: str) -> Ca
     def in_turn(*args):
         mapped = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
 
-        def one(parts):
+        def step_of_seed(parts):
             parts = iter(parts)
             return step(
                 *(next(parts) if axis == 0 else arg for arg, axis in zip(args, axes, strict=True))
             )
 
-        return lax.map(one, mapped)
+        return lax.map(step_of_seed, mapped)
 
     return in_turn
 
@@ -236,7 +237,8 @@ def layout(
         under pmap.
     """
     available = backend.start() if available is None else available
-    mode, mesh = machine.parallel, _mesh(machine, seeds or 1)
+    mode = machine.parallel
+    mesh = _mesh(machine, seeds or 1)
     fewest = min(cpu_images, batch_size) if available[0].platform == "cpu" else 1
     if mesh:
         count = mesh[0] * mesh[1]
@@ -259,7 +261,7 @@ def layout(
     return Layout(mode, Mesh(_arranged(available, count, groups), (SEEDS, AXIS)), seeds)
 
 
-def one_device() -> Layout:
+def single_device() -> Layout:
     """The first device, for one network."""
     return layout(Machine(parallel="jit"), batch_size=1)
 
@@ -314,7 +316,7 @@ def _check_count(count: int, available: int, mode: str, platform: str) -> None:
 def _arranged(available: Sequence[Device], count: int, seeds: int) -> np.ndarray:
     """`count` of the devices, as many of each process, in `seeds` rows."""
     if count < len(available):
-        each = count // processes.count()
+        per_process = count // processes.count()
         by_process = [
             [device for device in available if device.process_index == p]
             for p in range(processes.count())
@@ -322,7 +324,7 @@ def _arranged(available: Sequence[Device], count: int, seeds: int) -> np.ndarray
         available = (
             available[:count]
             if len(by_process) == 1
-            else [d for own in by_process for d in own[:each]]
+            else [d for devices in by_process for d in devices[:per_process]]
         )
     elif available[0].platform == "tpu":  # along the wires between its chips
         return mesh_utils.create_device_mesh(

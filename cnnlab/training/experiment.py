@@ -57,7 +57,8 @@ class TrainingData:
         Raises:
           InputError: under this seed the corruptions leave another number of images.
         """
-        recipe, num_images = config.recipe, self.facts.counts["train"]
+        recipe = config.recipe
+        num_images = self.facts.counts["train"]
         used = parts.corrupt(self.dataset, seed)
         if len(used.positions) != num_images:
             raise InputError(
@@ -179,7 +180,8 @@ class Experiment:
 
     def notices(self) -> list[str]:
         """What to know of a user's model that does not take all that the run could pass it."""
-        parts, recipe = self.parts, self.config.recipe
+        parts = self.parts
+        recipe = self.config.recipe
         shared = self.layout.mesh.shape[AXIS]
         lines = []
         if shared > 1 and not parts.model.asks("axis_name"):
@@ -218,7 +220,7 @@ def build(
     rates: Sequence[float] | None = None,
     *,
     parts: Parts | None = None,
-    whole: bool = False,
+    single_dispatch: bool = False,
 ) -> Experiment:
     """Build the experiment that a configuration describes.
 
@@ -229,13 +231,14 @@ def build(
         Each takes the steps that it would take alone; the images are there once.
       rates: a learning rate for each of the seeds, in place of the one of `config`.
       parts: of the run; None: those that the configuration names.
-      whole: make one dispatch of all steps of the run.
+      single_dispatch: make one dispatch of all steps of the run.
 
     Raises:
       InputError: whatever in it cannot be done.
     """
     compilation_cache.keep_compilations()
-    recipe, console = config.recipe, console or Console("off")
+    recipe = config.recipe
+    console = console or Console("off")
     parts = parts or resolve(recipe)
     layout = choose_layout(config, parts, None if seeds is None else len(seeds))
     network.run_keys(recipe.seed if seeds is None else seeds)  # refuse them before data is read
@@ -246,7 +249,7 @@ def build(
         teacher, digest = network.teacher_fn(recipe, dataset, Convolution(layout.formulation))
     images, summary = read_split(config.machine, dataset.train, console)
     data = training_data(recipe, parts, dataset, images, summary, digest)
-    compiled = program.build(config, parts, layout, data.facts, teacher, whole)
+    compiled = program.build(config, parts, layout, data.facts, teacher, single_dispatch)
     compiled.abstract_start()  # refuses a model that the images are too small for
     init_images = None
     if count := network.init_images(compiled.model):  # the same whatever the seed
@@ -281,7 +284,7 @@ def _seeded(
         feed = data.feed(config, parts, recipe.seed, rows)
     else:
         held = [seeds[i] for i in layout.local_part(len(seeds), SEEDS)]
-        feed = feeds.together([data.feed(config, parts, seed, rows) for seed in held])
+        feed = feeds.stacked([data.feed(config, parts, seed, rows) for seed in held])
     placed = layout.place(jnp.broadcast_to(peak, keys.shape), compiled.per_seed)
     return {"keys": keys, "rates": placed, "feed": feed}
 
@@ -312,7 +315,8 @@ def check_parts(recipe: Recipe, parts: Parts, dataset: datasets.Dataset) -> None
     Raises:
       InputError: a part that does not keep its contract.
     """
-    classes, shape = dataset.num_classes, dataset.train.image_shape
+    classes = dataset.num_classes
+    shape = dataset.train.image_shape
     mixed = parts.check_pipeline(classes, shape, recipe.batch_size, dataset.mirror)
     label_dtypes = ["float32", "int32"] if mixed else ["int32"]
     loss = parts.build_loss(classes, np.ones(classes), label_dtypes)

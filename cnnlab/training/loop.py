@@ -98,12 +98,12 @@ class Saver:
         if self.checkpoints is None:
             return None, 0, ()
         tree = {"state": like.state, "totals": like.totals}
-        found = self.checkpoints.restore(tree, which=which)
-        if found is None:
+        checkpoint = self.checkpoints.restore(tree, which=which)
+        if checkpoint is None:
             return None, 0, ()
-        history = tuple(found.extra["history"])
-        progress = Progress(found.tree["state"], found.tree["totals"], history)
-        return progress, found.step, found.rejected
+        history = tuple(checkpoint.extra["history"])
+        progress = Progress(checkpoint.tree["state"], checkpoint.tree["totals"], history)
+        return progress, checkpoint.step, checkpoint.rejected
 
     def stored(self) -> Sequence[int]:
         """The steps that are saved, once the last of them is written."""
@@ -160,8 +160,10 @@ def fit(
       Stopped: a signal came; everything is saved.
       Diverged: a step was not finite; its number is named, the last good checkpoint stays.
     """
-    saver, observer = saver or Saver(), observer or Observer()
-    step, last = steps_taken(progress.state), experiment.steps_per_epoch * epochs
+    saver = saver or Saver()
+    observer = observer or Observer()
+    step = steps_taken(progress.state)
+    last = experiment.steps_per_epoch * epochs
     with stop_signals() as stop:
         loop = _Loop(experiment, epochs, saver, observer, stop, console or Console("off"))
         items = iter(experiment.items(step, last))
@@ -199,7 +201,8 @@ class _Loop:
         self, progress: Progress, step: int, items: Iterator[Batch]
     ) -> tuple[Progress, Row]:
         """Train to the end of the epoch that `step` is in."""
-        started, first = time.monotonic(), step
+        started = time.monotonic()
+        first = step
         steps_per_epoch = self.experiment.steps_per_epoch
         epoch, taken = divmod(step, steps_per_epoch)
         end = step - taken + steps_per_epoch
@@ -241,7 +244,8 @@ class _Loop:
         totals = progress.totals["loss"]
         zeros = transfer.put(zero_totals(totals.dtype, totals.shape), totals.sharding)
         progress = Progress(progress.state, zeros, (*progress.history, row))
-        self.stopped_by, saved = self.stop.seen(), False
+        self.stopped_by = self.stop.seen()
+        saved = False
         if self.stopped_by or time.monotonic() - self.saver.saved >= self.saver.every_seconds:
             metric = None if totals.ndim else row.get("validation_accuracy")
             saved = self._save(
@@ -253,10 +257,12 @@ class _Loop:
         """What is raised where the run stops."""
         assert self.stopped_by is not None
         self.saver.stored()
-        what, then = ("saved" if saved else "not saved, as a seed of it has diverged"), "to go on"
+        what = "saved" if saved else "not saved, as a seed of it has diverged"
+        then = "to go on"
         if self.saver.checkpoints is None:
             what, then = "nothing is saved", "to start again"
-        name, last = signal.Signals(self.stopped_by).name, self.experiment.steps_per_epoch
+        name = signal.Signals(self.stopped_by).name
+        last = self.experiment.steps_per_epoch
         return Stopped(
             f"stopped by {name} at step {step} of {last * self.epochs}, {what}; {then}: "
             f"{self.saver.command}",
@@ -403,4 +409,4 @@ def evaluate(
     if seeds is None:
         return metrics.summarise(parts, extra_metrics)
     by_seed = [[{k: v[i] for k, v in part.items()} for part in parts] for i in range(seeds)]
-    return [metrics.summarise(parts_of_one, extra_metrics) for parts_of_one in by_seed]
+    return [metrics.summarise(seed_parts, extra_metrics) for seed_parts in by_seed]

@@ -118,10 +118,10 @@ def initial_state(
 def _initial(
     model: nn.Module, tx: optax.GradientTransformation, key: jax.Array, images: jax.Array
 ) -> TrainState:
-    def of_one_seed(key: jax.Array) -> TrainState:
+    def state_of_seed(key: jax.Array) -> TrainState:
         return create_state(dict(model.init(key, images, train=False)), tx)
 
-    return (jax.vmap(of_one_seed) if key.ndim else of_one_seed)(key)
+    return (jax.vmap(state_of_seed) if key.ndim else state_of_seed)(key)
 
 
 def apply_for_training(model: nn.Module, features: bool = False) -> Callable:
@@ -163,7 +163,9 @@ def apply_for_evaluation(
       (variables, images uint8[B, H, W, C]) -> logits float32[B, K], features or None.
     """
 
-    def one_view(variables: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    def apply_to_view(
+        variables: Variables, images: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
         with captured(features) as last:
             logits = cast(jax.Array, model.apply(variables, images, train=False))
         return as_float(logits), last.get("input")
@@ -171,9 +173,9 @@ def apply_for_evaluation(
     def apply_fn(variables: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         normal = augment.normalise(images, *statistics(facts))
         if views == "one":
-            return one_view(variables, normal)
-        each, weights = augment.averaged_views(normal, views)
-        outputs = jax.lax.map(functools.partial(one_view, variables), each)
+            return apply_to_view(variables, normal)
+        view_images, weights = augment.averaged_views(normal, views)
+        outputs = jax.lax.map(functools.partial(apply_to_view, variables), view_images)
         return jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), outputs)
 
     return apply_fn
@@ -238,25 +240,27 @@ def load(path: Path, weights: str = "last", conv: Convolution | None = None) -> 
     recipe = config.recipe
     compilation_cache.keep_compilations()
     parts = resolve(recipe)
-    conv = conv or Convolution(devices.one_device().formulation)
+    conv = conv or Convolution(devices.single_device().formulation)
     model = parts.build_model(facts.num_classes, recipe.compute_dtype, conv)
     tx = build_optimizer(recipe, parts, facts.counts["train"] // recipe.batch_size)
     state = initial_state(model, tx, jax.random.key(0), facts.image_shape)
     with manager.Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
-        found = checkpoints.restore(
+        checkpoint = checkpoints.restore(
             {"state": state, "totals": zero_totals()},
             which="latest" if weights == "last" else "best",
         )
-    if found is None:
+    if checkpoint is None:
         raise InputError(f"{path} holds no checkpoint yet")
-    if weights == "best" and found.metric is None:
+    if weights == "best" and checkpoint.metric is None:
         raise InputError(
             f"{path} holds no checkpoint with a validation accuracy, so none is best; use "
             "--weights last"
         )
     apply_fn = apply_for_evaluation(model, facts, recipe.test_views, "features" in parts.loss_asks)
     changed = tuple(run_folder.changed_sources(stored, parts))
-    return Network(config, parts, facts, apply_fn, found.tree["state"], found.step, changed)
+    return Network(
+        config, parts, facts, apply_fn, checkpoint.tree["state"], checkpoint.step, changed
+    )
 
 
 def teacher_fn(

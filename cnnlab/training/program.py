@@ -53,7 +53,7 @@ class Program:
       metrics: the user's own.
       keep: whether the devices hold all images; otherwise they are streamed.
       dispatch_steps: the most steps that one dispatch takes.
-      whole: a dispatch is all steps of the run, and its number of steps is fixed.
+      single_dispatch: a dispatch is all steps of the run, and its number of steps is fixed.
     """
 
     config: Config
@@ -65,7 +65,7 @@ class Program:
     metrics: tuple[Metric, ...]
     keep: bool
     dispatch_steps: int
-    whole: bool
+    single_dispatch: bool
 
     @property
     def steps_per_epoch(self) -> int:
@@ -107,7 +107,7 @@ class Program:
 
         if self.dispatch_steps == 1:
             return take(0, (state, totals))
-        steps = self.dispatch_steps if self.whole else count
+        steps = self.dispatch_steps if self.single_dispatch else count
         return jax.lax.fori_loop(0, steps, take, (state, totals))
 
     def stack(self, items: Sequence[Batch]) -> Batch:
@@ -125,13 +125,15 @@ class Program:
         Raises:
           InputError: the images are too small for the model.
         """
-        key, shape = network.fold_in(keys, 0), self.facts.image_shape
+        key = network.fold_in(keys, 0)
+        shape = self.facts.image_shape
         state = network.initial_state(self.model, self.step.tx, key, shape, images)
         return state, zero_totals(seeds=keys.shape)
 
     def abstract_start(self) -> tuple[TrainState, Totals, jax.Array]:
         """The shapes of the state, the totals and the keys before the first step."""
-        seeds, shape = self.layout.seeds, self.facts.image_shape
+        seeds = self.layout.seeds
+        shape = self.facts.image_shape
         count = min(network.init_images(self.model), self.facts.num_images)
         images = jax.ShapeDtypeStruct((count, *shape), jnp.float32) if count else None
         keys = jax.eval_shape(lambda: network.run_keys(0 if seeds is None else [0] * seeds))
@@ -139,13 +141,14 @@ class Program:
 
     def arguments(self) -> tuple[PyTree, ...]:
         """What `dispatch` takes, as shapes with shardings: of what makes the real ones."""
-        seeds, facts = self.layout.seeds, self.facts
+        seeds = self.layout.seeds
+        facts = self.facts
         state, totals, keys = self.abstract_start()
         rates = jax.ShapeDtypeStruct(keys.shape, jnp.float32)
         batch_size = self.config.recipe.batch_size
         feed = feeds.blank(facts.image_shape, facts.num_images, batch_size, self.keep)
         if seeds is not None:
-            feed = feeds.together([feed] * seeds)
+            feed = feeds.stacked([feed] * seeds)
         items = self.stack(list(feed.items(0, 1)))
         shapes = (state, totals, feed.data, items, np.int32(1), keys, rates)
         return tuple(
@@ -194,7 +197,7 @@ def build(
     layout: Layout,
     facts: DataFacts,
     teacher: Callable[[jax.Array], jax.Array] | None = None,
-    whole: bool = False,
+    single_dispatch: bool = False,
 ) -> Program:
     """The compiled steps of a configuration.
 
@@ -204,12 +207,13 @@ def build(
       layout: the devices, which may be those of a machine elsewhere.
       facts: about the data.
       teacher: images in 0..255 -> a teacher's logits.
-      whole: make one dispatch of all steps of the run.
+      single_dispatch: make one dispatch of all steps of the run.
 
     Raises:
       InputError: whatever in it cannot be done.
     """
-    recipe, num_classes = config.recipe, facts.num_classes
+    recipe = config.recipe
+    num_classes = facts.num_classes
     steps_per_epoch = sum(facts.class_counts) // recipe.batch_size
     total_steps = steps_per_epoch * recipe.epochs
     mixed = parts.check_pipeline(num_classes, facts.image_shape, recipe.batch_size, facts.mirror)
@@ -227,9 +231,15 @@ def build(
         loss_scale=FLOAT16_SCALE if recipe.compute_dtype == "float16" else 1.0,
     )
     keep = resident(config.machine, facts.num_images, facts.image_shape)
-    at_once = total_steps if whole else min(_at_once(config.machine, layout, keep), steps_per_epoch)
+    at_once = (
+        total_steps
+        if single_dispatch
+        else min(_at_once(config.machine, layout, keep), steps_per_epoch)
+    )
     metrics = parts.build_metrics()
-    return Program(config, parts, layout, facts, model, step, metrics, keep, at_once, whole)
+    return Program(
+        config, parts, layout, facts, model, step, metrics, keep, at_once, single_dispatch
+    )
 
 
 def resident(machine: Machine, num_images: int, image_shape: Sequence[int]) -> bool:

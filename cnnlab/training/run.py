@@ -74,10 +74,11 @@ def train(
     Raises:
       Stopped, Diverged: as `loop.fit`.
     """
-    saver, observer = saver or Saver(), observer or Observer()
+    saver = saver or Saver()
+    observer = observer or Observer()
     progress = experiment.start()
-    found, _, rejected = saver.restore(progress)
-    progress = found or progress
+    restored, _, rejected = saver.restore(progress)
+    progress = restored or progress
     observer.begun(progress, rejected)
     epochs = experiment.config.recipe.epochs
     return loop.fit(experiment, progress, epochs, saver=saver, observer=observer, console=console)
@@ -150,10 +151,11 @@ def in_folder(
     """
     console = console or Console("off")
     start = _Start(started)
-    experiment = agree.together(lambda: experiments.build(config, console, parts=parts))
+    experiment = agree.on_all(lambda: experiments.build(config, console, parts=parts))
     agree.agree("the data set", experiment.facts.to_json())
     agree.agree("a file of yours", experiment.parts.sources())
-    devices, feed = describe_devices(config, experiment), describe_feed(experiment)
+    devices = describe_devices(config, experiment)
+    feed = describe_feed(experiment)
     environment = run_folder.versions() | {"devices": devices, "feed": feed}
     with (
         RunFolder(path, config, environment, experiment.facts) as folder,
@@ -184,7 +186,9 @@ def evaluate(network: Network, dataset: Dataset, console: Console | None = None)
       dataset: opened.
       console: shows progress.
     """
-    recipe, parts, facts = network.config.recipe, network.parts, network.facts
+    recipe = network.config.recipe
+    parts = network.parts
+    facts = network.facts
     steps_per_epoch = facts.counts["train"] // recipe.batch_size
     total_steps = steps_per_epoch * recipe.epochs
     teacher = networks.teacher_fn(recipe, dataset)[0] if parts.needs_teacher else None
@@ -206,7 +210,8 @@ def trained_network(experiment: Experiment, progress: Progress, step: int) -> Ne
     """The network of an experiment with the weights that it has reached."""
     views = experiment.config.recipe.test_views
     features = "features" in experiment.parts.loss_asks
-    model, facts = experiment.program.model, experiment.facts
+    model = experiment.program.model
+    facts = experiment.facts
     apply_fn = networks.apply_for_evaluation(model, facts, views, features)
     return Network(experiment.config, experiment.parts, facts, apply_fn, progress.state, step)
 
@@ -234,8 +239,10 @@ class Kept(Spoken):
         self.folder, self.start = folder, start
 
     def begun(self, progress: Progress, rejected: Sequence[str]) -> None:
-        experiment, say = self.experiment, self.console.say
-        recipe, counts = experiment.config.recipe, experiment.facts.counts
+        experiment = self.experiment
+        say = self.console.say
+        recipe = experiment.config.recipe
+        counts = experiment.facts.counts
         parameters = models.count_parameters(progress.state.params)
         say(
             f"{describe_devices(experiment.config, experiment)}; {recipe.dataset}: "
@@ -280,7 +287,8 @@ class _Start:
 
 def describe_devices(config: Config, experiment: Experiment) -> str:
     """Which devices a run uses, and why not all of them."""
-    layout, machine = experiment.layout, config.machine
+    layout = experiment.layout
+    machine = config.machine
     text = f"{layout.device_count} x {jax.devices()[0].device_kind} ({layout.mode})"
     if processes.count() > 1:
         text += f" of {processes.count()} processes"
@@ -311,7 +319,8 @@ def _publish(experiment: Experiment, progress: Progress, summary: JsonObject, pa
     """Draw the curves and the confusion matrix, and write the summary."""
     from cnnlab import plots
 
-    recipe, result = experiment.config.recipe, summary["test"]
+    recipe = experiment.config.recipe
+    result = summary["test"]
     title = f"{recipe.dataset}, {recipe.model}, {recipe.loss}, seed {recipe.seed}"
     with files.written(path / "curves.png") as file:
         plots.curves(list(progress.history), file, title)

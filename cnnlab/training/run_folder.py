@@ -198,22 +198,29 @@ def _settle_parts(
     from cnnlab.spec import Part, parse_pipeline
 
     ours, theirs = resolve(wanted.recipe), resolve(Config.from_json(stored).recipe)
-    before, now = theirs.specs(Part.resolved), ours.specs(Part.resolved)
-    told_before, told_now = theirs.specs(Part.canonical), ours.specs(Part.canonical)
+    before = theirs.specs(Part.resolved)
+    now = ours.specs(Part.resolved)
+    canonical_before = theirs.specs(Part.canonical)
+    canonical_now = ours.specs(Part.canonical)
     for name in PARTS:
         old, new = ([text] if isinstance(text, str) else text for text in (before[name], now[name]))
         if [*map(parse_pipeline, old)] == [*map(parse_pipeline, new)]:  # as values: 8 is 8.0
             differing.pop(name, None)
         else:
-            alike = told_before[name] == told_now[name]
+            alike = canonical_before[name] == canonical_now[name]
             differing[name] = (
-                (before[name], now[name]) if alike else (told_before[name], told_now[name])
+                (before[name], now[name])
+                if alike
+                else (canonical_before[name], canonical_now[name])
             )
     for name in SHORT:  # told as part of the data set
         differing.pop(name, None)
-    files_before, files_now, gone = stored.get("sources", {}), ours.sources(), "no such file"
+    files_before = stored.get("sources", {})
+    files_now = ours.sources()
+    gone = "no such file"
     for module in changed_sources(stored, ours):
-        old_file, new_file = files_before.get(module, gone), files_now.get(module, gone)
+        old_file = files_before.get(module, gone)
+        new_file = files_now.get(module, gone)
         differing[f"your file {module}"] = (old_file[:12], new_file[:12])
     if ours.extendable and wanted.recipe.epochs >= stored.get("epochs", math.inf):
         differing.pop("epochs", None)
@@ -223,7 +230,8 @@ def changed_sources(stored: JsonObject, parts: Parts) -> list[str]:
     """The modules of the user that are no longer what a run was started with, or that it did not
     have.
     """
-    before, now = stored.get("sources", {}), parts.sources()
+    before = stored.get("sources", {})
+    now = parts.sources()
     return sorted(
         module for module in before.keys() | now.keys() if before.get(module) != now.get(module)
     )
@@ -244,7 +252,9 @@ def stored_form(config: Config) -> JsonObject:
     from cnnlab.parts import resolve
     from cnnlab.spec import Part
 
-    fields, known, parts = config.to_json(), Config().to_json(), resolve(config.recipe)
+    fields = config.to_json()
+    known = Config().to_json()
+    parts = resolve(config.recipe)
     written = {name: fields[name] for name in (*PARTS, *SHORT)}
     resolved = {name: known[name] for name in SHORT} | parts.specs(Part.resolved)
     return fields | resolved | {"written": written, "sources": parts.sources()}
@@ -273,7 +283,8 @@ class RunFolder:
 
     def _open(self, config: Config, environment: JsonObject, facts: DataFacts) -> list[str]:
         """Lock the folder and describe the run in it; what changed since the last start."""
-        path, data = self.path, facts.to_json()
+        path = self.path
+        data = facts.to_json()
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = files.lock_file(path).open("a")

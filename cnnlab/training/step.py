@@ -212,11 +212,13 @@ def train_step(
     run_key = jax.random.fold_in(key, RUN)
     epoch = state.step // objective.steps_per_epoch
     prepared = parts.prepare(batch | {"epoch": epoch}, prepare_key, run_key, axis_name)
-    images, labels, views = prepared["image"], prepared["label"], prepared.get("views")
+    images = prepared["image"]
+    labels = prepared["label"]
+    views = prepared.get("views")
 
     def mean_loss(params: Params) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        seen = images if views is None else _together(images, views)
+        seen = images if views is None else _interleaved(images, views)
         logits, batch_stats, features = parts.apply_fn(variables, seen, model_key)
         view_logits = None
         if views is not None:
@@ -260,7 +262,7 @@ def train_step(
     return TrainState(state.step + 1, params, batch_stats, opt_state), totals
 
 
-def _together(images: jax.Array, views: jax.Array) -> jax.Array:
+def _interleaved(images: jax.Array, views: jax.Array) -> jax.Array:
     """[B, ...], [V, B, ...] -> [B (1 + V), ...]: each image before its views, whichever device
     holds them.
     """
@@ -271,8 +273,8 @@ def _apart(values: jax.Array, views: int) -> tuple[jax.Array, jax.Array]:
     """What the model made of `_together`: float[B, ...] of the images, float[V, B, ...] of their
     views.
     """
-    each = values.reshape(-1, 1 + views, *values.shape[1:]).swapaxes(0, 1)
-    return each[0], each[1:]
+    by_view = values.reshape(-1, 1 + views, *values.shape[1:]).swapaxes(0, 1)
+    return by_view[0], by_view[1:]
 
 
 def eval_step(

@@ -137,7 +137,9 @@ def main(script: str, data: str, *options: str) -> None:
     torch.set_num_threads(
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    source, images, result = Path(script).resolve(), Path(data).resolve(), {}
+    source = Path(script).resolve()
+    images = Path(data).resolve()
+    result = {}
     say = functools.partial(
         print, file=sys.stdout, flush=True
     )  # what the script says goes elsewhere

@@ -117,14 +117,14 @@ def contestants(names: tuple[str, ...], batch: int, classes: int) -> dict:
     from cnnlab import spec
     from cnnlab.parts import KINDS
 
-    given = {
+    supplied = {
         "class_counts": np.geomspace(1000, 10, classes),
         "teacher_logits": np.linspace(1, -1, classes, dtype=np.float32),
         "view_logits": np.zeros((2, batch, classes), np.float32),
     }
     ours = {}
     for name in ("cross_entropy", *names):
-        ours["ours", name] = spec.find(KINDS["loss"], name).bind(**given)
+        ours["ours", name] = spec.find(KINDS["loss"], name).bind(**supplied)
 
     def one_hot(ids):
         return jax.nn.one_hot(ids, classes)

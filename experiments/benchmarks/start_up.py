@@ -58,7 +58,8 @@ def main(arguments: Arguments) -> None:
     cli.writable(arguments.json)
     train = [str(SCRIPT), "--dataset", arguments.dataset, "--progress", "off"]
     train += ["--data-dir", arguments.data_dir] if arguments.data_dir else []
-    seconds, compilation = {"floor": [], "first": [], "second": []}, []
+    seconds = {"floor": [], "first": [], "second": []}
+    compilation = []
     with tempfile.TemporaryDirectory() as folder:
         cold, warm = Path(folder, "cold"), Path(folder, "warm")
         until_ready(train, warm)  # decodes, and compiles for the second start
@@ -130,8 +131,8 @@ def until_ready(command: list[str], cache: Path) -> tuple[float, float]:
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                if found := READY.match(line):
-                    return time.perf_counter() - start, float(found.group(1) or 0)
+                if match := READY.match(line):
+                    return time.perf_counter() - start, float(match.group(1) or 0)
         finally:
             process.kill()
             process.wait()

@@ -97,7 +97,8 @@ def main(arguments: Arguments) -> None:
     torch_python = arguments.torch_python or sys.executable
     names = chosen(arguments, torch_python)
     workers = {name: Worker(name, arguments, torch_python) for name in names}
-    order, rates = list(workers), {name: [] for name in workers}
+    order = list(workers)
+    rates = {name: [] for name in workers}
     for number in range(arguments.rounds):
         random.shuffle(order)  # nobody always follows the same, whose caches and clock it finds
         for name in order:
@@ -174,7 +175,8 @@ class Worker:
 
     def __init__(self, name: str, arguments: Arguments, torch_python: str) -> None:
         (kind, *options), variables = CONTESTANTS[name]
-        self.name, self.script = name, options[0] if kind == "script" else None
+        self.name = name
+        self.script = options[0] if kind == "script" else None
         self.data = ["--dataset", arguments.dataset]
         self.data += ["--data-dir", arguments.data_dir] if arguments.data_dir else []
         if self.script:
@@ -258,7 +260,8 @@ def work(kind: str, option: str, *data: str) -> None:
     import jax
 
     if kind == "bare":
-        step, at_once = bare_step(option), 1
+        step = bare_step(option)
+        at_once = 1
     else:
         step, at_once = experiment_step(None if option == "-" else int(option), list(data))
     jax.block_until_ready(step(0))
@@ -302,9 +305,9 @@ def bare_step(formulation: str):
         tx=tx,
         prepare=lambda batch, key, run_key, axis_name: batch,
     )
-    one = functools.partial(train_step, parts=parts)
+    step_fn = functools.partial(train_step, parts=parts)
     specs = (devices.SHARED, devices.SHARED, devices.BATCH, devices.SHARED)
-    compiled = layout.compile(one, specs, donate=(0,))
+    compiled = layout.compile(step_fn, specs, donate=(0,))
     key = layout.place(jax.random.key(0))
     batches = [
         {
@@ -333,8 +336,8 @@ def experiment_step(seeds: int | None, data: list[str]):
     from cnnlab.config import Config
     from cnnlab.training import experiment as experiments
 
-    given = dict(zip(data[::2], data[1::2], strict=True))
-    config = Config.of(dataset=given["--dataset"], data_dir=given.get("--data-dir"))
+    options = dict(zip(data[::2], data[1::2], strict=True))
+    config = Config.of(dataset=options["--dataset"], data_dir=options.get("--data-dir"))
     experiment = experiments.build(config, seeds=None if seeds is None else range(seeds))
     items = experiment.items(0, 1_000_000)
     progress = experiment.start()

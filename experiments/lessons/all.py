@@ -56,7 +56,9 @@ class All:
 def main(flags: All) -> None:
     folder = lesson.made(flags.workdir)
     environment = os.environ | ({"TFDS_DATA_DIR": flags.data_dir} if flags.data_dir else {})
-    console, taught, failed = Console("off"), [], []
+    console = Console("off")
+    taught = []
+    failed = []
     for place, name in enumerate(flags.only, 1):
         console.say(f"== {place}/{len(flags.only)} {name}")
         stored = folder / f"{name}.json"
@@ -80,7 +82,7 @@ def main(flags: All) -> None:
     files.write_text(
         page, lesson.page(taught, "Softmax, cross-entropy and CNNs: what holds", failed)
     )
-    refuted = sum(len(one.refuted) for one in taught)
+    refuted = sum(len(topic.refuted) for topic in taught)
     console.say(f"{refuted} claims do not hold, {len(failed)} lessons failed\n{page}")
     sys.exit(int(bool(refuted or failed)))
 

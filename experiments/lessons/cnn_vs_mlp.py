@@ -61,7 +61,8 @@ def normal(images):
 
 def trained(model, images, labels, steps=500):
     """The model after its training, as a function: images -> the classes that it sees."""
-    tx, key = optim.adam(optim.cosine(1e-3, steps)), jax.random.key(0)
+    tx = optim.adam(optim.cosine(1e-3, steps))
+    key = jax.random.key(0)
     parts = StepParts(
         apply_fn=network.apply_for_training(model),
         objective=Objective(losses.cross_entropy),
@@ -69,7 +70,8 @@ def trained(model, images, labels, steps=500):
         prepare=lambda batch, *keys: batch | {"image": normal(batch["image"])},
     )
     step = jax.jit(partial(train_step, parts=parts))
-    state, totals = network.initial_state(model, tx, key, (32, 32, 3)), zero_totals()
+    state = network.initial_state(model, tx, key, (32, 32, 3))
+    totals = zero_totals()
     for i in Console().track(f"training the {type(model).__name__}", "steps")(range(steps)):
         at = order.batch_positions(0, i, len(images), 128)
         state, totals = jax.block_until_ready(
@@ -101,15 +103,18 @@ def teach(flags: Flags):
         nn.Conv(32, (3, 3)),
     )
     dense, local, conv, *sizes = (parameters(module) for module in outputs + pair)
-    found = (
+    measured = (
         f"32x32x32 outputs: dense {dense:,}, from 3x3 pixels each {local:,}, shared {conv:,}; "
         f"networks: {sizes}"
     )
     yield Claim(
-        "Shared, 896 parameters in place of 100,696,064", (conv, dense) == (896, 100_696_064), found
+        "Shared, 896 parameters in place of 100,696,064",
+        (conv, dense) == (896, 100_696_064),
+        measured,
     )
 
-    data, track = source.open_dataset("cifar10", flags.data_dir), Console().track
+    data = source.open_dataset("cifar10", flags.data_dir)
+    track = Console().track
     (images, known), (tests, answers) = (
         source.decoded(part, track("decoding")) for part in (data.train, data.test)
     )
@@ -144,13 +149,13 @@ def teach(flags: Flags):
         f"of all test images they lose {(cnn[0] - cnn)[1:].round(1)} and "
         f"{(mlp[0] - mlp)[1:].round(1)} points"
     )
-    found = (
+    measured = (
         f"{cnn_kept[1:].round(1)} and {mlp_kept[1:].round(1)} % after {SHIFTS[1:]} pixels; {falls}"
     )
     yield Claim(
         "Shifted, it keeps more right of what it had right",
         np.all((cnn_kept - mlp_kept)[1:] > ERROR),
-        found,
+        measured,
     )
 
 

@@ -72,8 +72,10 @@ def compare(width, side, padding, stride, how):
     """Whether sides are the formula's, whether n terms, each rounded n times, may be as far off;
     and how far it is.
     """
-    x, kernel = X[:width, :width], np.stack(KERNEL, -1)[:side, :side]
-    exact, ours = convolve(x, kernel, stride, padding), layer(x, kernel, stride, padding, how)
+    x = X[:width, :width]
+    kernel = np.stack(KERNEL, -1)[:side, :side]
+    exact = convolve(x, kernel, stride, padding)
+    ours = layer(x, kernel, stride, padding, how)
     sides = {convolution.conv_output_size(width, side, padding, stride), len(exact), len(ours)}
     bound = ((1 + 2**-24) ** kernel[..., 0].size - 1) * convolve(
         abs(x), abs(kernel), stride, padding
@@ -92,18 +94,18 @@ def teach(flags: Flags):
         )
     )
     sized, within, errors = zip(*(compare(*case) for case in grid), strict=True)
-    found = (
+    measured = (
         f"{len(grid)} cases, {sum((w - k + 2 * p) % s > 0 for w, k, p, s, _ in grid)} of them with "
         "a remainder"
     )
     yield Claim(
-        "The layer's output has floor((W - K + 2 P) / S) + 1 pixels a side", all(sized), found
+        "The layer's output has floor((W - K + 2 P) / S) + 1 pixels a side", all(sized), measured
     )
-    found = (
+    measured = (
         f"strides 1 to 3, padding 0 to 2: off by at most {max(errors):.0e}, nowhere by more than "
         "float32 may be"
     )
-    yield Claim("It is what the loops compute, which do not turn the kernel", all(within), found)
+    yield Claim("It is what the loops compute, which do not turn the kernel", all(within), measured)
     x = nn.relu(
         np.array([[1, -3, 2, 4], [5, 6, -1, 2], [-7, -2, 8, 1], [0, -1, 3, -4]], np.float32)[
             None, ..., None

@@ -23,10 +23,10 @@ from cnnlab.losses import cross_entropy, mean_squared_error
 from cnnlab.softmax import predict
 
 LABELS = np.array([0, 1, 0])  # cat, dog, cat
-ONE = np.array(
+FIRST = np.array(
     [[0.9, 0.1], [0.1, 0.9], [0.4, 0.6]], np.float32
 )  # network 1: [3 pictures, 2 classes]
-TWO = np.array([[0.6, 0.4], [0.3, 0.7], [0.1, 0.9]], np.float32)
+SECOND = np.array([[0.6, 0.4], [0.3, 0.7], [0.1, 0.9]], np.float32)
 
 
 def of_true(p):
@@ -39,7 +39,8 @@ def measure(p):
     float[4].
     """
     z = jnp.log(p)  # softmax(log p) = p
-    squared, entropy = mean_squared_error(z, LABELS).mean(), cross_entropy(z, LABELS).mean()
+    squared = mean_squared_error(z, LABELS).mean()
+    entropy = cross_entropy(z, LABELS).mean()
     return np.array(
         [(predict(z) != LABELS).sum(), squared, ((1 - of_true(p)) ** 2).mean(), entropy]
     )
@@ -49,7 +50,7 @@ def curve(name, formula, loss):
     def paint(axis):
         p = np.linspace(0.03, 1, 200)
         axis.plot(p, loss(p), color=INK)
-        for place, q in enumerate((of_true(ONE), of_true(TWO))):
+        for place, q in enumerate((of_true(FIRST), of_true(SECOND))):
             axis.plot(
                 q,
                 loss(q),
@@ -66,14 +67,16 @@ def curve(name, formula, loss):
 
 
 def teach(flags: Lesson):
-    exact, ours = -np.log(0.7), float(cross_entropy(jnp.log(jnp.array([0.7, 0.2, 0.1])), 0))
+    exact = -np.log(0.7)
+    ours = float(cross_entropy(jnp.log(jnp.array([0.7, 0.2, 0.1])), 0))
     holds = (
         exact == 0.35667494393873245 and abs(ours - exact) < 2**-22
     )  # float32 rounds three p and a log, by 2^-24
-    found = f"-log 0.7 = {exact}; cnnlab, in float32, {ours:.8f}"
-    yield Claim("0.7 for the true class costs 0.3567 nats", holds, found)
+    measured = f"-log 0.7 = {exact}; cnnlab, in float32, {ours:.8f}"
+    yield Claim("0.7 for the true class costs 0.3567 nats", holds, measured)
 
-    one, two = measure(ONE), measure(TWO)
+    first = measure(FIRST)
+    second = measure(SECOND)
     names = (
         "errors of 3",
         "squared error, both classes",
@@ -81,29 +84,32 @@ def teach(flags: Lesson):
         "cross-entropy (nats)",
     )
     rows = [("p of the true class", "0.9, 0.9, 0.4", "0.6, 0.7, 0.1")]
-    rows += [(name, f"{a:.5g}", f"{b:.5g}") for name, a, b in zip(names, one, two, strict=True)]
+    rows += [
+        (name, f"{a:.5g}", f"{b:.5g}") for name, a, b in zip(names, first, second, strict=True)
+    ]
     yield Table(("", "network 1", "network 2"), rows, 1)
-    holds = np.all(one.round(2)[[0, 1, 3]] == [1, 0.25, 0.38]) and np.all(
-        two.round(2)[[0, 1, 3]] == [1, 0.71, 1.06]
+    holds = np.all(first.round(2)[[0, 1, 3]] == [1, 0.25, 0.38]) and np.all(
+        second.round(2)[[0, 1, 3]] == [1, 0.71, 1.06]
     )
-    found = (
-        f"squared error {one[1]:.2f} and {two[1]:.2f}, cross-entropy {one[3]:.2f} and {two[3]:.2f}"
+    measured = (
+        f"squared error {first[1]:.2f} and {second[1]:.2f}, "
+        f"cross-entropy {first[3]:.2f} and {second[3]:.2f}"
     )
-    yield Claim("Both networks err on one picture of three; their losses differ", holds, found)
+    yield Claim("Both networks err on one picture of three; their losses differ", holds, measured)
     yield curve("cross-entropy", "-log p (nats)", lambda p: -np.log(p))
     yield curve("squared error", "2 (1 - p)²", lambda p: 2 * (1 - p) ** 2)
 
     z = jnp.log(jnp.array([[0.4, 0.6, 0], [0.4, 0.5, 0.1]]))
     squared, entropy = (loss(z, jnp.array([0, 0])) for loss in (mean_squared_error, cross_entropy))
     holds = abs(entropy[0] - entropy[1]) < 2**-22 and np.allclose(squared, [0.72, 0.62], 0, 2**-22)
-    found = (
+    measured = (
         f"(0.4, 0.6, 0) {squared[0]:.2f}, (0.4, 0.5, 0.1) {squared[1]:.2f}; cross-entropy of both "
         f"{entropy[0]:.4f}"
     )
     yield Claim(
         "Squared error depends on how the wrong classes share the rest, cross-entropy does not",
         holds,
-        found,
+        measured,
     )
     p = 10.0 ** -np.arange(1, 31)
     squared, entropy = (
@@ -111,9 +117,9 @@ def teach(flags: Lesson):
         for loss in (mean_squared_error, cross_entropy)
     )
     holds = np.all(squared <= 2) and np.allclose(entropy, -np.log(p), 1e-6, 0)
-    found = f"at p = 1e-30 cross-entropy is {entropy[-1]:.2f}, squared error {squared[-1]:.2f}"
+    measured = f"at p = 1e-30 cross-entropy is {entropy[-1]:.2f}, squared error {squared[-1]:.2f}"
     yield Claim(
-        "A sure error costs cross-entropy without limit, squared error at most 2", holds, found
+        "A sure error costs cross-entropy without limit, squared error at most 2", holds, measured
     )
 
 

@@ -89,12 +89,13 @@ def teach(flags: Flags):
         "|gradient| in logits",
         xscale="log",
     )
-    ours, theirs = norms[0][0], norms[1][0]
-    found = f"where the true class has one in a million: {theirs:.1e} against {ours:.3f}"
+    ours = norms[0][0]
+    theirs = norms[1][0]
+    measured = f"where the true class has one in a million: {theirs:.1e} against {ours:.3f}"
     yield Claim(
         "Sure of one wrong class MSE's gradient vanishes, CE's does not",
         theirs < 1e-5 < 1.4 < ours,
-        found,
+        measured,
     )
 
     runs = [train(loss, flags) for loss in ("cross_entropy", "mean_squared_error")]
@@ -117,7 +118,7 @@ def teach(flags: Flags):
         "accuracy (%)",
         markers=True,
     )
-    measured = (  # of losses and seeds; the difference that would matter; whether more is better
+    comparisons = (  # of losses and seeds; the difference that would matter; whether more is better
         (
             "Early gradients are longer under cross-entropy (log10)",
             np.log10(norms.mean(2)),
@@ -132,13 +133,13 @@ def teach(flags: Flags):
         ),
         ("It is more accurate after the first epoch", curves[:, 0], 0.01, True),
     )
-    for statement, (ours, theirs), margin, more in measured:
+    for statement, (ours, theirs), margin, more in comparisons:
         (c,) = statistics.compare(
             (ours - theirs)[None], margin, more, others=2
         )  # corrected for three
         interval = f"{c.mean:+.2f} [{c.low:+.2f}, {c.high:+.2f}], p {c.p_holm:.3f}, n = {c.n}"
-        found = f"{ours.mean():.2f} against {theirs.mean():.2f}, paired {interval}"
-        yield Claim(statement, c.verdict == statistics.BETTER, found)
+        measured = f"{ours.mean():.2f} against {theirs.mean():.2f}, paired {interval}"
+        yield Claim(statement, c.verdict == statistics.BETTER, measured)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Flags(Lesson):
 
 def distances(x, w):
     """From each x[N, D] to each column of w[D, K]: float[N, K]."""
-    return np.stack([np.linalg.norm(x - one, axis=1) for one in w.T], 1)
+    return np.stack([np.linalg.norm(x - column, axis=1) for column in w.T], 1)
 
 
 def agreement(x, w, b):
@@ -86,13 +86,15 @@ def teach(flags: Flags):
         np.tile(values, images[0, ..., 0].size)
         for values in (experiment.facts.mean, experiment.facts.std)
     )  # of each pixel
-    for k, one in enumerate(w.T):
+    for k, weights in enumerate(w.T):
         yield picture(
-            f"weights of {k}", one.reshape(images.shape[1:]).mean(-1), np.abs(w).max() / 2
+            f"weights of {k}", weights.reshape(images.shape[1:]).mean(-1), np.abs(w).max() / 2
         )  # few are larger
 
-    x, norms = (pixels - mean) / std, np.linalg.norm(w, axis=0)
-    scores, nearest = x @ w + b, distances(x, w).argmin(1)
+    x = (pixels - mean) / std
+    norms = np.linalg.norm(w, axis=0)
+    scores = x @ w + b
+    nearest = distances(x, w).argmin(1)
     for i in (0, np.argmax(scores.argmax(1) != nearest)):
         yield picture(f"score: {scores[i].argmax()}, nearest: {nearest[i]}", images[i].mean(-1))
         columns = zip(scores[i], norms, distances(x[i : i + 1], w)[0], strict=True)
@@ -101,34 +103,34 @@ def teach(flags: Flags):
     raw = pixels / 255, w * 255 / std[:, None], b - mean / std @ w
     cases = (x, w, b), raw, (x, w / norms, 0), (x, w / norms, b), (x, w, -(norms**2) / 2)
     ours, others, equal, biased, balanced = (agreement(*case) for case in cases)
-    found = (
+    measured = (
         f"in {ours:.2%} of the test images it is; on pixels in [0, 1] in {others:.2%}, at the same "
         "scores"
     )
     yield Claim(
         "The trained network's largest score is not always the nearest vector",
         max(ours, others) < 1,
-        found,
+        measured,
     )
-    found = (
+    measured = (
         f"norms scaled to 1: {equal:.2%} of {len(x):,} test images; with the trained bias "
         f"{biased:.2%}"
     )
     yield Claim(
         "With equal norms and no bias the largest score is the nearest vector",
         equal == 1 > biased,
-        found,
+        measured,
     )
     pairs = [np.stack(pair, 1) for pair in itertools.combinations(w.T, 2)]  # [784, 2] each
     misled = sum(agreement(counterexample(*pair.T)[None], pair, 0) == 0 for pair in pairs)
-    found = (
+    measured = (
         f"{misled} of {len(pairs)}; by hand: x = (1, 0), itself one of the vectors (1, 0) and (3, "
         "0)"
     )
     yield Claim(
         "Any two of different norms and no bias have a picture where it is not",
         misled == len(pairs),
-        found,
+        measured,
     )
     yield Claim(
         "With b = -|w|²/2 it is, whatever the norms",

@@ -86,12 +86,12 @@ def compare(what, need, x, labels, names):
     limit = 1 - np.unique(labels, axis=0, return_counts=True)[1].min() / len(
         x
     )  # never giving one of the answers
-    found = (
+    measured = (
         "right: sigmoids {:.3f}, softmax {:.3f}; at most {:.3f} lacking an answer; by the largest "
         "{:.3f}, {:.3f}"
     )
     holds = min(right) <= limit < right[HEADS.index(need)]
-    yield Claim(f"{what} need {need}", holds, found.format(*right, limit, *largest))
+    yield Claim(f"{what} need {need}", holds, measured.format(*right, limit, *largest))
 
 
 def teach(flags: Lesson):
@@ -108,7 +108,7 @@ def teach(flags: Lesson):
         return np.asarray(jax.vmap(jax.jacobian(head))(z))  # [1000, 5, 5]
 
     alone, shared = (slopes(head)[:, ~np.eye(5, dtype=bool)] for head in (sigmoid, softmax))
-    found = (
+    measured = (
         f"slopes in other scores: sigmoids' all {alone.max():g}, softmax's {shared.min():.2f} to "
         f"{shared.max():.0e}"
     )
@@ -116,17 +116,17 @@ def teach(flags: Lesson):
     yield Claim(
         "A sigmoid reads its own score; in softmax each score that grows lowers all others",
         holds,
-        found,
+        measured,
     )
-    flat, same = (
-        slopes(lambda z: jax.nn.one_hot(predict(z), 5)),
-        np.mean(predict(softmax(z)) == predict(z)),
+    flat = slopes(lambda z: jax.nn.one_hot(predict(z), 5))
+    same = np.mean(predict(softmax(z)) == predict(z))
+    measured = (
+        f"1000 rows of 5 scores: {same:.0%} alike, argmax's slopes all {np.abs(flat).max():g}"
     )
-    found = f"1000 rows of 5 scores: {same:.0%} alike, argmax's slopes all {np.abs(flat).max():g}"
     yield Claim(
         "Argmax decides as softmax does, but has no gradient",
         same == 1 and np.all(flat == 0),
-        found,
+        measured,
     )
     x, labels, classes = data(np.random.default_rng(1))
     yield from compare("Labels that may hold together", "sigmoids", x, labels, ("x > -1", "x > 1"))

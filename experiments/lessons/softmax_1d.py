@@ -19,12 +19,15 @@ W, B = np.array([[-2, 0.5, 1.5], [0, 1, -1]], np.float32)  # of the lines z_k = 
 
 
 def distribution(p):
-    off, order = np.abs(p.sum(1) - 1).max(), np.all(np.argsort(p, 1) == np.argsort(SCORES, 1))
-    found = (
+    off = np.abs(p.sum(1) - 1).max()
+    order = np.all(np.argsort(p, 1) == np.argsort(SCORES, 1))
+    measured = (
         f"1000 rows of 5 scores: smallest {p.min():.0e}, sums within {off:.0e} of 1, order kept: "
         f"{order}"
     )
-    return Claim("Positive, sums to one, order kept", p.min() > 0 and off < 1e-6 and order, found)
+    return Claim(
+        "Positive, sums to one, order kept", p.min() > 0 and off < 1e-6 and order, measured
+    )
 
 
 def shift_invariance(p):
@@ -36,19 +39,19 @@ def shift_invariance(p):
 
 def ratios(p):
     gaps = np.float64(SCORES[:, :1] - SCORES[:, 1:])
-    off, most = (
-        np.abs(np.log(p[:, :1] / p[:, 1:]) - gaps).max(),
-        np.abs((p[:, :1] - p[:, 1:]) / gaps).max(),
-    )
+    off = np.abs(np.log(p[:, :1] / p[:, 1:]) - gaps).max()
+    most = np.abs((p[:, :1] - p[:, 1:]) / gaps).max()
     yield Claim(
         "Differences become ratios: p_i / p_j = exp(z_i - z_j)",
         off < 1e-5,
         f"logarithms within {off:.0e}",
     )
     gap = float(softmax(np.array([2.0, 1.0, 0.1])) @ np.array([1.0, -1.0, 0.0]))
-    found = f"from 2.0 and 1.0 above to a gap of {gap:.3f}; at most {most:.3f} of it in 4000 pairs"
+    measured = (
+        f"from 2.0 and 1.0 above to a gap of {gap:.3f}; at most {most:.3f} of it in 4000 pairs"
+    )
     yield Claim(
-        "The gap of probabilities is at most half that of the scores", most <= 0.5 + 1e-6, found
+        "The gap of probabilities is at most half that of the scores", most <= 0.5 + 1e-6, measured
     )
 
 
@@ -63,7 +66,8 @@ def overflow(dtype):
 
 def teach(flags: Lesson):
     z = np.array([2.0, 1.0, 0.1])
-    e, p = np.exp(z), np.asarray(softmax(z))
+    e = np.exp(z)
+    p = np.asarray(softmax(z))
     rows = [(f"{a}", f"{b:.3f}", f"{c:.3f}") for a, b, c in zip(z, e, p, strict=True)]
     yield Table(("score", "exponential", "probability"), rows, 0)
     exact = (
@@ -95,30 +99,32 @@ def teach(flags: Lesson):
         :, 1:
     ]  # where the top two cross
     same = np.all(p.argmax(1) == z.argmax(1)) and np.abs(tie[:, 0] - tie[:, 1]).max() < 1e-6
-    found = f"401 inputs; at x = -0.4 both have {tie[0, 0]:.3f}, at 2 {tie[1, 0]:.3f}"
+    measured = f"401 inputs; at x = -0.4 both have {tie[0, 0]:.3f}, at 2 {tie[1, 0]:.3f}"
     yield Claim(
-        "The largest score has the largest probability; where two lines cross, two tie", same, found
+        "The largest score has the largest probability; where two lines cross, two tie",
+        same,
+        measured,
     )
 
     t = np.geomspace(0.01, 1000, 101)
-    p = np.array([softmax(np.array([2.0, 1.0, 0.1]), temperature=one) for one in t])
+    p = np.array([softmax(np.array([2.0, 1.0, 0.1]), temperature=temperature) for temperature in t])
     series = {f"score {score}": p[:, k] for k, score in enumerate((2.0, 1.0, 0.1))}
     yield lines(
         "From argmax to uniform", t, series, "temperature (log)", "probability", xscale="log"
     )
-    found = f"largest probability {p[0].max():.6f} at 0.01 and {p[-1].max():.6f} at 1000"
+    measured = f"largest probability {p[0].max():.6f} at 0.01 and {p[-1].max():.6f} at 1000"
     yield Claim(
         "Cold it is argmax, hot uniform",
         p[0].max() == 1 and np.abs(p[-1] - 1 / 3).max() < 1e-3,
-        found,
+        measured,
     )
     at = [overflow(dtype) for dtype in (jnp.float32, jnp.bfloat16, jnp.float16)]
     finite = np.isfinite(softmax(jnp.array([1e4, 0.0]))).all()
-    found = (
+    measured = (
         "fails from a score of {} in float32, {} in bfloat16, {} in float16; cnnlab's bears 10,000"
     ).format(*at)
     yield Claim(
-        "Without subtracting the maximum it overflows", at == [89, 89, 12] and finite, found
+        "Without subtracting the maximum it overflows", at == [89, 89, 12] and finite, measured
     )
 
 

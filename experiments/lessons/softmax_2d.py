@@ -76,7 +76,8 @@ def answer(loss, classes):
 
 
 def teach(flags: Lesson):
-    rng, classes = np.random.default_rng(0), np.repeat(np.arange(5), 40)
+    rng = np.random.default_rng(0)
+    classes = np.repeat(np.arange(5), 40)
     x = np.float32(CENTRES[classes] + rng.normal(0, 0.8, (200, 2)))
     W = fit(x, classes)
     ways = np.linspace(*rng.uniform(-6, 6, (2, 200, 2)), num=5001)  # [5001, 200, 2]
@@ -92,27 +93,29 @@ def teach(flags: Lesson):
     same = np.all(
         (decisions == z.argmax(-1)) | (lead < 2**-17)
     )  # float32 rounds scores below 64 by 2^-19
-    tie, change = lead[1:][crossing].max(), np.abs(np.diff(z, axis=0)).max()
-    found = (
+    tie = lead[1:][crossing].max()
+    change = np.abs(np.diff(z, axis=0)).max()
+    measured = (
         f"the largest leads by {np.median(lead):.1f} (median), beside {crossing.sum()} borders by "
         f"{tie:.3f} at most"
     )
     yield Claim(
         "A region is where one score is largest; on its border two tie",
         same and tie < 2 * change,
-        found,
+        measured,
     )
-    length, right = np.linalg.norm(W[:2], axis=0), np.mean(scores(W, x).argmax(1) == classes)
-    found = (
+    length = np.linalg.norm(W[:2], axis=0)
+    right = np.mean(scores(W, x).argmax(1) == classes)
+    measured = (
         f"{right:.1%} of 200 points right; vectors of lengths {length.round(1)}, offsets "
         f"{W[2].round(1)}"
     )
     by_offset = W[2].argmax() == 0 and 5 * length[0] < min(length[1:])
-    yield Claim("The middle class wins by its offset", right > 0.95 and by_offset, found)
+    yield Claim("The middle class wins by its offset", right > 0.95 and by_offset, measured)
     four, five = answer(cross_entropy, 4), answer(cross_entropy, 5)
-    found = f"four: {four}; under jit {answer(jax.jit(cross_entropy), 4)}; five: {five}"
+    measured = f"four: {four}; under jit {answer(jax.jit(cross_entropy), 4)}; five: {five}"
     yield Claim(
-        "The labels 2, 4, 1, 0 need five classes", "got 4" in four and "1.61" in five, found
+        "The labels 2, 4, 1, 0 need five classes", "got 4" in four and "1.61" in five, measured
     )
 
 

@@ -47,7 +47,8 @@ def sgd(p, gradient, memory, t):
 
 
 def adam(p, gradient, memory, t):
-    m, v = 0.9 * memory[0] + 0.1 * gradient, 0.999 * memory[1] + 0.001 * gradient**2
+    m = 0.9 * memory[0] + 0.1 * gradient
+    v = 0.999 * memory[1] + 0.001 * gradient**2
     return p - RATES["adam"] * m / (1 - 0.9**t) / ((v / (1 - 0.999**t)) ** 0.5 + 1e-8), (m, v)
 
 
@@ -55,7 +56,9 @@ def by_hand(update, model, state, step, batches):
     """Each step by hand and by the library: the largest difference of their losses and
     parameters.
     """
-    (p, unravel), memory, off = ravel_pytree(state.params), (0.0, 0.0), 0.0
+    p, unravel = ravel_pytree(state.params)
+    memory = (0.0, 0.0)
+    off = 0.0
     for t, (x, y) in enumerate(batches, 1):
         logits, backward = jax.vjp(
             lambda p, x=x: model.apply({"params": unravel(p)}, x), p
@@ -75,11 +78,9 @@ def by_hand(update, model, state, step, batches):
 
 
 def compare(update):
-    rng, model, name = (
-        np.random.default_rng(0),
-        models.CNN(widths=(8, 16), hidden=(32,)),
-        update.__name__,
-    )
+    rng = np.random.default_rng(0)
+    model = models.CNN(widths=(8, 16), hidden=(32,))
+    name = update.__name__
     batches = [(rng.normal(size=(16, 32, 32, 3)), rng.integers(0, 10, 16)) for _ in range(10)]
     params = jax.tree.map(np.float64, model.init(jax.random.key(0), batches[0][0])["params"])
     tx = optim.OPTIMIZERS[name](RATES[name])
@@ -113,11 +114,12 @@ def teach(flags: Flags):
         label = key.replace("_", " ") + " (nats)" * ("loss" in key)
         yield lines(label, range(1, flags.epochs + 1), curves, "epoch", label, markers=True)
     for name, rows in runs.items():
-        loss, right = [row["train_loss"] for row in rows], rows[-1]["validation_accuracy"]
-        found = f"{loss[0]:.2f} to {loss[-1]:.3f}; {right:.1%} of the validation images right"
+        loss = [row["train_loss"] for row in rows]
+        right = rows[-1]["validation_accuracy"]
+        measured = f"{loss[0]:.2f} to {loss[-1]:.3f}; {right:.1%} of the validation images right"
         holds = np.all(np.diff(loss) < 0) and right > 0.9
         yield Claim(
-            f"Each epoch of {name} lowers the training loss; it comes to 90 %", holds, found
+            f"Each epoch of {name} lowers the training loss; it comes to 90 %", holds, measured
         )
 
 

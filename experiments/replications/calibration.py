@@ -42,14 +42,14 @@ def judge(results: Results) -> list[Judged]:
     import numpy as np
 
     from cnnlab.study import statistics
-    from cnnlab.study.results import verdicts
+    from cnnlab.study.results import decide
 
     bins = np.array(
         [run.test["calibration"] for run in results.cells[0][0].runs if run.test is not None]
     )  # [seeds, 3, bins]
     count, confidence, hits = bins.sum(2).T
     (over,) = statistics.compare(((confidence - hits) / count)[None], margin=0.01)
-    lower = [judged(f"{v.loss} lowers the ECE", v.comparison, better) for v in verdicts(results)]
+    lower = [judged(f"{v.loss} lowers the ECE", v.comparison, better) for v in decide(results)]
     return [judged("cross_entropy is overconfident", over, better), *lower]
 
 

@@ -43,10 +43,8 @@ def judge(results: Results) -> list[Judged]:
     from cnnlab.study.results import curve
 
     row = results.cells[0]
-    ours, theirs = (
-        row[results.study.losses.index("cross_entropy")],
-        row[results.study.losses.index("mean_squared_error")],
-    )
+    ours = row[results.study.losses.index("cross_entropy")]
+    theirs = row[results.study.losses.index("mean_squared_error")]
 
     def gradient_norm(cell):
         return np.array([np.mean(run.gradient_norms) for run in cell.runs])
@@ -70,7 +68,9 @@ def judge(results: Results) -> list[Judged]:
     )
     # Each in units of its margin, so that they are one family.
     compared = statistics.compare(np.array(differences), margin=1.0)
-    found = [judged(s, c, better, " margins") for s, c in zip(statements, compared, strict=True)]
+    judgements = [
+        judged(s, c, better, " margins") for s, c in zip(statements, compared, strict=True)
+    ]
 
     mistaken = jnp.log(jnp.array([1e-3, 0.999])), jnp.array(0)
     strength = [
@@ -79,7 +79,10 @@ def judge(results: Results) -> list[Judged]:
     ]
     ratio = strength[0] / strength[1]
     verdict = HOLDS if ratio >= 10 else REFUTED
-    return [Judged("gradient at a true class of 1e-3", verdict, f"{ratio:.0f} times MSE's"), *found]
+    return [
+        Judged("gradient at a true class of 1e-3", verdict, f"{ratio:.0f} times MSE's"),
+        *judgements,
+    ]
 
 
 if __name__ == "__main__":

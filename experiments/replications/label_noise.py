@@ -49,7 +49,7 @@ def judge(results: Results) -> list[Judged]:
     rows = np.array(list(finite.values())).reshape(len(finite), results.study.seeds)
     compared = statistics.compare(rows, margin=0.01, others=len(claimed) - len(finite))
     by_place = dict(zip(finite, compared, strict=True))
-    found = [
+    beaten = [
         judged(
             f"{losses[j]} beats cross_entropy at noise {results.conditions[i]['label_noise']}",
             by_place.get((i, j)),
@@ -59,7 +59,7 @@ def judge(results: Results) -> list[Judged]:
     ]
     entropy, absolute = (curve(cell, "train_accuracy")[:, -1] for cell in results.cells[0][:2])
     (underfits,) = statistics.compare((entropy - absolute)[None], margin=0.05)
-    return [judged("mean_absolute_error underfits right labels", underfits, better), *found]
+    return [judged("mean_absolute_error underfits right labels", underfits, better), *beaten]
 
 
 if __name__ == "__main__":

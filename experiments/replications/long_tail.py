@@ -27,11 +27,11 @@ class LongTail(Replication):
 
 
 def judge(results: Results) -> list[Judged]:
-    from cnnlab.study.results import verdicts
+    from cnnlab.study.results import decide
 
     return [
         judged(f"{v.loss} beats cross_entropy on the long tail", v.comparison, better)
-        for v in verdicts(results)
+        for v in decide(results)
     ]
 
 

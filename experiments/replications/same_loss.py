@@ -38,7 +38,9 @@ def judge(results: Results) -> list[Judged]:
         return []
     pairs = zip(results.cells[0], other.cells[0], strict=True)
     compared = statistics.compare(
-        np.array([values(one, study.metric) - values(two, study.metric) for one, two in pairs]),
+        np.array(
+            [values(first, study.metric) - values(second, study.metric) for first, second in pairs]
+        ),
         plan.margin(study),
     )
     return [

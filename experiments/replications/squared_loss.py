@@ -26,13 +26,13 @@ class SquaredLoss(Replication):
 
 
 def judge(results: Results) -> list[Judged]:
-    from cnnlab.study.results import verdicts
+    from cnnlab.study.results import decide
 
     margin = plan.margin(results.study)
     rule = functools.partial(equal, margin=margin)
     return [
         judged(f"{v.loss} is within {margin:.0%} of cross_entropy", v.comparison, rule)
-        for v in verdicts(results)
+        for v in decide(results)
     ]
 
 

@@ -81,7 +81,8 @@ def test_pixels_is_the_inverse_of_normalise():
 
 @per_example
 def test_an_example_depends_on_its_own_key_alone(change):
-    images, k = numbered(16), keys(16)
+    images = numbered(16)
+    k = keys(16)
     whole = jax.jit(change)(k, images)
     assert whole.shape == images.shape and whole.dtype == images.dtype
     np.testing.assert_array_equal(jax.jit(change)(k[:8], images[:8]), whole[:8])
@@ -149,7 +150,9 @@ def test_sizes_and_modes_that_cannot_be():
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_cutout_removes_a_square_with_its_centre_anywhere(size):
-    height, width, draws = 4, 5, 4000
+    height = 4
+    width = 5
+    draws = 4000
     image = jnp.broadcast_to(numbered(1)[0], (draws, height, width, 2))
     cut = np.asarray(on_images(augment.cutout, size=size)(keys(draws), image))
     gone = cut == 0
@@ -203,7 +206,9 @@ def test_mixup_is_the_same_convex_combination_of_images_and_targets():
         np.testing.assert_allclose(new_targets.sum(-1), 1, atol=4 * EPS)
         # Find each example's partner and the batch's one weight: only one pair of them explains the
         # pixels.
-        flat, weights, partners = images.reshape(8, -1), set(), []
+        flat = images.reshape(8, -1)
+        weights = set()
+        partners = []
         for i, got in enumerate(new_images.reshape(8, -1)):
             if np.allclose(got, flat[i], rtol=0, atol=8 * EPS):  # its own partner
                 partners.append(i)
@@ -228,7 +233,8 @@ def test_mixup_is_the_same_convex_combination_of_images_and_targets():
 @pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
 def test_mixup_weights_are_beta(alpha):
-    images, targets = jnp.zeros((2, 1, 1, 1)).at[0].set(1.0), jnp.eye(2)
+    images = jnp.zeros((2, 1, 1, 1)).at[0].set(1.0)
+    targets = jnp.eye(2)
 
     def draw(key):
         return mixup(key, images, targets, alpha, classes=2)[1]
@@ -261,7 +267,8 @@ def test_mixup_does_not_see_how_devices_share_the_batch():
 
 
 def test_mixup_makes_class_ids_distributions():
-    images, labels = jnp.ones((8, 2, 2, 1)), jnp.arange(8, dtype=jnp.int32) % 3
+    images = jnp.ones((8, 2, 2, 1))
+    labels = jnp.arange(8, dtype=jnp.int32) % 3
     for of_ids, of_distributions in zip(
         mixup(jax.random.key(1), images, labels, 0.5),
         mixup(jax.random.key(1), images, jax.nn.one_hot(labels, 3), 0.5),

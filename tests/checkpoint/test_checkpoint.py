@@ -108,10 +108,8 @@ def test_python_numbers_become_what_jit_would_make_of_them(tmp_path):
 
 def test_eight_devices_to_one_and_back(tmp_path):
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
-    everywhere, split = (
-        NamedSharding(mesh, PartitionSpec()),
-        NamedSharding(mesh, PartitionSpec("batch")),
-    )
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec("batch"))
     one = SingleDeviceSharding(jax.devices()[3])
     state = {
         "a": jnp.arange(48.0).reshape(16, 3),
@@ -147,14 +145,13 @@ def test_eight_devices_to_one_and_back(tmp_path):
 
 def test_the_state_may_change_or_be_donated_while_it_is_written(tmp_path):
     train = jax.jit(lambda t: jax.tree.map(lambda x: x * 1.5 + 1, t), donate_argnums=0)
-    state, counters = (
-        train({f"leaf_{i}": jnp.arange(200_000.0) + i for i in range(8)}),
-        np.zeros(300_000),
-    )
+    state = train({f"leaf_{i}": jnp.arange(200_000.0) + i for i in range(8)})
+    counters = np.zeros(300_000)
     with Checkpoints(tmp_path, keep=9) as checkpoints:
         for step in range(4):
             checkpoints.save(step, {"device": state, "host": counters})
-            state, counters[:] = train(train(state)), step + 1
+            state = train(train(state))
+            counters[:] = step + 1
         for step in range(4):
             assert (
                 checkpoints.restore({"device": state, "host": counters}, which=step)
@@ -533,7 +530,8 @@ def test_a_failed_save_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
 
 
 def test_all_of_a_step_is_synced_before_it_is_named(tmp_path, monkeypatch):
-    synced, fsync = {}, manager._fsync
+    synced = {}
+    fsync = manager._fsync
     monkeypatch.setattr(
         manager, "_fsync", lambda p: (synced.setdefault(os.stat(p).st_ino, str(p)), fsync(p))
     )
@@ -619,11 +617,14 @@ def assert_sound(folder: pathlib.Path, committed: int) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("wait", [True, False], ids=["sync", "async"])
 def test_twenty_kills_at_random_moments(tmp_path, worker, wait):
-    rng, folder = random.Random(int(wait)), tmp_path / "run"
-    reached, landed = [0], 0
+    rng = random.Random(int(wait))
+    folder = tmp_path / "run"
+    reached = [0]
+    landed = 0
     for _ in range(20):
         pid = worker.start(action="forever", folder=str(folder), wait=wait)
-        begun, patience = len(logged(folder)), time.monotonic() + 30
+        begun = len(logged(folder))
+        patience = time.monotonic() + 30
         while (
             len(logged(folder)) == begun and time.monotonic() < patience
         ):  # the start-up is not what is to be hit

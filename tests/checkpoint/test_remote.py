@@ -87,7 +87,8 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(gcs, tfds_root, tmp_path
     assert "run/checkpoints/18/about.json" in gcs.names() and "run/summary.json" not in gcs.names()
     done = train("gs://bucket/run")
     assert done.returncode == 0 and "resuming after step 9 of 18" in done.stdout, done.stderr
-    here, there = tmp_path / "local", files.path("gs://bucket/run")
+    here = tmp_path / "local"
+    there = files.path("gs://bucket/run")
     for step in (9, 18):
         about = [digest.read_about(path / "checkpoints", step) for path in (here, there)]
         assert about[0]["leaves"] == about[1]["leaves"] and about[0]["metric"] == about[1]["metric"]
@@ -170,10 +171,8 @@ def test_a_kill_between_any_two_writes_leaves_only_steps_that_verify(gcs):
                 committed[max(i for i in committed if i <= kill)], default=0
             )
             for step in listed:
-                found, wanted = (
-                    reader.restore(state(0, 50), which=step).tree["params"],
-                    state(step, 50)["params"],
-                )
+                found = reader.restore(state(0, 50), which=step).tree["params"]
+                wanted = state(step, 50)["params"]
                 assert all(found[name].tobytes() == wanted[name].tobytes() for name in wanted)
         if kill % 7 == 0:  # the next start sweeps: what is left belongs to steps
             Checkpoints(folder, keep=1).close()

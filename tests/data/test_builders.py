@@ -288,11 +288,9 @@ def test_tiny_mnist(tmp_path, monkeypatch):
 
 
 def symlink(entries):
-    entries[1][0].type, entries[1][0].linkname, entries[1][0].size = (
-        tarfile.SYMTYPE,
-        "/etc/passwd",
-        0,
-    )
+    entries[1][0].type = tarfile.SYMTYPE
+    entries[1][0].linkname = "/etc/passwd"
+    entries[1][0].size = 0
     return entries
 
 

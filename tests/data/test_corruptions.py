@@ -10,7 +10,8 @@ import pytest
 from cnnlab.data import corruptions, dataset, source
 from cnnlab.errors import InputError
 
-K, N = 10, 20_000
+K = 10
+N = 20_000
 LABELS = np.random.default_rng(0).permutation(np.arange(N, dtype=np.int32) % K)
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from cnnlab.data import feed, order, source
 
-BATCH, SEED = 16, 5
+BATCH = 16
+SEED = 5
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,8 @@ def test_shapes10_streams_like_it_is(shapes10_root):
     own = np.arange(0, len(train), 3)
     images, summary = source.decoded(train)
     chosen = feed.Order(summary.labels, own, 0, 64)
-    resident, streaming = feed.resident(images, chosen), feed.streaming(train, chosen)
+    resident = feed.resident(images, chosen)
+    streaming = feed.streaming(train, chosen)
     found = itertools.islice(streaming.items(50, 56), 6)
     assert_same(
         list(found), [resident.fetch(resident.data, item) for item in resident.items(50, 56)]
@@ -135,7 +137,8 @@ def test_no_steps_no_batches(train, own):
 @pytest.mark.skipif(sys.platform != "linux", reason="no priorities of threads")
 def test_readers_take_what_the_training_leaves():
     """They run at the lowest priority, the thread that trains at its own."""
-    own, seen = os.getpriority(os.PRIO_PROCESS, 0), []
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    seen = []
 
     def read(positions):
         seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))

@@ -136,7 +136,8 @@ def accuracy_of_linear_probe(
     train: np.ndarray, labels: np.ndarray, test: np.ndarray, wanted: np.ndarray
 ) -> float:
     """Least squares onto one-hot labels, features standardised."""
-    mean, deviation = train.mean(0), train.std(0) + 1e-9
+    mean = train.mean(0)
+    deviation = train.std(0) + 1e-9
 
     def add_one(x):
         return np.concatenate([(x - mean) / deviation, np.ones((len(x), 1))], axis=1)
@@ -153,7 +154,8 @@ def test_mean_colour_does_not_tell_the_class(data):
             [mean, mean**2, spread, spread**2], 1
         )
 
-    (train, labels), (test, wanted) = data["train"], data["test"]
+    train, labels = data["train"]
+    test, wanted = data["test"]
     for of_train, of_test in zip(features(train), features(test), strict=True):
         assert accuracy_of_linear_probe(of_train, labels, of_test, wanted) < 0.15
 
@@ -167,11 +169,15 @@ def test_softmax_regression_on_pixels_fails(data):
     def prepare(images):
         return (images.reshape(len(images), -1).astype(np.float32) - 127.5) / 64
 
-    (train, labels), (test, wanted) = data["train"], data["test"]
-    train, test, hot = prepare(train), prepare(test), np.eye(10, dtype=np.float32)[labels]
+    train, labels = data["train"]
+    test, wanted = data["test"]
+    train = prepare(train)
+    test = prepare(test)
+    hot = np.eye(10, dtype=np.float32)[labels]
     rng = np.random.default_rng(0)
     weights = np.zeros((3072, 10), np.float32)
-    step, best = np.zeros_like(weights), 0.0
+    step = np.zeros_like(weights)
+    best = 0.0
     for _ in range(6):
         for batch in rng.permutation(10_000).reshape(-1, 100):
             logits = train[batch] @ weights

@@ -75,7 +75,8 @@ def test_statistics_are_those_of_the_training_part_only(tfds_root, cache):
 
 def test_streaming_and_resident_summaries_are_equal(tfds_root, cache):
     train = source.open_dataset("tiny", str(tfds_root)).train
-    one, two = source.summary(train), source.decoded(train)[1]
+    one = source.summary(train)
+    two = source.decoded(train)[1]
     for name in ("labels", "sums", "squares"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
     assert one.pixels == two.pixels == 64 and one.digest() == two.digest()
@@ -85,7 +86,8 @@ def test_the_cache_is_used_and_its_damage_noticed(tfds_root, cache, monkeypatch)
     train = source.open_dataset("tiny", str(tfds_root)).train
     images, summary = source.decoded(train)
     (file,) = cache.glob("*-images*")
-    content, reads = file.read_bytes(), []
+    content = file.read_bytes()
+    reads = []
     monkeypatch.setattr(
         source, "_passes", lambda *_: reads.append(1) or iter([train.read(range(200))])
     )

@@ -57,7 +57,8 @@ def test_shares_after_shifts_by_hand(script):
 
 def test_what_is_trained_learns_and_what_is_not_does_not(script):
     rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (128, 32, 32, 3), np.uint8), rng.integers(0, 10, 128)
+    images = rng.integers(0, 256, (128, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, 10, 128)
     with jax.numpy_dtype_promotion("standard"):  # optax.adam and its schedules mix types
 
         def share(steps):

@@ -41,7 +41,9 @@ def taught(tfds_root, monkeypatch):
     """change of the trained parameters -> last claim of the lesson on `tiny`, pictures, experiment,
     parameters.
     """
-    pictures, made, train = [], [], module.in_memory
+    pictures = []
+    made = []
+    train = module.in_memory
     monkeypatch.setattr(module, "compare", lambda *case: (True, True, 0.0))
     monkeypatch.setattr(
         module, "picture", lambda caption, image, **sides: pictures.append((caption, image))
@@ -82,7 +84,8 @@ def test_the_loops_are_scipys_cross_correlation(width, side, padding, stride):
 
 
 def test_the_loops_by_hand():
-    x, kernel = np.arange(1, 10).reshape(3, 3, 1), np.array([[1, 0], [0, 10]]).reshape(2, 2, 1, 1)
+    x = np.arange(1, 10).reshape(3, 3, 1)
+    kernel = np.array([[1, 0], [0, 10]]).reshape(2, 2, 1, 1)
     np.testing.assert_array_equal(module.convolve(x, kernel, 1, 0)[..., 0], [[51, 62], [84, 95]])
     np.testing.assert_array_equal(module.convolve(x, kernel, 2, 1)[..., 0], [[10, 30], [70, 95]])
 

@@ -26,7 +26,7 @@ def test_every_claim_holds(script):
     assert holding(script) == [True] * 4
 
 
-@pytest.mark.parametrize("network, true", [("ONE", (0.9, 0.9, 0.4)), ("TWO", (0.6, 0.7, 0.1))])
+@pytest.mark.parametrize("network, true", [("FIRST", (0.9, 0.9, 0.4)), ("SECOND", (0.6, 0.7, 0.1))])
 def test_the_table_from_the_true_classes_alone(script, network, true):
     p = getattr(script, network)
     np.testing.assert_allclose(p.sum(1), 1, rtol=0, atol=2**-23)
@@ -38,8 +38,8 @@ def test_the_table_from_the_true_classes_alone(script, network, true):
 
 
 def test_the_figures_of_the_notes(script):
-    np.testing.assert_array_equal(script.measure(script.ONE).round(2), [1, 0.25, 0.13, 0.38])
-    np.testing.assert_array_equal(script.measure(script.TWO).round(2), [1, 0.71, 0.35, 1.06])
+    np.testing.assert_array_equal(script.measure(script.FIRST).round(2), [1, 0.25, 0.13, 0.38])
+    np.testing.assert_array_equal(script.measure(script.SECOND).round(2), [1, 0.71, 0.35, 1.06])
 
 
 def test_cross_entropy_in_bits_is_found_out(script, monkeypatch):

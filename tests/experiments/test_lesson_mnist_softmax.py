@@ -85,7 +85,8 @@ def test_counterexample_of_any_two():
 
 
 def test_every_claim_holds(flags, monkeypatch):
-    cases, whole = [], module.agreement
+    cases = []
+    whole = module.agreement
 
     def agreement(x, w, b):
         cases.append((x, w, b))

@@ -71,7 +71,8 @@ def test_regions_are_convex_and_borders_at_right_angles(script, trained):
     assert together.sum() > 500
     np.testing.assert_array_equal(of((a + b) / 2)[together], of(a)[together])
 
-    start, stop = a[~together], b[~together]
+    start = a[~together]
+    stop = b[~together]
     for _ in range(30):  # towards a change of the decision
         middle = (start + stop) / 2
         same = (of(middle) == of(a[~together]))[:, None]

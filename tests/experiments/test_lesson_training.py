@@ -32,7 +32,8 @@ def test_by_hand_and_by_library_the_same(script, name):
 
 def broken_adam(p, gradient, memory, t):
     """Without the correction of the moments' bias."""
-    m, v = 0.9 * memory[0] + 0.1 * gradient, 0.999 * memory[1] + 0.001 * gradient**2
+    m = 0.9 * memory[0] + 0.1 * gradient
+    v = 0.999 * memory[1] + 0.001 * gradient**2
     return p - 0.001 * m / (v**0.5 + 1e-8), (m, v)
 
 

@@ -77,7 +77,7 @@ def configured(**changes):
 
 def build_whole(config, seeds):
     """Seeds whose training is one dispatch."""
-    return experiment.build(config, seeds=seeds, whole=True)
+    return experiment.build(config, seeds=seeds, single_dispatch=True)
 
 
 def whole_run(built):
@@ -140,7 +140,8 @@ def test_the_whole_training_is_lowered(name, ordinary, monkeypatch):
     are not here.
     """
     config = configured(compute_dtype="bfloat16", devices=1)
-    traced, compile_ = [], devices.Layout.compile
+    traced = []
+    compile_ = devices.Layout.compile
 
     def kept(layout, *arguments, **options):
         program = compile_(layout, *arguments, **options)
@@ -196,7 +197,8 @@ def test_runs_with_a_target(tfds_root, tmp_path):
     rows = found["runs"]["cnnlab"]
     assert [row["seed"] for row in rows] == [5, 6, 7, 8]
     for what in ("accuracy", "seconds"):
-        values, summary = [row[what] for row in rows], found["summary"]["cnnlab"][what]
+        values = [row[what] for row in rows]
+        summary = found["summary"]["cnnlab"][what]
         assert (
             summary["mean"] == pytest.approx(np.mean(values)) and summary["low"] <= summary["mean"]
         )
@@ -222,7 +224,8 @@ def test_taking_turns(tfds_root, tmp_path, stand_in):
     assert theirs == [
         {"seed": i, "accuracy": (i + 1) / 10, "seconds": i + 1, "memory": i} for i in (0, 1)
     ]
-    ours, found = result["runs"]["cnnlab"], result["summary"]["cnnlab against airbench"]
+    ours = result["runs"]["cnnlab"]
+    found = result["summary"]["cnnlab against airbench"]
     assert found["accuracy"]["mean"] == pytest.approx(np.mean([o["accuracy"] for o in ours]) - 0.15)
     ratios = [o["seconds"] / t["seconds"] for o, t in zip(ours, theirs, strict=True)]
     assert found["seconds"]["mean"] == pytest.approx(np.sqrt(np.prod(ratios)))

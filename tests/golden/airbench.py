@@ -51,7 +51,9 @@ class Batch(list):
 
     def __init__(self, images, labels):
         super().__init__([(images, labels)])
-        self.images, self.labels, self.normalize = images, labels, lambda images: images
+        self.images = images
+        self.labels = labels
+        self.normalize = lambda images: images
 
 
 def in_flax(parameter):

@@ -101,7 +101,8 @@ def samples(seed):
             ordered = np.diff(np.sort(z))
             if all(support_is_clear(z, a) for a in (1.2, 1.5, 2.0, 3.0)) and ordered.min() > 0.02:
                 break
-        y, q = int(rng.integers(classes)), distribution(rng, classes)
+        y = int(rng.integers(classes))
+        q = distribution(rng, classes)
         yield (
             classes,
             z,
@@ -119,7 +120,8 @@ def torch_rows(classes, z, y, q, teacher, weights):
     def row(call, function, *ours, **more):
         return by_torch("torch", call, function, *ours, **more)
 
-    ce, one_hot = F.cross_entropy, f64(np.eye(classes)[y])
+    ce = F.cross_entropy
+    one_hot = f64(np.eye(classes)[y])
     targets = f64(on_grid(np.random.default_rng(classes).uniform(size=classes)))
     by_k = {"scale": classes, "note": "divides by K"}
     yield row("cross_entropy(z, y)", lambda x: ce(x, torch.tensor(y)), "cross_entropy", z, y)
@@ -152,10 +154,8 @@ def torch_rows(classes, z, y, q, teacher, weights):
     def weighted(x):
         return ce(x[None], torch.tensor([y]), weight=f64(weights), reduction="none")[0]
 
-    call, transform = (
-        "cross_entropy(z, y, weight=w, reduction='none')",
-        {"class_weights": {"weights": weights}},
-    )
+    call = "cross_entropy(z, y, weight=w, reduction='none')"
+    transform = {"class_weights": {"weights": weights}}
     yield row(call, weighted, "cross_entropy", z, y, transform=transform)
 
     def cooled(x):
@@ -215,7 +215,8 @@ def torch_rows(classes, z, y, q, teacher, weights):
 
 def optax_rows(classes, z, y, q, teacher, _):
     row = by_jax
-    one_hot, soft = jax.nn.one_hot(y, classes), jnp.array(q)
+    one_hot = jax.nn.one_hot(y, classes)
+    soft = jnp.array(q)
 
     def int_ce(x):
         return ox.softmax_cross_entropy_with_integer_labels(x, jnp.array(y))
@@ -282,19 +283,20 @@ def keras_rows(classes, z, y, q, *_):
 
         return by_torch("keras", call, function, *ours, **more)
 
-    one_hot, raw = np.eye(classes)[y], lambda x: x
-    logits, each = {"from_logits": True, "reduction": None}, {"reduction": None}
+    one_hot = np.eye(classes)[y]
+
+    def raw(x):
+        return x
+
+    logits = {"from_logits": True, "reduction": None}
+    each = {"reduction": None}
     ce = kl.CategoricalCrossentropy(**logits)
     yield row("CategoricalCrossentropy(from_logits=True)", ce, raw, q, "cross_entropy", z, q)
-    ce, call = (
-        kl.CategoricalCrossentropy(label_smoothing=0.1, **logits),
-        "CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)",
-    )
+    ce = kl.CategoricalCrossentropy(label_smoothing=0.1, **logits)
+    call = "CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)"
     yield row(call, ce, raw, one_hot, "cross_entropy", z, y, transform=uniform(0.1))
-    focal, call = (
-        kl.CategoricalFocalCrossentropy(**logits),
-        "CategoricalFocalCrossentropy(from_logits=True)",
-    )
+    focal = kl.CategoricalFocalCrossentropy(**logits)
+    call = "CategoricalFocalCrossentropy(from_logits=True)"
     balanced = {"scale": 4.0, "note": "balances every class by alpha=0.25"}
     yield row(call, focal, raw, one_hot, "focal", z, y, **balanced)
     yield row(call, focal, raw, q, "focal", z, q, **balanced)
@@ -303,14 +305,13 @@ def keras_rows(classes, z, y, q, *_):
     yield row(call, focal, raw, one_hot, "focal", z, y, hyper={"gamma": 0.5})
     for power in (0.5, 0.7):
         gce = kl.CategoricalGeneralizedCrossEntropy(q=power, **each)
-        call, hyper = f"CategoricalGeneralizedCrossEntropy(q={power}) on softmax(z)", {"q": power}
+        call = f"CategoricalGeneralizedCrossEntropy(q={power}) on softmax(z)"
+        hyper = {"q": power}
         yield row(
             call, gce, lambda x: x.softmax(-1), y, "generalized_cross_entropy", z, y, hyper=hyper
         )
-    bce, by_k = (
-        kl.BinaryCrossentropy(**logits),
-        {"scale": classes, "note": "means over the classes, in float32", "atol": 1e-6},
-    )
+    bce = kl.BinaryCrossentropy(**logits)
+    by_k = {"scale": classes, "note": "means over the classes, in float32", "atol": 1e-6}
     yield row(
         "BinaryCrossentropy(from_logits=True)", bce, raw, q, "binary_cross_entropy", z, q, **by_k
     )
@@ -368,7 +369,9 @@ def exact_loss(row):
     hand.
     """
     (transform, options), *_ = (row["transform"] or {None: {}}).items()
-    z, y, classes = [mpf(x) for x in row["logits"]], row["labels"], len(row["logits"])
+    z = [mpf(x) for x in row["logits"]]
+    y = row["labels"]
+    classes = len(row["logits"])
     q = [mpf(k == y) for k in range(classes)] if isinstance(y, int) else [mpf(x) for x in y]
     if transform == "label_smoothing":
         alpha = mpf(options["alpha"])

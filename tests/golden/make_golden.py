@@ -96,17 +96,20 @@ def entmax_threshold(z, alpha):
     """The tau of p = [(alpha-1) z - tau]_+^(1/(alpha-1)): bisection to its support, then Newton on
     that support.
     """
-    x, power = [(alpha - 1) * v for v in z], 1 / (alpha - 1)
+    x = [(alpha - 1) * v for v in z]
+    power = 1 / (alpha - 1)
 
     def excess(tau):
         return mp.fsum(mp.power(v - tau, power) for v in x if v > tau) - 1
 
-    low, high = max(x) - 1, max(x)
+    low = max(x) - 1
+    high = max(x)
     with mp.workprec(120):
         for _ in range(70):
             middle = (low + high) / 2
             low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-    tau, support = low, [v for v in x if v > low]
+    tau = low
+    support = [v for v in x if v > low]
     for _ in range(60):
         step = excess(tau) / mp.fsum(power * mp.power(v - tau, power - 1) for v in support)
         tau += step
@@ -463,10 +466,8 @@ OTHERS = {
         {"temperature": 20.0, "alpha": 0.0},
     ],
 }
-COUNTED, COSINES = (
-    ("ldam", "logit_adjusted", "balanced_softmax"),
-    ("arcface", "cosface", "cosine_softmax", "ldam"),
-)
+COUNTED = ("ldam", "logit_adjusted", "balanced_softmax")
+COSINES = ("arcface", "cosface", "cosine_softmax", "ldam")
 # (classes, scale of the logits, kind of label): at the defaults, then at each other setting.
 DEFAULT_SHAPES = [
     (2, 1, "id"),

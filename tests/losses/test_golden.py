@@ -85,7 +85,8 @@ def value_and_gradient(loss, logits, labels, given):
 
 def evaluated(rows, dtype):
     """Values and gradients of a group."""
-    fixed, wrap = settings(rows[0])[0], rows[0].get("transform") or {}
+    fixed = settings(rows[0])[0]
+    wrap = rows[0].get("transform") or {}
     loss = partial(losses.LOSSES[rows[0]["loss"]], **fixed)
     for transform, arguments in wrap.items():
         loss = getattr(losses, transform)(loss, **arguments)

@@ -68,7 +68,9 @@ def own_losses(tmp_path, monkeypatch):
 
 
 def test_losses_by_name_and_by_path(own_losses):
-    logits, ids, ten = jnp.zeros((2, 10), jnp.float32), jnp.array([0, 1]), np.ones(10)
+    logits = jnp.zeros((2, 10), jnp.float32)
+    ids = jnp.array([0, 1])
+    ten = np.ones(10)
     np.testing.assert_allclose(built("cross_entropy", ten)(logits, ids), np.log(10), rtol=1e-6)
     np.testing.assert_array_equal(built("nce", ten)(logits, ids), losses.nce(logits, ids))
     np.testing.assert_array_equal(

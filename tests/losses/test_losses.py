@@ -116,7 +116,9 @@ class Case:
     """
 
     def __init__(self, name):
-        self.name, self.loss, self.stretch = name, bound(name), STRETCH.get(name, 1)
+        self.name = name
+        self.loss = bound(name)
+        self.stretch = STRETCH.get(name, 1)
         self.z, self.soft = example(name, (3, K))
         rows = [np.repeat(self.z, K, 0), EXTREMES[AT], np.repeat(self.z[:1], len(BAD_IDS), 0)]
         self.logits = np.concatenate(rows)
@@ -149,10 +151,8 @@ class Case:
         shifts = np.concatenate([np.zeros((1, K)), step * np.eye(K), -step * np.eye(K)])
         z = (self.logits[self.plain].astype(np.float64)[:, None] + shifts).reshape(-1, K)
         # one more: with int64 ids 2**32 + 1 must not be class 1
-        z, ids = (
-            np.concatenate([z, z[:1]]),
-            np.append(np.repeat(self.ids[self.plain], len(shifts)), 2**32 + 1),
-        )
+        z = np.concatenate([z, z[:1]])
+        ids = np.append(np.repeat(self.ids[self.plain], len(shifts)), 2**32 + 1)
         with jax.enable_x64():
             ((value, slope),) = values_and_slopes(self.loss, (z,), ids)
         assert value.dtype == slope.dtype == np.float64
@@ -228,7 +228,9 @@ def test_a_bad_id_is_nan_and_its_neighbours_stay(case):
 
 def test_any_batch_rank(case):
     """Rank 0 is `by_id`."""
-    z, ids, wanted = case.logits[case.plain], case.ids[case.plain], case.by_id[0][case.plain]
+    z = case.logits[case.plain]
+    ids = case.ids[case.plain]
+    wanted = case.by_id[0][case.plain]
     one_hot = np.eye(K, dtype=np.float32)[ids]
 
     def rows(x, batch):
@@ -251,7 +253,9 @@ def test_any_batch_rank(case):
 def test_half_logits_accumulate_in_float32(name):
     """100 classes; the last rows are extreme and the very last id is bad."""
     z, _ = example(name, (9, 100))
-    z[-3], z[-2, :90], ids = 0, -1e4, np.arange(9, dtype=np.int32) + 90
+    z[-3] = 0
+    z[-2, :90] = -1e4
+    ids = np.arange(9, dtype=np.int32) + 90
     z[-3, :2] = 1e4, -1e4
     if name not in MASKED:
         z[-2, 3:5] = -INF
@@ -364,14 +368,13 @@ def test_where_leaves_classes_out(name):
     """As if they were not there, whatever their logit is; finite to the second derivative
     at -inf.
     """
-    loss, there = losses.LOSSES[name], np.array([True, False, True, True, False])
+    loss = losses.LOSSES[name]
+    there = np.array([True, False, True, True, False])
     z, _ = example(name, (4, K))
-    without, z[:, 1], z[:, 4], ids = (
-        z[:, there],
-        -INF,
-        [1e4, -INF, 3, -INF],
-        np.array([0, 2, 3, 2], np.int32),
-    )
+    without = z[:, there]
+    z[:, 1] = -INF
+    z[:, 4] = [1e4, -INF, 3, -INF]
+    ids = np.array([0, 2, 3, 2], np.int32)
 
     def masked(z, y):
         return loss(z, y, where=there)
@@ -456,7 +459,9 @@ def test_hand_values():
 def test_losses_of_distributions():
     """Their own definitions, at q that is not one-hot."""
     p, q = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.5, 0.3])
-    z, soft, s = jnp.log(jnp.array(p)), jnp.array(q), p / (1 + p)  # sigmoid(log p)
+    z = jnp.log(jnp.array(p))
+    soft = jnp.array(q)
+    s = p / (1 + p)  # sigmoid(log p)
     n = np.maximum(s - 0.05, 0)
 
     def log5(x):
@@ -616,7 +621,8 @@ RANGES = [*ranges()]
 
 @pytest.mark.parametrize(("name", "hyper", "interval"), RANGES)
 def test_hyperparameters_keep_their_range(name, hyper, interval):
-    logits, labels = jnp.zeros((2, 3)), jnp.full((2, 3), 1 / 3)
+    logits = jnp.zeros((2, 3))
+    labels = jnp.full((2, 3), 1 / 3)
 
     def call(value):
         return partial(losses.LOSSES[name], **required(name) | {hyper: value})
@@ -643,7 +649,8 @@ COMPILED_IN = {("arcface", "margin"), ("bi_tempered", "t1"), ("bi_tempered", "t2
 
 def test_other_hyperparameters_may_be_traced():
     """And mean then what they mean as numbers."""
-    z, ids = jnp.array([[2.0, 0.5, 0.0], [1.0, -1.0, 0.5]]), np.array([0, 2], np.int32)
+    z = jnp.array([[2.0, 0.5, 0.0], [1.0, -1.0, 0.5]])
+    ids = np.array([0, 2], np.int32)
     calls = {}
     for name, hyper, interval in (param.values for param in RANGES):
         if (name, hyper) not in COMPILED_IN | {("binary_cross_entropy", "target_threshold")}:
@@ -732,7 +739,8 @@ BOUNDED = {
 
 def test_bounds():
     z, _ = example("", (200, K), seed=2)
-    z, ids = 30 * z, np.random.default_rng(2).integers(0, K, 200).astype(np.int32)
+    z = 30 * z
+    ids = np.random.default_rng(2).integers(0, K, 200).astype(np.int32)
     found = jit(lambda z: {name: bound(name)(z, ids) for name in [*BOUNDED, "cross_entropy"]})(z)
     assert np.all(found.pop("cross_entropy") >= 0)
     for name, value in found.items():
@@ -751,7 +759,8 @@ def test_training_lowers_it(name):
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3, dtype=np.int32), 8)
     x = (2 * np.eye(3)[labels] + 0.5 * rng.standard_normal((24, 3))).astype(np.float32)
-    loss, rate = bound(name), 0.1 / STRETCH.get(name, 1)
+    loss = bound(name)
+    rate = 0.1 / STRETCH.get(name, 1)
 
     def unit(v, axis):
         return v / jnp.linalg.norm(v, axis=axis, keepdims=True)

@@ -15,7 +15,9 @@ from jax_modes import quick_compile
 from cnnlab import augment, models, optim
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "airbench.json").read_text())
-BATCH, TOTAL, EARLY = 16, 8, 3
+BATCH = 16
+TOTAL = 8
+EARLY = 3
 SIZES = [BATCH * side**2 for side in (15, 15, 7, 7, 3, 3)]  # values of a channel in each batch norm
 EPS = 2.0**-23
 
@@ -89,11 +91,13 @@ def test_five_steps_are_the_original_scripts(monkeypatch):
         (value, changed), grads = jax.value_and_grad(loss, has_aux=True)(params, stats)
         updates, opt_state = tx.update(grads, opt_state, params)
         for i, n in enumerate(SIZES):  # PyTorch keeps the variance over n - 1, flax that over n
-            norm, before = changed[f"BatchNorm_{i}"], stats[f"BatchNorm_{i}"]["var"]
+            norm = changed[f"BatchNorm_{i}"]
+            before = stats[f"BatchNorm_{i}"]["var"]
             norm["var"] = 0.6 * before + (norm["var"] - 0.6 * before) * n / (n - 1)
         return optax.apply_updates(params, updates), changed, opt_state, value / BATCH
 
-    opt_state, losses = tx.init(params), []
+    opt_state = tx.init(params)
+    losses = []
     for i in range(5):
         params, stats, opt_state, value = step(params, stats, opt_state)
         losses.append(float(value))

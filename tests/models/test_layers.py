@@ -57,7 +57,8 @@ def test_blocked_equals_native(case, dtype):
     values)."""
     batch, height, width, channels, features, kernel, padding, pool = case
     with jax.enable_x64(dtype == "float64"):
-        x, weights = drawn((batch, height, width, channels), dtype), drawn((50_000,))
+        x = drawn((batch, height, width, channels), dtype)
+        weights = drawn((50_000,))
         w = drawn((*kernel, channels, features), dtype, seed=1)
         found, wanted, size = (
             value_and_gradients(
@@ -131,7 +132,8 @@ def test_whatever_blocked_does_not_cover_is_lax_itself(options):
             variables, x
         )
 
-    (blocked, found), (flax, wanted) = program("blocked"), program(None)
+    blocked, found = program("blocked")
+    flax, wanted = program(None)
     assert blocked == flax
     np.testing.assert_array_equal(found, wanted)
     for formulation in convolution.FORMULATIONS:  # the bias after pooling: equal bits
@@ -161,7 +163,8 @@ def test_ties_go_to_the_first_pixel_in_both_formulations(side):
     among them.
     """
     x = np.random.default_rng(0).integers(0, 3, (3, 37, 35, 2)).astype(np.float32)
-    x[0, :4, :4], x[1, :4, :4, 0] = -np.inf, -0.0
+    x[0, :4, :4] = -np.inf
+    x[1, :4, :4, 0] = -0.0
     native, blocked = (
         jax.vjp(lambda x, f=f: convolution.max_pooling(x, side, f), jnp.asarray(x))
         for f in convolution.FORMULATIONS

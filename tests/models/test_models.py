@@ -17,7 +17,8 @@ from cnnlab.models.convolution import conv_output_size
 from cnnlab.models.layers import Dropout
 
 EPS = 2.0**-23  # one ulp of float32, relative
-CIFAR, MNIST = (32, 32, 3), (28, 28, 1)
+CIFAR = (32, 32, 3)
+MNIST = (28, 28, 1)
 
 
 def promotion(model):
@@ -130,7 +131,9 @@ def test_cosine_head_against_numpy():
     """
     rng = np.random.default_rng(0)
     x, kernel = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 7), (7, 5)))
-    x[0], x[1], x[2] = 0, 1e-3 * kernel[:, 2], -1e3 * kernel[:, 2]
+    x[0] = 0
+    x[1] = 1e-3 * kernel[:, 2]
+    x[2] = -1e3 * kernel[:, 2]
     head = models.CosineHead(5)
     rise = np.broadcast_to(np.arange(1, 6, dtype=np.float32), (6, 5))
 
@@ -175,7 +178,8 @@ def test_heads(head):
 
 def test_cosine_head_in_bfloat16():
     x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
-    full, half = models.CosineHead(5), models.CosineHead(5, jnp.bfloat16)
+    full = models.CosineHead(5)
+    half = models.CosineHead(5, jnp.bfloat16)
     made = full.init(jax.random.key(0), x)
     exact, rounded = (np.asarray(head.apply(made, x)) for head in (full, half))
     assert rounded.dtype == np.float32

@@ -301,7 +301,7 @@ def test_alone_nothing_is_asked_of_others():
     assert (processes.index(), processes.count()) == (0, 1)
     join()  # no scheduler here
     assert processes.count() == 1
-    assert agree.on_first(lambda: 3) == agree.together(lambda: 3) == 3
+    assert agree.on_first(lambda: 3) == agree.on_all(lambda: 3) == 3
     agree.agree("it", 1)
     with pytest.raises(ZeroDivisionError):
         agree.on_first(lambda: 1 // 0)

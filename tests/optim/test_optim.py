@@ -157,7 +157,8 @@ def test_decay_is_of_kernels_only_and_comes_after_clipping(name, options, clip_n
     wanted = reference(name, 0.1, clip_norm=clip_norm, **options)
     tx = built(str(spec.Spec(name, options)), 0.1, clip_norm)
     params = jax.tree.map(jnp.asarray, as_arrays(PARAMS, np.float32))
-    state, update = tx.init(params), jax.jit(tx.update)
+    state = tx.init(params)
+    update = jax.jit(tx.update)
     for gradient in GRADIENTS:
         updates, state = update(as_arrays(gradient, np.float32), state, params)
         params = {k: params[k] + updates[k] for k in params}
@@ -172,7 +173,8 @@ def test_decay_is_of_kernels_only_and_comes_after_clipping(name, options, clip_n
 def test_a_schedule_as_rate_starts_at_step_zero():
     tx = optim.sgd(optim.constant(1.0, warmup=2), momentum=0.0)
     params = {"bias": jnp.zeros(1)}
-    state, moved = tx.init(params), []
+    state = tx.init(params)
+    moved = []
     for _ in range(4):
         updates, state = tx.update({"bias": jnp.ones(1)}, state, params)
         moved.append(float(updates["bias"][0]))

@@ -192,7 +192,8 @@ def probabilities(z):
 
 def test_a_counterexample_to_propriety_can_be_checked_by_hand():
     data = examined("focal")["strictly_proper"].data
-    q, p = data["q"], probabilities(data["logits"])
+    q = data["q"]
+    p = probabilities(data["logits"])
 
     def risk(p):
         return np.sum(-q * (1 - p) ** 2 * np.log(p))
@@ -375,7 +376,10 @@ class Links(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.links, self.text, self.tags, self.open = [], "", set(), []
+        self.links = []
+        self.text = ""
+        self.tags = set()
+        self.open = []
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
@@ -448,12 +452,14 @@ def test_curves():
 def test_few_curves_share_panels_and_many_do_not(monkeypatch, tmp_path):
     from matplotlib.figure import Figure
 
-    figures, save = [], Figure.savefig
+    figures = []
+    save = Figure.savefig
     monkeypatch.setattr(
         Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1]
     )
     x = np.linspace(0.01, 0.99, 20)
-    curve, cosine = ("probability", x, -np.log(x), 1 - x), ("cosine", 2 * x - 1, 1 - x, x)
+    curve = ("probability", x, -np.log(x), 1 - x)
+    cosine = ("cosine", 2 * x - 1, 1 - x, x)
     plots.loss_curves({"a": curve, "b": curve, "c": cosine}, tmp_path / "few.png")
     plots.loss_curves(
         {str(i): cosine if i == 3 else curve for i in range(11)}, tmp_path / "many.png", curve

@@ -55,7 +55,8 @@ def test_hand_value():
 @pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
 def test_random_values(scale):
     z = (scale * np.random.default_rng(0).standard_normal((4, 5, 10))).astype(np.float32)
-    p, rtol = probabilities(z), tolerance(z)
+    p = probabilities(z)
+    rtol = tolerance(z)
     got = np.asarray(sm.softmax(z), np.float64)
     np.testing.assert_allclose(got, p, rtol=rtol, atol=TINY)
     np.testing.assert_allclose(sm.log_softmax(z), np.log(p), rtol=rtol, atol=16 * EPS)
@@ -71,7 +72,8 @@ def derivatives(z):
 
 @pytest.mark.parametrize("logits", EXTREMES)
 def test_extremes(logits):
-    z, wanted = jnp.array(logits), probabilities(logits)
+    z = jnp.array(logits)
+    wanted = probabilities(logits)
     p, logp = sm.softmax(z), sm.log_softmax(z)
     with np.errstate(divide="ignore"):  # log 0 = -inf is the wanted value
         exact = np.where(
@@ -96,7 +98,8 @@ def test_extremes(logits):
     for derivative in (jacobian, log_jacobian):
         assert np.all(derivative[:, masked] == 0)
 
-    eye, covariance = np.eye(3), np.diag(q) - np.outer(q, q)
+    eye = np.eye(3)
+    covariance = np.diag(q) - np.outer(q, q)
     second = q[:, None, None] * ((eye - q)[:, :, None] * (eye - q)[:, None, :] - covariance)
     np.testing.assert_allclose(hessian, second, atol=8 * EPS)
     assert np.all(np.isfinite(log_second)) and np.all(log_second[:, masked] == 0)
@@ -137,7 +140,8 @@ def test_temperature_divides(temperature):
 
 @pytest.mark.parametrize("logits", [[2.0, 1.0, 0.1], [2.0, -INF, 0.1]])
 def test_gradient_in_the_temperature(logits):
-    t, p = 1.7, probabilities(logits, 1.7).astype(np.float64)
+    t = 1.7
+    p = probabilities(logits, 1.7).astype(np.float64)
     z = np.where(np.isinf(logits), 0, logits)  # 0 * inf = 0: an impossible class adds nothing
     log_slope = -(z - p @ z) / t**2
     np.testing.assert_allclose(
@@ -161,10 +165,8 @@ def test_any_axis(function):
 
 
 def test_where_leaves_the_classes_out():
-    z, mask = (
-        np.array([[3.0, np.nan, 1.0, 9.0], [0.0, 0.0, -INF, 2.0]], np.float32),
-        np.array([True, False, True, False]),
-    )
+    z = np.array([[3.0, np.nan, 1.0, 9.0], [0.0, 0.0, -INF, 2.0]], np.float32)
+    mask = np.array([True, False, True, False])
 
     def total(z):
         return jnp.sum(sm.softmax(z, where=mask[None])[:, 0])
@@ -206,10 +208,8 @@ def test_float64_stays(function):
     with jax.enable_x64():
         z = jnp.array([2.0, 1.0, 0.1])
         got = np.asarray(function(z))
-    p, s = (
-        probabilities([2.0, 1.0, 0.1]),
-        1 / (1 + np.exp(-np.array([2.0, 1.0, 0.1], np.longdouble))),
-    )
+    p = probabilities([2.0, 1.0, 0.1])
+    s = 1 / (1 + np.exp(-np.array([2.0, 1.0, 0.1], np.longdouble)))
     wanted = {"softmax": p, "log_softmax": np.log(p), "sigmoid": s, "log_sigmoid": np.log(s)}[
         function.__name__
     ]
@@ -352,9 +352,12 @@ def test_relatives_of_a_batch(name):
     """Sum, order, shift, type, axis, temperature and mask, as softmax has them; a row does not see
     the others.
     """
-    function, rng = RELATIVES[name], np.random.default_rng(0)
+    function = RELATIVES[name]
+    rng = np.random.default_rng(0)
     z = rng.integers(-40, 40, (6, 7)).astype(np.float32) / 8
-    z[1], z[2, 3], z[3] = -INF, -INF, [1e4, -1e4, 0, 1e4, -INF, 1, 2]
+    z[1] = -INF
+    z[2, 3] = -INF
+    z[3] = [1e4, -1e4, 0, 1e4, -INF, 1, 2]
     good = np.arange(6) != 1
     mask = np.arange(7) < 5
 
@@ -460,7 +463,8 @@ def test_relatives_need_a_positive_temperature(name):
 
 
 def test_gumbel_samples_have_the_softmax_frequencies():
-    z, draws = jnp.array([1.0, 0.0, -1.0, -INF]), 10_000
+    z = jnp.array([1.0, 0.0, -1.0, -INF])
+    draws = 10_000
     keys = jax.random.split(jax.random.key(1), draws)
     hard = np.asarray(
         jit(jax.vmap(lambda key: sm.gumbel_softmax(key, z, hard=True)))(keys), np.float64
@@ -471,11 +475,9 @@ def test_gumbel_samples_have_the_softmax_frequencies():
 
 
 def test_hard_samples_are_one_hot_with_the_soft_gradient():
-    z, key, weights = (
-        jnp.array([1.0, 0.0, -1.0]),
-        jax.random.key(3),
-        np.array([1.0, 2.0, 4.0], np.float32),
-    )
+    z = jnp.array([1.0, 0.0, -1.0])
+    key = jax.random.key(3)
+    weights = np.array([1.0, 2.0, 4.0], np.float32)
 
     @jit
     def both(t):

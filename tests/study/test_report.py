@@ -22,7 +22,7 @@ from cnnlab.metrics import Metric
 from cnnlab.plots import SERIES
 from cnnlab.study import plan, report, statistics
 from cnnlab.study.report import claims, document, figures, numbers, series, tables
-from cnnlab.study.results import values, verdicts
+from cnnlab.study.results import decide, values
 
 NASTY = "my.loss,a=<b&c|d"
 CLASSES = ["猫 <é>", "dog & $x$", "third|class"]
@@ -70,7 +70,8 @@ class Cells(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tables, self.inside = [], False
+        self.tables = []
+        self.inside = False
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -106,7 +107,8 @@ def without_groups(table, conditions):
     """Rows of an HTML table with the heading above them as their first column, as Markdown
     has it.
     """
-    found, group = [["condition", *table[0]]], ""
+    found = [["condition", *table[0]]]
+    group = ""
     for row in table[1:]:
         if len(row) == 1 and len(table[0]) > 1:
             group = row[0]
@@ -149,7 +151,7 @@ def test_the_table_of_verdicts_holds_the_numbers_of_verdicts_csv(folder, studied
 
 
 def test_verdicts_csv_is_what_stats_says_to_the_last_bit(folder, studied):
-    for row, verdict in zip(rows(folder / "verdicts.csv"), verdicts(studied), strict=True):
+    for row, verdict in zip(rows(folder / "verdicts.csv"), decide(studied), strict=True):
         for name in (
             "mean",
             "low",
@@ -243,7 +245,8 @@ def test_the_same_results_give_the_same_bytes(folder, studied, tmp_path):
 
 
 def test_time_and_machine_change_nothing_outside_their_sections(folder, studied, tmp_path):
-    other, elsewhere = copy.deepcopy(studied), {"seconds": 3.5, "images_per_second": None}
+    other = copy.deepcopy(studied)
+    elsewhere = {"seconds": 3.5, "images_per_second": None}
     for row in other.cells:
         for cell in row:
             cell.versions["machine"] = f"Linux arm64 {cell.loss[0]}"
@@ -375,7 +378,7 @@ def test_eight_losses_six_conditions_a_hundred_classes_and_a_long_name(tmp_path)
         seeds=2,
         epochs=2,
     )
-    parts = {part.title: part for part in document.sections(found, verdicts(found))}
+    parts = {part.title: part for part in document.sections(found, decide(found))}
     assert {"Accuracy against label noise", "Accuracy against fraction"} <= set(parts)
     assert "Accuracy against long tail" not in parts
     assert len(parts["Confusion matrices"].blocks) == 7
@@ -515,10 +518,8 @@ def test_in_a_browser_nothing_sticks_out_and_text_can_be_read(width, dark, folde
     seen = json.loads(html.unescape(re.search(r"<body>(\{.*\})\s*</body>", dom, re.DOTALL)[1]))
     assert (seen["closed"], seen["open"]) == (width, width)
     assert seen["outside"] == [] and seen["texts"] > 100
-    light, black = (
-        ("rgb(228, 231, 234)", "rgb(21, 24, 28)"),
-        ("rgb(28, 31, 35)", "rgb(255, 255, 255)"),
-    )
+    light = ("rgb(228, 231, 234)", "rgb(21, 24, 28)")
+    black = ("rgb(28, 31, 35)", "rgb(255, 255, 255)")
     assert (seen["ink"], seen["paper"]) == (light if dark else black)
     assert seen["label"] == seen["ink"]
 

@@ -13,7 +13,8 @@ from scipy import stats as scipy_stats
 from cnnlab.errors import InputError
 from cnnlab.study import statistics
 
-ALPHA, STUDIES = 0.05, 2_000
+ALPHA = 0.05
+STUDIES = 2_000
 
 
 def most(rate, studies=STUDIES):
@@ -143,7 +144,9 @@ def test_holm_properties():
 
 def test_equivalence_by_hand():
     d = [0.01, -0.02, 0.03, 0.00, -0.01, 0.02]
-    n, mean, sd = 6, 0.005, math.sqrt(sum((v - 0.005) ** 2 for v in d) / 5)
+    n = 6
+    mean = 0.005
+    sd = math.sqrt(sum((v - 0.005) ** 2 for v in d) / 5)
     for margin in (0.004, 0.01, 0.03):
         lower = scipy_stats.t.sf(
             (mean + margin) / (sd / math.sqrt(n)), n - 1
@@ -290,9 +293,11 @@ def by_matrix(differences, seed=0):
     """
     n = differences.shape[-1]
     if n <= 12:
-        flips, extra = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1), 0
+        flips = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+        extra = 0
     else:
-        flips, extra = np.random.default_rng(seed).choice([-1, 1], (20_000, n)), 1
+        flips = np.random.default_rng(seed).choice([-1, 1], (20_000, n))
+        extra = 1
     p = []
     for part in np.array_split(differences, math.ceil(len(differences) / 200)):
         sums, observed = np.abs(part @ flips.T.astype(float)), np.abs(part.sum(-1))
@@ -389,10 +394,8 @@ def test_verdicts():
 def test_a_comparison_holds_what_the_functions_return():
     d = np.array(list(ROWS.values()))
     low, high = statistics.interval(d)
-    p, p_equivalent = (
-        statistics.holm(statistics.sign_flip(d)),
-        statistics.holm(statistics.equivalence(d, 1)),
-    )
+    p = statistics.holm(statistics.sign_flip(d))
+    p_equivalent = statistics.holm(statistics.equivalence(d, 1))
     for k, c in enumerate(statistics.compare(d, margin=1)):
         assert (c.n, c.method, c.mean, c.low, c.high) == (10, "t", d[k].mean(), low[k], high[k])
         assert (c.p, c.p_holm, c.p_equivalent) == (
@@ -407,7 +410,8 @@ def test_a_comparison_holds_what_the_functions_return():
         assert c.detectable == pytest.approx(statistics.detectable(10, 5) * d[k].std(ddof=1))
     assert p[0] == 5 * 2**-9
     assert statistics.compare(normal(1, statistics.BCA_FROM), 1)[0].method == "BCa"
-    narrow, wide = statistics.compare(d, 1, alpha=0.2)[0], statistics.compare(d, 1, alpha=0.01)[0]
+    narrow = statistics.compare(d, 1, alpha=0.2)[0]
+    wide = statistics.compare(d, 1, alpha=0.01)[0]
     assert wide.low < narrow.low < narrow.high < wide.high
 
 

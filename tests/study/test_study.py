@@ -159,7 +159,8 @@ def test_a_killed_cell_goes_on_and_ends_in_the_same_numbers(tmp_path, monkeypatc
                 raise Killed
 
     monkeypatch.setattr(seeds, "SAVE_SECONDS", 0.0)
-    asked, seen = study(tmp_path), []
+    asked = study(tmp_path)
+    seen = []
     for _ in range(2):  # two kills, in two cells or in the same one again
         with pytest.raises(Killed):
             cells.run(asked, Dying("off", asked.training.epochs), "COMMAND")
@@ -175,7 +176,8 @@ def test_a_killed_cell_goes_on_and_ends_in_the_same_numbers(tmp_path, monkeypatc
 
 
 def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch, whole):
-    asked, trained = study(tmp_path), []
+    asked = study(tmp_path)
+    trained = []
     (tmp_path / "study/locks").mkdir(parents=True)
     pretend(monkeypatch, whole, trained)
     name = folder.cell(asked, "mse", {"label_noise": 0.0}).digest
@@ -204,13 +206,14 @@ def test_a_run_that_diverges_is_said_and_not_compared(tmp_path):
         optimizer="sgd",
                   vary=("learning_rate=0.01,1e25",), seeds=6)  # fmt: skip
     found = run(asked)
-    sound, broken = found.cells[0][1], found.cells[1][1]
+    sound = found.cells[0][1]
+    broken = found.cells[1][1]
     assert all(run.diverged is None for run in sound.runs)
     # the square of 1e25 is no float32
     assert [run.diverged for run in broken.runs] == [1] * 6
     assert all(run.test is None for run in broken.runs)
     assert broken.example_variance is None
-    first, second = results.verdicts(found)
+    first, second = results.decide(found)
     assert first.comparison is not None and first.diverged == 0
     assert second.comparison is None and second.diverged == 6
     json.dumps([[cell.to_json() for cell in row] for row in found.cells], allow_nan=False)
@@ -334,7 +337,8 @@ def test_cells_of_other_data_or_another_teacher_are_refused(tmp_path, whole):
 
 
 def test_a_cell_of_a_version_without_some_hyperparameter_is_accepted(tmp_path, monkeypatch, whole):
-    asked, trained = study(tmp_path), []
+    asked = study(tmp_path)
+    trained = []
     shutil.copytree(whole.study.workdir, asked.workdir)
     pretend(monkeypatch, whole, trained)
     for path in Path(asked.workdir, "cells").iterdir():

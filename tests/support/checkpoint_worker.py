@@ -60,10 +60,12 @@ def damage_every_file(folder: str | os.PathLike, flips: int) -> dict[str, list[s
     """Saves a step, damages each of its files in every way and sorts what a restore gives: same,
     rejected, silent.
     """
-    wanted, extra = state(1, size=5_000), {"loss": 0.25}
+    wanted = state(1, size=5_000)
+    extra = {"loss": 0.25}
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(1, wanted, metric=0.5, extra=extra)
-    outcome, rng = {"same": [], "rejected": [], "silent": []}, random.Random(0)
+    outcome = {"same": [], "rejected": [], "silent": []}
+    rng = random.Random(0)
     for file in sorted(p for p in (checkpoints.folder / "1").rglob("*") if p.is_file()):
         content = file.read_bytes()
         for name, damaged in damages(content, rng, flips):

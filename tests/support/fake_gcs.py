@@ -215,7 +215,8 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def list(self, prefix: str, delimiter: str | None, query: dict) -> None:
-        items, prefixes = [], set()
+        items = []
+        prefixes = set()
         for name in self.store.names(prefix):
             if query.get("startOffset", "") <= name < query.get("endOffset", "\U0010ffff"):
                 inner, cut, _ = (

@@ -20,7 +20,8 @@ def stepped(config, seeds, steps, dtype):
         (first.state, first.totals),
     )
     progress = dataclasses.replace(first, state=state, totals=totals)
-    items, at_once = list(built.items(0, steps)), built.dispatch_steps
+    items = list(built.items(0, steps))
+    at_once = built.dispatch_steps
     for start in range(0, steps, at_once):
         progress = built.advance(progress, items[start : start + at_once])
     return built, progress

@@ -61,7 +61,8 @@ def _cell(
         _run(study, condition, level, j, seed, names, images, steps, seed in lost)
         for seed in plan.seeds(study)
     ]
-    trials, rate = None, study.training.learning_rate
+    trials = None
+    rate = study.training.learning_rate
     if study.tune:
         best = 10 ** (-1.9 - 0.3 * j)
         trials = [
@@ -120,7 +121,8 @@ def _run(  # noqa: PLR0913
 
 
 def _test(level: float, rng: np.random.Generator, classes: int, images: int) -> dict[str, Any]:
-    true, right = rng.integers(0, classes, images), rng.random(images) < level
+    true = rng.integers(0, classes, images)
+    right = rng.random(images) < level
     wrong = (true + 1 + rng.poisson(0.8, images) % (classes - 1)) % classes
     predicted = np.where(right, true, wrong)
     confusion = np.zeros((classes, classes), int)

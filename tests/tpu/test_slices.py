@@ -232,7 +232,9 @@ def test_a_plan_by_the_compiler_of_the_tpu(flags, collectives, mesh, tmp_path):
         assert told["collectives"][0]["bytes"] == 4 * (weights + 2)  # gradients, loss, hits
         # 128 images: forward and two products back, two operations each, of two convolutions and
         # two dense layers, the first convolution without its gradient in the images
-        first, second, dense = 32 * 32 * 32 * 27, 16 * 16 * 64 * 288, 4096 * 128 + 128 * 10
+        first = 32 * 32 * 32 * 27
+        second = 16 * 16 * 64 * 288
+        dense = 4096 * 128 + 128 * 10
         np.testing.assert_allclose(
             told["flops"], 128 * 2 * (2 * first + 3 * second + 3 * dense), rtol=0.1
         )

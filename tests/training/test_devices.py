@@ -23,7 +23,8 @@ from cnnlab.training import devices, network, program
 from cnnlab.training.devices import layout as choose
 from cnnlab.training.step import Objective, create_state, train_step, zero_totals
 
-BATCH, CLASSES = 64, 10
+BATCH = 64
+CLASSES = 10
 # Everything that draws or that reduces over the batch: batch norm, dropout and five augmentations.
 FULL = Config.of(
     model="cnn,widths=[4,8],hidden=[16],batch_norm=true,dropout=0.3",

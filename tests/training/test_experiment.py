@@ -80,7 +80,7 @@ def prepared(augment, images, labels, mean, std, **batch):
         std=tuple(std.tolist()), class_counts=tuple(np.bincount(labels, minlength=3).tolist()),
         mirror=False,
     )  # fmt: skip
-    built = program.build(config, parts.resolve(config.recipe), devices.one_device(), facts)
+    built = program.build(config, parts.resolve(config.recipe), devices.single_device(), facts)
     start = {
         "image": images,
         "label": labels,
@@ -268,7 +268,8 @@ def test_the_network_convolves_as_the_mesh_s_devices_like(
     mesh: Any = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
     assert devices.Layout("jit", mesh).formulation == formulation
 
-    built, build_model = [], parts.Parts.build_model
+    built = []
+    build_model = parts.Parts.build_model
 
     def noted(*arguments):
         built.append(build_model(*arguments))

@@ -426,7 +426,8 @@ def test_kills_and_signals_at_any_moment(worker, tmp_path):
         "resident": [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGKILL],
         "streaming": [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL],
     }.items():
-        folder, args = tmp_path / feed, [*ARGUMENTS, "--feed", feed, "--workdir", feed]
+        folder = tmp_path / feed
+        args = [*ARGUMENTS, "--feed", feed, "--workdir", feed]
         for turn, number in enumerate(numbers):
             before = newest(folder)
             pid = worker.start(*args)
@@ -434,7 +435,8 @@ def test_kills_and_signals_at_any_moment(worker, tmp_path):
             wait_for(lambda folder=folder, target=target: newest(folder) >= target, pid)
             time.sleep(rng.random() * 0.03)
             os.kill(pid, number)
-            status, text = worker.wait(), worker.output.read_text()
+            status = worker.wait()
+            text = worker.output.read_text()
             case = f"{feed}, signal {turn}, after step {before}: {text}"
             assert status == {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[number], (
                 case

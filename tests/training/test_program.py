@@ -37,7 +37,8 @@ def test_the_described_arguments_are_those_of_the_run(config, seeds, tfds_root):
     called = []
     with jax.numpy_dtype_promotion("standard"):  # optax mixes types
         built = experiment.build(config, seeds=seeds)
-        dispatch, told = built.program.dispatch, built.program.arguments()
+        dispatch = built.program.dispatch
+        told = built.program.arguments()
 
         def noted(*args):
             called.append(args)

@@ -356,7 +356,8 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
 
 
 def test_check_returns_the_summary_of_a_finished_run(tmp_path):
-    path, config = tmp_path / "run", Config.of(schedule="constant")
+    path = tmp_path / "run"
+    config = Config.of(schedule="constant")
     assert run_folder.check(path, config) is None
     with opened(path, config):
         assert run_folder.check(path, config) is None

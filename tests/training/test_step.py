@@ -27,7 +27,9 @@ from cnnlab.training.step import (
     zero_totals,
 )
 
-CLASSES, BATCH, RATE = 4, 6, 0.1
+CLASSES = 4
+BATCH = 6
+RATE = 0.1
 IMAGES, LABELS = drawn(BATCH, CLASSES, (3, 3, 2), seed=0)
 MEAN, STD = np.array([100.0, 90.0]), np.array([50.0, 60.0])
 FACTS = DataFacts(
@@ -80,7 +82,9 @@ def weights(state):
 def test_two_golden_steps():
     step, state = build()
     kernel, bias = weights(state)
-    totals, loss_sum, hit_sum = zero_totals(), 0.0, 0
+    totals = zero_totals()
+    loss_sum = 0.0
+    hit_sum = 0
     for number in (1, 2):
         before = kernel, bias
         loss, hits, kernel, bias = reference(kernel, bias)
@@ -88,7 +92,8 @@ def test_two_golden_steps():
             sum(np.sum((new - old) ** 2) for new, old in zip((kernel, bias), before, strict=True))
             ** 0.5
         )
-        loss_sum, hit_sum = loss_sum + loss * BATCH, hit_sum + hits
+        loss_sum = loss_sum + loss * BATCH
+        hit_sum = hit_sum + hits
         state, totals = step(state, totals, PART, jax.random.key(0))
         np.testing.assert_allclose(weights(state)[0], kernel, rtol=0, atol=2e-6)
         np.testing.assert_allclose(weights(state)[1], bias, rtol=0, atol=2e-6)
@@ -148,7 +153,8 @@ def test_state_keeps_its_shapes_and_may_be_donated():
     donated = jax.jit(step, donate_argnums=0)
     found, _ = donated(jax.tree.map(jnp.asarray, kept), zero_totals(), PART, jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
-    before, after = kept.batch_stats, wanted.batch_stats
+    before = kept.batch_stats
+    after = wanted.batch_stats
     assert all(
         (a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     )
@@ -160,7 +166,8 @@ def test_the_first_step_that_is_not_finite_is_kept():
 
     good, state = build()
     bad, _ = build(loss_fn=nan)
-    totals, key = zero_totals(), jax.random.key(0)
+    totals = zero_totals()
+    key = jax.random.key(0)
     state, totals = good(state, totals, PART, key)
     assert int(totals["bad_step"]) == NEVER
     state, totals = bad(state, totals, PART, key)
@@ -287,8 +294,10 @@ def test_padding_does_not_count_in_evaluation(filler):
     apply_fn = network.apply_for_evaluation(model, FACTS)
     objective = Objective(losses.cross_entropy)
     step = jax.jit(functools.partial(eval_step, apply_fn=apply_fn, objective=objective))
-    images, labels = IMAGES.copy(), LABELS.copy()
-    images[4:], labels[4:] = filler, 1
+    images = IMAGES.copy()
+    labels = LABELS.copy()
+    images[4:] = filler
+    labels[4:] = 1
     padded = {"image": images, "label": labels, "mask": np.arange(BATCH) < 4}
     whole = {"image": IMAGES[:4], "label": LABELS[:4], "mask": np.ones(4, bool)}
     found, wanted = (step(state.variables, part) for part in (padded, whole))

@@ -33,7 +33,9 @@ VERSIONS = {
     "shapes10": "1.0.0",
 }  # stated again in each builder; a test compares
 
-CONNECT_SECONDS, READ_SECONDS, RETRIES = 10, 60, 2  # TFDS's own: no limit, no limit, 10
+CONNECT_SECONDS = 10
+READ_SECONDS = 60
+RETRIES = 2  # TFDS's own: no limit, no limit, 10
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path:
@@ -113,7 +115,8 @@ def _prepare(name: str, root: pathlib.Path, folder: pathlib.Path) -> None:
     """
     import tensorflow_datasets.public_api as tfds
 
-    stage, by_hand = root / f".{name}.preparing", root / "downloads" / "manual"
+    stage = root / f".{name}.preparing"
+    by_hand = root / "downloads" / "manual"
     shutil.rmtree(stage, ignore_errors=True)  # of a call that was killed
     try:
         with _quiet():
@@ -125,7 +128,7 @@ def _prepare(name: str, root: pathlib.Path, folder: pathlib.Path) -> None:
             config = tfds.download.DownloadConfig(
                 manual_dir=by_hand, try_download_gcs=False, force_checksums_validation=True
             )
-            with _patience(), _one_line(name, by_hand, builder.url_infos or {}):
+            with _patience(), _download_errors(name, by_hand, builder.url_infos or {}):
                 builder.download_and_prepare(
                     download_dir=stage / "downloads", download_config=config
                 )
@@ -156,7 +159,8 @@ def _quiet() -> Iterator[None]:
     import tensorflow_datasets.public_api as tfds
     from tensorflow_datasets.core.utils import tqdm_utils
 
-    shown, log = tqdm_utils._active, logging.getLogger("urllib3")
+    shown = tqdm_utils._active
+    log = logging.getLogger("urllib3")
     with contextlib.ExitStack() as stack:
         stack.callback(log.setLevel, log.level)
         log.setLevel(logging.ERROR)  # each retry is a warning; the error at the end says it all
@@ -185,7 +189,7 @@ def _patience() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_line(name: str, by_hand: pathlib.Path, url_infos: dict[str, Any]) -> Iterator[None]:
+def _download_errors(name: str, by_hand: pathlib.Path, url_infos: dict[str, Any]) -> Iterator[None]:
     """Turns what the download may raise into one line that says what to do."""
     import requests
     from tensorflow_datasets.core.download import download_manager, util
@@ -193,8 +197,8 @@ def _one_line(name: str, by_hand: pathlib.Path, url_infos: dict[str, Any]) -> It
     try:
         yield
     except download_manager.NonMatchingChecksumError as error:
-        found = re.match(r"Artifact (.*), downloaded to (.*), has wrong checksum", str(error))
-        url, path = found.groups() if found else (next(iter(url_infos)), str(by_hand))
+        match = re.match(r"Artifact (.*), downloaded to (.*), has wrong checksum", str(error))
+        url, path = match.groups() if match else (next(iter(url_infos)), str(by_hand))
         wanted = url_infos[url]
         what = "the download" if pathlib.Path(path).parent != by_hand else path
         raise InputError(
@@ -214,7 +218,7 @@ def _one_line(name: str, by_hand: pathlib.Path, url_infos: dict[str, Any]) -> It
 def _reason(error: Exception) -> str:
     """The innermost cause in a few words: requests wraps a socket's error four times."""
     words = " ".join(str(error).split())
-    found = re.search(
+    match = re.search(
         r"Failed to resolve '[^']*'|timed out|[Rr]efused|unreachable|HTTP code: \d+", words
     )
-    return found.group(0) if found else words[:100] or type(error).__name__
+    return match.group(0) if match else words[:100] or type(error).__name__

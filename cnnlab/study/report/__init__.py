@@ -19,7 +19,7 @@ from cnnlab.html.page import page as write_page
 from cnnlab.study import plan
 from cnnlab.study.report import claims, document, tables
 from cnnlab.study.report.numbers import scales
-from cnnlab.study.results import Results, verdicts
+from cnnlab.study.results import Results, decide
 
 KINDS = {mark: word for word, mark in tables.MARKS.items()}
 
@@ -39,13 +39,13 @@ def write(results: Results, folder: Path) -> list[Path]:
     Raises:
       InputError: the folder cannot be written.
     """
-    found = verdicts(results)
-    parts = document.sections(results, found)
+    verdicts = decide(results)
+    parts = document.sections(results, verdicts)
     texts = {
         "report.html": write_page(claims.title(results), claims.compared(results), parts, KINDS),
         "report.md": markdown(claims.title(results), claims.compared(results), parts),
         "results.csv": _csv(*tables.csv_runs(results)),
-        "verdicts.csv": _csv(*tables.csv_verdicts(results, found)),
+        "verdicts.csv": _csv(*tables.csv_verdicts(results, verdicts)),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,10 +58,12 @@ def write(results: Results, folder: Path) -> list[Path]:
 
 def brief(results: Results) -> list[str]:
     """The verdicts for a terminal, a line each."""
-    found, scale = verdicts(results), scales(results.study)[results.study.metric]
-    lines = [claims.summary(results, found)]
-    for verdict in found:
-        c, word = verdict.comparison, tables.MARKS[tables.verdict_word(verdict)]
+    verdicts = decide(results)
+    scale = scales(results.study)[results.study.metric]
+    lines = [claims.summary(results, verdicts)]
+    for verdict in verdicts:
+        c = verdict.comparison
+        word = tables.MARKS[tables.verdict_word(verdict)]
         numbers = (
             f"{scale.difference(c.mean)} {scale.interval(c.low, c.high, signs=True)} "
             f"{scale.difference_unit}"

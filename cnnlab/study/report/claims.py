@@ -63,9 +63,9 @@ def _metric(study: plan.Study) -> str:
     return f"{scales(study)[study.metric].name} ({direction} is better)"
 
 
-def summary(results: Results, found: Sequence[Verdict]) -> str:
+def summary(results: Results, verdicts: Sequence[Verdict]) -> str:
     """How many verdicts of which kind."""
-    counts = Counter(map(verdict_word, found))
+    counts = Counter(map(verdict_word, verdicts))
     order = (
         statistics.BETTER,
         statistics.WORSE,
@@ -75,7 +75,7 @@ def summary(results: Results, found: Sequence[Verdict]) -> str:
         DIVERGED,
     )
     kinds = listed([f"{counts[word]} {word}" for word in order if counts[word]])
-    return f"{number_of(len(found), 'comparison')} with {plan.baseline(results.study)}: {kinds}."
+    return f"{number_of(len(verdicts), 'comparison')} with {plan.baseline(results.study)}: {kinds}."
 
 
 def warnings(results: Results) -> list[str]:
@@ -116,18 +116,18 @@ def _untuned(results: Results) -> list[str]:
 
 
 def _edges(results: Results) -> list[str]:
-    found = []
+    at_edge = []
     for j, loss in enumerate(results.study.losses):
         cells = [row[j] for row in results.cells]
         rates = sorted({short(cell.learning_rate) for cell in cells if series.at_edge(cell)})
         count = sum(map(series.at_edge, cells))
         if count:
             among = f", under {count} of {len(cells)} conditions" if len(cells) > 1 else ""
-            found.append(f"{loss} ({listed(rates)}{among})")
-    if not found:
+            at_edge.append(f"{loss} ({listed(rates)}{among})")
+    if not at_edge:
         return []
     return [
-        f"The chosen learning rate lies at the edge of the range for {listed(found, '; ')}: a "
+        f"The chosen learning rate lies at the edge of the range for {listed(at_edge, '; ')}: a "
         "better one may lie beyond it, so these losses may do better than is shown; widen --tune."
     ]
 
@@ -182,9 +182,9 @@ def _differing(cells: Sequence[CellResult], hardware: bool) -> str:
     names = sorted(
         {name for cell in cells for name in cell.versions if (name in HARDWARE) == hardware}
     )
-    found = {name: sorted({str(cell.versions.get(name)) for cell in cells}) for name in names}
+    versions = {name: sorted({str(cell.versions.get(name)) for cell in cells}) for name in names}
     return "; ".join(
-        f"{name} {listed(values)}" for name, values in found.items() if len(values) > 1
+        f"{name} {listed(values)}" for name, values in versions.items() if len(values) > 1
     )
 
 

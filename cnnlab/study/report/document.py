@@ -26,15 +26,15 @@ from cnnlab.study.report.numbers import scales
 from cnnlab.study.results import CellResult, Results, Verdict
 
 
-def sections(results: Results, found: Sequence[Verdict]) -> list[Section]:
+def sections(results: Results, verdicts: Sequence[Verdict]) -> list[Section]:
     """All of the report below its title, the verdicts first.
 
     Args:
       results: of the study.
-      found: its verdicts.
+      verdicts: its verdicts.
     """
     parts = [
-        _verdicts(results, found),
+        _verdicts(results, verdicts),
         _seeds(results),
         _spread(results),
         _curves(results),
@@ -44,7 +44,7 @@ def sections(results: Results, found: Sequence[Verdict]) -> list[Section]:
         *[_along(results, name) for name in ("label_noise", "long_tail", "fraction")],
         _tuning(results),
         _compute(results),
-        _again(results),
+        _reproduction(results),
     ]
     return [part for part in parts if part.blocks]
 
@@ -56,14 +56,14 @@ def _tabled(results: Results, table: Table, folded: str = "") -> Tabled:
     return Tabled(table, folded)
 
 
-def _verdicts(results: Results, found: Sequence[Verdict]) -> Section:
+def _verdicts(results: Results, verdicts: Sequence[Verdict]) -> Section:
     return Section(
         "Verdicts",
         [
-            Text(claims.summary(results, found)),
+            Text(claims.summary(results, verdicts)),
             *[Text(line, alarm=True) for line in claims.warnings(results)],
             *[Text(line) for line in claims.tuned(results)],
-            _tabled(results, tables.verdicts(results, found)),
+            _tabled(results, tables.verdicts(results, verdicts)),
             Text(claims.columns(results), dim=True),
             Terms(claims.meanings(results)),
             Text("The other metrics: to look at; only the metric named beforehand is tested."),
@@ -105,7 +105,7 @@ def _spread(results: Results) -> Section:
     )
 
 
-def _each(results: Results, draw: Callable[[int], list[Panel]]) -> list[Block]:
+def _panels_per_condition(results: Results, draw: Callable[[int], list[Panel]]) -> list[Block]:
     """A row of panels for each condition; where there are several they fold, and the first
     is open.
     """
@@ -186,7 +186,9 @@ def _calibration(results: Results) -> Section:
                 "seeds; on the dotted line confidence is right, below it too high. Bars: share of "
                 "the images in the bin. ECE: mean ± sd over seeds."
             ),
-            *_each(results, lambda i: [figures.reliability(results, i, j) for j in losses]),
+            *_panels_per_condition(
+                results, lambda i: [figures.reliability(results, i, j) for j in losses]
+            ),
             _tabled(results, tables.calibration(results), "ECE as a table"),
         ],
     )
@@ -202,13 +204,16 @@ def _confusion(results: Results) -> Section:
                 "shares under 0.5 % have no number. The shade grows with the share’s square root, "
                 "so that mistakes can be seen."
             ),
-            *_each(results, lambda i: [figures.confusion(results, i, j) for j in losses]),
+            *_panels_per_condition(
+                results, lambda i: [figures.confusion(results, i, j) for j in losses]
+            ),
         ],
     )
 
 
 def _along(results: Results, name: str) -> Section:
-    groups, words = series.along(results, name), name.replace("_", " ")
+    groups = series.along(results, name)
+    words = name.replace("_", " ")
     if not groups:
         return Section(words, [])
     metric = scales(results.study)[results.study.metric].name
@@ -256,7 +261,7 @@ def _compute(results: Results) -> Section:
     )
 
 
-def _again(results: Results) -> Section:
+def _reproduction(results: Results) -> Section:
     versions = [cell.versions for cell in _cells(results)]
     distinct = [version for i, version in enumerate(versions) if version not in versions[:i]]
     head = "Versions" if len(distinct) == 1 else "Versions (cells differ)"

@@ -22,12 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.ticker import MaxNLocator
 
-ROW, STRIP = (
-    40,
-    280,
-    # pixels: a loss's height in the panels of seeds, and their width, so that two pairs fit side by
-    # side
-)
+ROW = 40
+STRIP = 280
 LABELLED = 12  # classes up to which a confusion matrix has names and numbers
 
 
@@ -35,9 +31,11 @@ def seeds(results: Results, place: int) -> list[Panel]:
     """A metric of each seed, and the difference from the baseline of the same seed, under the
     place-th condition.
     """
-    study, scale = results.study, scales(results.study)[results.study.metric]
-    cells, where = results.cells[place], _under(results.conditions[place])
-    found = [scale.factor * values(cell, study.metric) for cell in cells]
+    study = results.study
+    scale = scales(results.study)[results.study.metric]
+    cells = results.cells[place]
+    where = _under(results.conditions[place])
+    accuracies = [scale.factor * values(cell, study.metric) for cell in cells]
     gaps = [
         scale.factor * differences(results, study.metric).get((place, j), np.array([]))
         for j in range(len(cells))
@@ -46,7 +44,7 @@ def seeds(results: Results, place: int) -> list[Panel]:
     direction = "larger" if plan.metric(study).larger_is_better else "smaller"
 
     def left(axis: Axes) -> None:
-        _strips(axis, study.losses, found)
+        _strips(axis, study.losses, accuracies)
         axis.set_xlabel(f"{scale.label}, {direction} is better")
 
     def right(axis: Axes) -> None:
@@ -82,7 +80,8 @@ def seeds(results: Results, place: int) -> list[Panel]:
 def _strips(axis: Axes, losses: Sequence[str], rows: Sequence[np.ndarray]) -> None:
     """A row for each loss, its name above its points; mean and interval as a bar."""
     for j, (loss, row) in enumerate(zip(losses, rows, strict=True)):
-        style, finite = look(j), np.isfinite(row)
+        style = look(j)
+        finite = np.isfinite(row)
         offsets = 0.09 * ((np.arange(len(row)) * 2) % 5 - 2) / 2  # apart, in the same way each time
         axis.plot(
             row[finite],
@@ -94,7 +93,8 @@ def _strips(axis: Axes, losses: Sequence[str], rows: Sequence[np.ndarray]) -> No
             markeredgewidth=0,
         )
         if len(row) > 1 and finite.all():
-            mean, (low, high) = series.mean(row), series.interval(row)
+            mean = series.mean(row)
+            low, high = series.interval(row)
             axis.plot([low, high], [j + 0.15] * 2, color=style["color"], linewidth=2)
             axis.plot([mean], [j + 0.15], "|", color=INK, markersize=13, markeredgewidth=2)
         lost = f" – {number_of(int((~finite).sum()), 'run')} diverged" * (not finite.all())
@@ -142,10 +142,12 @@ def _lines(
             if log:
                 rows = np.log10(np.where(rows > 0, rows, np.nan))
             mean, sd = series.band(rows)
-            low, high = mean - np.nan_to_num(sd), mean + np.nan_to_num(sd)
+            low = mean - np.nan_to_num(sd)
+            high = mean + np.nan_to_num(sd)
             if log:
                 low, mean, high = 10**low, 10**mean, 10**high
-            x, style = np.arange(len(mean)) + x0, look(j)
+            x = np.arange(len(mean)) + x0
+            style = look(j)
             axis.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
             every = max(1, len(mean) // 6)
             axis.plot(x, mean, **style, linewidth=1.6, markersize=4.5, markevery=every)
@@ -163,31 +165,33 @@ def curves(results: Results, place: int, name: str) -> Panel:
     """A column of the history over the epochs: validation_accuracy or train_accuracy."""
     paint = _lines(results, place, lambda cell: 100 * curve(cell, name))
 
-    def whole(axis: Axes) -> None:
+    def paint_curves(axis: Axes) -> None:
         paint(axis)
         axis.set(xlabel="epoch", ylabel=f"{name.replace('_', ' ')} (%)")
 
     caption = f"{_capital(name.replace('_', ' '))}{_under(results.conditions[place])}"
-    return Panel(caption, draw(whole, f"{caption}, over the epochs"))
+    return Panel(caption, draw(paint_curves, f"{caption}, over the epochs"))
 
 
 def gradient_norms(results: Results, place: int) -> Panel:
     """Over the first steps."""
     paint = _lines(results, place, series.gradient_norms, log=True)
 
-    def whole(axis: Axes) -> None:
+    def paint_norms(axis: Axes) -> None:
         paint(axis)
         axis.set(xlabel="step", ylabel="gradient norm (log)")
 
     caption = f"Gradient norm{_under(results.conditions[place])}"
-    return Panel(caption, draw(whole, f"{caption}, over the first steps"))
+    return Panel(caption, draw(paint_norms, f"{caption}, over the first steps"))
 
 
 def reliability(results: Results, place: int, j: int) -> Panel:
     """Accuracy against confidence, pooled over seeds; below, how many images have that
     confidence.
     """
-    cell, style, ece = results.cells[place][j], look(j), ECE
+    cell = results.cells[place][j]
+    style = look(j)
+    ece = ECE
     count, confidence, accuracy = series.calibration(cell)
 
     def paint(axis: Axes) -> None:
@@ -220,10 +224,8 @@ def confusion(results: Results, place: int, j: int) -> Panel:
     from matplotlib.colors import to_rgba
 
     cell = results.cells[place][j]
-    shares, names = (
-        series.confusion(cell),
-        [_clipped(str(name), 14) for name in cell.class_names],
-    )
+    shares = series.confusion(cell)
+    names = [_clipped(str(name), 14) for name in cell.class_names]
     named = len(names) <= LABELLED
     longest = max(map(_width, names)) if named else 0
 
@@ -272,18 +274,16 @@ def _width(name: str) -> float:
 
 def along(results: Results, name: str, others: plan.Condition, places: Sequence[int]) -> Panel:
     """The study's metric against a field of the conditions, the others as they are."""
-    scale, x = (
-        scales(results.study)[results.study.metric],
-        [float(results.conditions[i][name]) for i in places],
-    )
+    scale = scales(results.study)[results.study.metric]
+    x = [float(results.conditions[i][name]) for i in places]
 
     def paint(axis: Axes) -> None:
         for j in range(len(results.study.losses)):
-            found = [
+            per_place = [
                 scale.factor * values(results.cells[i][j], results.study.metric) for i in places
             ]
-            mean = np.array([series.mean(row) for row in found])
-            low, high = np.array([series.interval(row) for row in found]).T
+            mean = np.array([series.mean(row) for row in per_place])
+            low, high = np.array([series.interval(row) for row in per_place]).T
             ends = np.nan_to_num([mean - low, high - mean])
             axis.errorbar(x, mean, ends, **look(j), linewidth=1.6, markersize=5.5, capsize=3)
         if name != "label_noise":
@@ -311,7 +311,8 @@ def tuning(results: Results, place: int) -> Panel:
     def paint(axis: Axes) -> None:
         axis.set_xscale("log")
         for j, cell in enumerate(results.cells[place]):
-            trials, style = cell.tuning or [], look(j)
+            trials = cell.tuning or []
+            style = look(j)
             x = [trial.learning_rate for trial in trials]
             y = [math.nan if trial.accuracy is None else 100 * trial.accuracy for trial in trials]
             axis.plot(x, y, **style, linewidth=1.4, markersize=4.5)

@@ -28,22 +28,26 @@ def band(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(squares / np.where(count > 1, count - 1, np.nan))
 
 
-def mean(found: np.ndarray) -> float:
+def mean(seed_values: np.ndarray) -> float:
     """Over seeds; NaN if a run diverged: the mean of the others would flatter the loss."""
-    return float(found.mean()) if np.all(np.isfinite(found)) else np.nan
+    return float(seed_values.mean()) if np.all(np.isfinite(seed_values)) else np.nan
 
 
-def interval(found: np.ndarray) -> tuple[float, float]:
+def interval(seed_values: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean over seeds; NaN if a run diverged or there is but one."""
-    if len(found) < 2 or not np.all(np.isfinite(found)):
+    if len(seed_values) < 2 or not np.all(np.isfinite(seed_values)):
         return np.nan, np.nan
-    low, high = statistics.interval(found)
+    low, high = statistics.interval(seed_values)
     return float(low), float(high)
 
 
-def sd(found: np.ndarray) -> float:
+def sd(seed_values: np.ndarray) -> float:
     """Over seeds; NaN if a run diverged or there is but one."""
-    return float(found.std(ddof=1)) if len(found) > 1 and np.all(np.isfinite(found)) else np.nan
+    return (
+        float(seed_values.std(ddof=1))
+        if len(seed_values) > 1 and np.all(np.isfinite(seed_values))
+        else np.nan
+    )
 
 
 def tested(cell: CellResult) -> list[Metrics]:
@@ -85,15 +89,15 @@ def along(results: Results, name: str) -> list[tuple[Condition, list[int]]]:
     for i, condition in enumerate(results.conditions):
         if name in condition:
             others = {k: v for k, v in condition.items() if k != name}
-            group = next((found for other, found in groups if other == others), None)
+            group = next((places for other, places in groups if other == others), None)
             if group is None:
                 groups.append((others, group := []))
             group.append(i)
     ordered = [
-        (others, sorted(found, key=lambda i: results.conditions[i][name]))
-        for others, found in groups
+        (others, sorted(places, key=lambda i: results.conditions[i][name]))
+        for others, places in groups
     ]
-    return [(others, found) for others, found in ordered if len(found) > 1]
+    return [(others, places) for others, places in ordered if len(places) > 1]
 
 
 def at_edge(cell: CellResult) -> bool:

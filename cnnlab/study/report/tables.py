@@ -43,10 +43,8 @@ MARKS = {
     DIVERGED: "✗ diverged",
 }
 NBSP = "\N{NO-BREAK SPACE}"
-BEFORE, AFTER = (
-    ("loss", "seed", "learning_rate", "diverged"),
-    ("epochs",),
-)  # the metrics, in results.csv
+BEFORE = ("loss", "seed", "learning_rate", "diverged")
+AFTER = ("epochs",)  # the metrics, in results.csv
 
 
 def verdict_word(verdict: Verdict) -> str:
@@ -64,15 +62,15 @@ def _means(results: Results, metric: str) -> list[tuple[float, float]]:
     ]  # pyright: ignore
 
 
-def verdicts(results: Results, found: Sequence[Verdict]) -> Table:
+def verdicts(results: Results, verdicts: Sequence[Verdict]) -> Table:
     """The study's metric: each loss beside the baseline under each condition.
 
     Args:
       results: of the study.
-      found: its verdicts.
+      verdicts: its verdicts.
     """
     scale = scales(results.study)[results.study.metric]
-    method = next((f" ({v.comparison.method})" for v in found if v.comparison), "")
+    method = next((f" ({v.comparison.method})" for v in verdicts if v.comparison), "")
     unit = f" ({scale.difference_unit})" if scale.difference_unit else ""
     head = (
         *(
@@ -94,7 +92,7 @@ def verdicts(results: Results, found: Sequence[Verdict]) -> Table:
         ),
     )
     rows = []
-    for verdict, means in zip(found, _means(results, results.study.metric), strict=True):
+    for verdict, means in zip(verdicts, _means(results, results.study.metric), strict=True):
         c = verdict.comparison
         numbers = [NONE] * 8
         if c:
@@ -112,16 +110,16 @@ def others(results: Results) -> Table:
     """The metrics that the verdicts are not about: differences with their intervals."""
     shown = scales(results.study)
     metrics = [name for name in shown if name != results.study.metric]
-    found = {name: differences(results, name) for name in metrics}
+    gaps = {name: differences(results, name) for name in metrics}
     head = ["condition", "loss"]
     for name in metrics:
         unit = shown[name].difference_unit
         head += [shown[name].name + (f" ({unit})" if unit else ""), "95 % interval"]
     rows = []
-    for i, j in found[metrics[0]]:
+    for i, j in gaps[metrics[0]]:
         row = [plan.label(results.conditions[i]), results.study.losses[j]]
         for name in metrics:
-            gap = found[name][i, j]
+            gap = gaps[name][i, j]
             row += [
                 shown[name].difference(series.mean(gap)),
                 shown[name].interval(*series.interval(gap), signs=True),
@@ -148,11 +146,12 @@ def seeds(results: Results) -> Table:
     scale = scales(results.study)[metric]
 
     def row(cell: CellResult) -> tuple[str, ...]:
-        found = values(cell, metric)
-        finite = found[np.isfinite(found)]
+        seed_values = values(cell, metric)
+        finite = seed_values[np.isfinite(seed_values)]
         ends = (finite.min(), finite.max()) if len(finite) else (np.nan, np.nan)
-        mean, between = scale.value(series.mean(found)), scale.interval(*series.interval(found))
-        return (str(len(finite)), mean, between, *map(scale.value, (series.sd(found), *ends)))
+        mean = scale.value(series.mean(seed_values))
+        between = scale.interval(*series.interval(seed_values))
+        return (str(len(finite)), mean, between, *map(scale.value, (series.sd(seed_values), *ends)))
 
     head = ("finite seeds", f"mean {scale.label}", "95 % interval", "sd", "lowest", "highest")
     return _per_cell(results, head, row)
@@ -168,24 +167,26 @@ def last_epoch(results: Results, columns: Sequence[str]) -> Table:
     """Where the learning curves end: mean ± sd over seeds."""
 
     def row(cell: CellResult) -> tuple[str, ...]:
-        whole = [run.diverged is None and bool(run.history) for run in cell.runs]
+        finished = [run.diverged is None and bool(run.history) for run in cell.runs]
         last = [
             [
                 run.history[-1].get(name) if there else None
-                for run, there in zip(cell.runs, whole, strict=True)
+                for run, there in zip(cell.runs, finished, strict=True)
             ]
             for name in columns
         ]
-        return tuple(spread_of(ACCURACY, np.array(found, np.float64)) for found in last)
+        return tuple(spread_of(ACCURACY, np.array(seed_values, np.float64)) for seed_values in last)
 
     head = tuple(f"{name.replace('_', ' ')} (%)" for name in columns)
     return _per_cell(results, head, row)
 
 
-def spread_of(scale: Scale, found: np.ndarray) -> str:
+def spread_of(scale: Scale, seed_values: np.ndarray) -> str:
     """Mean ± sd over seeds; of one seed no sd."""
-    sd = series.sd(found)
-    return scale.value(series.mean(found)) + (f" ± {scale.value(sd)}" if np.isfinite(sd) else "")
+    sd = series.sd(seed_values)
+    return scale.value(series.mean(seed_values)) + (
+        f" ± {scale.value(sd)}" if np.isfinite(sd) else ""
+    )
 
 
 def calibration(results: Results) -> Table:
@@ -263,14 +264,15 @@ def _metric(run: SeedRun, name: str) -> float | None:
 
 
 def csv_verdicts(
-    results: Results, found: Sequence[Verdict]
+    results: Results, verdicts: Sequence[Verdict]
 ) -> tuple[list[str], list[list[object]]]:
     """Head and rows of verdicts.csv: all numbers of the table of verdicts, in the metric's own
     unit.
     """
     study = results.study
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
-    of_difference, p = ("mean", "low", "high", "method"), ("p", "p_holm", "p_equivalent")
+    of_difference = ("mean", "low", "high", "method")
+    p = ("p", "p_holm", "p_equivalent")
     numbers = ("n", *of_difference, *p, "effect", "superiority", "detectable")
     asked = (plan.baseline(study), study.metric, plan.margin(study))
     head = [
@@ -288,7 +290,7 @@ def csv_verdicts(
         [*_fields(names, verdict.condition), verdict.loss, *asked, *means]
         + [getattr(verdict.comparison, name) if verdict.comparison else None for name in numbers]
         + [verdict.diverged, verdict_word(verdict)]
-        for verdict, means in zip(found, _means(results, study.metric), strict=True)
+        for verdict, means in zip(verdicts, _means(results, study.metric), strict=True)
     ]
     return [*_columns(names, head), *head], rows
 

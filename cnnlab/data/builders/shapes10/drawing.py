@@ -71,7 +71,8 @@ def draw_many(labels: Array, seeds: Array) -> Array:
     Raises:
         ValueError: a label outside [0, 10).
     """
-    labels, seeds = np.asarray(labels), np.asarray(seeds, np.uint64)
+    labels = np.asarray(labels)
+    seeds = np.asarray(seeds, np.uint64)
     if labels.size and not 0 <= labels.min() <= labels.max() < len(CLASS_NAMES):
         raise ValueError(
             f"labels must lie in [0, {len(CLASS_NAMES)}), got {labels.min()} to {labels.max()}"
@@ -134,7 +135,8 @@ class _Uniform:
         """(cosine, sine) of any angle, each float64[B, 1]; a little denser around (1, 0) and (-1,
         0).
         """
-        (cosine, sine), side = self.tilt(1.0), np.where(self(0.0, 1.0) < 0.5, -1.0, 1.0)
+        cosine, sine = self.tilt(1.0)
+        side = np.where(self(0.0, 1.0) < 0.5, -1.0, 1.0)
         return side * cosine, side * sine
 
     def tilt(self, most: float) -> tuple[Array, Array]:
@@ -253,8 +255,10 @@ def _render(shape: Callable[[Array, Array], Array], keys: Array) -> Array:
     # Every second picture is bright on dark, the others dark on bright; all else about the two
     # colours is chance.
     side = np.where(uniform(0.0, 1.0) < 0.5, -1.0, 1.0)
-    middle, half = uniform(0.3, 0.7, 3), side * uniform(0.15, 0.3, 3)
-    background, colour = middle - half, middle + half
+    middle = uniform(0.3, 0.7, 3)
+    half = side * uniform(0.15, 0.3, 3)
+    background = middle - half
+    colour = middle + half
     planes = _shade(background, uniform, 0.35)
     for _ in range(2):
         _blend(planes, uniform(0.0, 1.0, 3), _line(uniform, 3.0, 12.0))
@@ -267,8 +271,8 @@ def _render(shape: Callable[[Array, Array], Array], keys: Array) -> Array:
     v = (cosine * up - sine * right) / (size / stretch)
     fill = _shade(colour, uniform, 0.25)
     cover = _cover(shape(u, v) * size)
-    for plane, own in zip(planes, fill, strict=True):
-        plane += cover * (own - plane)
+    for plane, value in zip(planes, fill, strict=True):
+        plane += cover * (value - plane)
     _blend(planes, uniform(0.0, 1.0, 3), _line(uniform, 3.0, 10.0))
     strength = uniform(0.02, 0.04)
     for plane in planes:
@@ -296,7 +300,8 @@ def _shade(colour: Array, uniform: _Uniform, most: float) -> list[Array]:
 def _line(uniform: _Uniform, shortest: float, longest: float) -> Array:
     """Cover float64[B, 1024] of one short thick line anywhere: clutter."""
     x, y = uniform(-16.0, 16.0), uniform(-16.0, 16.0)
-    half, thick = 0.5 * uniform(shortest, longest), uniform(0.4, 1.2)
+    half = 0.5 * uniform(shortest, longest)
+    thick = uniform(0.4, 1.2)
     cosine, sine = uniform.direction()
     along = np.maximum(np.abs(cosine * (_X - x) + sine * (_Y - y)) - half, 0.0)
     across = cosine * (_Y - y) - sine * (_X - x)
