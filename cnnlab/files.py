@@ -44,9 +44,8 @@ def path(name: str | os.PathLike) -> Path:
         raise InputError(f"{os.fspath(name)} names no folder; give gs://BUCKET/FOLDER")
     if importlib.util.find_spec("gcsfs") is None:
         raise InputError(f"{os.fspath(name)} needs the package gcsfs: pip install -e '.[gcs]'")
-    os.environ.setdefault(
-        "EPATH_USE_TF", "false"
-    )  # else etils takes TensorFlow, where that is installed
+    # Else etils takes TensorFlow, where that is installed
+    os.environ.setdefault("EPATH_USE_TF", "false")
     from etils import epath
     from fsspec.config import conf
 
@@ -116,9 +115,8 @@ def names(folder: Path) -> list[str]:
     relative = (
         name.removeprefix(root) for name in _gcs().find(str(folder)) if name.startswith(root)
     )
-    return sorted(
-        name for name in relative if name and name[-1] != "/"
-    )  # such a name is a browser's mark of a folder
+    # Such a name is a browser's mark of a folder
+    return sorted(name for name in relative if name and name[-1] != "/")
 
 
 def children(folder: Path) -> set[str]:
@@ -182,9 +180,8 @@ def lock_file(folder: Path) -> Path:
     """
     if not is_remote(folder):
         return folder / "lock"
-    place = os.environ.get("STORAGE_EMULATOR_HOST", "") + os.fspath(
-        folder
-    )  # another server's is another folder
+    # Another server's is another folder
+    place = os.environ.get("STORAGE_EMULATOR_HOST", "") + os.fspath(folder)
     return Path(
         tempfile.gettempdir(),
         f"cnnlab-{os.getuid()}-{hashlib.sha256(place.encode()).hexdigest()[:16]}.lock",

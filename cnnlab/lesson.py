@@ -210,9 +210,8 @@ def _run(teach: Callable[[Flags], Iterable[Part]], flags: Flags) -> None:
         "parts": [{"kind": type(part).__name__, **asdict(part)} for part in parts]
     }
     files.write_text(folder / f"{taught.name}.html", page([taught], f"Lesson {taught.name}"))
-    files.write_json(
-        folder / f"{taught.name}.json", stored
-    )  # last: where it stands the lesson was taught
+    # Last: where it stands the lesson was taught
+    files.write_json(folder / f"{taught.name}.json", stored)
     console.say(f"{folder / taught.name}.html")
     if taught.refuted:
         sys.exit(1)
@@ -257,7 +256,8 @@ def page(lessons: Sequence[Taught], title: str, failed: Sequence[str] = ()) -> s
     claims = [part for lesson in lessons for part in lesson.parts if isinstance(part, Claim)]
     held = sum(claim.holds for claim in claims)
     lead = f"{held} of {len(claims)} claims hold, as they were computed for this page."
-    lead += f" Without a result: {', '.join(failed)}." * bool(failed)
+    if failed:
+        lead += f" Without a result: {', '.join(failed)}."
     sections = [Section(lesson.title, _blocks(lesson)) for lesson in lessons]
     return write_page(title, lead, sections, contents=len(lessons) > 1)
 

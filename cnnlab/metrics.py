@@ -192,8 +192,7 @@ def sums(
 
     Returns:
       count int32[]; the sum loss float32[]; confusion int32[K, K] (true class, predicted class);
-      the sums of each
-      metric under its name.
+      the sums of each metric under its name.
     """
     classes = logits.shape[-1]
     return {
@@ -217,9 +216,8 @@ def summarise(parts: Iterable[Mapping[str, ArrayLike]], extra: Sequence[Metric] 
 
     Returns:
       count; loss and each metric: floats; per_class_accuracy: K shares (None for a class without
-      examples); confusion:
-      K rows of K counts; calibration: for each of 15 bins of confidence the count, the sum of
-      confidences, the hits.
+      examples); confusion: K rows of K counts; calibration: for each of 15 bins of confidence the
+      count, the sum of confidences, the hits.
     """
     added: dict[str, np.ndarray] = {}
     for part in jax.device_get(list(parts)):

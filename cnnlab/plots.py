@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # (axis, x, loss, gradient), as report_card.curve gives it.
 Curve: TypeAlias = "tuple[str, np.ndarray, np.ndarray, np.ndarray]"
 
-TRAIN, VALIDATION = "#4477aa", "#cc6677"  # colour-blind safe (Tol)
+TRAIN, VALIDATION = "#4477aa", "#cc6677"  # colour-blind safe (Tol), as is SERIES
 SERIES = (
     "#4477aa",
     "#ee6677",
@@ -24,7 +24,7 @@ SERIES = (
     "#aa3377",
     "#666666",
     "#000000",
-)  # likewise
+)
 GREY = "#bbbbbb"
 
 
@@ -135,9 +135,8 @@ def _overlaid(curves: Mapping[str, Curve]):
             if c[0] == kind
         ]
         for i, (name, (_, x, loss, gradient), colour) in enumerate(shown):
-            dashes = (
-                "-" if i == 0 else (0, (2 + 2 * i, 2))
-            )  # where curves coincide the later ones have gaps
+            # Where curves coincide the later ones have gaps
+            dashes = "-" if i == 0 else (0, (2 + 2 * i, 2))
             left.plot(x, loss, color=colour, linestyle=dashes, label=name)
             right.plot(x, gradient, color=colour, linestyle=dashes, label=name)
         for axis, label, part in ((left, "loss", 2), (right, "|gradient| in the logits", 3)):

@@ -142,10 +142,11 @@ def _value(text: str) -> object:
     try:
         return _frozen(ast.literal_eval(text))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        # Of words, which Python would want in quotes
         bracketed = text[:1] + text[-1:] in (
             "[]",
             "()",
-        )  # of words, which Python would want in quotes
+        )
         return tuple(_value(item.strip()) for item in split(text[1:-1], ",")) if bracketed else text
 
 

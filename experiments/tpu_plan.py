@@ -77,10 +77,11 @@ class Plan(Settings):
 def main(plan: Plan) -> None:
     cli.writable(plan.json)
     os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU that is there is left alone
+    # And other plans go on beside it
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }  # and other plans go on beside it
+    }
     from cnnlab.tpu import slices
 
     where = slices.describe(plan.topology)
@@ -207,7 +208,7 @@ def lines(plan: Plan, figures: JsonObject) -> list[str]:
     apart, shared = figures["mesh"]
     used = figures["devices_used"]
     memory = sum(figures[name] for name in ("arguments", "temporaries", "outputs"))
-    unused = f", {used} of them used" * (used < figures["devices"])
+    unused = f", {used} of them used" if used < figures["devices"] else ""
     compiler = f"{figures['seconds'] * 1e3:.3f} ms" if figures["seconds"] else "none given"
     said = [
         f"{plan.topology}: {many(figures['chips'], 'chip')} on {many(figures['hosts'], 'host')}, "

@@ -84,9 +84,8 @@ def server():
     with FakeGCS() as gcs, pytest.MonkeyPatch.context() as patch:
         for name, value in gcs.environment.items():
             patch.setenv(name, value)
-        patch.setitem(
-            fsspec.config.conf, "gcs", {"token": "anon"}
-        )  # the environment was read at its import
+        # The environment was read at its import
+        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
         yield gcs
 
 

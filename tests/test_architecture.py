@@ -128,9 +128,8 @@ def test_every_public_function_of_losses_and_softmax_shows_an_example():
 
 @pytest.mark.slow
 def test_no_module_brings_tensorflow():
-    skipped = [
-        m for m in map(dotted, MODULES) if m.endswith("_dataset_builder")
-    ]  # read by TFDS alone
+    # Read by TFDS alone
+    skipped = [m for m in map(dotted, MODULES) if m.endswith("_dataset_builder")]
     code = (
         "import importlib, sys\nfor m in sys.argv[1:]: "
         "importlib.import_module(m)\nprint('tensorflow' in sys.modules)"

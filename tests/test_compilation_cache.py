@@ -78,16 +78,14 @@ def test_programs_used_last_stay_when_there_are_too_many(tmp_path, monkeypatch):
     monkeypatch.setattr(compilation_cache, "PROGRAMS_LIMIT", 1000)
 
     def put(number):
-        return compilation_cache._Programs(tmp_path / "xla").put(
-            str(number), bytes([number]) * 68
-        )  # 100 bytes stored
+        # 100 bytes stored
+        return compilation_cache._Programs(tmp_path / "xla").put(str(number), bytes([number]) * 68)
 
     for number in range(9):
         put(number)
         os.utime(tmp_path / "xla" / str(number), (number, number))
-    assert compilation_cache._Programs(tmp_path / "xla").get("0") == bytes(
-        68
-    )  # it is used: 1 is the oldest now
+    # It is used: 1 is the oldest now
+    assert compilation_cache._Programs(tmp_path / "xla").get("0") == bytes(68)
     put(9)
     assert len(list((tmp_path / "xla").iterdir())) == 10
     put(10)

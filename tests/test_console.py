@@ -31,9 +31,8 @@ def test_a_line_every_ten_seconds(clock, capsys):
         for _ in range(5):
             clock[0] += 4
             advance(2, "loss 0.5")
-    assert (
-        capsys.readouterr().out == "epoch 1: 26/100 steps loss 0.5\n"
-    )  # after 12 s; the next would come at 22 s
+    # After 12 s; the next would come at 22 s
+    assert capsys.readouterr().out == "epoch 1: 26/100 steps loss 0.5\n"
 
 
 def test_a_line_without_a_note(clock, capsys):

@@ -303,11 +303,12 @@ def test_own_parts_in_a_study(tmp_path):
     (row,) = found.cells
     assert [cell.loss for cell in row] == ["cross_entropy", "user_parts.penalised,alpha=0.5"]
     for cell in row:
+        # A third less in training
         assert cell.counts == {
             "train": 54,
             "validation": 9,
             "test": 90,
-        }  # a third less in training
+        }
         assert {"not_last", "top2_of_mine"} <= set(cell.runs[0].test)
         assert cell.config["model"] == "user_parts.Net,features=4"
         assert "validation_not_last" in cell.runs[0].history[0]

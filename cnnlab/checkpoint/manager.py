@@ -144,9 +144,8 @@ class Checkpoints:
         except CheckpointError as failed:
             if error is None:
                 raise
-            error.add_note(
-                str(failed)
-            )  # what ended the run matters more than the save that failed with it
+            # What ended the run matters more than the save that failed with it
+            error.add_note(str(failed))
 
     def steps(self) -> list[int]:
         """The committed steps on disk, oldest first, damaged ones included; a save under way is not
@@ -211,9 +210,8 @@ class Checkpoints:
         self._pending, self._metrics[step] = step, metric
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(state))
         try:
-            self._manager.save(
-                step, args=args, force=True
-            )  # without force it may return False and write nothing
+            # Without force it may return False and write nothing
+            self._manager.save(step, args=args, force=True)
         except Exception as error:
             raise self._failed(step, error) from error
 
@@ -340,9 +338,8 @@ class Checkpoints:
         """Moves what `restore` rejected out of the way: it could not be saved anew, and would push
         good steps out.
         """
-        bad = sorted(
-            self._rejected
-        )  # the same in all processes, as what lies in the folder is not, while one moves it
+        # The same in all processes, as what lies in the folder is not, while one moves it
+        bad = sorted(self._rejected)
         self._rejected.clear()
         if not bad:
             return

@@ -135,9 +135,8 @@ def class_counts(counts: np.ndarray, fraction: float, long_tail: float) -> np.nd
     kept = counts * fraction
     if long_tail > 1:
         places = np.arange(len(counts)) / max(len(counts) - 1, 1)
-        kept = np.floor(
-            np.min(kept[counts > 0]) * long_tail**-places + 1e-9
-        )  # 12,406 images of CIFAR-10 at 100
+        # 12,406 images of CIFAR-10 at 100
+        kept = np.floor(np.min(kept[counts > 0]) * long_tail**-places + 1e-9)
     return np.minimum(counts, np.maximum(1, np.round(kept))).astype(int)
 
 

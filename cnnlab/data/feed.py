@@ -33,9 +33,8 @@ if TYPE_CHECKING:  # Grain's reader processes import this module, and need no JA
 
 RESIDENT_LIMIT = 2 << 30  # bytes of images that `auto` keeps on each device
 Rows = np.ndarray | None  # of a batch, int[n]; None: all
-READ_AHEAD = (
-    64 << 20
-)  # bytes of batches that wait for the training, at most; but 2 of them, and no more than 16
+# Bytes of batches that wait for the training, at most; but 2 of them, and no more than 16
+READ_AHEAD = 64 << 20
 
 
 def gathered(image_shape: tuple[int, ...], data: jax.Array, item: DeviceBatch) -> DeviceBatch:

@@ -122,9 +122,8 @@ class Summary:
         n = len(positions) * self.pixels
         mean = self.sums[positions].sum(0) / n
         variance = self.squares[positions].sum(0) / n - mean**2
-        return mean, np.sqrt(
-            np.maximum(variance, 1.0)
-        )  # a constant channel must not divide by zero
+        # A constant channel must not divide by zero
+        return mean, np.sqrt(np.maximum(variance, 1.0))
 
     def digest(self) -> str:
         """SHA-256 over labels and per-image sums: another data set under the same name is

@@ -64,7 +64,8 @@ def _block(block: Block) -> str:
             return "\n\n".join([f"**{escape(title)}** {escape(note)}", *map(_block, blocks)])
         case Code(text, folded):
             fence = "`" * max(3, *[len(ticks) + 1 for ticks in re.findall("`+", text)], 3)
-            return f"{folded}:\n\n" * bool(folded) + f"{fence}\n{text}\n{fence}"
+            code = f"{fence}\n{text}\n{fence}"
+            return f"{folded}:\n\n{code}" if folded else code
 
 
 def _table(table: Table) -> str:

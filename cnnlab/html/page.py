@@ -55,9 +55,9 @@ def page(
         f'initial-scale=1"><style>{STYLE}</style></head><body>',
         f"<h1>{escape(title)}</h1>",
         f"<p>{escape(lead)}</p>",
-        f"<ol>{links}</ol>" * contents,
+        f"<ol>{links}</ol>" if contents else "",
         *[
-            _section(section, f' id="s{place}"' * contents, kinds or {})
+            _section(section, f' id="s{place}"' if contents else "", kinds or {})
             for place, section in enumerate(sections)
         ],
         "</body></html>\n",
@@ -188,7 +188,6 @@ def _cell(table: Table, place: int, text: str, kinds: Mapping[str, str]) -> str:
     if place >= table.words:
         return f"<td>{escape(text)}</td>"
     verdict = f" verdict {kinds[text]}" if text in kinds and place == table.words - 1 else ""
-    broken = re.sub(
-        r",(?=.)", ",<wbr>", escape(text)
-    )  # where a loss's name may go on in the next line
+    # Where a loss's name may go on in the next line
+    broken = re.sub(r",(?=.)", ",<wbr>", escape(text))
     return f'<td class="word{verdict}">{broken}</td>'

@@ -85,9 +85,8 @@ def draw(
 
     margins = MARGINS | margins
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from font"
-        )  # the reader's fonts have it
+        # The reader's fonts have it
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(width / 72, height / 72))
         FigureCanvasSVG(figure)
         figure.subplots_adjust(
@@ -135,9 +134,8 @@ def _cleaned(text: str, label: str, width: int) -> str:
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
     used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', body))
     prefix = "f" + hashlib.sha256(text.encode()).hexdigest()[:8]
-    body = re.sub(
-        r"<[^>]*>", lambda tag: _tag(tag[0], used, prefix), body
-    )  # a label's text stays as it is
+    # A label's text stays as it is
+    body = re.sub(r"<[^>]*>", lambda tag: _tag(tag[0], used, prefix), body)
     body = re.sub(r">\s+<", "><", body)
     return (
         f'<svg viewBox="{view[1]}" width="{width}" role="img" '

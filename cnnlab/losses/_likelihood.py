@@ -84,7 +84,6 @@ def focal_term(log_p: jax.Array, gamma: float) -> jax.Array:
 def focused(miss: jax.Array, loss: jax.Array, gamma: float) -> jax.Array:
     """miss^gamma loss, and 0 where miss < 1e-12."""
     certain = miss < 1e-12
-    exponent = (
-        int(gamma) if isinstance(gamma, float) and gamma.is_integer() else gamma
-    )  # products instead of a log
+    # Products instead of a log
+    exponent = int(gamma) if isinstance(gamma, float) and gamma.is_integer() else gamma
     return jnp.where(certain, 0, jnp.where(certain, 0.5, miss) ** exponent * loss)

@@ -77,9 +77,8 @@ def binary_cross_entropy(
         labels = (labels > target_threshold).astype(labels.dtype)
     # max(z, 0) - t z + log(1 + exp(-|z|)), its two kinks at 0 on one side of it, where they cancel
     up = logits > 0
-    linear = jnp.where(up, logits, 0) - labels * jnp.where(
-        labels != 0, logits, 0
-    )  # an impossible class: 0 * -inf = 0
+    # An impossible class: 0 * -inf = 0
+    linear = jnp.where(up, logits, 0) - labels * jnp.where(labels != 0, logits, 0)
     return jnp.sum(linear - log_sigmoid(jnp.where(up, logits, -logits)), -1)
 
 

@@ -58,8 +58,7 @@ def multiclass_hinge(
 
     Returns:
       float32[...], at least 0, in units of the logits; NaN for an id outside [0, K) under jit. At a
-      kink the slope is
-      shared by the classes that tie.
+      kink the slope is shared by the classes that tie.
 
     Raises:
       ValueError: labels that do not fit the logits, a visible id outside [0, K), margin outside its

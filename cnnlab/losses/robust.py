@@ -158,8 +158,7 @@ def normalized_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
     Returns:
       float32[...], in [0, 1]; 0 beside an impossible class. NaN for an id outside [0, K) under jit,
-      for a single
-      class, and where the true class is the impossible one.
+      for a single class, and where the true class is the impossible one.
 
     Raises:
       ValueError: labels that do not fit the logits, or a visible id outside [0, K).
@@ -189,8 +188,7 @@ def normalized_focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 0.5) -
 
     Returns:
       float32[...], in [0, 1]; 0 beside an impossible class. NaN for an id outside [0, K) under jit,
-      for a single
-      class, and where the true class is the impossible one.
+      for a single class, and where the true class is the impossible one.
 
     Raises:
       ValueError: labels that do not fit the logits, a visible id outside [0, K), or gamma outside

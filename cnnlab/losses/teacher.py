@@ -40,8 +40,7 @@ def distillation(
 
     Returns:
       float32[...], in nats, at least 0; NaN for an id outside [0, K) under jit; inf where a class
-      is impossible for the
-      student alone.
+      is impossible for the student alone.
 
     Raises:
       ValueError: labels or teacher_logits that do not fit the logits, a visible id outside [0, K),

@@ -154,9 +154,8 @@ def _covered(
 
 
 def _conv(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
-    missing = max(
-        0, 4 - x.shape[-1]
-    )  # XLA's kernel takes four times as long on three channels as on four (jax 0.10)
+    # XLA's kernel takes four times as long on three channels as on four (jax 0.10)
+    missing = max(0, 4 - x.shape[-1])
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing)))
     kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))
     return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=NHWC)
@@ -200,9 +199,8 @@ def _conv_pool_backward(pads, side, residuals, cotangent):
         return kernel_gradient + gradient, _conv(dz, turned, (rows, columns))
 
     parts = _blocks(x), winners, _blocks(cotangent)
-    wide = (
-        kernel.dtype if kernel.dtype.itemsize >= 4 else jnp.float32
-    )  # half precision would lose blocks' gradients
+    # Half precision would lose blocks' gradients
+    wide = kernel.dtype if kernel.dtype.itemsize >= 4 else jnp.float32
     kernel_gradient, dx = lax.scan(block, jnp.zeros(kernel.shape, wide), parts)
     return _joined(dx, len(x)), kernel_gradient.astype(kernel.dtype)
 

@@ -95,9 +95,8 @@ def _gathered(value: T, from_all: bool = True) -> list[T]:
     body = pickle.dumps(value)
     high_low = np.array(divmod(len(body), 2**30), np.int32)  # jax has no larger numbers by default
     sizes = np.reshape(collect(high_low), (-1, 2)) @ np.array([2**30, 1])
-    padded = np.zeros(
-        1 << int(sizes.max() - 1).bit_length(), np.uint8
-    )  # few sizes: each is a compilation
+    # Few sizes: each is a compilation
+    padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
     if from_all or processes.index() == 0:
         padded[: len(body)] = np.frombuffer(body, np.uint8)
     rows = np.reshape(collect(padded), (-1, len(padded)))

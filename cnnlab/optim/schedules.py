@@ -137,9 +137,8 @@ def restarts(
     starts = [0]
     while growth > 1 and starts[-1] < 2**31:
         starts.append(starts[-1] + lengths[-1])
-        lengths.append(
-            round(lengths[0] * growth ** len(lengths))
-        )  # not from the last: rounded, it may not grow
+        # Not from the last: rounded, it may not grow
+        lengths.append(round(lengths[0] * growth ** len(lengths)))
     begins, spans = np.array(starts, np.float32), np.array(lengths, np.float32)
 
     def rate(step: ArrayLike) -> jax.Array:

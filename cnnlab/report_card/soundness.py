@@ -253,9 +253,8 @@ def label_safe(subject: Subject) -> Finding:
     good = np.resize(np.arange(classes, dtype=np.int32), 3)
     wanted = np.asarray(compiled(z, good))
     all_classes = np.asarray(subject.values(z))
-    cases = [
-        (bad, rows) for bad in (-1, classes, -100) for rows in ([1], [0, 1, 2])
-    ]  # one of them, and all
+    # One of them, and all
+    cases = [(bad, rows) for bad in (-1, classes, -100) for rows in ([1], [0, 1, 2])]
     for bad, rows in cases:
         ids = good.copy()
         ids[rows] = bad

@@ -57,7 +57,8 @@ def _mark(card: Card, name: str) -> Text | str:
     if finding is None:
         return ""
     broken = finding.claimed and finding.verdict == REFUTED
-    return Text(MARKS[finding.verdict] + "!" * broken, STYLES[finding.verdict])
+    mark = MARKS[finding.verdict]
+    return Text(f"{mark}!" if broken else mark, STYLES[finding.verdict])
 
 
 def legend() -> list[str]:

@@ -13,9 +13,8 @@ from cnnlab.softmax._scores import as_float, scores
 def _shifted(z: jax.Array, axis: int) -> jax.Array:
     """z minus its maximum, so that no exponential overflows; softmax does not see the shift."""
     top = lax.stop_gradient(jnp.max(z, axis, keepdims=True))
-    return z - jnp.where(
-        jnp.isfinite(top), top, 0
-    )  # the where also keeps XLA from storing the difference
+    # The where also keeps XLA from storing the difference
+    return z - jnp.where(jnp.isfinite(top), top, 0)
 
 
 def softmax(

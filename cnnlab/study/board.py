@@ -98,7 +98,8 @@ class Board(Console):
         accuracies = [run.test["accuracy"] for run in cell.runs if run.test is not None]
         broken = len(cell.runs) - len(accuracies)
         text = f"{100 * np.mean(accuracies):.2f} %" if accuracies else ""
-        text += f" ({broken} diverged)" * bool(broken)
+        if broken:
+            text += f" ({broken} diverged)"
         self._done[loss, condition] = text
         if now := self._now.pop((loss, condition), None):
             self._cell_seconds.append(time.monotonic() - now.began)

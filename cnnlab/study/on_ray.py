@@ -80,9 +80,8 @@ def joined(study: Study, command: str) -> Iterator[Cluster]:
             ray.init(address, runtime_env={"env_vars": _environment()}, **quiet)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
-            os.environ.setdefault(
-                "RAY_AUTH_TOKEN", secrets.token_hex(32)
-            )  # else it leaves one in the home
+            # Else it leaves one in the home
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             ray.init("local", include_dashboard=False, object_store_memory=OBJECTS, **quiet)
     except Exception as error:  # Ray's are of many kinds, Exception itself among them
         raise InputError(

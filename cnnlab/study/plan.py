@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 
 EXECUTORS = ("local", "ray")
 MOST_SEEDS = 10_000  # they are trained in one program
-TUNING_SEED = (
-    2**32 - 1
-)  # no study's own: the rates are chosen on other weights, orders and draws than are compared
+# No study's own: the rates are chosen on other weights, orders and draws than are compared
+TUNING_SEED = 2**32 - 1
 
 # Fields of Config by name, with the values that they have under it.
 Condition: TypeAlias = JsonObject

@@ -210,9 +210,8 @@ def detectable(n: int, comparisons: int = 1, alpha: float = 0.05, power: float =
     k = int(level * 2.0 ** (n - 1) * (1 + SAME))
     turned = (np.arange(1, 2**n)[:, None] >> np.arange(n)) & 1
     noise = np.random.default_rng(0).standard_normal((STUDIES, n)).astype(np.float32)
-    means = noise @ (turned / turned.sum(1, keepdims=True)).T.astype(
-        np.float32
-    )  # [STUDIES, 2^n - 1], 65 MB at most
+    # [STUDIES, 2^n - 1], 65 MB at most
+    means = noise @ (turned / turned.sum(1, keepdims=True)).T.astype(np.float32)
     means.partition(k - 1, -1)
     return float(np.quantile(-means[:, k - 1], power))
 

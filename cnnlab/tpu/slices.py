@@ -98,9 +98,8 @@ def describe(name: str) -> Slice:
     dims = tuple(map(int, shape.split("x")))
     from jax.experimental import topologies
 
-    how: dict[str, object] = (
-        {"chip_config_name": "megacore"} if generation == "v4" else {}
-    )  # its two cores as one device
+    # Its two cores as one device
+    how: dict[str, object] = {"chip_config_name": "megacore"} if generation == "v4" else {}
     if math.prod(dims) == 1 or (math.prod(dims), len(dims)) == (
         8,
         2,

@@ -148,12 +148,13 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
     return None
 
 
+# Forms that stand for a corruption of the data set
 SHORT = (
     "label_noise",
     "noise",
     "long_tail",
     "fraction",
-)  # forms that stand for a corruption of the data set
+)
 
 
 def conflicts(stored: JsonObject, wanted: Config, quick: bool = False) -> list[str]:

@@ -84,9 +84,8 @@ def load(script: Path, substitutions: dict[str, str]) -> Any:
         source = source.replace(old, new)
     if not importlib.util.find_spec("torchvision"):
         stand_in: Any = types.ModuleType("torchvision")
-        stand_in.__spec__ = importlib.util.spec_from_loader(
-            "torchvision", None
-        )  # whoever asks for it finds it
+        # Whoever asks for it finds it
+        stand_in.__spec__ = importlib.util.spec_from_loader("torchvision", None)
         stand_in.transforms, stand_in.Normalize = stand_in, normalize
         sys.modules.update({"torchvision": stand_in, "torchvision.transforms": stand_in})
     module: Any = types.ModuleType("airbench94_muon")
@@ -140,9 +139,8 @@ def main(script: str, data: str, *options: str) -> None:
     source = Path(script).resolve()
     images = Path(data).resolve()
     result = {}
-    say = functools.partial(
-        print, file=sys.stdout, flush=True
-    )  # what the script says goes elsewhere
+    # What the script says goes elsewhere
+    say = functools.partial(print, file=sys.stdout, flush=True)
     if not images.is_file():
         refuse(f"there is no {data}")
     with (

@@ -39,10 +39,11 @@ BATCH = 128
 # Of a GPU's memory each JAX process takes what it uses, not three quarters: several wait for their
 # turn at once.
 SHARE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+# glibc gives nothing back
 KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
-}  # glibc gives nothing back
+}
 
 # name -> the worker below or torch_step.py with its options, and environment variables
 CONTESTANTS: dict[str, tuple[list[str], dict[str, str]]] = {

@@ -121,9 +121,8 @@ def teach(flags: Flags):
     shifted = [
         after_shifts(trained(model, images, known.labels), tests, answers.labels) for model in pair
     ]
-    (cnn, cnn_kept), (mlp, mlp_kept) = 100 * np.swapaxes(
-        shifted, 1, 2
-    )  # each float[S], in per cent
+    # Each float[S], in per cent
+    (cnn, cnn_kept), (mlp, mlp_kept) = 100 * np.swapaxes(shifted, 1, 2)
     holds = cnn[0] - mlp[0] > 8 and abs(sizes[0] / sizes[1] - 1) < 0.01
     yield Claim("At equal size the CNN is 8 points better", holds, f"{cnn[0]:.1f}, {mlp[0]:.1f} %")
     other = [

@@ -33,9 +33,8 @@ from cnnlab.models import convolution
 from cnnlab.training.run import in_memory
 from cnnlab.types import Metrics
 
-X, *KERNEL = (
-    np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32)
-)  # one picture, four filters
+# One picture, four filters
+X, *KERNEL = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,8 @@ class Flags(Lesson):
 def convolve(x, kernel, stride, padding):
     """By hand: x[H, W, C], kernel[K, K, C, D] -> float64[H', W', D]."""
     x = np.pad(np.float64(x), ((padding, padding), (padding, padding), (0, 0)))
-    rows, columns = (
-        range(0, n - len(kernel) + 1, stride) for n in x.shape[:2]
-    )  # the places where it fits
+    # The places where it fits
+    rows, columns = (range(0, n - len(kernel) + 1, stride) for n in x.shape[:2])
     y = np.zeros((len(rows), len(columns), kernel.shape[3]))
     for i, j, u, v in np.ndindex(len(rows), len(columns), *kernel.shape[:2]):
         y[i, j] += x[rows[i] + u, columns[j] + v] @ kernel[u, v]  # the sum over channels
@@ -141,9 +139,8 @@ def teach(flags: Flags):
     normal = (image - np.array(facts.mean)) / np.array(facts.std)
     maps = convolve(normal, kernel, 1, 1) + bias
     yield picture("test image", image / 255)
-    yield from [
-        picture(f"map of {k}", np.maximum(maps[..., k], 0)) for k in range(16)
-    ]  # after ReLU
+    # After ReLU
+    yield from [picture(f"map of {k}", np.maximum(maps[..., k], 0)) for k in range(16)]
 
 
 if __name__ == "__main__":

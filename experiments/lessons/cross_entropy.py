@@ -23,9 +23,8 @@ from cnnlab.losses import cross_entropy, mean_squared_error
 from cnnlab.softmax import predict
 
 LABELS = np.array([0, 1, 0])  # cat, dog, cat
-FIRST = np.array(
-    [[0.9, 0.1], [0.1, 0.9], [0.4, 0.6]], np.float32
-)  # network 1: [3 pictures, 2 classes]
+# Network 1: [3 pictures, 2 classes]
+FIRST = np.array([[0.9, 0.1], [0.1, 0.9], [0.4, 0.6]], np.float32)
 SECOND = np.array([[0.6, 0.4], [0.3, 0.7], [0.1, 0.9]], np.float32)
 
 
@@ -69,9 +68,8 @@ def curve(name, formula, loss):
 def teach(flags: Lesson):
     exact = -np.log(0.7)
     ours = float(cross_entropy(jnp.log(jnp.array([0.7, 0.2, 0.1])), 0))
-    holds = (
-        exact == 0.35667494393873245 and abs(ours - exact) < 2**-22
-    )  # float32 rounds three p and a log, by 2^-24
+    # float32 rounds three p and a log, by 2^-24
+    holds = exact == 0.35667494393873245 and abs(ours - exact) < 2**-22
     measured = f"-log 0.7 = {exact}; cnnlab, in float32, {ours:.8f}"
     yield Claim("0.7 for the true class costs 0.3567 nats", holds, measured)
 

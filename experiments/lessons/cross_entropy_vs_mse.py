@@ -99,9 +99,8 @@ def teach(flags: Flags):
     )
 
     runs = [train(loss, flags) for loss in ("cross_entropy", "mean_squared_error")]
-    norms, curves = map(
-        np.stack, zip(*runs, strict=True)
-    )  # [losses, seeds, steps], [losses, epochs, seeds]
+    # [losses, seeds, steps], [losses, epochs, seeds]
+    norms, curves = map(np.stack, zip(*runs, strict=True))
     steps, epochs = (1 + np.arange(n) for n in (norms.shape[2], len(curves[0])))
     yield lines(
         "First epoch, mean of seeds",
@@ -134,9 +133,8 @@ def teach(flags: Flags):
         ("It is more accurate after the first epoch", curves[:, 0], 0.01, True),
     )
     for statement, (ours, theirs), margin, more in comparisons:
-        (c,) = statistics.compare(
-            (ours - theirs)[None], margin, more, others=2
-        )  # corrected for three
+        # Corrected for three
+        (c,) = statistics.compare((ours - theirs)[None], margin, more, others=2)
         interval = f"{c.mean:+.2f} [{c.low:+.2f}, {c.high:+.2f}], p {c.p_holm:.3f}, n = {c.n}"
         measured = f"{ours.mean():.2f} against {theirs.mean():.2f}, paired {interval}"
         yield Claim(statement, c.verdict == statistics.BETTER, measured)

@@ -59,6 +59,7 @@ def counterexample(a, b):
 
 
 def teach(flags: Flags):
+    # Fades the noise of the first weights
     config = Config.of(
         dataset=flags.dataset,
         data_dir=flags.data_dir,
@@ -66,7 +67,7 @@ def teach(flags: Flags):
         epochs=flags.epochs,
         seed=flags.seed,
         optimizer="adamw,weight_decay=0.3",
-    )  # fades the noise of the first weights
+    )
     experiment, progress = in_memory(config, Console())
     accuracy = cast(Metrics, experiment.test(progress.state))["accuracy"]
     yield Claim(
@@ -78,18 +79,19 @@ def teach(flags: Flags):
         np.asarray(progress.state.params["Dense_0"][name], np.float64)
         for name in ("kernel", "bias")
     )
-    images = np.concatenate(
-        [batch["image"][batch["mask"]] for batch in experiment.test_batches()]
-    )  # uint8[N, H, W, C]
+    # uint8[N, H, W, C]
+    images = np.concatenate([batch["image"][batch["mask"]] for batch in experiment.test_batches()])
     pixels = images.reshape(-1, len(w))
+    # The mean and deviation of each pixel
     mean, std = (
         np.tile(values, images[0, ..., 0].size)
         for values in (experiment.facts.mean, experiment.facts.std)
-    )  # of each pixel
+    )
     for k, weights in enumerate(w.T):
+        # Few weights are larger than half the largest
         yield picture(
             f"weights of {k}", weights.reshape(images.shape[1:]).mean(-1), np.abs(w).max() / 2
-        )  # few are larger
+        )
 
     x = (pixels - mean) / std
     norms = np.linalg.norm(w, axis=0)

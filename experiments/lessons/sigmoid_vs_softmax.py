@@ -73,9 +73,8 @@ def compare(what, need, x, labels, names):
     """Sigmoids and softmax trained on labels float[N, K], and the claim that these labels need one
     of them.
     """
-    shares = labels / np.maximum(
-        labels.sum(1, keepdims=True), 1
-    )  # as softmax can have them: a distribution
+    # As softmax can have them: a distribution
+    shares = labels / np.maximum(labels.sum(1, keepdims=True), 1)
     models = fit(sigmoid, binary_cross_entropy, x, labels), fit(softmax, cross_entropy, x, shares)
     grid = np.linspace(-3, 3, 301, dtype=np.float32)
     for head, model in zip(HEADS, models, strict=True):
@@ -83,9 +82,8 @@ def compare(what, need, x, labels, names):
         yield lines(f"{what}, {head}", grid, series, "input x", "probability", ylim=(0, 1.4))
     right = [all_right(model(x), labels) for model in models]
     largest = [np.mean(labels[np.arange(len(x)), model(x).argmax(1)]) for model in models]
-    limit = 1 - np.unique(labels, axis=0, return_counts=True)[1].min() / len(
-        x
-    )  # never giving one of the answers
+    # Never giving one of the answers
+    limit = 1 - np.unique(labels, axis=0, return_counts=True)[1].min() / len(x)
     measured = (
         "right: sigmoids {:.3f}, softmax {:.3f}; at most {:.3f} lacking an answer; by the largest "
         "{:.3f}, {:.3f}"

@@ -95,9 +95,8 @@ def teach(flags: Lesson):
         (f"{x[i]:g}", *(f"{s:.1f}" for s in z[i]), f"{predict(z[i])}") for i in range(0, 401, 50)
     ]
     yield Table(("x", "z_0", "z_1", "z_2", "argmax"), rows, 0)
-    tie = np.sort(softmax(np.array([[-0.4], [2]], np.float32) * W + B), 1)[
-        :, 1:
-    ]  # where the top two cross
+    # Where the top two cross
+    tie = np.sort(softmax(np.array([[-0.4], [2]], np.float32) * W + B), 1)[:, 1:]
     same = np.all(p.argmax(1) == z.argmax(1)) and np.abs(tie[:, 0] - tie[:, 1]).max() < 1e-6
     measured = f"401 inputs; at x = -0.4 both have {tie[0, 0]:.3f}, at 2 {tie[1, 0]:.3f}"
     yield Claim(

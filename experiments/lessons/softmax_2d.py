@@ -90,9 +90,8 @@ def teach(flags: Lesson):
         height=323,
     )
     lead = np.diff(np.sort(z)[..., -2:])[..., 0]
-    same = np.all(
-        (decisions == z.argmax(-1)) | (lead < 2**-17)
-    )  # float32 rounds scores below 64 by 2^-19
+    # float32 rounds scores below 64 by 2^-19
+    same = np.all((decisions == z.argmax(-1)) | (lead < 2**-17))
     tie = lead[1:][crossing].max()
     change = np.abs(np.diff(z, axis=0)).max()
     measured = (

@@ -60,12 +60,10 @@ def by_hand(update, model, state, step, batches):
     memory = (0.0, 0.0)
     off = 0.0
     for t, (x, y) in enumerate(batches, 1):
-        logits, backward = jax.vjp(
-            lambda p, x=x: model.apply({"params": unravel(p)}, x), p
-        )  # 1. forward
-        loss, slopes = jax.value_and_grad(lambda z, y=y: cross_entropy(z, y).mean())(
-            logits
-        )  # 2. loss
+        # 1. forward
+        logits, backward = jax.vjp(lambda p, x=x: model.apply({"params": unravel(p)}, x), p)
+        # 2. loss
+        loss, slopes = jax.value_and_grad(lambda z, y=y: cross_entropy(z, y).mean())(logits)
         (gradient,) = backward(slopes)  # 3. backward
         p, memory = update(p, gradient, memory, t)  # 4. update
         state, totals = step(

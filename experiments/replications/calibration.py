@@ -44,9 +44,10 @@ def judge(results: Results) -> list[Judged]:
     from cnnlab.study import statistics
     from cnnlab.study.results import decide
 
+    # [seeds, 3, bins]
     bins = np.array(
         [run.test["calibration"] for run in results.cells[0][0].runs if run.test is not None]
-    )  # [seeds, 3, bins]
+    )
     count, confidence, hits = bins.sum(2).T
     (over,) = statistics.compare(((confidence - hits) / count)[None], margin=0.01)
     lower = [judged(f"{v.loss} lowers the ECE", v.comparison, better) for v in decide(results)]

@@ -247,9 +247,8 @@ def test_mixup_weights_are_beta(alpha):
     w = drawn[swapped, 0, 0]
     assert abs(w.mean() - 0.5) < 5 * 0.5 / len(w) ** 0.5
     variance = 1 / (4 * (2 * alpha + 1))
-    assert w.var() == pytest.approx(
-        variance, rel=5 * (2 / len(w)) ** 0.5
-    )  # kurtosis at most a normal's
+    # Kurtosis at most a normal's
+    assert w.var() == pytest.approx(variance, rel=5 * (2 / len(w)) ** 0.5)
     np.testing.assert_allclose(drawn[:, 0] + drawn[:, 1], np.ones((4000, 2)), atol=4 * EPS)
 
 
@@ -313,9 +312,8 @@ def test_without_one_operation_the_others_draw_as_before():
 
 def test_an_operation_may_come_twice_and_draws_anew():
     images = numbered(64, 6, 6)
-    assert not same(
-        applied("flip+flip", images)["image"], images
-    )  # as the same draws would make it
+    # As the same draws would make it
+    assert not same(applied("flip+flip", images)["image"], images)
     names = [
         operation.name
         for operation in resolve(Recipe.of(augment="flip+crop+flip")).pipeline(3, None, True)

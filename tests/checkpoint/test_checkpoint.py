@@ -138,9 +138,8 @@ def test_eight_devices_to_one_and_back(tmp_path):
     uncommitted = {"x": jnp.ones(3)}
     with Checkpoints(tmp_path / "uncommitted") as checkpoints:
         checkpoints.save(1, uncommitted)
-        assert (
-            not checkpoints.restore(uncommitted).tree["x"].committed
-        )  # else it could not meet arrays on 8 devices
+        # Else it could not meet arrays on 8 devices
+        assert not checkpoints.restore(uncommitted).tree["x"].committed
 
 
 def test_the_state_may_change_or_be_donated_while_it_is_written(tmp_path):
@@ -218,10 +217,11 @@ def test_best_without_any_metric_is_the_newest(tmp_path):
 def test_no_damage_to_any_file_is_restored_silently(tmp_path, caplog):
     outcome = damage_every_file(tmp_path, flips=60)
     assert outcome["silent"] == []
+    # Orbax's own, written after the rename
     unread = (
         "1/commit_success.txt",
         "1/_CHECKPOINT_METADATA",
-    )  # Orbax's own, written after the rename
+    )
     assert all(case.startswith(unread) or case.endswith("no change") for case in outcome["same"]), (
         outcome["same"]
     )
@@ -236,9 +236,8 @@ def test_no_damage_to_any_file_is_restored_silently(tmp_path, caplog):
 @pytest.mark.parametrize(("without", "flips"), [(["files"], 30), (["files", "leaves"], 30)])
 def test_the_digests_of_the_leaves_are_what_finds_the_damage(tmp_path, worker, without, flips):
     worker.start(action="damage", folder=str(tmp_path / "run"), without=without, flips=flips)
-    assert (
-        worker.status() == 0
-    )  # in a process of its own: Orbax's readers leave failed tasks behind
+    # In a process of its own: Orbax's readers leave failed tasks behind
+    assert worker.status() == 0
     (outcome,) = logged(tmp_path / "run")
     assert outcome["rejected"] > 50
     if "leaves" in without:
@@ -290,9 +289,8 @@ def test_a_step_damaged_everywhere_stops_neither_start_nor_restore_nor_save(tmp_
         else:
             file.write_bytes(content)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(
-            3, state
-        )  # by a caller who does not restore: what cannot be read is not counted, not deleted
+        # By a caller who does not restore: what cannot be read is not counted, not deleted
+        checkpoints.save(3, state)
         checkpoints.wait()
         assert checkpoints.steps() == [1, 2, 3]
         found = checkpoints.restore(state, which="best")
@@ -434,9 +432,8 @@ def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path, monke
             Checkpoints(folder)
 
     def refuse(*_, **__):
-        raise PermissionError(
-            30, "Read-only file system"
-        )  # tests may run as root, whom no mode stops
+        # Tests may run as root, whom no mode stops
+        raise PermissionError(30, "Read-only file system")
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", refuse)
     with pytest.raises(InputError, match="Read-only file system"):
@@ -538,10 +535,11 @@ def test_all_of_a_step_is_synced_before_it_is_named(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, training_state())
     step = tmp_path / "1"
+    # Orbax writes them later, nobody needs them
     unread = {
         step / "commit_success.txt",
         step / "_CHECKPOINT_METADATA",
-    }  # Orbax writes them later, nobody needs them
+    }
     assert {
         p for p in [step, tmp_path, *step.rglob("*")] if p.stat().st_ino not in synced
     } <= unread
@@ -651,9 +649,8 @@ def test_a_kill_before_each_file_operation_of_two_saves(tmp_path, worker, part):
     worker.start(action="die_at", folder=str(tmp_path / "count"), event=0)
     assert worker.status() == 0
     *_, operations = logged(tmp_path / "count")
-    assert (
-        operations > 40
-    )  # the renames, the digests, every sync and every removal of two old steps
+    # The renames, the digests, every sync and every removal of two old steps
+    assert operations > 40
     killed = 0
     for event in range(1 + part, operations + 1, 4):
         folder = tmp_path / str(event)

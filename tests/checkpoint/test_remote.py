@@ -220,9 +220,8 @@ def test_a_flipped_bit_is_rejected_and_the_step_before_is_restored(gcs, monkeypa
         for name, content in gcs.history
         if content is None and name.startswith("checkpoints/2/")
     ]
-    assert (
-        gone[0] == "checkpoints/2/commit_success.txt"
-    )  # from then on it is no step, wherever a kill comes
+    # From then on it is no step, wherever a kill comes
+    assert gone[0] == "checkpoints/2/commit_success.txt"
     aside = gcs.names("checkpoints/rejected/2-")
     assert any(gcs.objects[name][0] == content for name in aside)
 

@@ -449,10 +449,11 @@ def test_download(server, tmp_path):
     assert json.loads((folder / "dataset_info.json").read_text())["downloadSize"] == str(
         len(tiny_cifar())
     )
+    # TFDS is left as it was
     assert (downloader.MAX_RETRIES, downloader._open_url.__name__) == (
         10,
         "_open_url",
-    )  # TFDS is left as it was
+    )
 
 
 def test_downloaded_file_with_wrong_checksum(server, tmp_path):
@@ -512,9 +513,8 @@ def test_no_network(name, base, files, error, tmp_path, monkeypatch):
 
 
 def test_no_network_is_known_within_seconds(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        cifar10, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz"
-    )  # nobody listens
+    # Nobody listens
+    monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
     monkeypatch.setattr(
         cifar10.Builder, "url_infos", infos({CIFAR_FILE: b""}, "http://127.0.0.1:9/")
     )
@@ -644,9 +644,8 @@ def test_killed_half_way_then_prepared(tmp_path, monkeypatch):
         list(tmp_path.glob(".cifar10.preparing/cifar10/*/*train*"))
         and not (tmp_path / "cifar10").exists()
     )
-    junk = (
-        tmp_path / ".cifar10.preparing" / "cifar10" / "3.0.2"
-    )  # worse than what a kill leaves: it looks done to TFDS
+    # Worse than what a kill leaves: it looks done to TFDS
+    junk = tmp_path / ".cifar10.preparing" / "cifar10" / "3.0.2"
     junk.mkdir()
     (junk / "dataset_info.json").write_text("{}")
     folder = builders.prepare("cifar10", tmp_path)

@@ -41,9 +41,8 @@ def test_noise_is_nested_and_depends_on_the_seed_only():
     np.testing.assert_array_equal(draws[0.4][wrong], draws[0.2][wrong])
     np.testing.assert_array_equal(corruptions.symmetric_noise(LABELS, 0.4, K, seed=7), draws[0.4])
     other = corruptions.symmetric_noise(LABELS, 0.4, K, seed=8)
-    assert (
-        0.4 < np.mean((other != LABELS)[draws[0.4] != LABELS]) + 0.03 < 0.46
-    )  # independent of the other seed's
+    # Independent of the other seed's
+    assert 0.4 < np.mean((other != LABELS)[draws[0.4] != LABELS]) + 0.03 < 0.46
 
 
 def test_asymmetric_noise_takes_the_classes_of_cifar10_for_their_likes():
@@ -129,9 +128,8 @@ def test_asymmetric_label_noise_follows_the_data_set():
     paired = corruptions.label_noise(a_dataset(taken_for={2: 5}), 3, 0.4, kind="asymmetric")
     wrong = paired.targets != LABELS
     assert set(LABELS[wrong]) == {2} and set(paired.targets[wrong]) == {5}
-    np.testing.assert_array_equal(
-        wrong, (plain.targets != LABELS) & (LABELS == 2)
-    )  # the same images err
+    # The same images err
+    np.testing.assert_array_equal(wrong, (plain.targets != LABELS) & (LABELS == 2))
     with pytest.raises(
         InputError, match="unknown kind of label noise 'symetric': did you mean 'symmetric'"
     ):

@@ -66,9 +66,8 @@ def test_statistics_are_those_of_the_training_part_only(tfds_root, cache):
     mean, std = summary.mean_std(own)
     np.testing.assert_allclose(mean, images[own].mean((0, 1, 2), dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(std, images[own].std((0, 1, 2), dtype=np.float64), rtol=1e-12)
-    assert (
-        np.abs(mean - images.mean((0, 1, 2))).max() > 1e-3
-    )  # over all images it would be another number
+    # Over all images it would be another number
+    assert np.abs(mean - images.mean((0, 1, 2))).max() > 1e-3
     summary.sums[held_out] = 0  # what is held out has no influence
     np.testing.assert_array_equal(summary.mean_std(own)[0], mean)
 
@@ -350,8 +349,7 @@ def test_an_image_that_is_a_tensor_is_read_too(tmp_path):
         Builder(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     train = source.open_dataset("tensors", str(tmp_path)).train
     found = train.read(range(6))
-    order = [
-        int(np.flatnonzero((images == image).all((1, 2, 3)))[0]) for image in found["image"]
-    ]  # TFDS shuffles
+    # TFDS shuffles
+    order = [int(np.flatnonzero((images == image).all((1, 2, 3)))[0]) for image in found["image"]]
     assert sorted(order) == list(range(6))
     np.testing.assert_array_equal(found["label"], np.array(order) % 2)

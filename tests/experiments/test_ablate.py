@@ -106,9 +106,8 @@ def test_killed_twice_it_ends_in_the_same_bytes(whole, tmp_path):
     process = start(folder)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert (
-        len(re.findall(r"^\d/4 ", output, re.MULTILINE)) <= 2
-    )  # what was finished is not trained again
+    # What was finished is not trained again
+    assert len(re.findall(r"^\d/4 ", output, re.MULTILINE)) <= 2
     assert numbers(folder) == numbers(whole[0])
 
 

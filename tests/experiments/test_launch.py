@@ -60,9 +60,8 @@ def run(tmp_path):
     def run(command, status=0, **env):
         (tmp_path / "calls").write_text("")
         words = shlex.split(command)
-        script = next(
-            i for i, word in enumerate(words) if word.endswith(".sh")
-        )  # after sbatch and its flags
+        # After sbatch and its flags
+        script = next(i for i, word in enumerate(words) if word.endswith(".sh"))
         paths = {
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
             "CALLS": tmp_path / "calls",
@@ -127,9 +126,8 @@ def test_the_kubernetes_job():
     command = shlex.join([*container["command"], *container["args"]])
     assert understood(command.replace("$(JOB_COMPLETION_INDEX)", "3")) == ["ablate"]
     assert f"$(JOB_COMPLETION_INDEX)/{spec['completions']}" in command
-    assert (
-        spec["completionMode"] == "Indexed" and pod["restartPolicy"] == "Never"
-    )  # as podFailurePolicy wants it
+    # As podFailurePolicy wants it
+    assert spec["completionMode"] == "Indexed" and pod["restartPolicy"] == "Never"
     codes = [
         rule["onExitCodes"] | {"action": rule["action"]}
         for rule in spec["podFailurePolicy"]["rules"]

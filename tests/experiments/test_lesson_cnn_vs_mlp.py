@@ -108,30 +108,34 @@ def taught(script, monkeypatch, chances):
 def test_claims_follow_the_networks(script, monkeypatch):
     usual = {"CNN": (8, 4, 6), "MLP": (5, 5, 3)}  # keeps 6 of 8 and 3 of 5
     assert taught(script, monkeypatch, usual) == [True, True, True, True]
+    # No better
     assert taught(script, monkeypatch, usual | {"CNN": (5, 4, 4)}) == [
         True,
         False,
         True,
         True,
-    ]  # no better
+    ]
+    # Better shuffled too
     assert taught(script, monkeypatch, usual | {"CNN": (8, 7, 6)}) == [
         True,
         True,
         False,
         True,
-    ]  # better shuffled too
+    ]
+    # The MLP is not as good
     assert taught(script, monkeypatch, usual | {"MLP": (5, 3, 3)}) == [
         True,
         True,
         False,
         True,
-    ]  # the MLP is not as good
+    ]
+    # Loses as much
     assert taught(script, monkeypatch, usual | {"CNN": (8, 4, 4)}) == [
         True,
         True,
         True,
         False,
-    ]  # loses as much
+    ]
 
 
 def test_networks_of_unequal_size_are_no_comparison(script, monkeypatch):

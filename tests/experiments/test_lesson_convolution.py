@@ -177,9 +177,8 @@ def test_the_pictures_are_of_the_trained_network(taught):
     _, seen = CNN(3).apply(
         {"params": params}, normal[None].astype(np.float32), capture_intermediates=True
     )
-    (pooled,) = seen["intermediates"]["Conv_0"][
-        "__call__"
-    ]  # float32[1, 4, 4, 32]: there pooling comes before ReLU
+    # float32[1, 4, 4, 32]: there pooling comes before ReLU
+    (pooled,) = seen["intermediates"]["Conv_0"]["__call__"]
     maps = np.stack([image for _, image in pictures[33:]], -1)  # [8, 8, 16]
     largest = maps.reshape(4, 2, 4, 2, 16).max((1, 3))
     np.testing.assert_allclose(largest, np.maximum(pooled[0, ..., :16], 0), rtol=0, atol=1e-5)

@@ -56,12 +56,13 @@ def test_verdicts_follow_the_pairs(script, monkeypatch):
     assert verdicts(script, monkeypatch, fast, slow) == [True] * 4
     assert verdicts(script, monkeypatch, slow, fast) == [True, False, False, False]
     assert verdicts(script, monkeypatch, fast, fast) == [True, False, False, False]
+    # Too few for three
     assert verdicts(script, monkeypatch, fast, slow, seeds=6) == [
         True,
         False,
         False,
         False,
-    ]  # too few for three
+    ]
 
 
 def test_logit_gradients_of_another_loss_are_found_out(script, monkeypatch):

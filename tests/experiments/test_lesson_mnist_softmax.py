@@ -97,9 +97,8 @@ def test_every_claim_holds(flags, monkeypatch):
     assert len(found) == 5
     assert [claim.statement for claim in found if not claim.holds] == []
     (x, w, b), (pixels, raw_w, raw_b) = cases[:2]
-    np.testing.assert_allclose(
-        pixels @ raw_w + raw_b, x @ w + b, rtol=0, atol=1e-11
-    )  # the same network
+    # The same network
+    np.testing.assert_allclose(pixels @ raw_w + raw_b, x @ w + b, rtol=0, atol=1e-11)
     assert pixels.min() == 0 and pixels.max() <= 1
     assert len(x) == 1000 and abs(x.mean()) < 0.02 and abs(x.std() - 1) < 0.02
 

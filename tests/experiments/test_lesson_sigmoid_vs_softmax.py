@@ -92,9 +92,8 @@ def test_training_has_come_to_the_least_loss(script, sets):
     ):
         p = script.fit(head, loss, x, q)(x)
         assert p.shape == q.shape
-        gradient = (
-            features.T @ np.float64(p - q) / len(x)
-        )  # of either loss, in the slopes and offsets
+        # Of either loss, in the slopes and offsets
+        gradient = features.T @ np.float64(p - q) / len(x)
         assert np.abs(gradient).max() < 1e-3
         start = features.T @ np.float64(head(np.zeros(q.shape)) - q) / len(x)
         assert np.abs(start).max() > 0.1
@@ -124,11 +123,12 @@ def test_training_too_short_is_found_out(script, sets, monkeypatch):
 def test_a_softmax_that_is_none_is_found_out(script, sets, monkeypatch):
     monkeypatch.setattr(script, "softmax", lambda z: sigmoid(z))
     monkeypatch.setattr(script, "cross_entropy", binary_cross_entropy)
+    # The sigmoid of z still is the first of the two
     assert untrained(script) == [
         True,
         False,
         True,
-    ]  # the sigmoid of z still is the first of the two
+    ]
     x, _, classes = sets
     assert not verdict(script, "softmax", x, classes).holds
 

@@ -93,11 +93,12 @@ def test_answers(script):
 def test_training_too_short_is_found_out(script, monkeypatch):
     fit = script.fit
     monkeypatch.setattr(script, "fit", lambda x, classes: fit(x, classes, steps=2))
+    # Whatever the weights, regions are where a score is largest
     assert holding(script) == [
         True,
         False,
         True,
-    ]  # whatever the weights, regions are where a score is largest
+    ]
 
 
 def test_decisions_that_are_not_the_largest_score_are_found_out(script, monkeypatch):

@@ -188,9 +188,8 @@ def test_predict_takes_images_of_any_size_and_mode(run, tmp_path):
     for line in lines:
         probabilities = [float(x) for x in re.findall(r" (\d\.\d{3})", line)]
         assert len(probabilities) == 3 and probabilities == sorted(probabilities, reverse=True)
-        assert sum(probabilities) == pytest.approx(
-            1, abs=3 * 0.0005
-        )  # three classes, each rounded to 3 digits
+        # Three classes, each rounded to 3 digits
+        assert sum(probabilities) == pytest.approx(1, abs=3 * 0.0005)
 
 
 @pytest.mark.parametrize(

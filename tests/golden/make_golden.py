@@ -35,9 +35,8 @@ from mpmath import mp, mpf
 HERE = Path(__file__).parent
 INF = mpf("inf")
 DIGITS = 400  # the errors of 1 - p, even differenced, stay far below the 1e-300 that counts as zero
-GRID = (
-    1 / 1024
-)  # logits and label probabilities are multiples of it: exact in float32, and short to print
+# Logits and label probabilities are multiples of it: exact in float32, and short to print
+GRID = 1 / 1024
 KINK = 5e-3  # how far every point keeps from a non-differentiable one
 
 # ------------------------------------------------------------------------------
@@ -500,12 +499,13 @@ EXTREMES = [
     (LONELY, 1),
     *((BOTH, y) for y in (0, 2)),
 ]
+# No finite limit at a logit of -inf
 UNBOUNDED = (
     "squared_logits",
     "squentropy",
     "logit_norm",
     "logit_penalty",
-)  # no finite limit at a logit of -inf
+)
 
 
 def on_grid(x):

@@ -157,9 +157,8 @@ def test_with_z_loss():
     z = LOG + 2  # log sum exp z = 2
     np.testing.assert_allclose(pulled(z, 0), 1 - math.log(0.7), rtol=4 * EPS)
     slope = jax.grad(pulled)(z, 0)
-    np.testing.assert_allclose(
-        np.sum(slope), 1.0, rtol=8 * EPS
-    )  # cross-entropy's is 0, the pull's 2 · 0.25 · 2
+    # Cross-entropy's is 0, the pull's 2 · 0.25 · 2
+    np.testing.assert_allclose(np.sum(slope), 1.0, rtol=8 * EPS)
 
 
 def test_weighted_sum():

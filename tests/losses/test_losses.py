@@ -104,9 +104,8 @@ EXTREMES = np.array(
     ],
     np.float32,
 )
-AT, EXTREME_IDS = np.nonzero(
-    np.isfinite(EXTREMES)
-)  # every class that is possible is once the true one
+# Every class that is possible is once the true one
+AT, EXTREME_IDS = np.nonzero(np.isfinite(EXTREMES))
 BAD_IDS = np.array([-1, K, -100, 300, 2**31 - 1, -(2**31)], np.int32)
 
 
@@ -264,9 +263,8 @@ def test_half_logits_accumulate_in_float32(name):
     (value, slope), (wanted, exact) = values_and_slopes(bound(name), (z, as_float(z)), ids)
     assert value.dtype == jnp.float32 and slope.dtype == jnp.bfloat16
     np.testing.assert_allclose(value, wanted, rtol=4 * EPS)
-    np.testing.assert_allclose(
-        as_float(slope), exact, rtol=2.0**-8, atol=1e-30
-    )  # rounded once, at the end
+    # Rounded once, at the end
+    np.testing.assert_allclose(as_float(slope), exact, rtol=2.0**-8, atol=1e-30)
     good = np.arange(9) < 8
     assert np.array_equal(np.isfinite(value), good) and np.array_equal(
         np.isfinite(as_float(slope)).all(-1), good
@@ -611,9 +609,8 @@ def ranges():
         for hyper, text in docstrings.entry(loss).arguments.items():
             if text.startswith("in "):
                 found = re.findall(r"[\[(]-?[\w./]+, [\w./]+[\])]", text)
-                yield pytest.param(
-                    name, hyper, found[-1], id=f"{name}-{hyper}"
-                )  # arcface: written [0, 1.5707963]
+                # Arcface: written [0, 1.5707963]
+                yield pytest.param(name, hyper, found[-1], id=f"{name}-{hyper}")
 
 
 RANGES = [*ranges()]
@@ -725,9 +722,8 @@ def test_cross_entropy_is_convex_and_smooth():
     z, _ = example("cross_entropy", (20, K), seed=1)
     hessians = derivatives(losses.cross_entropy, z, np.zeros(20, np.int32))[3]
     eigenvalues = np.linalg.eigvalsh(np.asarray(hessians, np.float64))
-    assert (
-        eigenvalues.min() > -8 * EPS and eigenvalues.max() <= 0.5 + 8 * EPS
-    )  # 1/2: Blondel et al. 2020
+    # 1/2: Blondel et al. 2020
+    assert eigenvalues.min() > -8 * EPS and eigenvalues.max() <= 0.5 + 8 * EPS
 
 
 BOUNDED = {

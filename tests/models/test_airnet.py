@@ -163,9 +163,8 @@ def test_an_image_turns_each_epoch():
     )
     assert abs(turns[0].mean() - 0.5) < 5 * 0.5 / np.sqrt(1_000)
     assert (turns[0] != turned(4, 0, places)).any()
-    np.testing.assert_array_equal(
-        turned(3, 1, places[100:110]), turns[1][100:110]
-    )  # by the image, not by its place
+    # By the image, not by its place
+    np.testing.assert_array_equal(turned(3, 1, places[100:110]), turns[1][100:110])
 
 
 def test_initial_filters_pass_their_channels_on():

@@ -180,9 +180,8 @@ def test_hand_values_of_pooling():
         x
     )
     assert float(value) == 5
-    np.testing.assert_array_equal(
-        gradient[0, :, :, 0], [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
-    )  # the first of the two fives
+    # The first of the two fives
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 1, 0], [0, 0, 0], [0, 0, 0]])
     np.testing.assert_array_equal(convolution.average_pooling(x, 2), [[[[2.75]]]])
     assert np.isnan(convolution.max_pooling(x.at[0, 1, 1].set(jnp.nan), 2, "blocked")).all()
 
@@ -243,9 +242,8 @@ def both_gradients(native, blocked, dtype, tolerance):
         lambda leaf: leaf.astype(dtype), jax.jit(native.init)(jax.random.key(0), x)
     )
     theirs = jax.eval_shape(blocked.init, jax.random.key(0), x)
-    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(
-        jnp.shape, theirs
-    )  # checkpoints are interchangeable
+    # Checkpoints are interchangeable
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, theirs)
 
     def outputs(model):
         def objective(params, x):

@@ -151,9 +151,8 @@ def test_cosine_head_against_numpy():
     np.testing.assert_allclose(logits[1:3, 2], [1, -1], atol=4 * EPS)
     by_kernel, by_x = jax.jit(jax.grad(total, (0, 1)))(kernel, x)
     assert np.all(np.isfinite(by_kernel)) and np.all(np.isfinite(by_x))
-    np.testing.assert_allclose(
-        np.sum(by_x * x, 1), np.zeros(6), atol=64 * EPS
-    )  # length has no effect
+    # Length has no effect
+    np.testing.assert_allclose(np.sum(by_x * x, 1), np.zeros(6), atol=64 * EPS)
     np.testing.assert_allclose(np.sum(by_kernel * kernel, 0), np.zeros(5), atol=512 * EPS)
 
 
@@ -266,9 +265,8 @@ def test_batch_norm_normalises_and_remembers():
     np.testing.assert_array_equal(
         changed["batch_stats"]["_Norm_0"]["BatchNorm_0"]["mean"], np.zeros(4)
     )
-    np.testing.assert_allclose(
-        logits[:3], run(made, x[:3], False)[0], atol=8 * EPS
-    )  # an image for itself
+    # An image for itself
+    np.testing.assert_allclose(logits[:3], run(made, x[:3], False)[0], atol=8 * EPS)
 
 
 def test_unknown_options_are_errors():

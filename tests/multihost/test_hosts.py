@@ -112,9 +112,8 @@ def test_several_processes_take_the_steps_of_one(
                     if leaf.dtype.kind == "i":
                         np.testing.assert_array_equal(found[name], leaf, err_msg=name)
                         continue
-                    scale = (
-                        steps * FIELDS["batch_size"] if name == "[1]['loss']" else 1
-                    )  # a sum over the examples
+                    # A sum over the examples
+                    scale = steps * FIELDS["batch_size"] if name == "[1]['loss']" else 1
                     np.testing.assert_allclose(
                         found[name], leaf, rtol=0, atol=tolerance * scale, err_msg=name
                     )
@@ -205,9 +204,8 @@ def test_a_run_in_a_bucket_goes_on_with_other_numbers_of_processes(tfds_root, tm
         assert ends(children)[0][0] == 0
     there, here = final(moved), final(tmp_path / "stayed")
     assert there["count"] == here["count"] == 50 and there["confusion"] == here["confusion"]
-    assert (
-        abs(there["nll"] - here["nll"]) < 1e-5
-    )  # of 33 float32 steps; gloo sums in another order than one process
+    # Of 33 float32 steps; gloo sums in another order than one process
+    assert abs(there["nll"] - here["nll"]) < 1e-5
     rows = [json.loads(line) for line in (moved / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
 
@@ -226,9 +224,8 @@ def test_a_killed_process_ends_the_others_with_a_line_and_the_rerun_resumes(
     assert (status, errors.count("\n")) == (supervise.EXIT_LOST, 1), errors
     assert supervise.LOST in errors
     before = saved(tmp_path)[-1]
-    (tmp_path / "checkpoints" / str(before) / "about.json").write_text(
-        "{}"
-    )  # it is rejected, and set aside
+    # It is rejected, and set aside
+    (tmp_path / "checkpoints" / str(before) / "about.json").write_text("{}")
     with runs(2, tmp_path, *endless) as children:
         deadline = time.monotonic() + SECONDS
         while saved(tmp_path)[-1] <= before:

@@ -154,9 +154,8 @@ def test_no_false_alarm():
     """The same words without a fault: every claim holds, and so does what the faults break."""
     wanted = sorted({shown_by for shown_by, _, _ in FAULTS.values()} - {"same_as"})
     card = report_card.card(broken_losses.sound, properties=wanted)
-    assert {f.verdict for f in card.findings.values()} == {
-        NOT_REFUTED
-    }  # not "proved": it is not one of cnnlab's
+    # Not "proved": it is not one of cnnlab's
+    assert {f.verdict for f in card.findings.values()} == {NOT_REFUTED}
     assert {f.property for f in card.findings.values() if f.claimed} == {
         "strictly_proper", "convex", "finite", "same_as"
     }  # fmt: skip
@@ -171,9 +170,8 @@ def test_numbers():
     assert examined("generalized_cross_entropy")["bounded"].data["supremum"] == pytest.approx(
         1 / 0.7, abs=1e-9
     )
-    assert examined("mean_absolute_error")["symmetric"].data["sum"] == pytest.approx(
-        4, abs=1e-9
-    )  # 2 (K - 1)
+    # 2 (K - 1)
+    assert examined("mean_absolute_error")["symmetric"].data["sum"] == pytest.approx(4, abs=1e-9)
     slopes = examined("cross_entropy")["strong_on_confident_mistakes"].data
     assert dict(zip(slopes["margins"], slopes["gradients"], strict=True))[-100] == pytest.approx(
         2**0.5, abs=1e-9
@@ -444,9 +442,8 @@ def test_curves():
     np.testing.assert_allclose(curve.gradient, (1 - p) * np.sqrt(1.5), rtol=1e-9)
     cosine = report_card.curve(losses.cosine_softmax, {"scale": 2.0}, 2, cosines=True)
     assert cosine.axis == "cosine"
-    np.testing.assert_allclose(
-        cosine.loss, np.log1p(np.exp(-4 * cosine.x)), rtol=1e-12
-    )  # the other is -x
+    # The other is -x
+    np.testing.assert_allclose(cosine.loss, np.log1p(np.exp(-4 * cosine.x)), rtol=1e-12)
 
 
 def test_few_curves_share_panels_and_many_do_not(monkeypatch, tmp_path):
@@ -474,13 +471,14 @@ def test_few_curves_share_panels_and_many_do_not(monkeypatch, tmp_path):
     np.testing.assert_array_equal(few.axes[1].get_lines()[0].get_ydata(), curve[3])
     shown = [axis for axis in many.axes if axis.get_visible()]
     assert [axis.get_title() for axis in shown] == [str(i) for i in range(11)]
+    # No grey without its axis
     assert [len(axis.get_lines()) for axis in shown] == [
         4,
         4,
         4,
         2,
         *[4] * 7,
-    ]  # no grey without its axis
+    ]
     for name in ("few.png", "many.png"):
         with Image.open(tmp_path / name) as image:
             assert image.width > 1000

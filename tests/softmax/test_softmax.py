@@ -176,9 +176,8 @@ def test_where_leaves_the_classes_out():
     assert np.all(np.asarray(p)[:, ~mask] == 0)
     assert np.all(np.asarray(sm.log_softmax(z, where=mask[None]))[:, ~mask] == -INF)
     slope = jax.grad(lambda t: sm.softmax(z, temperature=t, where=mask[None])[1, 0])(2.0)
-    assert (
-        slope == 0
-    )  # the only possible class stays certain; -inf / t inside the mask stays out of it
+    # The only possible class stays certain; -inf / t inside the mask stays out of it
+    assert slope == 0
     gradient = np.asarray(jax.grad(total)(z))
     assert (
         np.all(np.isfinite(gradient)) and np.all(gradient[:, ~mask] == 0) and gradient[0, 0] > 0.1
@@ -196,9 +195,8 @@ def test_accumulates_in_float32(dtype):
     ):
         got = function(z)
         assert got.dtype == jnp.float32
-        np.testing.assert_allclose(
-            got, wanted, rtol=tolerance(exact) / 20
-        )  # errors of a sum grow like its root
+        # Errors of a sum grow like its root
+        np.testing.assert_allclose(got, wanted, rtol=tolerance(exact) / 20)
     for function in (sm.sigmoid, sm.log_sigmoid):
         assert function(z).dtype == jnp.float32
 
@@ -303,9 +301,8 @@ RELATIVES = {
     "gumbel": partial(sm.gumbel_softmax, jax.random.key(0)),
 }
 relative = pytest.mark.parametrize("name", RELATIVES)
-jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)  # these take long to compile
+# These take long to compile
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def test_relatives_by_hand():
@@ -327,10 +324,11 @@ def test_relatives_by_hand():
             sm.tempered_softmax([2.0, 1.0, 0.1], 1.0),
         ]
     )()
+    # A² + b² = 1, a - b = 0.6
     spread = (
         (0.6 + math.sqrt(2 - 0.36)) / 2,
         (-0.6 + math.sqrt(2 - 0.36)) / 2,
-    )  # a² + b² = 1, a - b = 0.6
+    )
     golden = (1 + math.sqrt(5)) / 2
     wanted = [
         [0.75, 0.25, 0],

@@ -239,9 +239,8 @@ def test_the_same_results_give_the_same_bytes(folder, studied, tmp_path):
     report.write(studied, tmp_path)
     for name in ("report.html", "report.md", "results.csv", "verdicts.csv"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        p.name for p in folder.iterdir()
-    )  # no temporary left
+    # No temporary left
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in folder.iterdir())
 
 
 def test_time_and_machine_change_nothing_outside_their_sections(folder, studied, tmp_path):

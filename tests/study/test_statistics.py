@@ -148,12 +148,10 @@ def test_equivalence_by_hand():
     mean = 0.005
     sd = math.sqrt(sum((v - 0.005) ** 2 for v in d) / 5)
     for margin in (0.004, 0.01, 0.03):
-        lower = scipy_stats.t.sf(
-            (mean + margin) / (sd / math.sqrt(n)), n - 1
-        )  # against mean <= -margin
-        upper = scipy_stats.t.cdf(
-            (mean - margin) / (sd / math.sqrt(n)), n - 1
-        )  # against mean >= margin
+        # Against mean <= -margin
+        lower = scipy_stats.t.sf((mean + margin) / (sd / math.sqrt(n)), n - 1)
+        # Against mean >= margin
+        upper = scipy_stats.t.cdf((mean - margin) / (sd / math.sqrt(n)), n - 1)
         assert statistics.equivalence(d, margin) == pytest.approx(max(lower, upper), rel=1e-12)
 
 
@@ -191,9 +189,8 @@ def test_sizes():
         and statistics.superiority([3.0, 1, 0, -1]) == 0.625
     )
     assert np.isnan(statistics.effect_size([1.0])) and statistics.superiority([1.0]) == 1
-    noisy = (
-        np.array([0.7, 0.2, 0.9]) + 0.1 - np.array([0.7, 0.2, 0.9])
-    )  # 0.1, but for the last bits
+    # 0.1, but for the last bits
+    noisy = np.array([0.7, 0.2, 0.9]) + 0.1 - np.array([0.7, 0.2, 0.9])
     assert np.ptp(noisy) > 0 and statistics.effect_size(noisy) == math.inf
     x = normal(50, 7, seed=5)
     np.testing.assert_allclose(statistics.effect_size(-3 * x), -statistics.effect_size(x))

@@ -344,10 +344,11 @@ def test_a_cell_of_a_version_without_some_hyperparameter_is_accepted(tmp_path, m
     for path in Path(asked.workdir, "cells").iterdir():
         held = json.loads(path.read_text())
         model, optimizer = (spec.parse(held["config"][name]) for name in ("model", "optimizer"))
+        # Defaults are stored too
         assert (model.keywords["dropout"], optimizer.keywords["b1"]) == (
             0.0,
             0.9,
-        )  # defaults are stored too
+        )
         for name, part, gone in (("model", model, "dropout"), ("optimizer", optimizer, "b1")):
             kept = {key: value for key, value in part.keywords.items() if key != gone}
             held["config"][name] = str(spec.Spec(part.name, kept))
@@ -459,9 +460,8 @@ def test_the_announcement_says_how_many_seeds_a_verdict_takes(tmp_path):
     assert lines[0].startswith(
         "3 losses x 2 conditions x 2 seeds of 3 epochs, 4 comparisons with cross_entropy"
     )
-    assert any(
-        "at least 8 seeds" in line and "--seeds 8" in line for line in lines
-    )  # 1 + log2(4 / 0.05) = 7.3
+    # 1 + log2(4 / 0.05) = 7.3
+    assert any("at least 8 seeds" in line and "--seeds 8" in line for line in lines)
     assert not any("underpowered" in line for line in cells.announcement(study(tmp_path, seeds=7)))
 
 

@@ -30,9 +30,8 @@ class FakeGCS:
             tuple[str, dict]
         ] = []  # resumable ones that were begun: name, conditions
         self.lock = threading.RLock()
-        self.before = lambda name: (
-            None
-        )  # called before a change; a PermissionError is answered with 403
+        # Called before a change; a PermissionError is answered with 403
+        self.before = lambda name: None
         handler = type("Handler", (_Handler,), {"store": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True

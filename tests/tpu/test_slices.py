@@ -130,9 +130,8 @@ def test_the_time_of_an_all_reduce():
         return slices.all_reduce_seconds(slices.Collective("all-reduce", size, n), chip)
 
     assert of(1) == 0
-    np.testing.assert_allclose(
-        of(4), 2 * 0.75 * 1e9 / 100e9 + 4e-6
-    )  # 15 ms, and 2 sqrt(4) hops of a microsecond
+    # 15 ms, and 2 sqrt(4) hops of a microsecond
+    np.testing.assert_allclose(of(4), 2 * 0.75 * 1e9 / 100e9 + 4e-6)
     np.testing.assert_allclose(of(256, 0), 32e-6)
 
 

@@ -302,6 +302,5 @@ print(faults() - before)
         )
         for how in ("with", "without")
     )
-    assert (
-        4 * with_layout < without
-    )  # numpy asks for huge pages where there are any: then 32 faults each
+    # Numpy asks for huge pages where there are any: then 32 faults each
+    assert 4 * with_layout < without

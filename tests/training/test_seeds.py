@@ -83,9 +83,10 @@ def test_together_as_alone(devices, seeds, at_once, steps, dtype, tolerance):
         paths = jax.tree_util.tree_leaves_with_path(wanted[:2])
         for (path, theirs), ours in zip(paths, jax.tree.leaves(found[:2]), strict=True):
             assert ours.dtype == theirs.dtype
+            # A sum over examples
             scale = (
                 steps * CONFIG.recipe.batch_size if "'loss'" in jax.tree_util.keystr(path) else 1
-            )  # a sum over examples
+            )
             np.testing.assert_allclose(
                 ours, theirs, rtol=0, atol=tolerance * scale, err_msg=f"{seed} {path}"
             )

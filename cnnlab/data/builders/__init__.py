@@ -27,11 +27,12 @@ from typing import Any
 from cnnlab.errors import InputError, unknown
 
 OWN: tuple[str, ...] = ("cifar10", "mnist", "shapes10")
+# Stated again in each builder; a test compares
 VERSIONS = {
     "cifar10": "3.0.2",
     "mnist": "3.0.1",
     "shapes10": "1.0.0",
-}  # stated again in each builder; a test compares
+}
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60

@@ -32,9 +32,8 @@ def write(results: Results, folder: Path) -> list[Path]:
       folder: made if it is not there.
 
     Returns:
-      The paths, report.html first. Their bytes depend on the results alone; time and machine stand
-      in the report's
-      sections Compute and To repeat it, and nowhere in the CSV.
+      The paths, report.html first. Their bytes depend on the results alone; time and machine are
+      in the report's sections Compute and To repeat it, and nowhere in the CSV.
 
     Raises:
       InputError: the folder cannot be written.

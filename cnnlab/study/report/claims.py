@@ -13,10 +13,11 @@ from cnnlab.study.report.numbers import number_of, scales, short
 from cnnlab.study.report.tables import DIVERGED, verdict_word
 from cnnlab.study.results import CellResult, Results, Verdict
 
+# Of the versions: they change the rounding, and are told of beside the compute
 HARDWARE = (
     "machine",
     "flags",
-)  # of the versions: they change the rounding, and are told of beside the compute
+)
 
 
 def listed(items: Sequence[str], comma: str = ", ") -> str:

@@ -51,10 +51,10 @@ def seeds(results: Results, place: int) -> list[Panel]:
         axis.axvspan(-margin, margin, color=INK, alpha=0.13, linewidth=0)
         axis.axvline(0, color=INK, linewidth=0.8)
         names = [
-            f"{loss} (baseline)" * (not len(gap))
+            loss if len(gap) else f"{loss} (baseline)"
             for loss, gap in zip(study.losses, gaps, strict=True)
         ]
-        _strips(axis, [name or loss for name, loss in zip(names, study.losses, strict=True)], gaps)
+        _strips(axis, names, gaps)
         axis.set_xlabel(scale.difference_label)
 
     shape = {
@@ -97,7 +97,7 @@ def _strips(axis: Axes, losses: Sequence[str], rows: Sequence[np.ndarray]) -> No
             low, high = series.interval(row)
             axis.plot([low, high], [j + 0.15] * 2, color=style["color"], linewidth=2)
             axis.plot([mean], [j + 0.15], "|", color=INK, markersize=13, markeredgewidth=2)
-        lost = f" – {number_of(int((~finite).sum()), 'run')} diverged" * (not finite.all())
+        lost = "" if finite.all() else f" – {number_of(int((~finite).sum()), 'run')} diverged"
         axis.text(
             0.01,
             j - 0.24,

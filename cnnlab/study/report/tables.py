@@ -56,10 +56,11 @@ def _means(results: Results, metric: str) -> list[tuple[float, float]]:
     """The means of the baseline and the loss, in the order of the verdicts."""
     base = results.study.losses.index(plan.baseline(results.study))
     pairs = differences(results, metric)
-    return [
-        tuple(series.mean(values(results.cells[i][at], metric)) for at in (base, j))
-        for i, j in pairs
-    ]  # pyright: ignore
+
+    def mean(i: int, j: int) -> float:
+        return series.mean(values(results.cells[i][j], metric))
+
+    return [(mean(i, base), mean(i, j)) for i, j in pairs]
 
 
 def verdicts(results: Results, verdicts: Sequence[Verdict]) -> Table:

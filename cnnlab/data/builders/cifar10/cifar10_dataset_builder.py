@@ -27,9 +27,8 @@ TRAIN = tuple(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6))
 TEST = ("cifar-10-batches-bin/test_batch.bin",)
 NAMES = "cifar-10-batches-bin/batches.meta.txt"
 RECORD = 1 + 3 * 32 * 32  # bytes: one label, then the red, green and blue planes
-LARGEST = (
-    10_000 * RECORD
-)  # bytes of a full batch: nothing longer is read, whatever the archive claims
+# Bytes of a full batch: nothing longer is read, whatever the archive claims
+LARGEST = 10_000 * RECORD
 
 CITATION = """\
 @TECHREPORT{Krizhevsky09learningmultiple,

@@ -244,9 +244,8 @@ _SHAPES: tuple[Callable[[Array, Array], Array], ...] = (
 # Picture
 # ------------------------------------------------------------------------------
 
-_Y, _X = (
-    grid.reshape(1, -1).astype(np.float64) - 15.5 for grid in np.mgrid[0:SIZE, 0:SIZE]
-)  # float64[1, 1024]
+# float64[1, 1024]
+_Y, _X = (grid.reshape(1, -1).astype(np.float64) - 15.5 for grid in np.mgrid[0:SIZE, 0:SIZE])
 
 
 def _render(shape: Callable[[Array, Array], Array], keys: Array) -> Array:
