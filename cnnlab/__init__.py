@@ -15,8 +15,8 @@ The map of the package; a module imports only modules above it in this list
     compilation_cache.py  what JAX compiles, kept between runs
     backend.py      starting JAX on this machine: its devices, and the memory of a CPU
     multihost/      one run on several processes: joining, agreeing, shutting down, supervising
-    config.py       the frozen dataclass that holds every setting of a run; imports no jax
-    cli.py          flags from that dataclass, exit statuses; imports no jax
+    config.py       Recipe, Machine and Output: every setting of a run; imports no jax
+    cli.py          flags from dataclasses, exit statuses; imports no jax
     collectives.py  means and sums over the devices that share a batch; keys of its examples
     softmax/        logits -> probabilities: softmax, sigmoid, sparsemax, entmax, tempered; predict
     losses/         logits, labels -> one loss per example; functions from losses to losses

@@ -125,18 +125,20 @@ def streaming(split: Split, order: Order, workers: int = 0) -> Feed:
     return Feed((), as_read, items)
 
 
-def blank(image_shape: tuple[int, ...], num_images: int, batch_size: int, keep: bool) -> Feed:
+def blank(
+    image_shape: tuple[int, ...], num_images: int, batch_size: int, is_resident: bool
+) -> Feed:
     """A feed of black images that take no memory, for what a step is fed where no data is.
 
     Args:
       image_shape: (H, W, C).
       num_images: of the split.
       batch_size: images per step.
-      keep: feed as `resident` does; otherwise as `streaming`.
+      is_resident: feed as `resident` does; otherwise as `streaming`.
     """
     images = np.broadcast_to(np.uint8(0), (num_images, *image_shape))
     order = Order(np.zeros(num_images, np.int32), np.arange(num_images), 0, batch_size)
-    if keep:
+    if is_resident:
         return resident(images, order)
 
     def items(first: int, last: int) -> Iterator[Batch]:

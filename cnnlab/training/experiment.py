@@ -81,7 +81,7 @@ class Experiment:
       data: what it is trained and validated on.
       program: the compiled steps.
       init_images: float[N, H, W, C], normalised, that the model's initialiser sees; None: none.
-      resident: the images on the devices; () where they are streamed.
+      device_images: the images on the devices; () where they are streamed.
       keys: of the seeds, key[] or key[S].
       rates: their learning rates, float32[] or float32[S].
       feed: their training batches.
@@ -92,7 +92,7 @@ class Experiment:
     data: TrainingData
     program: program.Program
     init_images: jax.Array | None
-    resident: PyTree
+    device_images: PyTree
     keys: jax.Array
     rates: jax.Array
     feed: feeds.Feed
@@ -137,7 +137,7 @@ class Experiment:
         state, totals = self.program.dispatch(
             progress.state,
             progress.totals,
-            self.resident,
+            self.device_images,
             self.program.stack(items),
             np.int32(len(items)),
             self.run_keys,
@@ -256,8 +256,8 @@ def build(
         first = jnp.asarray(data.read(data.dataset.positions[:count])["image"])
         init_images = augment.normalise(first, *network.statistics(data.facts))
     seeded = _seeded(data, compiled, seeds, rates)
-    resident = layout.place(seeded["feed"].data)
-    return Experiment(config, parts, data, compiled, init_images, resident, **seeded)
+    device_images = layout.place(seeded["feed"].data)
+    return Experiment(config, parts, data, compiled, init_images, device_images, **seeded)
 
 
 class _OfSeeds(TypedDict):
@@ -347,7 +347,7 @@ def read_split(
 ) -> tuple[np.ndarray | None, source.Summary]:
     """Read a training split, with a bar: its images where they are kept in memory, its summary."""
     track = console.track(f"decoding {split.name}", "reads")
-    if program.resident(machine, len(split), split.image_shape):
+    if program.is_resident(machine, len(split), split.image_shape):
         return source.decoded(split, track)
     return None, source.summary(split, track)
 

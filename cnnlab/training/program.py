@@ -51,7 +51,7 @@ class Program:
       model: linen module.
       step: what a train step is made of.
       metrics: the user's own.
-      keep: whether the devices hold all images; otherwise they are streamed.
+      is_resident: whether the devices hold all images; otherwise they are streamed.
       dispatch_steps: the most steps that one dispatch takes.
       single_dispatch: a dispatch is all steps of the run, and its number of steps is fixed.
     """
@@ -63,7 +63,7 @@ class Program:
     model: nn.Module
     step: StepParts
     metrics: tuple[Metric, ...]
-    keep: bool
+    is_resident: bool
     dispatch_steps: int
     single_dispatch: bool
 
@@ -98,7 +98,7 @@ class Program:
         tx = network.build_optimizer(self.config.recipe, self.parts, self.steps_per_epoch, rate)
         step = partial(train_step, parts=replace(self.step, tx=tx), axis_name=axis_name)
         fetch = feeds.as_read
-        if self.keep:
+        if self.is_resident:
             fetch = partial(feeds.gathered, self.facts.image_shape)
 
         def take(i: int | jax.Array, carry: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
@@ -146,7 +146,7 @@ class Program:
         state, totals, keys = self.abstract_start()
         rates = jax.ShapeDtypeStruct(keys.shape, jnp.float32)
         batch_size = self.config.recipe.batch_size
-        feed = feeds.blank(facts.image_shape, facts.num_images, batch_size, self.keep)
+        feed = feeds.blank(facts.image_shape, facts.num_images, batch_size, self.is_resident)
         if seeds is not None:
             feed = feeds.stacked([feed] * seeds)
         items = self.stack(list(feed.items(0, 1)))
@@ -230,35 +230,35 @@ def build(
         pixels=lambda images: augment.pixels(images, *network.statistics(facts)),
         loss_scale=FLOAT16_SCALE if recipe.compute_dtype == "float16" else 1.0,
     )
-    keep = resident(config.machine, facts.num_images, facts.image_shape)
+    resident = is_resident(config.machine, facts.num_images, facts.image_shape)
     at_once = (
         total_steps
         if single_dispatch
-        else min(_at_once(config.machine, layout, keep), steps_per_epoch)
+        else min(_at_once(config.machine, layout, resident), steps_per_epoch)
     )
     metrics = parts.build_metrics()
     return Program(
-        config, parts, layout, facts, model, step, metrics, keep, at_once, single_dispatch
+        config, parts, layout, facts, model, step, metrics, resident, at_once, single_dispatch
     )
 
 
-def resident(machine: Machine, num_images: int, image_shape: Sequence[int]) -> bool:
+def is_resident(machine: Machine, num_images: int, image_shape: Sequence[int]) -> bool:
     """Whether a split's images are kept in memory, decoded: as asked, or if they are small enough.
 
     Raises:
       InputError: they are, and processes are to read them.
     """
     small = num_images * np.prod(image_shape) <= feeds.RESIDENT_LIMIT
-    keep = machine.feed == "resident" or bool(small and machine.feed != "streaming")
-    if keep and machine.workers:
+    resident = machine.feed == "resident" or bool(small and machine.feed != "streaming")
+    if resident and machine.workers:
         raise InputError(
             f"--workers {machine.workers} has no effect on images that are kept in memory; take "
             "--feed streaming"
         )
-    return keep
+    return resident
 
 
-def _at_once(machine: Machine, layout: Layout, keep: bool) -> int:
+def _at_once(machine: Machine, layout: Layout, resident: bool) -> int:
     """Steps in a dispatch, unless an epoch is shorter.
 
     On CPU devices that each train seeds of their own, four steps at once spare three of four waits
@@ -267,7 +267,7 @@ def _at_once(machine: Machine, layout: Layout, keep: bool) -> int:
     """
     if machine.dispatch_steps:
         return machine.dispatch_steps
-    if not keep:
+    if not resident:
         return 1
     if layout.platform != "cpu":
         return 32

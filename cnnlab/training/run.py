@@ -300,7 +300,7 @@ def describe_devices(config: Config, experiment: Experiment) -> str:
 
 def describe_feed(experiment: Experiment) -> str:
     """How the images come: resident or streaming."""
-    return "resident" if experiment.program.keep else "streaming"
+    return "resident" if experiment.program.is_resident else "streaming"
 
 
 def _to_test(

@@ -185,7 +185,11 @@ def test_facts_and_parts(tfds_root):
     std = images[own].std((0, 1, 2), dtype=np.float64)
     np.testing.assert_allclose(facts.mean, mean, rtol=1e-12)
     np.testing.assert_allclose(facts.std, std, rtol=1e-12)
-    assert (built.steps_per_epoch, built.program.keep, built.layout.mode) == (11, True, "jit")
+    assert (built.steps_per_epoch, built.program.is_resident, built.layout.mode) == (
+        11,
+        True,
+        "jit",
+    )
     assert facts.digest == summary.digest()
     seen = np.concatenate([item["image"] for item in built.items(0, 11)])
     assert len(set(seen.tolist())) == 176 and not set(seen.tolist()) & set(held_out.tolist())

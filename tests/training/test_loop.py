@@ -52,7 +52,7 @@ def build(tfds_root):
     def one(feed="resident", devices=1, **changes):
         config = CONFIG.replace(data_dir=str(tfds_root), feed=feed, devices=devices, **changes)
         experiment = experiments.build(config)
-        assert experiment.program.keep == (feed == "resident")
+        assert experiment.program.is_resident == (feed == "resident")
         assert experiment.layout.device_count == devices and experiment.dispatch_steps == 1
         return experiment
 
