@@ -145,15 +145,15 @@ class Experiment:
         )
         return dataclasses.replace(progress, state=state, totals=totals)
 
-    def validate(self, state: TrainState) -> Metrics | list[Metrics] | None:
-        """The metrics of the held-out images, with seeds a list; None where none are held out."""
+    def validate(self, state: TrainState) -> list[Metrics]:
+        """The metrics of the held-out images, of each network; empty where none are held out."""
         if not len(self.data.held_out):
-            return None
+            return []
         batches = self._in_order(self.data.read, self.data.held_out)
         return self._measure(self.program.validation_sums, state, batches)
 
-    def test(self, state: TrainState, console: Console | None = None) -> Metrics | list[Metrics]:
-        """The metrics of the test images, a list of them with seeds."""
+    def test(self, state: TrainState, console: Console | None = None) -> list[Metrics]:
+        """The metrics of the test images, of each network."""
         return self._measure(self.program.test_sums, state, self.test_batches(), console)
 
     def test_batches(self) -> Iterator[Batch]:
@@ -208,7 +208,7 @@ class Experiment:
         state: TrainState,
         batches: Iterator[Batch],
         console: Console | None = None,
-    ) -> Metrics | list[Metrics]:
+    ) -> list[Metrics]:
         extra = self.program.metrics
         return loop.evaluate(sums, state.variables, batches, console, self.layout.seeds, extra)
 

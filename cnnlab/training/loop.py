@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal, Protocol, overload
+from typing import Literal, Protocol
 
 import jax
 import numpy as np
@@ -51,7 +51,7 @@ class Trainable(Protocol):
 
     def advance(self, progress: Progress, items: Sequence[Batch]) -> Progress: ...
 
-    def validate(self, state: TrainState) -> Metrics | list[Metrics] | None: ...
+    def validate(self, state: TrainState) -> list[Metrics]: ...
 
 
 @dataclass
@@ -238,10 +238,8 @@ class _Loop:
 
     def end_epoch(self, progress: Progress, row: Row) -> tuple[Progress, bool]:
         """Validate and save: the progress before the next epoch, and whether it was saved."""
-        result = self.experiment.validate(progress.state)
-        if result is not None:
-            row |= _validation(result)
         totals = progress.totals["loss"]
+        row |= _validation(self.experiment.validate(progress.state), several=totals.ndim > 0)
         zeros = transfer.put(zero_totals(totals.dtype, totals.shape), totals.sharding)
         progress = Progress(progress.state, zeros, (*progress.history, row))
         self.stopped_by = self.stop.seen()
@@ -317,12 +315,13 @@ def _row(
     return row
 
 
-def _validation(result: Metrics | list[Metrics]) -> Row:
-    """The metrics of the held-out images as part of a row."""
-    if isinstance(result, list):
-        names = metrics.numbers(result[0])
-        return {f"validation_{name}": [seed[name] for seed in result] for name in names}
-    return {f"validation_{name}": result[name] for name in metrics.numbers(result)}
+def _validation(results: Sequence[Metrics], several: bool) -> Row:
+    """The metrics of the held-out images as part of a row: lists over seeds if there are several
+    networks.
+    """
+    names = metrics.numbers(results[0]) if results else ()
+    columns = {f"validation_{name}": [result[name] for result in results] for name in names}
+    return columns if several else {name: values[0] for name, values in columns.items()}
 
 
 def line(row: Row, epochs: int) -> str:
@@ -342,40 +341,6 @@ def line(row: Row, epochs: int) -> str:
 _SHOWN = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 
 
-@overload
-def evaluate(
-    sums: Sums,
-    variables: Variables,
-    batches: Iterable[Batch],
-    console: Console | None = None,
-    seeds: None = None,
-    extra_metrics: Sequence[metrics.Metric] = (),
-) -> Metrics: ...
-
-
-@overload
-def evaluate(
-    sums: Sums,
-    variables: Variables,
-    batches: Iterable[Batch],
-    console: Console | None = None,
-    *,
-    seeds: int,
-    extra_metrics: Sequence[metrics.Metric] = (),
-) -> list[Metrics]: ...
-
-
-@overload
-def evaluate(
-    sums: Sums,
-    variables: Variables,
-    batches: Iterable[Batch],
-    console: Console | None,
-    seeds: int | None,
-    extra_metrics: Sequence[metrics.Metric] = (),
-) -> Metrics | list[Metrics]: ...
-
-
 def evaluate(
     sums: Sums,
     variables: Variables,
@@ -383,8 +348,8 @@ def evaluate(
     console: Console | None = None,
     seeds: int | None = None,
     extra_metrics: Sequence[metrics.Metric] = (),
-) -> Metrics | list[Metrics]:
-    """Metrics of a whole data set.
+) -> list[Metrics]:
+    """The metrics of a whole data set, for each network that the variables hold.
 
     Args:
       sums: (variables, batch) -> metric sums.
@@ -395,7 +360,7 @@ def evaluate(
       extra_metrics: besides those that are always measured.
 
     Returns:
-      `metrics.summarise`; with seeds a list of them.
+      `metrics.summarise` of each seed; a list of one where there is no seed axis.
     """
     parts: list[Mapping[str, jax.Array | np.ndarray]] = []
     waiting: deque[dict[str, jax.Array]] = deque()
@@ -407,6 +372,6 @@ def evaluate(
             show()
     parts += transfer.fetch(list(waiting))
     if seeds is None:
-        return metrics.summarise(parts, extra_metrics)
+        return [metrics.summarise(parts, extra_metrics)]
     by_seed = [[{k: v[i] for k, v in part.items()} for part in parts] for i in range(seeds)]
     return [metrics.summarise(seed_parts, extra_metrics) for seed_parts in by_seed]

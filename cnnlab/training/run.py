@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import cast
 
 import jax
 import numpy as np
@@ -114,7 +113,7 @@ def kept_in_memory(config: Config, console: Console, parts: Parts | None = None)
       InputError, Stopped, Diverged: as `in_memory`.
     """
     experiment, progress = in_memory(config, console, parts=parts)
-    result = cast(Metrics, experiment.test(progress.state, console))  # of one seed
+    (result,) = experiment.test(progress.state, console)
     network = trained_network(experiment, progress, loop.steps_taken(progress.state))
     return Run(network, progress.history, result)
 
@@ -164,7 +163,7 @@ def in_folder(
         saver = Saver(checkpoints, config.output.checkpoint_steps, command=run_folder.command())
         progress = train(experiment, saver, Kept(experiment, console, folder, start), console)
         tested, step = _to_test(config, saver, progress, console)
-        result = cast(Metrics, experiment.test(tested.state, console))  # of one seed
+        (result,) = experiment.test(tested.state, console)
         summary = {
             "epochs": config.recipe.epochs,
             "test_on": config.output.test_on,
@@ -203,7 +202,8 @@ def evaluate(network: Network, dataset: Dataset, console: Console | None = None)
     test = dataset.test
     batches = feeds.in_order(test.read, range(len(test)), recipe.batch_size)
     variables = network.state.variables
-    return loop.evaluate(jax.jit(sums), variables, batches, console, extra_metrics=extra)
+    (result,) = loop.evaluate(jax.jit(sums), variables, batches, console, extra_metrics=extra)
+    return result
 
 
 def trained_network(experiment: Experiment, progress: Progress, step: int) -> Network:
@@ -277,12 +277,26 @@ class _Start:
 
     def __init__(self, began: float | None) -> None:
         self.began = time.monotonic() if began is None else began
-        self.compiling = 0.0
-        monitoring.register_event_duration_secs_listener(self._note)
+        self._earlier = len(_compilations())
 
-    def _note(self, event: str, duration_secs: float, **_: object) -> None:
+    @property
+    def compiling(self) -> float:
+        return sum(_compilations()[self._earlier :])
+
+
+@cache
+def _compilations() -> list[float]:
+    """The seconds of each compilation of this process from now on; JAX keeps its listeners, so
+    there is one.
+    """
+    seconds: list[float] = []
+
+    def note(event: str, duration_secs: float, **_: object) -> None:
         if event == COMPILING:
-            self.compiling += duration_secs
+            seconds.append(duration_secs)
+
+    monitoring.register_event_duration_secs_listener(note)
+    return seconds
 
 
 def describe_devices(config: Config, experiment: Experiment) -> str:

@@ -21,11 +21,13 @@ def drawn(shape, dtype="float64", seed=0):
 
 def value_and_gradients(function, *arguments, weights):
     """The output, and the gradient of its weighted sum by each argument."""
-    out, back = jax.vjp(function, *map(jnp.asarray, arguments))
-    return [
-        np.asarray(part)
-        for part in (out, *back(jnp.asarray(weights[: out.size].reshape(out.shape))))
-    ]
+
+    @jax.jit
+    def parts(*arguments):
+        out, back = jax.vjp(function, *arguments)
+        return out, *back(jnp.asarray(weights[: out.size].reshape(out.shape)))
+
+    return [np.asarray(part) for part in parts(*map(jnp.asarray, arguments))]
 
 
 CASES = [
@@ -56,7 +58,7 @@ def test_blocked_equals_native(case, dtype):
     which is the same function of magnitudes (no pooling: the winners are those of the signed
     values)."""
     batch, height, width, channels, features, kernel, padding, pool = case
-    with jax.enable_x64(dtype == "float64"):
+    with jax.enable_x64(dtype == "float64"), quick_compile(dtype == "float64"):
         x = drawn((batch, height, width, channels), dtype)
         weights = drawn((50_000,))
         w = drawn((*kernel, channels, features), dtype, seed=1)

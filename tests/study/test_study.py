@@ -231,8 +231,8 @@ def test_every_cell_is_tuned_with_the_same_budget(tmp_path):
     # Each rate is what a run of its own with that rate reaches.
     config = plan.config(asked, "cross_entropy", {"label_noise": 0.3}, plan.TUNING_SEED)
     built = experiment.build(config.replace(learning_rate=rates[1]))
-    reached = built.validate(stepped(built, 15).state)["accuracy"]
-    assert found.cells[0][0].tuning[1].accuracy == reached
+    (reached,) = built.validate(stepped(built, 15).state)
+    assert found.cells[0][0].tuning[1].accuracy == reached["accuracy"]
 
 
 def test_conditions_share_a_compilation(tmp_path, monkeypatch):

@@ -1,9 +1,7 @@
 """One of several processes that train together: `python tests/support/host_worker.py REQUEST`.
 
-The request is a JSON object.
-
-It takes 5 steps in float32 and 20 in float64 of a configuration, and stores what it then has of the
-state.
+The request is a JSON object. It takes steps of a configuration, in one precision or several, and
+stores what it then has of the state.
 """
 
 import json
@@ -12,7 +10,7 @@ import sys
 import numpy as np
 
 
-def main(join: list, fields: dict, seeds: list | None, out: str) -> None:
+def main(join: list, fields: dict, seeds: list | None, kinds: list, out: str) -> None:
     from cnnlab.multihost import join as hosts
 
     hosts.join(*join)
@@ -21,7 +19,7 @@ def main(join: list, fields: dict, seeds: list | None, out: str) -> None:
     from cnnlab.config import Config
 
     config = Config.of(**fields)
-    for steps, dtype in ((5, "float32"), (20, "float64")):
+    for steps, dtype in kinds:
         np.savez(f"{out}-{dtype}.npz", **taken(config, seeds, steps, dtype))
 
 

@@ -34,8 +34,7 @@ def taken(config: Config, seeds: list[int] | None, steps: int, dtype: str) -> di
     double = dtype == "float64"
     with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), quick_compile(double):
         built, progress = stepped(config, seeds, steps, dtype)
-        validation = built.validate(progress.state)
-        rows = validation if isinstance(validation, list) else [validation]
+        rows = built.validate(progress.state)
         found = {
             name: np.array([row[name] for row in rows]) for name in ("loss", "accuracy", "ece")
         }

@@ -316,10 +316,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(build, never_stop
 def test_evaluation_is_the_mean_over_all_images(build, never_stopped):
     experiment = build()
     end = never_stopped()
-    result = experiment.test(end.state)
+    (result,) = experiment.test(end.state)
+    (validation,) = experiment.validate(end.state)
     assert result["count"] == 50 == np.sum(result["confusion"])  # 40 + 10 and padding
-    assert experiment.validate(end.state)["count"] == 40
-    assert experiment.validate(end.state)["loss"] == end.history[-1]["validation_loss"]
+    assert validation["count"] == 40
+    assert validation["loss"] == end.history[-1]["validation_loss"]
 
 
 # Real processes
