@@ -83,7 +83,7 @@ def train(
     }
     for name, part_list in objects.items():
         texts[name] = _as_setting(name, [str(part) for part in part_list])
-    config = Config.of(**{"tensorboard": False} | settings | texts)
+    config = _config(optimizer, schedule, settings, texts)
     resolved = parts.resolve(config.recipe, objects)
     console = Console(cast(str, settings.get("progress", "silent")))
     if config.output.workdir is None:
@@ -95,17 +95,42 @@ def train(
                 "into a module that can be imported, or leave workdir out"
             )
     path = run_folder.default_path(config)
-    if run_folder.check(path, config):
+    # Whether a data set given as an object is the folder's is seen once it is read.
+    if run_folder.check(path, config) and "dataset" not in objects:
         return load(path)
     return runs.in_folder(config, path, console, resolved)
 
 
-def load(path: str | os.PathLike[str], weights: str = "last") -> Run:
+def _config(
+    optimizer: Optimizer | None,
+    schedule: object,
+    settings: Mapping[str, object],
+    texts: Mapping[str, object],
+) -> Config:
+    """The configuration of a run from Python; what would have no effect is refused."""
+    fixed = isinstance(optimizer, optax.GradientTransformation)
+    if fixed and (schedule is not None or {"schedule", "learning_rate"} & settings.keys()):
+        raise InputError(
+            "an optax.GradientTransformation has its own learning rate and schedule: leave "
+            "learning_rate and schedule out, or give a function of the learning rate"
+        )
+    if alone := {"coordinator", "processes", "process"} & settings.keys():
+        raise InputError(
+            f"{min(alone)} has no effect here: the processes of a program join by "
+            "cnnlab.multihost.join.join, or run experiments/train.py"
+        )
+    try:
+        return Config.of(**{"tensorboard": False, **settings, **texts})
+    except TypeError as error:
+        raise InputError(str(error)) from error
+
+
+def load(path: str | os.PathLike[str], weights: str | None = None) -> Run:
     """The run of a folder; it need not have ended.
 
     Args:
       path: of the folder, also gs://BUCKET/FOLDER.
-      weights: last, or best (on validation).
+      weights: last, or best (on validation); None: those that were tested.
 
     Raises:
       InputError: no run there, no checkpoint yet, or none that verifies.
@@ -127,13 +152,14 @@ def evaluate(
       InputError: the data set is not there, or has other classes or images.
     """
     network = (run if isinstance(run, Run) else load(run)).network
-    config, resolved = network.config, network.parts
-    if data is not None:
-        resolved = replace(resolved, dataset=part_of("dataset", data))
-    data_dir = data_dir or config.machine.data_dir
-    dataset: Dataset = resolved.open_dataset(data_dir, config.recipe.image_size)
+    if data is None:
+        return runs.evaluate(network, runs.own_dataset(network, data_dir))
+    config = network.config
+    part = part_of("dataset", data)
+    resolved = replace(network.parts, dataset=part)
+    dataset = resolved.open_dataset(data_dir or config.machine.data_dir, config.recipe.image_size)
     if not network.fits(dataset):
-        raise InputError(f"{resolved.dataset} has other classes or images than the run's data")
+        raise InputError(f"{part} has other classes or images than the run's data")
     return runs.evaluate(network, dataset)
 
 

@@ -77,12 +77,13 @@ def _from_files(settings_class: type, args: list[str]) -> list[str]:
     """Put the settings of each `--config FILE` in front of the other arguments.
 
     Raises:
-      InputError: a file that cannot be read, or names a setting that is no flag here.
+      InputError: a file that cannot be read, names a setting that is no flag here, or gives one a
+        value of another type.
     """
     before: list[str] = []
     after: list[str] = []
     rest = iter(args)
-    known = _flags(settings_class)
+    hints = _hints(settings_class)
     for arg in rest:
         if arg.partition("=")[0] != "--config":
             after.append(arg)
@@ -92,27 +93,35 @@ def _from_files(settings_class: type, args: list[str]) -> list[str]:
             raise InputError("--config takes a file")
         values = config.read_file(path)
         if path.endswith(".json"):  # a run has settings that other commands have not
-            values = {name: value for name, value in values.items() if name in known}
-        for name in values:
-            if name not in known:
-                raise InputError(f"--config {path}: {unknown('setting', name, known)}")
+            elsewhere = _hints(config.Config).keys() - hints.keys()
+            values = {name: value for name, value in values.items() if name not in elsewhere}
+        for name, value in values.items():
+            _check_read(path, name, value, hints)
         before += config.as_args(values)
     return before + after
 
 
-def _flags(settings_class: type) -> list[str]:
-    """The names of all settings of a dataclass, those of its sections too."""
-    names = []
-    hints = typing.get_type_hints(settings_class)
-    for field in dataclasses.fields(settings_class):
-        kind = hints[field.name]
-        names += _flags(cast(type, kind)) if dataclasses.is_dataclass(kind) else [field.name]
-    return names
+def _check_read(path: str, name: str, value: object, hints: Mapping[str, object]) -> None:
+    """Hold a setting of a file against the flags of a command and their types."""
+    if name not in hints:
+        former = config.FORMER.get(name.replace("_", "-"))
+        words = f"{name} is written {former} now" if former else unknown("setting", name, hints)
+        raise InputError(f"--config {path}: {words}")
+    if not config.fits(value, hints[name]):
+        raise InputError(f"--config {path}: {name} cannot be {value!r}, which is of another type")
+
+
+def _hints(settings_class: type) -> dict[str, object]:
+    """The types of all settings of a dataclass by name, those of its sections too."""
+    hints: dict[str, object] = {}
+    for name, kind in typing.get_type_hints(settings_class).items():
+        hints |= _hints(cast(type, kind)) if dataclasses.is_dataclass(kind) else {name: kind}
+    return hints
 
 
 def _explain_former(settings_class: type, args: list[str]) -> None:
     """Raise InputError where a flag of an earlier version is what could not be parsed."""
-    known = {config.flag(name) for name in _flags(settings_class)}
+    known = {config.flag(name) for name in _hints(settings_class)}
     for arg in args:
         flag = arg.partition("=")[0].replace("_", "-")
         former = config.FORMER.get(flag.removeprefix("--"))

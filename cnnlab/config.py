@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import numbers
 import os
 import re
 import tomllib
@@ -310,13 +311,14 @@ def read_file(path: str) -> JsonObject:
     """Read settings from a TOML file, or from a run's config.json: the same settings elsewhere.
 
     Tables of a TOML file group settings for the reader; their names have no meaning. Of a run's
-    configuration, what names its folder and processes is left out.
+    configuration, what names its folder and processes is left out, and its data set and the short
+    forms of its corruptions are as they were written, so that flags override them.
 
     Raises:
       InputError: the file cannot be read.
     """
     try:
-        text = files.expanded(path).read_text()
+        text = files.read_text(files.path(path))
         values = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
     except OSError as error:
         raise InputError(f"--config {path} cannot be read: {error.strerror}") from error
@@ -325,6 +327,9 @@ def read_file(path: str) -> JsonObject:
     if not isinstance(values, dict):
         raise InputError(f"--config {path} cannot be read: it holds no settings")
     if path.endswith(".json"):
+        written = values.get("written")
+        if isinstance(written, dict):
+            values |= {name: written[name] for name in ("dataset", *SHORT) if name in written}
         return {k: v for k, v in values.items() if k not in (*STORED_BESIDES, *OF_ONE_RUN)}
     settings: JsonObject = {}
     for name, value in values.items():
@@ -410,19 +415,48 @@ def value_types(hint: Any) -> tuple[type, ...]:
     return (typing.get_origin(hint) or hint,)
 
 
+def fits(value: object, hint: Any) -> bool:
+    """Whether a value, as TOML or JSON holds it, is of the type of a setting.
+
+    >>> fits(3, float), fits("3", int), fits(["a"], tuple[str, ...]), fits(True, int | None)
+    (True, False, True, False)
+    """
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(fits(value, inner) for inner in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        return isinstance(value, list) and all(fits(inner, item) for inner in value)
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint if hint in (int, str, bool, type(None)) else True
+
+
 def _placed(
     values: dict[str, object], sections: dict[str, Settings], fields: Iterable[str]
 ) -> dict[str, object]:
     """Settings given flat, as the fields of a dataclass: its sections, changed, and the others."""
-    placed: dict[str, object] = {k: value for k, value in values.items() if k in fields}
-    rest = {k: value for k, value in values.items() if k not in fields}
-    for key, section in sections.items():
-        inner = {name: rest.pop(name) for name in names(type(section)) & rest.keys()}
-        placed.setdefault(key, dataclasses.replace(section, **inner))
+    values = {name: _plain(value) for name, value in values.items()}
+    placed = {name: value for name, value in values.items() if name in fields}
+    rest = {name: value for name, value in values.items() if name not in fields}
+    for key, default in sections.items():
+        inner = {name: rest.pop(name) for name in names(type(default)) & rest.keys()}
+        section = placed.get(key, default)
+        if not isinstance(section, type(default)):
+            raise TypeError(f"{key} must be {type(default).__name__}, got {section!r}")
+        placed[key] = dataclasses.replace(section, **inner)
     if rest:
         inside = [name for section in sections.values() for name, _ in _fields(section)]
         raise unknown("setting", min(rest), [*inside, *sorted({*fields} - sections.keys())])
     return placed
+
+
+def _plain(value: object) -> object:
+    """A path as text, and a number of NumPy's as one of Python's."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, numbers.Number) and hasattr(value, "item"):
+        return value.item()  # pyright: ignore[reportAttributeAccessIssue]
+    return value
 
 
 def _fields(section: Settings) -> list[tuple[str, object]]:
@@ -463,5 +497,6 @@ def _metadata(hint: object) -> Iterator[object]:
 
 
 STORED_BESIDES = ("written", "sources")  # what a run folder's config.json holds besides settings
+SHORT = ("label_noise", "noise", "long_tail", "fraction")  # forms of corruptions of the data set
 OF_ONE_RUN = ("workdir", "coordinator", "processes", "process")
 PARTS = tuple(name for name, _, rules in _rules(Recipe) if PART in rules)

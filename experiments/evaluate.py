@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import tyro
 
 from cnnlab import cli, files
-from cnnlab.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,7 @@ def main(arguments: Arguments) -> None:
     trained = network.load(files.path(arguments.run), arguments.weights)
     for module in trained.changed:
         print(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
-    config = trained.config
-    data_dir = arguments.data_dir or config.machine.data_dir
-    dataset = trained.parts.open_dataset(data_dir, config.recipe.image_size)
-    if not trained.fits(dataset):
-        raise InputError(
-            f"{config.recipe.dataset} in {data_dir} is not what {arguments.run} was trained on"
-        )
+    dataset = run.own_dataset(trained, arguments.data_dir)
     result = run.evaluate(trained, dataset, Console("off" if arguments.json else "auto"))
     if arguments.json:
         print(

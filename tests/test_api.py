@@ -15,8 +15,8 @@ import user_parts
 
 import cnnlab
 from cnnlab import augment, parts
-from cnnlab.config import Config
-from cnnlab.data.dataset import Dataset
+from cnnlab.config import Config, Recipe
+from cnnlab.data.dataset import Dataset, from_arrays
 from cnnlab.data.source import open_dataset
 from cnnlab.errors import InputError
 from cnnlab.losses import focal
@@ -144,6 +144,88 @@ def test_a_run_in_a_folder_is_resumed_loaded_and_evaluated(tiny, tmp_path):
     assert again.history == loaded.history
     with pytest.raises(InputError, match="another configuration: learning_rate"):
         cnnlab.train(tiny, **settings, learning_rate=0.5)
+
+
+def drawn_arrays(seed: int, count: int = 60) -> dict:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    images = rng.integers(0, 256, (count, 8, 8, 1)).astype(np.uint8)
+    cut = 2 * count // 3
+    return {"train": (images[:cut], labels[:cut]), "test": (images[cut:], labels[cut:])}
+
+
+@pytest.mark.slow
+def test_a_finished_folder_is_not_taken_for_other_data(tmp_path):
+    """Arrays have no name that could tell them apart: their pixels do."""
+    settings = {"model": "mlp,hidden=[4]", **SMALL, "workdir": tmp_path / "run"}
+    run = cnnlab.train(drawn_arrays(0), **settings)
+    with pytest.raises(InputError, match="trained on other data"):
+        cnnlab.train(drawn_arrays(1), **settings)
+    repeated = cnnlab.train(drawn_arrays(0), **settings)
+    same_weights(run, repeated)
+    assert repeated.test == run.test == cnnlab.evaluate(repeated)
+    loaded = cnnlab.load(tmp_path / "run")
+    with pytest.raises(InputError):
+        cnnlab.evaluate(loaded)
+    assert cnnlab.evaluate(loaded, drawn_arrays(0)) == run.test
+
+
+@pytest.mark.slow
+def test_a_data_set_of_a_known_name_is_not_replaced_by_the_known_one(shapes10_root, tmp_path):
+    images = np.zeros((60, 32, 32, 3), np.uint8)
+    labels = np.arange(60) % 10
+    known = open_dataset("shapes10")
+    arrays = {"train": (images, labels), "test": (images, labels)}
+    mine = from_arrays("shapes10", arrays | {"class_names": known.class_names})
+    settings = SMALL | {"epochs": 1, "workdir": tmp_path / "run"}
+    cnnlab.train(mine, "softmax_regression", **settings)
+    with pytest.raises(InputError, match="not the data set that the run was trained on"):
+        cnnlab.evaluate(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_the_weights_that_were_tested_come_back(tmp_path):
+    """Random labels: the best epoch is seldom the last."""
+    settings = {"model": "mlp,hidden=[8]", "batch_size": 10, "epochs": 8, "validation": 0.5}
+    settings |= {"devices": 1, "learning_rate": 0.03, "schedule": "constant", "keep": 9}
+    data = drawn_arrays(2, count=240)
+    run = cnnlab.train(data, **settings, workdir=tmp_path / "run", test_on="best")
+    accuracies = [row["validation_accuracy"] for row in run.history]
+    best = run.history[int(np.argmax(accuracies))]["step"]
+    assert best != run.history[-1]["step"], accuracies  # else this test is of nothing
+    assert run.network.step == run.summary["tested_step"] == best
+    assert cnnlab.evaluate(run) == run.test
+    loaded = cnnlab.load(tmp_path / "run")
+    same_weights(run, loaded)
+    assert loaded.test == run.test and cnnlab.evaluate(loaded, data) == run.test
+    last = cnnlab.load(tmp_path / "run", "last")
+    assert last.network.step == run.history[-1]["step"] and last.test == {}
+    assert cnnlab.evaluate(last, data) != run.test
+    same_weights(run, cnnlab.load(tmp_path / "run", "best"))
+    with pytest.raises(InputError, match="unknown weights '5'"):
+        cnnlab.load(tmp_path / "run", "5")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"optimizer": optax.sgd(0.1), "learning_rate": 0.2}, "has its own learning rate"),
+        ({"optimizer": optax.sgd(0.1), "schedule": "constant"}, "has its own learning rate"),
+        ({"processes": 2}, "processes has no effect here"),
+        ({"epochs": "3"}, "epochs must be int, got '3'"),
+        ({"recipe": 3}, "recipe must be Recipe, got 3"),
+    ],
+)
+def test_settings_without_effect_or_of_another_type_are_refused(tiny, settings, words):
+    with pytest.raises(InputError, match=words):
+        cnnlab.train(tiny, "mlp,hidden=[4]", **SMALL | settings)
+
+
+def test_sections_and_single_settings_go_together():
+    config = Config.of(
+        recipe=Recipe(epochs=2, seed=3), epochs=5, keep=np.int64(4), workdir=Path("a")
+    )
+    assert config == Config.of(epochs=5, seed=3, keep=4, workdir="a")
 
 
 def test_a_folder_needs_parts_with_names(tiny, tmp_path):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from cnnlab import cli
 from cnnlab.config import FORMER, Config, Recipe, Settings
 from cnnlab.errors import InputError
+from cnnlab.training.run_folder import stored_form
 
 ROOT = Path(__file__).parents[1]
 
@@ -125,11 +127,37 @@ def test_a_run_s_settings_that_a_command_has_not_are_left_out_and_others_refused
 
     (tmp_path / "config.json").write_text(json.dumps(Config.of(seed=2, keep=9).to_json()))
     assert cli.parse(Job, ["--config", str(tmp_path / "config.json")]) == Job(Recipe(seed=2))
-    (tmp_path / "a.toml").write_text("keep = 9\n")
-    with pytest.raises(InputError, match="a\\.toml: unknown setting 'keep'"):
-        cli.parse(Job, ["--config", str(tmp_path / "a.toml")])
+    for text, words in (
+        ("keep = 9", "unknown setting 'keep'"),
+        ("widths = [3]", "widths is written --model cnn,widths=[32,64] now"),
+        ("epochs = [1, 2]", "epochs cannot be [1, 2], which is of another type"),
+        ("epochs = 1.5", "epochs cannot be 1.5"),
+        ("metrics = [1]", "metrics cannot be [1]"),
+        ('clip_norm = "None"', "clip_norm cannot be 'None'"),
+    ):
+        (tmp_path / "a.toml").write_text(text)
+        with pytest.raises(InputError, match=re.escape(f"a.toml: {words}")):
+            cli.parse(Job, ["--config", str(tmp_path / "a.toml")])
+    (tmp_path / "config.json").write_text('{"loss": "ce", "widhts": [8]}')
+    with pytest.raises(InputError, match=r"config\.json: unknown setting 'widhts'"):
+        cli.parse(Job, ["--config", str(tmp_path / "config.json")])
     with pytest.raises(InputError, match="--config takes a file"):
         cli.parse(Job, ["--config"])
+
+
+def test_flags_override_the_short_forms_of_a_stored_run(tmp_path):
+    run = Config.of(dataset="cifar10", label_noise=0.2, noise="asymmetric", fraction=0.5)
+    (tmp_path / "config.json").write_text(json.dumps(stored_form(run)))
+    file = ["--config", str(tmp_path / "config.json")]
+    assert cli.parse(Config, file).recipe.corrupted_dataset() == run.recipe.corrupted_dataset()
+    for flags, changes in (
+        (["--label-noise", "0.4"], {"label_noise": 0.4}),
+        (["--fraction", "1"], {"fraction": 1.0}),
+        (["--dataset", "mnist"], {"dataset": "mnist"}),
+        (["--noise", "symmetric"], {"noise": "symmetric"}),
+    ):
+        changed = cli.parse(Config, [*file, *flags]).recipe
+        assert changed.corrupted_dataset() == run.replace(**changes).recipe.corrupted_dataset()
 
 
 @pytest.mark.slow

@@ -43,6 +43,10 @@ class DataFacts:
     def num_classes(self) -> int:
         return len(self.class_counts)
 
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full batches among the images that are trained on."""
+        return sum(self.class_counts) // batch_size
+
     def to_json(self) -> JsonObject:
         """The facts as JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ import optax
 
 from cnnlab import augment, compilation_cache, files
 from cnnlab.checkpoint import manager
-from cnnlab.config import WEIGHTS, Config, Recipe
+from cnnlab.config import Config, Recipe
 from cnnlab.contracts import captured
 from cnnlab.data.dataset import Dataset
 from cnnlab.data.facts import DataFacts
@@ -223,32 +223,33 @@ class Network:
         return jax.jit(self.apply_fn)(self.state.variables, jnp.asarray(images))[0]
 
 
-def load(path: Path, weights: str = "last", conv: Convolution | None = None) -> Network:
+_WHICH: dict[str, Literal["latest", "best"]] = {"last": "latest", "best": "best"}
+
+
+def load(path: Path, weights: str | int = "last", conv: Convolution | None = None) -> Network:
     """The network of a run folder, on one device; the run need not have ended.
 
     Args:
       path: the run folder.
-      weights: last or best (on validation).
+      weights: last or best (on validation), or those after a number of steps.
       conv: how it convolves; None for the way of the default devices.
 
     Raises:
       InputError: no run there, no checkpoint yet, or none that verifies.
     """
-    if weights not in WEIGHTS:
-        raise unknown("weights", weights, WEIGHTS)
+    which = weights if isinstance(weights, int) else _WHICH.get(weights)
+    if which is None:
+        raise unknown("weights", str(weights), _WHICH)
     config, facts, stored = run_folder.read(path)
     recipe = config.recipe
     compilation_cache.keep_compilations()
     parts = resolve(recipe)
     conv = conv or Convolution(devices.single_device().formulation)
     model = parts.build_model(facts.num_classes, recipe.compute_dtype, conv)
-    tx = build_optimizer(recipe, parts, facts.counts["train"] // recipe.batch_size)
+    tx = build_optimizer(recipe, parts, facts.steps_per_epoch(recipe.batch_size))
     state = initial_state(model, tx, jax.random.key(0), facts.image_shape)
     with manager.Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
-        checkpoint = checkpoints.restore(
-            {"state": state, "totals": zero_totals()},
-            which="latest" if weights == "last" else "best",
-        )
+        checkpoint = checkpoints.restore({"state": state, "totals": zero_totals()}, which=which)
     if checkpoint is None:
         raise InputError(f"{path} holds no checkpoint yet")
     if weights == "best" and checkpoint.metric is None:

@@ -214,7 +214,7 @@ def build(
     """
     recipe = config.recipe
     num_classes = facts.num_classes
-    steps_per_epoch = sum(facts.class_counts) // recipe.batch_size
+    steps_per_epoch = facts.steps_per_epoch(recipe.batch_size)
     total_steps = steps_per_epoch * recipe.epochs
     mixed = parts.check_pipeline(num_classes, facts.image_shape, recipe.batch_size, facts.mirror)
     label_dtypes = ["float32", "int32"] if mixed else ["int32"]  # validation brings ids

@@ -18,6 +18,7 @@ from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.data import feed as feeds
 from cnnlab.data.dataset import Dataset
+from cnnlab.errors import InputError
 from cnnlab.multihost import agree, processes
 from cnnlab.parts import Parts
 from cnnlab.training import experiment as experiments
@@ -35,12 +36,12 @@ COMPILING = "/jax/core/compile/backend_compile_duration"
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended.
+    """A run and its results so far.
 
     Attributes:
-      network: with the weights that were tested.
+      network: with the weights that were tested, or those that were asked for.
       history: the metrics of each epoch.
-      test: the metrics of the test images.
+      test: the network's metrics on the test images; empty where it was not tested.
       path: of its folder; None where it was kept in memory.
       summary: what summary.json says.
     """
@@ -118,15 +119,23 @@ def kept_in_memory(config: Config, console: Console, parts: Parts | None = None)
     return Run(network, progress.history, result)
 
 
-def load(path: Path, weights: str = "last") -> Run:
-    """The run of a folder, whose `test` is empty while it has not ended.
+def load(path: Path, weights: str | None = None) -> Run:
+    """The run of a folder; its `test` is empty where other weights were tested, or none yet.
+
+    Args:
+      path: of the folder.
+      weights: last or best (on validation); None: those that were tested, the last before that.
 
     Raises:
       InputError: as `network.load`.
     """
-    network = networks.load(path, weights)
     history, summary = run_folder.read_results(path)
-    return Run(network, tuple(history), summary.get("test", {}), path, summary)
+    config, _, _ = run_folder.read(path)
+    ended = summary.get("epochs") == config.recipe.epochs  # it may have been extended since
+    tested = summary.get("tested_step") if ended else None
+    network = networks.load(path, weights or ("last" if tested is None else tested))
+    test = summary["test"] if network.step == tested else {}
+    return Run(network, tuple(history), test, path, summary)
 
 
 def in_folder(
@@ -177,6 +186,29 @@ def in_folder(
     return Run(reached, progress.history, result, path, summary)
 
 
+def own_dataset(network: Network, data_dir: str | None = None) -> Dataset:
+    """The data set that a network was trained on.
+
+    Args:
+      network: of a run.
+      data_dir: TFDS data directory; None: the run's own.
+
+    Raises:
+      InputError: it is not there, or another one of this name is.
+    """
+    config = network.config
+    data_dir = data_dir or config.machine.data_dir
+    dataset = network.parts.open_dataset(data_dir, config.recipe.image_size)
+    facts = network.facts
+    sizes = len(dataset.train), len(dataset.test)
+    if not network.fits(dataset) or sizes != (facts.num_images, facts.counts["test"]):
+        where = f" in {data_dir}" if data_dir else ""
+        raise InputError(
+            f"{config.recipe.dataset}{where} is not the data set that the run was trained on"
+        )
+    return dataset
+
+
 def evaluate(network: Network, dataset: Dataset, console: Console | None = None) -> Metrics:
     """The metrics of a trained network on the test images of a data set, on one device.
 
@@ -188,7 +220,7 @@ def evaluate(network: Network, dataset: Dataset, console: Console | None = None)
     recipe = network.config.recipe
     parts = network.parts
     facts = network.facts
-    steps_per_epoch = facts.counts["train"] // recipe.batch_size
+    steps_per_epoch = facts.steps_per_epoch(recipe.batch_size)
     total_steps = steps_per_epoch * recipe.epochs
     teacher = networks.teacher_fn(recipe, dataset)[0] if parts.needs_teacher else None
     loss = parts.build_loss(facts.num_classes, np.array(facts.class_counts))

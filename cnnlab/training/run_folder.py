@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING
 
 from cnnlab import files
 from cnnlab.checkpoint import layout
-from cnnlab.config import PARTS, STORED_BESIDES, Config, Recipe
+from cnnlab.config import PARTS, SHORT, STORED_BESIDES, Config, Recipe
 from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
 from cnnlab.multihost import agree, processes
@@ -146,15 +146,6 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
         ):
             return summary if summary.get("test_on") == config.output.test_on else None
     return None
-
-
-# Forms that stand for a corruption of the data set
-SHORT = (
-    "label_noise",
-    "noise",
-    "long_tail",
-    "fraction",
-)
 
 
 def conflicts(stored: JsonObject, wanted: Config, quick: bool = False) -> list[str]:

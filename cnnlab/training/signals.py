@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,8 +32,14 @@ class StopRequest:
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM and the first Ctrl-C into a request; a second Ctrl-C interrupts at once."""
+    """Turn SIGTERM and the first Ctrl-C into a request; a second Ctrl-C interrupts at once.
+
+    Only the main thread gets signals: in another one nothing is requested.
+    """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
 
     def note(number: int, _frame: FrameType | None) -> None:
         request.signal = number
