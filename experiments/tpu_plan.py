@@ -180,7 +180,7 @@ def report(plan: Plan, where: slices.Slice, compiled: Program, cost: slices.Cost
         "devices": len(where.devices),
         "devices_used": compiled.layout.device_count,
         "mesh": [compiled.layout.mesh.shape[axis] for axis in ("seed", "data")],
-        "seeds": compiled.layout.seeds or 1,
+        "seeds": compiled.layout.num_seeds or 1,
         "batch_size": plan.recipe.batch_size,
         "steps_per_epoch": compiled.steps_per_epoch,
         "dispatch_steps": compiled.dispatch_steps,
@@ -191,7 +191,7 @@ def report(plan: Plan, where: slices.Slice, compiled: Program, cost: slices.Cost
         ),
         "step_seconds": seconds,
         "bound_by": by,
-        "images_per_second": plan.recipe.batch_size * (compiled.layout.seeds or 1) / seconds,
+        "images_per_second": plan.recipe.batch_size * (compiled.layout.num_seeds or 1) / seconds,
         "run_seconds": seconds * compiled.steps_per_epoch * plan.recipe.epochs,
     }
 

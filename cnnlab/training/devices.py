@@ -45,12 +45,12 @@ class Layout:
     Attributes:
       mode: jit (one device), pmap or sharded.
       mesh: of the devices, seeds by parts of the batch.
-      seeds: how many networks are trained together; None for one, whose state has no leading axis.
+      num_seeds: networks that are trained together; None for one, whose state has no leading axis.
     """
 
     mode: str
     mesh: Mesh
-    seeds: int | None = None
+    num_seeds: int | None = None
 
     @property
     def device_count(self) -> int:
@@ -213,7 +213,7 @@ def _over_seeds(step: Callable, axes: Sequence[int | None], platform: str) -> Ca
 def layout(
     machine: Machine,
     batch_size: int,
-    seeds: int | None = None,
+    num_seeds: int | None = None,
     cpu_images: int = 32,
     available: Sequence[Device] | None = None,
 ) -> Layout:
@@ -225,7 +225,7 @@ def layout(
     Args:
       machine: which devices were asked for.
       batch_size: images per step over all devices.
-      seeds: how many are trained together; they are shared out as far as their number allows, the
+      num_seeds: trained together; they are shared out as far as their number allows, the
         batch over the rest.
       cpu_images: on CPU, the fewest images of a seed that a device gets unless their number was
         asked for. Measured on two cores, seed network: 64 images each 1.5 times as fast as one
@@ -238,7 +238,7 @@ def layout(
     """
     available = backend.start() if available is None else available
     mode = machine.parallel
-    mesh = _mesh(machine, seeds or 1)
+    mesh = _mesh(machine, num_seeds or 1)
     fewest = min(cpu_images, batch_size) if available[0].platform == "cpu" else 1
     if mesh:
         count = mesh[0] * mesh[1]
@@ -246,19 +246,19 @@ def layout(
         count = machine.devices
     else:
         most = 1 if mode == "jit" else len(available)
-        count = _most_that_divide(batch_size, seeds or 1, most, fewest)
-    groups = mesh[0] if mesh else gcd(count, seeds or 1)
+        count = _most_that_divide(batch_size, num_seeds or 1, most, fewest)
+    groups = mesh[0] if mesh else gcd(count, num_seeds or 1)
     _check_count(count, len(available), mode, available[0].platform)
     if batch_size * groups % count:
         raise InputError(
             f"--devices {count} does not divide --batch-size {batch_size} ({count // groups} of "
             "them would share a seed's batch); choose a divisor"
         )
-    if mode == "pmap" and (seeds is not None or processes.count() > 1):
+    if mode == "pmap" and (num_seeds is not None or processes.count() > 1):
         raise InputError("--parallel pmap trains one seed at a time, in one process; take sharded")
     if mode == "auto":
         mode = "sharded" if count > 1 else "jit"
-    return Layout(mode, Mesh(_arranged(available, count, groups), (SEEDS, AXIS)), seeds)
+    return Layout(mode, Mesh(_arranged(available, count, groups), (SEEDS, AXIS)), num_seeds)
 
 
 def single_device() -> Layout:
@@ -266,7 +266,7 @@ def single_device() -> Layout:
     return layout(Machine(parallel="jit"), batch_size=1)
 
 
-def _mesh(machine: Machine, seeds: int) -> tuple[int, int] | None:
+def _mesh(machine: Machine, num_seeds: int) -> tuple[int, int] | None:
     """Over how many devices the seeds are shared out, and over how many the batch of each."""
     if machine.mesh is None:
         return None
@@ -276,24 +276,24 @@ def _mesh(machine: Machine, seeds: int) -> tuple[int, int] | None:
             f"--mesh {machine.mesh} is {groups * shared} devices, --devices {machine.devices} is "
             "not"
         )
-    if seeds % groups:
+    if num_seeds % groups:
         raise InputError(
-            f"--mesh {machine.mesh}: {groups} does not divide what is trained together, {seeds}"
+            f"--mesh {machine.mesh}: {groups} does not divide what is trained together, {num_seeds}"
         )
     return groups, shared
 
 
-def _most_that_divide(batch_size: int, seeds: int, most: int, fewest: int) -> int:
+def _most_that_divide(batch_size: int, num_seeds: int, most: int, fewest: int) -> int:
     """The largest number of devices of which each gets as many images of a seed.
 
     Args:
       batch_size: images of a seed.
-      seeds: trained together.
+      num_seeds: trained together.
       most: devices.
       fewest: images that are worth a second device.
     """
     several = range(processes.count(), most + 1, processes.count())
-    share = {n: batch_size * gcd(n, seeds) / n for n in several}
+    share = {n: batch_size * gcd(n, num_seeds) / n for n in several}
     fitting = [n for n in several if share[n] % 1 == 0]
     worthwhile = [n for n in fitting if n > 1 and share[n] >= fewest]
     return max(worthwhile, default=min(fitting, default=processes.count()))
@@ -313,8 +313,8 @@ def _check_count(count: int, available: int, mode: str, platform: str) -> None:
         )
 
 
-def _arranged(available: Sequence[Device], count: int, seeds: int) -> np.ndarray:
-    """`count` of the devices, as many of each process, in `seeds` rows."""
+def _arranged(available: Sequence[Device], count: int, num_rows: int) -> np.ndarray:
+    """`count` of the devices, as many of each process, in `num_rows` rows."""
     if count < len(available):
         per_process = count // processes.count()
         by_process = [
@@ -328,6 +328,6 @@ def _arranged(available: Sequence[Device], count: int, seeds: int) -> np.ndarray
         )
     elif available[0].platform == "tpu":  # along the wires between its chips
         return mesh_utils.create_device_mesh(
-            (seeds, count // seeds), available, allow_split_physical_axes=True
+            (num_rows, count // num_rows), available, allow_split_physical_axes=True
         )
-    return np.array(available).reshape(seeds, -1)
+    return np.array(available).reshape(num_rows, -1)

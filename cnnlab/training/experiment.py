@@ -171,9 +171,10 @@ class Experiment:
         Raises:
           InputError: their number differs.
         """
-        if len(seeds) != self.layout.seeds:
+        if len(seeds) != self.layout.num_seeds:
             raise InputError(
-                f"as many seeds as before, {self.layout.seeds}, can begin again, got {list(seeds)}"
+                f"as many seeds as before, {self.layout.num_seeds}, can begin again, got "
+                f"{list(seeds)}"
             )
         seeded = _seeded(self.data, self.program, seeds, rates)
         return dataclasses.replace(self, **seeded)
@@ -210,7 +211,7 @@ class Experiment:
         console: Console | None = None,
     ) -> list[Metrics]:
         extra = self.program.metrics
-        return loop.evaluate(sums, state.variables, batches, console, self.layout.seeds, extra)
+        return loop.evaluate(sums, state.variables, batches, console, self.layout.num_seeds, extra)
 
 
 def build(
@@ -297,7 +298,7 @@ def _rows(batch_size: int, layout: Layout) -> np.ndarray:
 def choose_layout(
     config: Config,
     parts: Parts,
-    seeds: int | None = None,
+    num_seeds: int | None = None,
     available: Sequence[Device] | None = None,
 ) -> Layout:
     """The devices of a configuration, for as many seeds; of those available, perhaps elsewhere.
@@ -306,7 +307,7 @@ def choose_layout(
       InputError: more than there are, or a number that does not fit.
     """
     batch_size = config.recipe.batch_size
-    return devices.layout(config.machine, batch_size, seeds, parts.cpu_images, available)
+    return devices.layout(config.machine, batch_size, num_seeds, parts.cpu_images, available)
 
 
 def check_parts(recipe: Recipe, parts: Parts, dataset: datasets.Dataset) -> None:

@@ -346,7 +346,7 @@ def evaluate(
     variables: Variables,
     batches: Iterable[Batch],
     console: Console | None = None,
-    seeds: int | None = None,
+    num_seeds: int | None = None,
     extra_metrics: Sequence[metrics.Metric] = (),
 ) -> list[Metrics]:
     """The metrics of a whole data set, for each network that the variables hold.
@@ -356,7 +356,7 @@ def evaluate(
       variables: of the model.
       batches: padded, with masks (`data.feed.in_order`).
       console: shows progress; None shows nothing.
-      seeds: how many the variables hold along a leading axis; None for one without it.
+      num_seeds: how many the variables hold along a leading axis; None for one without it.
       extra_metrics: besides those that are always measured.
 
     Returns:
@@ -371,7 +371,7 @@ def evaluate(
                 parts.append(transfer.fetch(waiting.popleft()))
             show()
     parts += transfer.fetch(list(waiting))
-    if seeds is None:
+    if num_seeds is None:
         return [metrics.summarise(parts, extra_metrics)]
-    by_seed = [[{k: v[i] for k, v in part.items()} for part in parts] for i in range(seeds)]
+    by_seed = [[{k: v[i] for k, v in part.items()} for part in parts] for i in range(num_seeds)]
     return [metrics.summarise(seed_parts, extra_metrics) for seed_parts in by_seed]

@@ -49,7 +49,7 @@ class Program:
       layout: the devices, and how many networks are trained together.
       facts: about the data.
       model: linen module.
-      step: what a train step is made of.
+      step_parts: what a train step is made of.
       metrics: the user's own.
       is_resident: whether the devices hold all images; otherwise they are streamed.
       dispatch_steps: the most steps that one dispatch takes.
@@ -61,7 +61,7 @@ class Program:
     layout: Layout
     facts: DataFacts
     model: nn.Module
-    step: StepParts
+    step_parts: StepParts
     metrics: tuple[Metric, ...]
     is_resident: bool
     dispatch_steps: int
@@ -70,12 +70,12 @@ class Program:
     @property
     def steps_per_epoch(self) -> int:
         """Full batches among the training images."""
-        return self.step.objective.steps_per_epoch
+        return self.step_parts.objective.steps_per_epoch
 
     @property
     def per_seed(self) -> PartitionSpec:
         """The spec of what each seed has of its own."""
-        return PartitionSpec() if self.layout.seeds is None else PartitionSpec(SEEDS)
+        return PartitionSpec() if self.layout.num_seeds is None else PartitionSpec(SEEDS)
 
     @property
     def specs(self) -> tuple[PartitionSpec, ...]:
@@ -96,7 +96,7 @@ class Program:
         state, totals, data, items, count, key, rate = args
         # The rate is data, so that one program serves all of them.
         tx = network.build_optimizer(self.config.recipe, self.parts, self.steps_per_epoch, rate)
-        step = partial(train_step, parts=replace(self.step, tx=tx), axis_name=axis_name)
+        step = partial(train_step, parts=replace(self.step_parts, tx=tx), axis_name=axis_name)
         fetch = feeds.as_read
         if self.is_resident:
             fetch = partial(feeds.gathered, self.facts.image_shape)
@@ -127,28 +127,28 @@ class Program:
         """
         key = network.fold_in(keys, 0)
         shape = self.facts.image_shape
-        state = network.initial_state(self.model, self.step.tx, key, shape, images)
+        state = network.initial_state(self.model, self.step_parts.tx, key, shape, images)
         return state, zero_totals(seeds=keys.shape)
 
     def abstract_start(self) -> tuple[TrainState, Totals, jax.Array]:
         """The shapes of the state, the totals and the keys before the first step."""
-        seeds = self.layout.seeds
+        num_seeds = self.layout.num_seeds
         shape = self.facts.image_shape
         count = min(network.init_images(self.model), self.facts.num_images)
         images = jax.ShapeDtypeStruct((count, *shape), jnp.float32) if count else None
-        keys = jax.eval_shape(lambda: network.run_keys(0 if seeds is None else [0] * seeds))
+        keys = jax.eval_shape(lambda: network.run_keys(0 if num_seeds is None else [0] * num_seeds))
         return *jax.eval_shape(self.begin, keys, images), keys
 
     def arguments(self) -> tuple[PyTree, ...]:
         """What `dispatch` takes, as shapes with shardings: of what makes the real ones."""
-        seeds = self.layout.seeds
+        num_seeds = self.layout.num_seeds
         facts = self.facts
         state, totals, keys = self.abstract_start()
         rates = jax.ShapeDtypeStruct(keys.shape, jnp.float32)
         batch_size = self.config.recipe.batch_size
         feed = feeds.blank(facts.image_shape, facts.num_images, batch_size, self.is_resident)
-        if seeds is not None:
-            feed = feeds.stacked([feed] * seeds)
+        if num_seeds is not None:
+            feed = feeds.stacked([feed] * num_seeds)
         items = self.stack(list(feed.items(0, 1)))
         shapes = (state, totals, feed.data, items, np.int32(1), keys, rates)
         return tuple(
@@ -172,7 +172,7 @@ class Program:
         step = partial(
             eval_step,
             apply_fn=network.apply_for_evaluation(self.model, self.facts, views, features),
-            objective=self.step.objective,
+            objective=self.step_parts.objective,
             extra_metrics=self.metrics,
         )
         return self.layout.compile(step, (self.per_seed, BATCH), self.per_seed)
@@ -271,7 +271,7 @@ def _at_once(machine: Machine, layout: Layout, resident: bool) -> int:
         return 1
     if layout.platform != "cpu":
         return 32
-    return 1 if layout.seeds is None else 4
+    return 1 if layout.num_seeds is None else 4
 
 
 def _placed(

@@ -51,7 +51,7 @@ def state_bytes(made):
     """
     state = made.arguments()[0]
     leaves = jax.tree.leaves((state.params, state.batch_stats))
-    return 4 * (sum(math.prod(leaf.shape) for leaf in leaves) // (made.layout.seeds or 1) + 2)
+    return 4 * (sum(math.prod(leaf.shape) for leaf in leaves) // (made.layout.num_seeds or 1) + 2)
 
 
 @pytest.mark.slow

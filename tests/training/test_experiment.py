@@ -88,7 +88,7 @@ def prepared(augment, images, labels, mean, std, **batch):
         "epoch": np.int32(0),
     }
     key = jax.random.key(0)
-    return built.step.prepare(start | batch, key, jax.random.fold_in(key, 7), None)
+    return built.step_parts.prepare(start | batch, key, jax.random.fold_in(key, 7), None)
 
 
 @pytest.mark.slow
