@@ -1,13 +1,16 @@
-"""A lesson: claims that a script computes and checks, beside the tables and figures that show them,
+"""A lesson: claims that a script computes and checks, with the tables and figures that show them,
 as one page.
 
 A lesson is a script: its docstring is the text, and a generator of parts the work, which is printed
 as it comes:
 
-    def teach(flags: Lesson) -> Iterable[Part]: x = np.linspace(-4, 4, 100) p = softmax(np.stack([x,
-        1 - x], -1)) yield Claim("The probabilities sum to one", np.abs(p.sum(-1) - 1).max() < 1e-6,
-        "100 inputs") yield lines("Softmax of two lines", x, {"of x": p[:, 0], "of 1 - x": p[:, 1]},
-        "input x", "probability")
+    def teach(flags: Lesson) -> Iterable[Part]:
+        x = np.linspace(-4, 4, 100)
+        p = softmax(np.stack([x, 1 - x], -1))
+        off = np.abs(p.sum(-1) - 1).max()
+        yield Claim("The probabilities sum to one", off < 1e-6, "100 inputs")
+        curves = {"of x": p[:, 0], "of 1 - x": p[:, 1]}
+        yield lines("Softmax of two lines", x, curves, "input x", "probability")
 
     if __name__ == "__main__":
         run(teach)
@@ -126,7 +129,7 @@ def lines(
       series: name in the legend -> float[N]; a single one has no legend.
       xlabel, ylabel: with units.
       markers: at the points.
-      axes: what `Axes.set` takes beside them: xscale, ylim, ...
+      axes: what `Axes.set` takes besides them: xscale, ylim, ...
     """
 
     def paint(axis: Axes) -> None:

@@ -15,16 +15,7 @@ if TYPE_CHECKING:
 Curve: TypeAlias = "tuple[str, np.ndarray, np.ndarray, np.ndarray]"
 
 TRAIN, VALIDATION = "#4477aa", "#cc6677"  # colour-blind safe (Tol), as is SERIES
-SERIES = (
-    "#4477aa",
-    "#ee6677",
-    "#228833",
-    "#ccbb44",
-    "#66ccee",
-    "#aa3377",
-    "#666666",
-    "#000000",
-)
+SERIES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#666666", "#000000")
 GREY = "#bbbbbb"
 
 

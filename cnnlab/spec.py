@@ -1,9 +1,10 @@
 """One grammar for every part of an experiment: text on the command line -> a function with its
 hyperparameters.
 
-    part      name | dotted.path, then ,key=value ...   focal,gamma=2   my_nets.Net,depth=20
-    optax.lion,b1=0.95 pipeline  part+part+...
-    flip+crop,padding=4+my_ops.jitter,strength=0.3
+    part      name | dotted.path, then ,key=value ...
+              focal,gamma=2   my_nets.Net,depth=20   optax.lion,b1=0.95
+    pipeline  part+part+...
+              flip+crop,padding=4+my_ops.jitter,strength=0.3
 
 Inside brackets and quotes nothing separates, and a "+" separates only before a letter. A dotted
 path is looked up from the current directory or in an installed package; whatever can be called is a
@@ -142,11 +143,8 @@ def _value(text: str) -> object:
     try:
         return _frozen(ast.literal_eval(text))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        # Of words, which Python would want in quotes
-        bracketed = text[:1] + text[-1:] in (
-            "[]",
-            "()",
-        )
+        # A list of words, which Python would want in quotes.
+        bracketed = text[:1] + text[-1:] in ("[]", "()")
         return tuple(_value(item.strip()) for item in split(text[1:-1], ",")) if bracketed else text
 
 
@@ -468,10 +466,8 @@ def _load(kind: Kind, path: str) -> tuple[Callable, str]:
             raise InputError(
                 f"{kind.name} '{path}': no module '{error.name}', here or installed"
             ) from error
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # whatever a user's module raises while it is imported
+        # Whatever a user's module raises while it is imported.
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"{kind.name} '{path}': module '{module_name}' cannot be imported: {where(error)}"
             ) from error

@@ -1,4 +1,4 @@
-"""Files that are kept between runs, verified: what decoded.py and compilation_cache.py are made of.
+"""Files that are kept between runs, verified: what data/cache.py and compilation_cache.py build on.
 
 Every file starts with the SHA-256 of the rest and appears in one rename, so that a damaged file, or
 one that another process is writing, costs the time to make its content again and nothing else; a

@@ -3,9 +3,9 @@
     python experiments/ablate.py --losses cross_entropy focal,gamma=2 --label-noise 0 0.4
     python experiments/ablate.py --losses cross_entropy my_module.my_loss --tune lr=1e-4..1e-1
 
-Every loss is trained from the same weights on the same batches for each seed. The same command goes
-on where a study was stopped or killed; machines that share the folder take `--shard 0/4`, `--shard
-1/4`, ... of it, or `--executor ray`.
+Every loss is trained from the same weights on the same batches for each seed. The same command
+resumes a study that was stopped or killed; machines that share the folder take `--shard 0/4`,
+`--shard 1/4`, ... of it, or `--executor ray`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Test metrics of a run folder, also of a run that is still going on.
+"""Test metrics of a run folder, also of a run that is still under way.
 
 python experiments/evaluate.py runs/shapes10-cnn-cross_entropy-seed0
 python experiments/evaluate.py RUN --weights best --json > result.json

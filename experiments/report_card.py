@@ -35,7 +35,7 @@ class Arguments(Settings):
     losses: tyro.conf.Positional[tuple[str, ...]] = ()
     """Specifications: name,key=value,... or your own loss by its dotted path."""
     all: bool = False
-    """All of cnnlab.losses, beside those named."""
+    """All of cnnlab.losses, in addition to those named."""
     claims: str = ""
     """Properties that the named losses are said to have, separated by commas; also "same as LOSS".
     """

@@ -34,7 +34,8 @@ from cnnlab.training import run_folder
 from cnnlab.types import JsonObject
 
 WORKER = Path(__file__).parent / "benchmarks" / "airbench_torch.py"
-IDLE = ("dispatch_steps", "workers")  # a run is one dispatch, of images in memory
+# Settings that do nothing here: a run is one dispatch, of images in memory.
+IDLE = ("dispatch_steps", "workers")
 # What changes the images or labels that are trained on.
 CONDITIONS = ("label_noise", "long_tail", "fraction")
 
@@ -116,9 +117,11 @@ def main(config: SpeedRun) -> None:
         contestants = {"cnnlab": run} | ({"airbench": theirs} if theirs else {})
         rows: dict[str, list[JsonObject]] = {name: [] for name in contestants}
         for number, seeds in enumerate(groups):
-            for name in list(contestants)[
-                :: -1 if number % 2 else 1
-            ]:  # neither always finds the other's caches
+            # In alternating order: neither always finds the other's caches.
+            names = list(contestants)
+            if number % 2:
+                names.reverse()
+            for name in names:
                 new = contestants[name](seeds)
                 rows[name] += new
                 accuracy, seconds = (
@@ -214,7 +217,8 @@ def rival(
         ]
         pipe = subprocess.PIPE
         try:
-            process = subprocess.Popen(  # in a group of its own: Ctrl-C reaches us, and we end it
+            # In a group of its own: Ctrl-C reaches us, and we end it.
+            process = subprocess.Popen(
                 [str(part) for part in command], stdin=pipe, stdout=pipe, text=True, process_group=0
             )
         except OSError as error:

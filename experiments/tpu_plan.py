@@ -76,12 +76,9 @@ class Plan(Settings):
 
 def main(plan: Plan) -> None:
     cli.writable(plan.json)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU that is there is left alone
-    # And other plans go on beside it
-    os.environ |= {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
+    # A TPU that is there is left alone, and other plans may be made at the same time.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     from cnnlab.tpu import slices
 
     where = slices.describe(plan.topology)
@@ -200,7 +197,8 @@ def lines(plan: Plan, figures: JsonObject) -> list[str]:
     """The plan for a person to read."""
 
     def many(n, what):
-        return f"{n:,} {what}{'s' * (n != 1)}"
+        plural = "" if n == 1 else "s"
+        return f"{n:,} {what}{plural}"
 
     def mib(name):
         return f"{figures[name] / 2**20:,.1f}"

@@ -1,4 +1,4 @@
-"""What is stored beside a checkpoint's arrays, and how it proves them: SHA-256 of every leaf and
+"""What is stored with a checkpoint's arrays, and how it proves them: SHA-256 of every leaf and
 file, sealed.
 
 `about.json` of a step holds path, shape, dtype and SHA-256 of every leaf as it was in memory,
@@ -74,9 +74,8 @@ def data(leaf: Array) -> jax.Array | np.ndarray:
 def _host(leaf: Array) -> np.ndarray:
     """A copy-free look at a leaf from the host."""
     leaf = data(leaf)
-    if (
-        isinstance(leaf, jax.Array) and leaf.is_fully_replicated
-    ):  # also across hosts; np.asarray would cache a copy
+    # Also across hosts; np.asarray would cache a copy.
+    if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
         return np.asarray(leaf.addressable_data(0))
     return np.asarray(transfer.fetch(leaf))
 
@@ -152,7 +151,8 @@ def check_files(folder: pathlib.Path, about: dict) -> None:
 def read_about(folder: pathlib.Path, step: int) -> dict:
     try:
         about = json.loads((folder / str(step) / ABOUT).read_bytes())
-        body, stated = about["body"], about["sha256"]
+        body = about["body"]
+        stated = about["sha256"]
     except FileNotFoundError:
         raise Rejected(f"{ABOUT} is missing: never completed, or half deleted") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -165,7 +165,7 @@ def read_about(folder: pathlib.Path, step: int) -> dict:
 
 
 def compare(wanted: Mapping[str, Leaf], about: dict, folder: pathlib.Path) -> None:
-    """Raises InputError naming the first leaf in which the wanted structure differs from the stored
+    """Raise InputError naming the first leaf in which the wanted structure differs from the stored
     one.
     """
     stored = {leaf["path"]: leaf["is"] for leaf in about["leaves"]}
@@ -229,7 +229,7 @@ def verified(
     was saved.
 
     Raises:
-        InputError: it is, but holds other leaves than wanted.
+      InputError: it is, but holds other leaves than wanted.
     """
     about = read_about(folder, step)
     compare(wanted, about, folder)
@@ -258,7 +258,7 @@ def _from_orbax(record: logging.LogRecord) -> bool:
 
 
 def quiet_orbax() -> None:
-    """Orbax logs tracebacks of errors that it also raises; what matters is raised here in
-    one line.
+    """Keep Orbax from logging tracebacks of errors that it also raises; what matters is raised here
+    in one line.
     """
     logging.getLogger("absl").addFilter(_from_orbax)

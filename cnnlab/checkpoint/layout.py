@@ -18,11 +18,12 @@ from cnnlab import files
 if TYPE_CHECKING:
     from orbax.checkpoint.path import step as orbax_step
 
-MARK = (
-    "commit_success.txt"  # the names that Orbax gives: to the mark of a complete step under gs://,
-)
-TMP = ".orbax-checkpoint-tmp"  # to local steps being written,
-TODELETE = "todelete"  # and what cnnlab calls the folder of local steps on their way out
+# Orbax's name for the mark of a complete step under gs://.
+MARK = "commit_success.txt"
+# Orbax's suffix for local steps that are being written.
+TMP = ".orbax-checkpoint-tmp"
+# The folder of local steps on their way out.
+TODELETE = "todelete"
 
 
 def _is_step(name: str) -> bool:

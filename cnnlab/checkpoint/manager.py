@@ -9,9 +9,10 @@ rejected and the next tried; those of files spare Orbax's readers damaged ones.
 
 A folder looks like this (all but the numbered steps may be deleted by hand):
 
-    400/            a step: state/ (Orbax's array data) and about.json (the digests) 500.orbax-…
-    being written, or left by a killed process: removed at the next start todelete/       steps that
-    `keep` dropped, on their way out: a rename first, so no half-deleted step is ever listed
+    400/            a step: state/ (Orbax's array data) and about.json (the digests)
+    500.orbax-…     being written, or left by a killed process: removed at the next start
+    todelete/       steps that `keep` dropped, on their way out: a rename first, so no half-deleted
+                    step is ever listed
     rejected/       steps that failed a restore, set aside by the next save; never removed by cnnlab
 
 Under gs:// there is no rename: a step is written in its place, and is one as long as
@@ -56,12 +57,12 @@ class Restored:
     """What `Checkpoints.restore` found.
 
     Attributes:
-        step: the step that verified.
-        tree: the state in the structure of `like`: jax arrays with its shardings, numpy arrays
-          where it has those.
-        extra: the dict given to `save`, as JSON gives it back (tuples are lists, keys are strings).
-        metric: the metric given to `save`.
-        rejected: one line, "step 9: why", for each step that was tried before and failed.
+      step: the step that verified.
+      tree: the state in the structure of `like`: jax arrays with its shardings, numpy arrays
+        where it has those.
+      extra: the dict given to `save`, as JSON gives it back (tuples are lists, keys are strings).
+      metric: the metric given to `save`.
+      rejected: one line, "step 9: why", for each step that was tried before and failed.
     """
 
     step: int
@@ -78,15 +79,15 @@ class Checkpoints:
     sure to be seen. With several hosts every process makes one and calls every method.
 
     Args:
-        folder: where the steps are, also gs://BUCKET/FOLDER; made if missing; relative to the
-          current directory of now.
-        keep: how many of the last steps to keep. The best (highest metric; of equals the newest) is
-          kept beside them.
-        read_only: look only: creates, cleans and deletes nothing. Use it beside a run that is still
-          writing.
+      folder: where the steps are, also gs://BUCKET/FOLDER; made if missing; relative to the
+        current directory of now.
+      keep: how many of the last steps to keep. The best (highest metric; of equals the newest) is
+        kept in addition.
+      read_only: look only: creates, cleans and deletes nothing. Use it next to a run that is still
+        writing.
 
     Raises:
-        InputError: `keep` below 1, or a folder that cannot be written.
+      InputError: `keep` below 1, or a folder that cannot be written.
     """
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 2, read_only: bool = False):
@@ -94,8 +95,8 @@ class Checkpoints:
             raise InputError(f"checkpoints: keep must be at least 1, got {keep}.")
         self.folder = files.path(folder if files.is_remote(folder) else os.path.abspath(folder))
         self._keep = keep
-        self._pending: int | None = None  # the step being saved, and what its about.json will say
-        self._about: dict = {}
+        self._pending: int | None = None  # the step being saved
+        self._about: dict = {}  # what its about.json will say
         self._rejected: set[int] = set()
         self._metrics: dict[int, float | None] = {}  # of the steps whose about.json can be read
         # Made at the first save: importing Orbax takes 0.4 s, which no start should wait for
@@ -106,9 +107,8 @@ class Checkpoints:
             agree.on_all(lambda: _see(self.folder / mark.name))
             agree.on_first(lambda: (mark.unlink(), _sweep(self.folder)))
             for step in self.steps():
-                with contextlib.suppress(
-                    digest.Rejected
-                ):  # restore says why; what cannot be read stays
+                # `restore` says why; what cannot be read stays.
+                with contextlib.suppress(digest.Rejected):
                     self._metrics[step] = digest.read_about(self.folder, step)["metric"]
 
     def _make_manager(self) -> ocp.CheckpointManager:
@@ -159,20 +159,20 @@ class Checkpoints:
     def save(
         self, step: int, tree: PyTree, *, metric: float | None = None, extra: dict | None = None
     ) -> None:
-        """Copies the state off the devices and writes it in the background; at most one save is
+        """Copy the state off the devices and write it in the background; at most one save is
         under way.
 
         Args:
-            step: any number above those already in the folder.
-            tree: a pytree of jax or numpy arrays, typed PRNG keys and Python numbers.
-            metric: higher is better. None (a save in mid-epoch) or NaN: never the best.
-            extra: a small dict of JSON values, stored in the same atomic step.
+          step: any number above those already in the folder.
+          tree: a pytree of jax or numpy arrays, typed PRNG keys and Python numbers.
+          metric: higher is better. None (a save in mid-epoch) or NaN: never the best.
+          extra: a small dict of JSON values, stored in the same atomic step.
 
         Raises:
-            CheckpointError: a leaf holds NaN or inf; this save, or the one before it (its step is
-              named), failed.
-            InputError: the step is not new, `extra` is not JSON, or a leaf is not an array of
-              numbers.
+          CheckpointError: a leaf holds NaN or inf; this save, or the one before it (its step is
+            named), failed.
+          InputError: the step is not new, `extra` is not JSON, or a leaf is not an array of
+            numbers.
         """
         if not self._open:
             raise InputError(
@@ -207,7 +207,8 @@ class Checkpoints:
             raise InputError(
                 f"checkpoint step {step}: the tree holds no array, there is nothing to save."
             )
-        self._pending, self._metrics[step] = step, metric
+        self._pending = step
+        self._metrics[step] = metric
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(state))
         try:
             # Without force it may return False and write nothing
@@ -216,11 +217,11 @@ class Checkpoints:
             raise self._failed(step, error) from error
 
     def wait(self) -> None:
-        """Returns when the save under way, if any, is on disk and named.
+        """Wait until the save under way, if any, is on disk and named.
 
         Raises:
-            CheckpointError: it failed; the message names its step. The steps before it are
-              untouched.
+          CheckpointError: it failed; the message names its step. The steps before it are
+            untouched.
         """
         step = self._pending
         if self._manager is None or step is None:
@@ -234,18 +235,18 @@ class Checkpoints:
         agree.on_first(lambda: (_fsync(self.folder), self._drop(), _sweep(self.folder)))
 
     def _drop(self) -> None:
-        """Under gs:// Orbax would delete a step's files in any order; here it stops being a step
-        first.
+        """Under gs://, remove the dropped steps: Orbax would delete a step's files in any order;
+        here it stops being a step first.
         """
         if files.is_remote(self.folder):
             for step in filter(self._dropped, self.steps()):
                 layout.remove_step(self.folder / str(step))
 
     def close(self) -> None:
-        """Waits for the save under way and ends Orbax's threads. A second call does nothing.
+        """Wait for the save under way and end Orbax's threads. A second call does nothing.
 
         Raises:
-            CheckpointError: as `wait`.
+          CheckpointError: as `wait`.
         """
         try:
             self.wait()
@@ -272,19 +273,19 @@ class Checkpoints:
         with.
 
         Args:
-            like: the wanted structure: a pytree of arrays or jax.ShapeDtypeStruct; the leaves go to
-                its shardings, whatever number of devices the step was saved on.
-            which: "latest"; "best", from the highest metric down, then steps without one from the
-              newest; or one step.
+          like: the wanted structure: a pytree of arrays or jax.ShapeDtypeStruct; the leaves go to
+            its shardings, whatever number of devices the step was saved on.
+          which: "latest"; "best", from the highest metric down, then steps without one from the
+            newest; or one step.
 
         Returns:
-            The first step that verifies, with a line for each that did not; None if the folder
-            holds no step.
+          The first step that verifies, with a line for each that did not; None if the folder
+          holds no step.
 
         Raises:
-            CheckpointError: no step verifies; each is named with the reason.
-            InputError: a sound step holds other leaves, shapes or dtypes than `like`; the wanted
-              step does not exist.
+          CheckpointError: no step verifies; each is named with the reason.
+          InputError: a sound step holds other leaves, shapes or dtypes than `like`; the wanted
+            step does not exist.
         """
         self.wait()
         wanted = digest.named_leaves(like)
@@ -335,7 +336,7 @@ class Checkpoints:
         return None, {}, rejected
 
     def _set_rejected_aside(self) -> None:
-        """Moves what `restore` rejected out of the way: it could not be saved anew, and would push
+        """Move what `restore` rejected out of the way: it could not be saved anew, and would push
         good steps out.
         """
         # The same in all processes, as what lies in the folder is not, while one moves it
@@ -356,8 +357,8 @@ class Checkpoints:
         self._manager.reload()
 
     def _failed(self, step: int, error: Exception) -> CheckpointError:
-        """Forgets the save under way, so that the next can succeed, and names it; its writers may
-        go on for a while.
+        """Forget the save under way, so that the next can succeed, and name it; its writers may
+        continue for a while.
         """
         self._pending = None
         self._metrics.pop(step, None)
@@ -370,8 +371,8 @@ class Checkpoints:
         )
 
     def _before_rename(self) -> None:
-        """Runs in Orbax's thread, on the first process, when all is written and nothing yet makes
-        it a step.
+        """Write about.json and sync the files: in Orbax's thread, on process 0, when all is written
+        and nothing yet makes it a step.
         """
         remote = files.is_remote(self.folder)
         (tmp,) = (
@@ -383,10 +384,8 @@ class Checkpoints:
         body = self._about | {"files": digest.file_digests(tmp, written)}
         (tmp / digest.ABOUT).write_text(json.dumps({"sha256": digest.seal(body), "body": body}))
         if not remote:
-            for path in [
-                tmp,
-                *tmp.rglob("*"),
-            ]:  # Orbax syncs the array data, but neither its small files nor folders
+            # Orbax syncs the array data, but neither its small files nor folders.
+            for path in [tmp, *tmp.rglob("*")]:
                 _fsync(path)
 
 
@@ -416,7 +415,7 @@ _sweep = layout.sweep
 
 
 def _see(mark: pathlib.Path) -> None:
-    """Every process writes its part of a step, so each must see what the first one wrote."""
+    """Check that this process sees what process 0 wrote: each writes its part of a step."""
     if not mark.exists():
         raise InputError(
             f"checkpoints in {mark.parent}: the folder is not shared; give a --workdir that all "

@@ -186,9 +186,8 @@ def _grain(steps: range, read: Callable[[int], Batch], workers: int, ahead: int)
     if workers:
         from absl import flags
 
-        if (
-            not flags.FLAGS.is_parsed()
-        ):  # Grain's worker processes read absl flags, which only absl's own main parses
+        # Grain's worker processes read absl flags, which only absl's own main parses.
+        if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         iterator = iter(

@@ -66,9 +66,8 @@ def read(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarray:
             picture = ImageOps.exif_transpose(picture)
     except FileNotFoundError as error:
         raise InputError(f"there is no image file {path}") from error
-    except (
-        Exception
-    ) as error:  # Pillow's readers raise anything on damaged files, struct.error among them
+    # Pillow's readers raise anything on damaged files, struct.error among them.
+    except Exception as error:
         raise InputError(f"{path} cannot be read as an image ({error})") from error
     if picture.mode.startswith(("I", "F")):  # convert("L") would clip, not scale
         values = np.nan_to_num(np.asarray(picture, np.float64))

@@ -1,5 +1,5 @@
 """Which image comes when: pure functions of seeds and steps, so that the step alone says where to
-go on.
+resume.
 """
 
 from __future__ import annotations

@@ -155,7 +155,8 @@ def _prose(text: str) -> str:
 def _folded(inner: str, summary: str, unfolded: bool) -> str:
     if not summary:
         return inner
-    return f"<details{' open' * unfolded}><summary>{escape(summary)}</summary>{inner}</details>"
+    state = " open" if unfolded else ""
+    return f"<details{state}><summary>{escape(summary)}</summary>{inner}</details>"
 
 
 def _table(table: Table, kinds: Mapping[str, str]) -> str:
@@ -163,7 +164,8 @@ def _table(table: Table, kinds: Mapping[str, str]) -> str:
     first = int(table.head[0] == "condition")
     shown = range(first, len(table.head))
     head = "".join(
-        f"<th{_class('word' * (j < table.words))}>{escape(table.head[j])}</th>" for j in shown
+        f"<th{_class('word' if j < table.words else '')}>{escape(table.head[j])}</th>"
+        for j in shown
     )
     rows = []
     group = ""
@@ -188,6 +190,6 @@ def _cell(table: Table, place: int, text: str, kinds: Mapping[str, str]) -> str:
     if place >= table.words:
         return f"<td>{escape(text)}</td>"
     verdict = f" verdict {kinds[text]}" if text in kinds and place == table.words - 1 else ""
-    # Where a loss's name may go on in the next line
+    # Where a loss's name may be broken.
     broken = re.sub(r",(?=.)", ",<wbr>", escape(text))
     return f'<td class="word{verdict}">{broken}</td>'

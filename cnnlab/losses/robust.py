@@ -157,8 +157,8 @@ def normalized_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
       labels: int[...] class ids, or float[..., K] target distributions: sum_k q_k L(z, k).
 
     Returns:
-      float32[...], in [0, 1]; 0 beside an impossible class. NaN for an id outside [0, K) under jit,
-      for a single class, and where the true class is the impossible one.
+      float32[...], in [0, 1]; 0 next to an impossible class. NaN for an id outside [0, K) under
+      jit, for a single class, and where the true class is the impossible one.
 
     Raises:
       ValueError: labels that do not fit the logits, or a visible id outside [0, K).
@@ -187,8 +187,8 @@ def normalized_focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 0.5) -
       gamma: in [0, inf); 0 is normalized cross-entropy.
 
     Returns:
-      float32[...], in [0, 1]; 0 beside an impossible class. NaN for an id outside [0, K) under jit,
-      for a single class, and where the true class is the impossible one.
+      float32[...], in [0, 1]; 0 next to an impossible class. NaN for an id outside [0, K) under
+      jit, for a single class, and where the true class is the impossible one.
 
     Raises:
       ValueError: labels that do not fit the logits, a visible id outside [0, K), or gamma outside
@@ -274,9 +274,9 @@ def bi_tempered(
 ) -> jax.Array:
     """Cross-entropy with a bounded logarithm (t1 < 1) and a heavy-tailed softmax (t2 > 1).
 
-        L(z, y) = -log_t1 p_y - (1 - sum_k p_k^(2-t1)) / (2-t1), p = tempered_softmax(z, t2),  log_t
-        x = (x^(1-t) - 1) / (1-t); for a distribution q: sum_k q_k (log_t1 q_k - log_t1 p_k) -
-        (q_k^(2-t1) - p_k^(2-t1)) / (2-t1)
+        L(z, y) = -log_t1 p_y - (1 - sum_k p_k^(2-t1)) / (2-t1),
+        p = tempered_softmax(z, t2),  log_t x = (x^(1-t) - 1) / (1-t);
+        for targets q: sum_k q_k (log_t1 q_k - log_t1 p_k) - (q_k^(2-t1) - p_k^(2-t1)) / (2-t1)
 
     Args:
       logits: float[..., K].

@@ -24,8 +24,8 @@ CONVENTIONS = ("uniform", "off_target")
 def label_smoothing(loss: Loss, alpha: float = 0.1, convention: str = "uniform") -> Loss:
     """A loss whose labels give a share of themselves away.
 
-        loss(z, q'),  uniform: q' = (1 - alpha) q + alpha / K;  off_target: q' = (1 - alpha) q +
-        alpha (1 - q) / (K - 1)
+        loss(z, q'),  uniform: q' = (1 - alpha) q + alpha / K;
+        off_target: q' = (1 - alpha) q + alpha (1 - q) / (K - 1)
 
     uniform is the convention of the paper, PyTorch, Keras, Optax and timm; off_target, which leaves
     the true class exactly 1 - alpha, that of T5X and Big Vision.

@@ -73,12 +73,8 @@ class CNN(nn.Module):
             x = _Norm(self.batch_norm, self.dtype, self.axis_name)(x, train=train)
             x = activation(x)
             x = x if pool_first else pool(x, 2)
-        # Without hidden layers the options are those of the convolutions alone
-        hidden: Any = (
-            (),
-            False,
-            self.dropout,
-        )
+        # Without hidden layers the options are those of the convolutions alone.
+        hidden: Any = ((), False, self.dropout)
         if self.hidden:
             hidden = (self.hidden, self.batch_norm, self.dropout, self.activation)
         dense = MLP(

@@ -138,9 +138,8 @@ def _covered(
     **kinds: object,
 ) -> bool:
     """Whether the blocked formulation covers this convolution."""
-    if x.ndim != 4 or any(
-        kind is not None for kind in kinds.values()
-    ):  # a precision or a type of the result
+    # The other arguments are a precision and a type of the result.
+    if x.ndim != 4 or any(kind is not None for kind in kinds.values()):
         return False
     spatial = (
         *strides,

@@ -22,11 +22,8 @@ ACTIVATIONS: dict[str, Callable] = {
     "silu": nn.silu,
     "tanh": nn.tanh,
 }
-# Maxima commute with these, so pooling may come first and leave them a quarter
-INCREASING = (
-    "relu",
-    "tanh",
-)
+# Maxima commute with these, so pooling may come first and leave them a quarter.
+INCREASING = ("relu", "tanh")
 
 
 def named(kind: str, name: str, table: Mapping[str, T]) -> T:

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def on_first(action: Callable[[], T]) -> T:
-    """What `action` gives on the first process, on all of them; they go on when it is done.
+    """What `action` gives on the first process, on all of them; they continue when it is done.
 
     Args:
       action: called on the first process only; what it returns must pickle.

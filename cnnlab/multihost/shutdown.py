@@ -23,7 +23,7 @@ _looks = itertools.count(1)
 
 
 def stop_wanted(asked: bool) -> bool:
-    """Whether several processes shall stop, as one of them was asked to (SIGTERM, which clouds send
+    """Whether several processes must stop, as one of them was asked to (SIGTERM, which clouds send
     before they take a machine); all say yes at the same call, and ask equally often.
 
     JAX's own preemption sync point is missed where steps are short and the machine is busy (some 1

@@ -1,4 +1,4 @@
-"""A process of several goes on in a child, so that its parent can say in a line what XLA says in
+"""A process of several continues in a child, so that its parent can say in a line what XLA says in
 pages.
 """
 
@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import NoReturn
 
-# Another process of the run is gone; run the same command to go on (sysexits' EX_TEMPFAIL)
+# Another process of the run is gone; run the same command to resume (sysexits' EX_TEMPFAIL)
 EXIT_LOST = 75
 LOST = (
     "another process of this run is gone (killed, or its machine lost): start all of them again to "
@@ -33,8 +33,8 @@ _words = -1  # the descriptor on which a child tells its parent how it stands
 
 
 def watched() -> None:
-    """Go on in a child, while this process waits for it, hands it signals, and turns its end into
-    an exit status.
+    """Continue in a child, while this process waits for it, hands it signals, and turns its end
+    into an exit status.
 
     Where the first process is gone, XLA aborts the others with pages of C++; here that becomes one
     line. The child's Python keeps the standard error; the parent reads what C++ writes to
@@ -140,7 +140,7 @@ def _verdict(status: int, words: list[str], fatal: bool) -> tuple[str, int]:
 
 
 class Relay(threading.Thread):
-    """Passes on what C++ writes to the child's descriptor 2, except records on lost processes.
+    """Pass on what C++ writes to the child's descriptor 2, except records on lost processes.
 
     C++ writes a record, which may have several lines, in one call: what is read later belongs to
     no earlier record.

@@ -13,12 +13,8 @@ from cnnlab.errors import InputError
 from cnnlab.optim.schedules import linear
 from cnnlab.types import PyTree
 
-# Of Muon's Newton-Schulz iteration: steepest at zero, not convergent at one
-QUINTIC = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)
+# Of Muon's Newton-Schulz iteration: steepest at zero, not convergent at one.
+QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def muon(  # noqa: PLR0913 (hyperparameters)

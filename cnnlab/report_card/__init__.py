@@ -218,7 +218,7 @@ def card(
       hyperparameters: those to set.
       num_classes: K of the examination; the searches are made for few.
       cosines: whether the logits are cosines; by default where cnnlab.losses says so.
-      claims: properties said to hold, beside those that the docstring claims: `strictly_proper`,
+      claims: properties said to hold, besides those that the docstring claims: `strictly_proper`,
         `same as squentropy`.
       properties: which to examine; all by default, the claimed ones always.
 

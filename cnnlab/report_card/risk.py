@@ -19,7 +19,8 @@ ATTAINED = 1e-9  # a risk this near to the lowest is the lowest
 GAP = 0.05  # between the two likeliest classes, from which the better one has to be seen
 ROUNDS = 250  # of the search
 FURTHEST = 1e12  # logits that a search may reach: some risks are lowest at infinity
-TARGETS = [  # K = 3: near-uniform to peaked, none of them symmetric, two without a majority
+# K = 3: near-uniform to peaked, none of them symmetric, two without a majority.
+TARGETS = [
     (0.36, 0.33, 0.31),
     (0.30, 0.25, 0.45),
     (0.20, 0.46, 0.34),

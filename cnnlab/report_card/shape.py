@@ -152,7 +152,8 @@ def smooth(subject: Subject) -> Finding:
     if kink is not None:
         return kink
     scales = (1.0,) if subject.cosines else (1e-3, 1e-2, 0.1, 1.0, 3.0, 10.0, 100.0, 1e3)
-    largest, where = [], []
+    largest = []
+    where = []
     for scale in scales:
         z = subject.logits(128, seed=9, scales=(scale,))
         if not subject.cosines:

@@ -36,11 +36,7 @@ def finite(subject: Subject) -> Finding:
     wanted = (settled | np.isnan(far)) & np.isfinite(rows)
 
     def derivatives(z, k):
-        return (
-            subject.loss(z, k),
-            jax.grad(subject.loss)(z, k),
-            jax.hessian(subject.loss)(z, k),
-        )
+        return subject.loss(z, k), jax.grad(subject.loss)(z, k), jax.hessian(subject.loss)(z, k)
 
     every = jax.jit(jax.vmap(jax.vmap(derivatives, (None, 0)), (0, None)))
     labels = jnp.arange(subject.classes, dtype=jnp.int32)
@@ -183,7 +179,8 @@ def transform_safe(subject: Subject) -> Finding:
     """jit, vmap over batches of rank 0 to 2, grad, jacfwd and hessian work, and agree with the loss
     of one example.
     """
-    loss, classes = subject.loss, subject.classes
+    loss = subject.loss
+    classes = subject.classes
     z = np.asarray(subject.logits(6, seed=21, scales=(1.0, 3.0)), np.float32)
     ids = np.resize(np.arange(classes, dtype=np.int32), 6)
     try:

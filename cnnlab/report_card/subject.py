@@ -39,7 +39,7 @@ def placeholders(num_classes: int) -> dict[str, Any]:
       progress and epoch, those of the end of a run of one epoch.
     """
     slope = np.linspace(1, -1, num_classes)
-    # Lists: they become float32 or float64 arrays as the examination goes on in one or the other.
+    # Lists: they become float32 or float64 arrays as the examination continues in one or the other.
     return {
         "class_counts": np.geomspace(1000, 10, num_classes).tolist(),
         "teacher_logits": slope.tolist(),

@@ -196,9 +196,8 @@ def _solve(z: jax.Array, a: float | jax.Array) -> jax.Array:
     tolerance = 2 * jnp.finfo(z.dtype).eps ** jnp.clip(power, 0.5, 1)
 
     def improve(state):
-        step, v, first, last, done = (
-            state  # the root lies between first, on the side of c = 0, and last
-        )
+        # The root lies between first, on the side of c = 0, and last.
+        step, v, first, last, done = state
         terms = _terms(z, v, a)
         base = _base(z, v, a)
         total, slope = jnp.sum(terms, -1), jnp.sum(terms / jnp.where(base > 0, base, 1), -1)

@@ -89,8 +89,8 @@ def gumbel_softmax(
 ) -> jax.Array:
     """A differentiable sample of a class: one-hot as the temperature goes to 0.
 
-        p = softmax((z + g) / t),  g_i = -log(-log u_i), u uniform;  argmax p is a sample from
-        softmax(z)
+        p = softmax((z + g) / t),  g_i = -log(-log u_i), u uniform;
+        argmax p is a sample from softmax(z)
 
     Args:
       key: of jax.random.

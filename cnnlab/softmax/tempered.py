@@ -21,11 +21,11 @@ def tempered_softmax(
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Softmax with another exponential: heavy tails for t > 1, probabilities of exactly 0 for t <
-    1.
+    """Softmax with another exponential: heavy tails for t > 1, probabilities of exactly 0 for
+    t < 1.
 
-        p_i = exp_t(z_i - c),  exp_t(x) = max(0, 1 + (1 - t) x)^(1 / (1 - t)),  c such that sum_i
-        p_i = 1
+        p_i = exp_t(z_i - c),  exp_t(x) = max(0, 1 + (1 - t) x)^(1 / (1 - t)),
+        c such that sum_i p_i = 1
 
     Differentiable in the logits and in t, by the implicit function theorem at the solution c.
 

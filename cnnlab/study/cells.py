@@ -152,7 +152,7 @@ def _train_missing(
 
 
 def _refuse_twins(cells: Sequence[folders.Cell]) -> None:
-    """Raises InputError where two cells are one under two names: a study would compare it with
+    """Raise InputError where two cells are one under two names: a study would compare it with
     itself.
     """
     seen: dict[str, str] = {}

@@ -5,7 +5,7 @@ A cell has a machine for itself: the accelerators of the largest kind of machine
 --devices n only n of them. Nothing is shipped but the names of functions: the machines share the
 folder that the command runs in (own losses, relative paths) as they share the study's, and have the
 same cnnlab. (`ray job submit --working-dir .` brings the first where they do not.) A cell whose
-worker is lost goes on elsewhere from its last checkpoint.
+worker is lost continues elsewhere from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -38,17 +38,14 @@ from cnnlab.types import Row
 
 T = TypeVar("T")
 
-RETRIES = (
-    20  # of a cell that lost its worker: spot machines go often, but no crash shall repeat forever
-)
+# Of a cell that lost its worker: spot machines go often, but no crash must repeat forever.
+RETRIES = 20
 LOOK_SECONDS = 1.0  # between two looks at the cells under way
 STOP_SECONDS = 120.0  # that they have to save themselves when the study is stopped
 LOCK_SECONDS = 120  # after which a file server gives up the locks of a lost machine; NFS takes 90
-OBJECTS = (
-    10**8
-    # Bytes for what tasks hand over: a cell's result is some hundred kilobytes, Ray's own choice
-    # gigabytes
-)
+# Bytes for what tasks hand over: a cell's result is some hundred kilobytes, Ray's own choice
+# gigabytes.
+OBJECTS = 10**8
 
 OTHER_CODE = "other cnnlab than this one: install the same there"
 
@@ -64,7 +61,7 @@ def joined(study: Study, command: str) -> Iterator[Cluster]:
 
     Args:
       study: what will be trained on it.
-      command: what to run to go on, for messages.
+      command: what to run to resume, for messages.
 
     Raises:
       InputError: no Ray, no such cluster, or one of another version of Ray or Python.
@@ -79,8 +76,9 @@ def joined(study: Study, command: str) -> Iterator[Cluster]:
         if address:
             ray.init(address, runtime_env={"env_vars": _environment()}, **quiet)
         else:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
-            # Else it leaves one in the home
+            # Else Ray reports to its makers.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            # Else it leaves one in the home.
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             ray.init("local", include_dashboard=False, object_store_memory=OBJECTS, **quiet)
     except Exception as error:  # Ray's are of many kinds, Exception itself among them
@@ -200,9 +198,10 @@ class Cluster:
             )
         if waiting and self._stop.signal:
             status = EXIT_INTERRUPTED if self._stop.signal == signal.SIGINT else EXIT_PREEMPTED
+            saved = "not all saved" if late else "saved"
             raise Stopped(
                 f"stopped by {signal.Signals(self._stop.signal).name}, what was under way is "
-                f"{'not all ' * bool(late)}saved; to go on: {self._command}",
+                f"{saved}; to go on: {self._command}",
                 status,
             )
 
@@ -243,9 +242,8 @@ def share(machines: Sequence[Mapping[str, float]], devices: int | None) -> tuple
         for kind in ("TPU", "GPU", "CPU")
     }
     kind = next((kind for kind in most if most[kind]), "CPU")
-    return kind, min(
-        devices or most[kind], most[kind]
-    ) or 1  # 1: a cluster that grows once it is asked
+    # At least 1: the cluster may be one that grows once it is asked.
+    return kind, min(devices or most[kind], most[kind]) or 1
 
 
 def _options(kind: str, number: int) -> Mapping[str, object]:

@@ -95,7 +95,7 @@ def judged(
     rule: Callable[[statistics.Comparison], str],
     unit: str = "",
 ) -> Judged:
-    """A statement judged by a rule, beside the paired difference that decides it; undecided where
+    """Judge a statement by a rule, and show the paired difference that decides it; undecided where
     runs diverged.
     """
     if comparison is None:

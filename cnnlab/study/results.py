@@ -120,7 +120,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said of a loss beside the baseline under a condition; `comparison` is None where
+    """What can be said of a loss against the baseline under a condition; `comparison` is None where
     runs diverged.
     """
 

@@ -99,7 +99,8 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
     epochs = len(trained.history)
     batch_size = config.recipe.batch_size
     images = trained.experiment.steps_per_epoch * batch_size * epochs * len(seeds)
-    layout, facts = trained.experiment.layout, trained.experiment.facts
+    layout = trained.experiment.layout
+    facts = trained.experiment.facts
     state, _, _ = trained.experiment.program.abstract_start()
     return CellResult(
         loss=cell.loss,
@@ -218,7 +219,8 @@ def _test(trained: Experiment, state: TrainState) -> tuple[list[Metrics], np.nda
     """The metrics of each seed on the test set, and where it was right: bool[seeds, N]."""
     extra = trained.program.metrics
     measure = jax.jit(jax.vmap(partial(_measured, extra_metrics=extra), (0, None)))
-    parts, right = [], []
+    parts = []
+    right = []
     for batch in trained.test_batches():
         logits = trained.logits(state, batch)
         labelled = {name: batch[name] for name in ("label", "mask")}

@@ -28,11 +28,11 @@ UNDECIDED, UNDERPOWERED = "undecided", "underpowered"
 BCA_FROM = 32
 RESAMPLES = 9_999
 FLIPS = 99_999  # 2^16 < FLIPS < 2^17: all of them up to 16 seeds
-# seeds; above, and up to 20 comparisons, `detectable` of a t-test is that of sign flips to 3 %
+# Seeds; above, and up to 20 comparisons, `detectable` of a t-test is that of sign flips to 3 %.
 SIMULATED_TO = 12
 STUDIES = 4_000  # a power of 0.8 is met to within 0.006, one standard error
 # Differences that agree to this share of the largest are equal: metrics are subtracted in floating
-# point
+# point.
 SAME = 1e-9
 
 

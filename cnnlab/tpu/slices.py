@@ -98,12 +98,12 @@ def describe(name: str) -> Slice:
     dims = tuple(map(int, shape.split("x")))
     from jax.experimental import topologies
 
-    # Its two cores as one device
-    how: dict[str, object] = {"chip_config_name": "megacore"} if generation == "v4" else {}
-    if math.prod(dims) == 1 or (math.prod(dims), len(dims)) == (
-        8,
-        2,
-    ):  # on one host; else four chips on each
+    how: dict[str, object] = {}
+    # The two cores of a chip as one device.
+    if generation == "v4":
+        how["chip_config_name"] = "megacore"
+    # One chip, and eight in two dimensions, are on one host; else each host has four.
+    if math.prod(dims) == 1 or (math.prod(dims), len(dims)) == (8, 2):
         how["chips_per_host_bounds"] = [*dims, 1][:3]
     try:
         with backend.silent(2):  # libtpu misses the host that it looks for

@@ -21,15 +21,7 @@ from cnnlab.data.dataset import Batch
 from cnnlab.errors import Diverged
 from cnnlab.multihost import transfer
 from cnnlab.training.signals import StopRequest, stop_signals
-from cnnlab.training.step import (
-    NEVER,
-    Progress,
-    Sums,
-    Totals,
-    TrainState,
-    Variables,
-    zero_totals,
-)
+from cnnlab.training.step import NEVER, Progress, Sums, Totals, TrainState, Variables, zero_totals
 from cnnlab.types import Metrics, Row
 
 # Dispatches ahead of the one whose totals are looked at. Far below 32: with more waiting than that,
@@ -258,7 +250,8 @@ class _Loop:
         what = "saved" if saved else "not saved, as a seed of it has diverged"
         then = "to go on"
         if self.saver.checkpoints is None:
-            what, then = "nothing is saved", "to start again"
+            what = "nothing is saved"
+            then = "to start again"
         name = signal.Signals(self.stopped_by).name
         last = self.experiment.steps_per_epoch
         return Stopped(
@@ -333,8 +326,9 @@ def line(row: Row, epochs: int) -> str:
         f"accuracy {mean['train_accuracy']}",
     ]
     if "validation_loss" in row:
-        loss, accuracy = mean["validation_loss"], mean["validation_accuracy"]
-        parts.append(f"validation loss {loss} accuracy {accuracy}")
+        parts.append(
+            f"validation loss {mean['validation_loss']} accuracy {mean['validation_accuracy']}"
+        )
     return "  ".join([*parts, f"{row['images_per_second']:,.0f} images/s"])
 
 

@@ -207,7 +207,8 @@ def train_step(
     Returns:
       The state and the totals after, the same on every device.
     """
-    objective, scale = parts.objective, parts.loss_scale
+    objective = parts.objective
+    scale = parts.loss_scale
     prepare_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
     run_key = jax.random.fold_in(key, RUN)
     epoch = state.step // objective.steps_per_epoch
@@ -270,7 +271,7 @@ def _interleaved(images: jax.Array, views: jax.Array) -> jax.Array:
 
 
 def _apart(values: jax.Array, views: int) -> tuple[jax.Array, jax.Array]:
-    """What the model made of `_together`: float[B, ...] of the images, float[V, B, ...] of their
+    """What the model made of `_interleaved`: float[B, ...] of the images, float[V, B, ...] of their
     views.
     """
     by_view = values.reshape(-1, 1 + views, *values.shape[1:]).swapaxes(0, 1)

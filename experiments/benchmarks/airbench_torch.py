@@ -2,7 +2,7 @@
 contestant's worker.
 
     python experiments/benchmarks/airbench_torch.py SCRIPT DATA.npz [cpu] [batch_size=500]
-    [epochs=8]
+        [epochs=8]
 
 SCRIPT is the user's copy, run as it stands but for what the options ask for; DATA.npz holds
 train_images uint8[N, 32, 32, 3], train_labels int[N], test_images and test_labels. On CUDA the
@@ -86,14 +86,15 @@ def load(script: Path, substitutions: dict[str, str]) -> Any:
         stand_in: Any = types.ModuleType("torchvision")
         # Whoever asks for it finds it
         stand_in.__spec__ = importlib.util.spec_from_loader("torchvision", None)
-        stand_in.transforms, stand_in.Normalize = stand_in, normalize
+        stand_in.transforms = stand_in
+        stand_in.Normalize = normalize
         sys.modules.update({"torchvision": stand_in, "torchvision.transforms": stand_in})
     module: Any = types.ModuleType("airbench94_muon")
     module.Clock = Clock
-    sys.modules[module.__name__] = (
-        module  # there torch.compile looks for the globals of what it inlines
-    )
-    sys.argv[0] = str(script)  # there the script looks for its own source
+    # There torch.compile looks for the globals of what it inlines.
+    sys.modules[module.__name__] = module
+    # There the script looks for its own source.
+    sys.argv[0] = str(script)
     exec(compile(source, script, "exec"), vars(module))
     return module
 
@@ -144,7 +145,7 @@ def main(script: str, data: str, *options: str) -> None:
     if not images.is_file():
         refuse(f"there is no {data}")
     with (
-        # Beside DATA.npz: who made that, and may end this process at any time, clears both away.
+        # Next to DATA.npz: who made that, and may end this process at any time, clears both away.
         tempfile.TemporaryDirectory(dir=images.parent) as folder,
         contextlib.chdir(folder),
         contextlib.redirect_stdout(sys.stderr),

@@ -1,4 +1,4 @@
-"""How long a loss and its gradient take, beside Optax's where Optax has the loss, and beside
+"""How long a loss and its gradient take, compared with Optax's where Optax has the loss, and with
 cross-entropy.
 
     python experiments/benchmarks/losses.py --json losses.json

@@ -1,12 +1,13 @@
-"""Seconds from `python experiments/train.py` to its first finished step, beside the least that JAX
+"""Seconds from `python experiments/train.py` to its first finished step, and the least that JAX
 itself takes.
 
     python experiments/benchmarks/start_up.py --json start_up.json
     python experiments/benchmarks/start_up.py --dataset cifar10 --data-dir DIR --rounds 9
 
-    floor     import jax, flax and optax, and jit one addition first     train.py, which has never
-    been compiled; what XLA takes for that is also given, as train.py says it second    the same
-    command again: XLA's programs come from the cache
+    floor     import jax, flax and optax, and jit one addition
+    first     train.py, which has never been compiled; what XLA takes for that is also given, as
+              train.py says it
+    second    the same command again: XLA's programs come from the cache
 
 Each start is a process of its own, timed from outside until it prints that it is there, and then
 killed; the three take turns in random order, and figures are medians over the rounds. The data set
@@ -65,9 +66,8 @@ def main(arguments: Arguments) -> None:
         until_ready(train, warm)  # decodes, and compiles for the second start
         shutil.copytree(warm, cold)
         for _ in range(arguments.rounds):
-            for name in random.sample(
-                list(seconds), len(seconds)
-            ):  # nobody always follows the same
+            # In random order, so that none always follows the same.
+            for name in random.sample(list(seconds), len(seconds)):
                 if name == "first":
                     shutil.rmtree(cold / "xla")
                 command = ["-c", FLOOR] if name == "floor" else train

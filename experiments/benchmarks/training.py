@@ -1,5 +1,5 @@
 """Images per second of training the seed network: the bare step, what surrounds it, many seeds, and
-PyTorch beside.
+PyTorch for comparison.
 
     python experiments/benchmarks/training.py --json training.json
     python experiments/benchmarks/training.py --torch-python ../torch/bin/python --rounds 15
@@ -39,11 +39,8 @@ BATCH = 128
 # Of a GPU's memory each JAX process takes what it uses, not three quarters: several wait for their
 # turn at once.
 SHARE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-# glibc gives nothing back
-KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "4000000000",
-}
+# glibc gives nothing back.
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 
 # name -> the worker below or torch_step.py with its options, and environment variables
 CONTESTANTS: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -244,7 +241,7 @@ class Worker:
         return rows[-1]["images_per_second"]
 
     def stop(self) -> int:
-        """Ends it; its peak memory in bytes: a worker's on its device, where that is no CPU, else
+        """End it; its peak memory in bytes: a worker's on its device, where that is no CPU, else
         on the host.
         """
         if self.script:
@@ -356,9 +353,8 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         try:
             work(*sys.argv[2:])
-        except (
-            InputError
-        ) as error:  # of the data set; the process that started this one says that it has ended
+        # Of the data set; the process that started this one says that it has ended.
+        except InputError as error:
             sys.exit(f"error: {error}")
     else:
         cli.main(main, Arguments)

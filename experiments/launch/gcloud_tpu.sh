@@ -8,7 +8,7 @@
 #   experiments/launch/gcloud_tpu.sh fetch      the run folder, to runs/
 #   experiments/launch/gcloud_tpu.sh delete     it costs until then
 #
-# After a preemption: delete, create, install, train again; the run goes on from its last checkpoint in the bucket.
+# After a preemption: delete, create, install, train again; the run resumes from its last checkpoint in the bucket.
 # RUNTIME: v6e v2-alpha-tpuv6e, v5p v2-alpha-tpuv5, v4 tpu-ubuntu2204-base. Needs gcloud, a project with TPU quota, and
 # a bucket that the TPU's service account may write.
 set -euo pipefail

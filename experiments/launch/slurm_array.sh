@@ -5,7 +5,7 @@
 #     --label-noise 0 0.4 --workdir runs/losses
 #
 # from the clone, with its .venv on a file system of all nodes. The task that finishes last writes the report. A task
-# that is preempted or out of time saves its cell and is queued again; one that is killed goes on where it had saved.
+# that is preempted or out of time saves its cell and is queued again; one that is killed resumes where it had saved.
 #SBATCH --job-name=study
 #SBATCH --time=08:00:00
 #SBATCH --cpus-per-task=8

@@ -32,9 +32,8 @@ from cnnlab.training import devices, network
 from cnnlab.training.step import Objective, StepParts, train_step, zero_totals
 
 SHIFTS = (0, 2, 4, 8)  # pixels, in each of four directions
-ERROR = (
-    3.0  # points: at least three standard errors of a difference between shares of 5000 images each
-)
+# Points: at least three standard errors of a difference between shares of 5000 images each.
+ERROR = 3.0
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,9 @@ def teach(flags: Flags):
         "accuracy (%)",
         markers=True,
     )
-    comparisons = (  # of losses and seeds; the difference that would matter; whether more is better
+    # Statement, values for losses and seeds, the difference that would matter, whether more is
+    # better.
+    comparisons = (
         (
             "Early gradients are longer under cross-entropy (log10)",
             np.log10(norms.mean(2)),

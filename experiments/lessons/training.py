@@ -109,7 +109,9 @@ def teach(flags: Flags):
     runs = {name: in_memory(config(name), Console())[1].history for name in RATES}
     for key in ("train_loss", "validation_loss", "validation_accuracy"):
         curves = {name: [row[key] for row in rows] for name, rows in runs.items()}
-        label = key.replace("_", " ") + " (nats)" * ("loss" in key)
+        label = key.replace("_", " ")
+        if "loss" in key:
+            label += " (nats)"
         yield lines(label, range(1, flags.epochs + 1), curves, "epoch", label, markers=True)
     for name, rows in runs.items():
         loss = [row["train_loss"] for row in rows]

@@ -5,10 +5,12 @@ needs fewer epochs to a given accuracy. Written before the run: four statements,
 family under Holm's correction.
 
 1. Logits that give the true class 1e-3: cross-entropy's gradient is at least ten times MSE's
-(computed, no training). 2. The parameters' gradient, averaged over the first 64 steps, is longer
-under cross-entropy: paired differences of its logarithm; within +-0.1 (a tenth) counts as no
-difference. 3. Fewer epochs to 45 % validation accuracy; a run that never reaches it counts one
-epoch more than it has; +-0.5. 4. Higher validation accuracy after the first epoch; +-1 point.
+   (computed, no training).
+2. The parameters' gradient, averaged over the first 64 steps, is longer under cross-entropy: paired
+   differences of its logarithm; within +-0.1 (a tenth) counts as no difference.
+3. Fewer epochs to 45 % validation accuracy; a run that never reaches it counts one epoch more than
+   it has; +-0.5.
+4. Higher validation accuracy after the first epoch; +-1 point.
 
 Each holds if cross-entropy is better, is refuted if it is worse or the two are equivalent, else
 undecided.

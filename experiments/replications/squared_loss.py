@@ -1,9 +1,10 @@
 """Claim (e): the squared loss on logits matches cross-entropy within one point of accuracy.
 
-Source: Hui & Belkin 2020 (arXiv 2006.07322): 95.9 beside 96.3 % on CIFAR-10 with a wide residual
-network. Written before the run: holds if the study's verdict is equivalent within +-1 point;
-refuted if the whole interval of the paired difference lies beyond one point; else undecided. The
-learning rate is that of the other replications, chosen for neither.
+Source: Hui & Belkin 2020 (arXiv 2006.07322): 95.9 against 96.3 % on CIFAR-10 with a wide residual
+network.
+Written before the run: holds if the study's verdict is equivalent within +-1 point; refuted if the
+whole interval of the paired difference lies beyond one point; else undecided. The learning rate is
+that of the other replications, chosen for neither.
 
     python experiments/replications/squared_loss.py --data-dir DIR
 """

@@ -126,9 +126,8 @@ def test_crop_without_padding_is_the_identity():
     np.testing.assert_array_equal(
         on_images(augment.crop, padding=0)(keys(4), numbered(4)), numbered(4)
     )
-    with pytest.raises(
-        InputError, match=r"padding must lie in \[1, inf\), got 0"
-    ):  # `none` says it better
+    # `none` says it better.
+    with pytest.raises(InputError, match=r"padding must lie in \[1, inf\), got 0"):
         spec.find(KINDS["augmentation"], "crop,padding=0")
 
 

@@ -38,9 +38,8 @@ def training_state(seed: int = 0, width: int = 64) -> dict:
         "Dense_1": {"kernel": jax.random.normal(keys[1], (width, 10), jnp.bfloat16)},
     }
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
-    with jax.numpy_dtype_promotion(
-        "standard"
-    ):  # optax's bias correction and the mixed dtypes need it
+    # Optax's bias correction and the mixed dtypes need it.
+    with jax.numpy_dtype_promotion("standard"):
         _, opt_state = tx.update(jax.tree.map(lambda p: p * 0.3, params), tx.init(params), params)
     return {
         "params": params,
@@ -178,10 +177,8 @@ def test_the_last_ones_and_the_best_stay_also_after_a_restart(tmp_path):
         10: None,
     }
     expected = {4: [2, 3, 4], 6: [2, 5, 6], 7: [6, 7], 9: [7, 8, 9], 10: [7, 9, 10]}
-    for (
-        step,
-        metric,
-    ) in metrics.items():  # each save in a manager of its own: the metrics live on disk
+    # Each save in a manager of its own: the metrics live on disk.
+    for step, metric in metrics.items():
         with Checkpoints(tmp_path, keep=2) as checkpoints:
             checkpoints.save(step, state, metric=metric)
         assert checkpoints.steps() == expected.get(step, checkpoints.steps())
@@ -623,9 +620,8 @@ def test_twenty_kills_at_random_moments(tmp_path, worker, wait):
         pid = worker.start(action="forever", folder=str(folder), wait=wait)
         begun = len(logged(folder))
         patience = time.monotonic() + 30
-        while (
-            len(logged(folder)) == begun and time.monotonic() < patience
-        ):  # the start-up is not what is to be hit
+        # The start-up is not what is to be hit.
+        while len(logged(folder)) == begun and time.monotonic() < patience:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.3))
         os.kill(pid, signal.SIGKILL)

@@ -155,9 +155,8 @@ def test_what_is_wrong_with_a_data_set_is_said_again(own_tiny, cache):
     root, folder = own_tiny
     source.open_dataset("tiny", str(root))  # sound, and its facts are kept
     next(folder.glob("tiny-test.array_record*")).unlink()
-    for _ in range(
-        2
-    ):  # both splits are opened before the facts are kept, though only train is read at first
+    # Both splits are opened before the facts are kept, though only train is read at first.
+    for _ in range(2):
         assert "tiny test: the prepared files cannot be read" in failure(
             source.open_dataset, "tiny", str(root)
         )

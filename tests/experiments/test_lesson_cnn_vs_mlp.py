@@ -86,9 +86,8 @@ def taught(script, monkeypatch, chances):
         return classify
 
     plain = np.zeros((1000, 32, 32, 3), np.uint8)
-    plain[:, 0, 0, 1] = (
-        1  # told apart by their first pixel: untouched, shuffled, anything else shifted
-    )
+    # Told apart by their first pixel: untouched, shuffled, anything else shifted.
+    plain[:, 0, 0, 1] = 1
 
     def shuffled(images):
         other = np.zeros_like(images)

@@ -367,9 +367,8 @@ def test_shapes10_needs_a_cnn(shapes10_root, tmp_path):
 @pytest.mark.parametrize("command", readme_commands())
 def test_readme_commands_parse(command):
     args = shlex.split(command)[2:]
-    if not {"--help", "--list"} & set(args) and not any(
-        a.isupper() for a in args
-    ):  # DIR and S stand for something
+    # DIR and S stand for something.
+    if not {"--help", "--list"} & set(args) and not any(a.isupper() for a in args):
         cli.parse(Config, args)
 
 

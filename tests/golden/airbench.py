@@ -1,25 +1,30 @@
 """What airbench94_muon.py (github.com/KellerJordan/cifar10-airbench) computes in float64, to hold
 our version against.
 
-    python tests/golden/airbench.py PATH/airbench94_muon.py    # rewrites airbench.json beside this
-    file
+    python tests/golden/airbench.py PATH/airbench94_muon.py    # rewrites airbench.json here
 
 Needs PyTorch and the script at the commit below. Its own `main` trains, an epoch being one step on
 the same 16 images, unaugmented; of eight steps the first five count. What is random comes from
 np.random.default_rng(0), in this order:
 
     images    integers(0, 256, (16, 32, 32, 3)); then (x / 255 - mean) / std in float64 with the
-    script's float32 values labels    integers(0, 10, 16) filters   of conv1 and conv2 in layers.1,
-    .2, .3: standard_normal((3, 3, I, O)) / sqrt(9 * I) head      standard_normal((256, 10))
+              script's float32 values
+    labels    integers(0, 10, 16)
+    filters   of conv1 and conv2 in layers.1, .2, .3: standard_normal((3, 3, I, O)) / sqrt(9 * I)
+    head      standard_normal((256, 10))
 
 Biases start at 0. airbench.json, its arrays HWIO and IO:
 
     whitening                   the first filters, fitted to the images; the eigenvectors' signs are
-    LAPACK's choice losses                      before each step, the script's sum over the batch /
-    16 updates                     each parameter after the first step: its norm, its first five
-    numbers running_mean, running_var   of each norm after step 5, the first four logits, tta_logits
-    after step 5, in evaluation mode: of the images, and with tta_level=2 newton_schulz
-    of default_rng(1).standard_normal, 6x4 and then 4x6, by zeropower_via_newtonschulz5
+                                LAPACK's choice
+    losses                      before each step, the script's sum over the batch / 16
+    updates                     each parameter after the first step: its norm, its first five
+                                numbers
+    running_mean, running_var   of each norm after step 5, the first four
+    logits, tta_logits          after step 5, in evaluation mode: of the images, and with
+                                tta_level=2
+    newton_schulz               of default_rng(1).standard_normal, 6x4 and then 4x6, by
+                                zeropower_via_newtonschulz5
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """What other libraries return, values and gradients, on random logits: the second opinion on the
 golden files.
 
-    python tests/golden/cross_library.py    # rewrites cross_library.json and
-    cross_library_softmax.json beside it
+    python tests/golden/cross_library.py    # rewrites cross_library.json and its _softmax.json
 
 Needs torch, optax, keras (on its torch backend) and deep-spin's entmax; all compute in float64. A
 row reads

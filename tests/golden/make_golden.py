@@ -1,8 +1,7 @@
 """Golden values of every loss and softmax, written straight from the papers in high-precision
 arithmetic.
 
-    python tests/golden/make_golden.py        # rewrites losses.json and softmax.json beside this
-    file
+    python tests/golden/make_golden.py        # rewrites losses.json and softmax.json
 
 Needs only mpmath and numpy. Nothing here is clever: 1 - p is a subtraction, softmax a quotient of
 exponentials, and 400 digits pay for it. Gradients come from `mpmath.diff` of the formula alone, an
@@ -602,9 +601,8 @@ def extreme_cases(loss):
         if masked and loss in UNBOUNDED:
             continue
         hyper = per_class_hyper(rng, loss, len(z))
-        if (
-            masked and loss == "distillation"
-        ):  # finite only where the teacher rules the class out too
+        # Finite only where the teacher rules the class out too.
+        if masked and loss == "distillation":
             hyper["teacher_logits"] = [
                 x if v > NINF else v for x, v in zip(hyper["teacher_logits"], z, strict=True)
             ]

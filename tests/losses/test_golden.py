@@ -208,9 +208,8 @@ def test_softmax_and_its_relatives(file, dtype):
                 (p[i, :k], row["value"]),
                 (jacobian[i, :k, :k], row.get("jacobian")),
             ):
-                if (
-                    wanted is not None
-                ):  # entmax beyond alpha = 2 is steep at the border of its support: p^(2 - alpha)
+                # entmax beyond alpha = 2 is steep at the border of its support: p^(2 - alpha).
+                if wanted is not None:
                     steep = max(1, np.max(np.abs(wanted)))
                     np.testing.assert_allclose(
                         got, wanted, rtol=0, atol=steep * atol, err_msg=str(row)

@@ -76,10 +76,8 @@ def cosine_down(share):
             "restarts,period=1,growth=2",
             {50: 0.25, 69: cosine_down(39 / 40), 70: 0.5, 110: 0.25, 150: 0.5},
         ),
-        (
-            "restarts,period=0.1,growth=1.2",
-            {0: 0.5, 1: 0.5, 2: 0.5, 3: 0.5, 4: 0.25, 5: 0.5},
-        ),  # 1, 1, 1, 2 steps
+        # 1, 1, 1, 2 steps.
+        ("restarts,period=0.1,growth=1.2", {0: 0.5, 1: 0.5, 2: 0.5, 3: 0.5, 4: 0.25, 5: 0.5}),
     ],
 )
 def test_schedule(text, points):

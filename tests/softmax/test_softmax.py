@@ -312,15 +312,12 @@ def test_relatives_by_hand():
             sm.sparsemax([0.25, 0.0, 0.0]),  # c = -0.25
             sm.sparsemax([3.0, 0.0]),
             sm.entmax15([0.0, 0.0, 0.0, 0.0]),
-            sm.entmax15(
-                [1.4, 0.2, -9.0]
-            ),  # roots 0.8 and 0.2, which is 0.6 below: sum of squares 0.64 + 0.04 < 1
-            sm.entmax(
-                [0.5, 0.0, -1.0], 3.0
-            ),  # p² = (2 z - c): roots of 1 - c and -c add up to 1 at c = 0
-            sm.tempered_softmax(
-                [1.0, 0.0], 2.0
-            ),  # 1 / (1 - z + c): 1 / c + 1 / (1 + c) = 1 at the golden ratio
+            # Roots 0.8 and 0.2, which is 0.6 below: sum of squares 0.64 + 0.04 < 1.
+            sm.entmax15([1.4, 0.2, -9.0]),
+            # p² = (2 z - c): roots of 1 - c and -c add up to 1 at c = 0.
+            sm.entmax([0.5, 0.0, -1.0], 3.0),
+            # 1 / (1 - z + c): 1 / c + 1 / (1 + c) = 1 at the golden ratio.
+            sm.tempered_softmax([1.0, 0.0], 2.0),
             sm.tempered_softmax([2.0, 1.0, 0.1], 1.0),
         ]
     )()
@@ -383,9 +380,8 @@ def test_relatives_of_a_batch(name):
     np.testing.assert_allclose(p[good].sum(-1), 1, atol=(128 if name == "entmax3" else 16) * EPS)
     np.testing.assert_array_equal(masked, cut)
     assert np.all(masked[good][:, ~mask] == 0)
-    if (
-        name == "gumbel"
-    ):  # other noise along another axis; the noise is not tempered with the logits
+    # Other noise along another axis; the noise is not tempered with the logits.
+    if name == "gumbel":
         return
     np.testing.assert_array_equal(shifted[[0, 4, 5]], p[[0, 4, 5]])
     np.testing.assert_allclose(along, p, atol=4 * EPS)

@@ -26,9 +26,8 @@ class FakeGCS:
     def __init__(self):
         self.objects: dict[str, tuple[bytes, int]] = {}  # name -> content, generation
         self.history: list[tuple[str, bytes | None]] = []  # name, new content; None: deleted
-        self.uploads: list[
-            tuple[str, dict]
-        ] = []  # resumable ones that were begun: name, conditions
+        # Resumable ones that were begun: name, conditions.
+        self.uploads: list[tuple[str, dict]] = []
         self.lock = threading.RLock()
         # Called before a change; a PermissionError is answered with 403
         self.before = lambda name: None

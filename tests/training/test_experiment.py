@@ -160,9 +160,8 @@ def test_models_keep_float32_parameters_and_logits(name, dtype):
     }
     model = parts.resolve(Recipe.of(model=written.get(name, name))).build_model(5, dtype)
     x = jnp.zeros((2, 4, 4, 3), jnp.float32)
-    with jax.numpy_dtype_promotion(
-        "standard"
-    ):  # flax's batch norm subtracts a float32 mean from bfloat16
+    # Flax's batch norm subtracts a float32 mean from bfloat16.
+    with jax.numpy_dtype_promotion("standard"):
         shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x))
         logits = jax.eval_shape(lambda variables: model.apply(variables, x), shapes)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}

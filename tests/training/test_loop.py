@@ -147,9 +147,8 @@ def never_stopped(build, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("feed", "devices"), [("resident", 1), ("streaming", 1), ("resident", 8)])
-@pytest.mark.parametrize(
-    "stop_at", [1, 6, 8, LAST - 1]
-)  # the first, mid-epoch, the end of an epoch, the last but one
+# The first step, mid-epoch, the end of an epoch, the last but one.
+@pytest.mark.parametrize("stop_at", [1, 6, 8, LAST - 1])
 def test_resume_matrix(build, never_stopped, tmp_path, feed, devices, stop_at):
     with pytest.raises(Stopped) as stopped:
         run(build(feed, devices), tmp_path, stop_at=stop_at)

@@ -28,11 +28,7 @@ from cnnlab.errors import InputError, unknown
 
 OWN: tuple[str, ...] = ("cifar10", "mnist", "shapes10")
 # Stated again in each builder; a test compares
-VERSIONS = {
-    "cifar10": "3.0.2",
-    "mnist": "3.0.1",
-    "shapes10": "1.0.0",
-}
+VERSIONS = {"cifar10": "3.0.2", "mnist": "3.0.1", "shapes10": "1.0.0"}
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
@@ -40,23 +36,23 @@ RETRIES = 2  # TFDS's own: no limit, no limit, 10
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path:
-    """Prepares one of our data sets as array_record, unless that is done already.
+    """Prepare one of our data sets as array_record, unless that is done already.
 
     Two processes may call it at once: the second waits for the first. One that was killed leaves a
     hidden folder, which the next call removes; the finished folder appears in one rename.
 
     Args:
-        name: one of OWN.
-        data_dir: TFDS's data folder; made where missing. Files placed by hand in
-            data_dir/downloads/manual are used instead of a download, under the same checksum.
+      name: one of OWN.
+      data_dir: TFDS's data folder; made where missing. Files placed by hand in
+        data_dir/downloads/manual are used instead of a download, under the same checksum.
 
     Returns:
-        The versioned folder, such as data_dir/cifar10/3.0.2, as `tfds.builder_from_directory` takes
-        it.
+      The versioned folder, such as data_dir/cifar10/3.0.2, as `tfds.builder_from_directory` takes
+      it.
 
     Raises:
-        InputError: unknown name, a folder that cannot be written, no network, a wrong checksum, a
-          damaged archive.
+      InputError: unknown name, a folder that cannot be written, no network, a wrong checksum, a
+        damaged archive.
     """
     if name not in OWN:
         raise unknown("data set", name, OWN)
@@ -74,7 +70,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path:
     except OSError as error:
         reason = f"{error.strerror or error} ({error.filename or root})"
         message = (
-            f"cannot prepare {name} in {root}: {reason}; mend that or choose another data folder."
+            f"cannot prepare {name} in {root}: {reason}; fix that or choose another data folder."
         )
         raise InputError(message) from error
     return folder
@@ -111,7 +107,7 @@ def _is_done(folder: pathlib.Path) -> bool:
 
 
 def _prepare(name: str, root: pathlib.Path, folder: pathlib.Path) -> None:
-    """Prepares in a folder of our own, which only the holder of the lock touches, and renames the
+    """Prepare in a folder of our own, which only the holder of the lock touches, and rename the
     result into place.
     """
     import tensorflow_datasets.public_api as tfds
@@ -141,7 +137,7 @@ def _prepare(name: str, root: pathlib.Path, folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _lock(path: pathlib.Path) -> Iterator[None]:
-    """Holds an exclusive lock; the kernel lets go of it when the process dies, so the file may
+    """Hold an exclusive lock; the kernel lets go of it when the process dies, so the file may
     stay.
     """
     with path.open("w") as file:
@@ -191,7 +187,7 @@ def _patience() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _download_errors(name: str, by_hand: pathlib.Path, url_infos: dict[str, Any]) -> Iterator[None]:
-    """Turns what the download may raise into one line that says what to do."""
+    """Turn what the download may raise into one line that says what to do."""
     import requests
     from tensorflow_datasets.core.download import download_manager, util
 

@@ -13,11 +13,8 @@ from cnnlab.study.report.numbers import number_of, scales, short
 from cnnlab.study.report.tables import DIVERGED, verdict_word
 from cnnlab.study.results import CellResult, Results, Verdict
 
-# Of the versions: they change the rounding, and are told of beside the compute
-HARDWARE = (
-    "machine",
-    "flags",
-)
+# Of the versions: they change the rounding, and are reported with the compute.
+HARDWARE = ("machine", "flags")
 
 
 def listed(items: Sequence[str], comma: str = ", ") -> str:
@@ -36,7 +33,8 @@ def title(results: Results) -> str:
 
 def compared(results: Results) -> str:
     """One sentence of what was compared."""
-    study, conditions = results.study, results.conditions
+    study = results.study
+    conditions = results.conditions
     base = plan.baseline(study)
     rest = listed([loss for loss in study.losses if loss != base], "; ")
     first = f" from seed {study.first_seed} on" if study.first_seed else ""

@@ -122,4 +122,5 @@ def number_of(count: int, thing: str) -> str:
     >>> number_of(1, "seed"), number_of(8, "seed")
     ('1 seed', '8 seeds')
     """
-    return f"{count:,} {thing}{'s' * (count != 1)}"
+    plural = "" if count == 1 else "s"
+    return f"{count:,} {thing}{plural}"

@@ -64,7 +64,7 @@ def _means(results: Results, metric: str) -> list[tuple[float, float]]:
 
 
 def verdicts(results: Results, verdicts: Sequence[Verdict]) -> Table:
-    """The study's metric: each loss beside the baseline under each condition.
+    """The study's metric: each loss against the baseline under each condition.
 
     Args:
       results: of the study.
@@ -232,7 +232,8 @@ def compute(results: Results) -> Table:
         results, ("images", "seconds", "images/s", "learning rate", "parameters", "devices"), row
     )
     cells = [cell for row in results.cells for cell in row]
-    images, seconds = sum(cell.images for cell in cells), sum(cell.seconds for cell in cells)
+    images = sum(cell.images for cell in cells)
+    seconds = sum(cell.seconds for cell in cells)
     speed = f"{images / seconds:,.0f}" if seconds else NONE
     total = ("", "total", f"{images:,}", fixed(seconds, 1), speed, "", "", "")
     return Table(table.head, [*table.rows, total], table.words)
@@ -243,13 +244,7 @@ def csv_runs(results: Results) -> tuple[list[str], list[list[object]]]:
     measured = list(plan.metrics(results.study))
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
     rows = [
-        [
-            *_fields(names, condition),
-            cell.loss,
-            run.seed,
-            cell.learning_rate,
-            run.diverged,
-        ]
+        [*_fields(names, condition), cell.loss, run.seed, cell.learning_rate, run.diverged]
         + [_metric(run, metric) for metric in measured]
         + [len(run.history)]
         for condition, cells in zip(results.conditions, results.cells, strict=True)

@@ -91,15 +91,15 @@ def read_archive(path: str | os.PathLike) -> dict[str, bytes]:
     becomes a path.
 
     Args:
-        path: cifar-10-binary.tar.gz.
+      path: cifar-10-binary.tar.gz.
 
     Returns:
-        Member name -> content, for the names in TRAIN, TEST and NAMES. All other members are
-        skipped.
+      Member name -> content, for the names in TRAIN, TEST and NAMES. All other members are
+      skipped.
 
     Raises:
-        InputError: the archive is damaged, or a member is missing, not a plain file, or of a wrong
-          size.
+      InputError: the archive is damaged, or a member is missing, not a plain file, or of a wrong
+        size.
     """
     wanted = {*TRAIN, *TEST, NAMES}
     members: dict[str, bytes] = {}

@@ -89,17 +89,17 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
 
 def read_idx(path: str | os.PathLike, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads a gzipped IDX file of unsigned bytes.
+    """Read a gzipped IDX file of unsigned bytes.
 
     Args:
-        path: the .gz file.
-        shape: shape of one example that the header must state.
+      path: the .gz file.
+      shape: shape of one example that the header must state.
 
     Returns:
-        uint8[N, *shape].
+      uint8[N, *shape].
 
     Raises:
-        InputError: the file is damaged, or holds something else than its header or `shape` says.
+      InputError: the file is damaged, or holds something else than its header or `shape` says.
     """
     rank = 1 + len(shape)
     try:

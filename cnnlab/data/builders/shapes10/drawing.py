@@ -40,17 +40,17 @@ Array = np.ndarray
 
 
 def draw(label: int, seed: int) -> Array:
-    """Draws one image.
+    """Draw one image.
 
     Args:
-        label: class id in [0, 10), an index into CLASS_NAMES.
-        seed: any integer in [0, 2**64); it decides everything but the shape.
+      label: class id in [0, 10), an index into CLASS_NAMES.
+      seed: any integer in [0, 2**64); it decides everything but the shape.
 
     Returns:
-        uint8[32, 32, 3].
+      uint8[32, 32, 3].
 
     Raises:
-        ValueError: a label outside [0, 10).
+      ValueError: a label outside [0, 10).
 
     >>> draw(7, seed=1).shape
     (32, 32, 3)
@@ -59,17 +59,17 @@ def draw(label: int, seed: int) -> Array:
 
 
 def draw_many(labels: Array, seeds: Array) -> Array:
-    """Draws a batch; every image depends on its own label and seed only.
+    """Draw a batch; every image depends on its own label and seed only.
 
     Args:
-        labels: int[B] in [0, 10).
-        seeds: uint64[B].
+      labels: int[B] in [0, 10).
+      seeds: uint64[B].
 
     Returns:
-        uint8[B, 32, 32, 3].
+      uint8[B, 32, 32, 3].
 
     Raises:
-        ValueError: a label outside [0, 10).
+      ValueError: a label outside [0, 10).
     """
     labels = np.asarray(labels)
     seeds = np.asarray(seeds, np.uint64)
@@ -308,6 +308,6 @@ def _line(uniform: _Uniform, shortest: float, longest: float) -> Array:
 
 
 def _blend(planes: list[Array], colour: Array, cover: Array) -> None:
-    """Paints a colour float64[B, 3] over the planes where cover float64[B, 1024] says so."""
+    """Paint a colour float64[B, 3] over the planes where cover float64[B, 1024] says so."""
     for i, plane in enumerate(planes):
         plane += cover * (colour[:, i : i + 1] - plane)
