@@ -54,7 +54,7 @@ class Trained:
 
 
 class _OnBoard(Observer):
-    """Keeps the history of a training, and shows it."""
+    """An observer that keeps the history of a training, and shows it."""
 
     def __init__(self, board: Board):
         self.board = board

@@ -249,7 +249,7 @@ def trained_network(experiment: Experiment, progress: Progress, step: int) -> Ne
 
 
 class Spoken(Observer):
-    """Says what is to be known of a run, and one line per epoch."""
+    """An observer that says what is to be known of a run, and one line per epoch."""
 
     def __init__(self, experiment: Experiment, console: Console):
         self.experiment, self.console = experiment, console
@@ -264,11 +264,14 @@ class Spoken(Observer):
 
 
 class Kept(Spoken):
-    """Says also how a run was found and how long it took to start, and records it in its folder."""
+    """An observer that also says how a run was found and how long it took to start, and records it
+    in its folder.
+    """
 
     def __init__(self, experiment: Experiment, console: Console, folder: RunFolder, start: _Start):
         super().__init__(experiment, console)
-        self.folder, self.start = folder, start
+        self.folder = folder
+        self.start = start
 
     def begun(self, progress: Progress, rejected: Sequence[str]) -> None:
         experiment = self.experiment

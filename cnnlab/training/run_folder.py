@@ -59,7 +59,7 @@ def default_path(config: Config) -> Path:
 
 
 def versions() -> JsonObject:
-    """What a result depends on beside its configuration. A device list is added by the caller, who
+    """What a result depends on besides its configuration. A device list is added by the caller, who
     has jax.
     """
     return {
