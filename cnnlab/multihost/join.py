@@ -15,8 +15,7 @@ from collections.abc import Iterator
 
 from cnnlab import backend
 from cnnlab.errors import InputError
-from cnnlab.multihost import processes as run
-from cnnlab.multihost import shutdown, supervise
+from cnnlab.multihost import processes, shutdown, supervise
 
 TPUS = ("/dev/accel0", "/dev/vfio")  # what a TPU VM has, and other machines may
 # Of schedulers under which JAX finds the other processes by itself.
@@ -31,7 +30,7 @@ WAIT_SECONDS = 30  # before it is said that others are waited for
 
 
 def join(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
     """Join the other processes of the run, if there are any; to be called before anything else of
     JAX.
@@ -42,15 +41,15 @@ def join(
 
     Args:
       coordinator: host:port of the first process.
-      processes: how many there are; 1: this one is alone, whatever the scheduler says.
-      process: the number of this one.
+      num_processes: how many there are; 1: this one is alone, whatever the scheduler says.
+      process_id: the number of this one.
 
     Raises:
       InputError: they did not find each other.
     """
-    if processes == 1 or run.count() > 1:
+    if num_processes == 1 or processes.count() > 1:
         return
-    managed = process is None
+    managed = process_id is None
     if managed and not _may_have_others():
         return
     supervise.watched()
@@ -64,7 +63,7 @@ def join(
             import jax  # here, as some of what it imports swallows a KeyboardInterrupt
 
             jax.distributed.initialize(
-                coordinator, processes, process, cluster_detection_method=method
+                coordinator, num_processes, process_id, cluster_detection_method=method
             )
     except ValueError as error:
         # no scheduler that JAX knows
@@ -76,8 +75,8 @@ def join(
         raise InputError(f"the processes of the run did not find each other: {reason}") from error
     supervise.joined()
     backend.start()
-    run.joined(jax.process_index(), jax.process_count())
-    if run.count() > 1:
+    processes.joined(jax.process_index(), jax.process_count())
+    if processes.count() > 1:
         _silence_others()
     else:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it was XLA's, who would only note it
@@ -93,7 +92,7 @@ def _silence_others() -> None:
     from jax.experimental import multihost_utils
 
     signal.signal(signal.SIGTERM, shutdown.note)  # it was XLA's, who would only note it
-    if run.index() == 0:
+    if processes.index() == 0:
         sys.stdout = os.fdopen(os.dup(1), "w", 1, sys.stdout.encoding)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where gloo greets every peer
     sys.unraisablehook = shutdown.unraisable
