@@ -15,6 +15,7 @@ import optax
 
 from cnnlab import augment, spec
 from cnnlab.errors import InputError
+from cnnlab.metrics import Metric
 from cnnlab.spec import Part
 from cnnlab.types import PyTree
 
@@ -61,7 +62,7 @@ def check_loss(
         try:
             result = jax.eval_shape(loss, logits, jax.ShapeDtypeStruct(shape, dtype), **inputs)
         except Exception as error:
-            if isinstance(error, ValueError) and not part.path:  # ours say what is wrong themselves
+            if isinstance(error, ValueError) and part.is_builtin:
                 accepted = f"; {part.accepted()}" if written in ("", str(part)) else ""
                 raise InputError(f"loss {written or part.name}: {error}{accepted}") from error
             mixed = "" if dtype == "int32" else " (mixup)"
@@ -88,8 +89,15 @@ def check_model(part: Part, model: nn.Module, image_shape: Sequence[int], num_cl
     Raises:
       InputError: it does not give float[B, K] for images float32[B, H, W, C].
     """
-    if not part.path:
+    if part.is_builtin:
         return
+    try:
+        hash(model)
+    except TypeError as error:
+        raise InputError(
+            f"model '{part}' cannot be hashed: put tuples in place of lists, dicts and arrays in "
+            "its fields"
+        ) from error
 
     def run(key: jax.Array, images: jax.Array) -> tuple[jax.Array, Mapping[str, PyTree]]:
         variables = model.init(key, images, train=False)
@@ -104,10 +112,12 @@ def check_model(part: Part, model: nn.Module, image_shape: Sequence[int], num_cl
         raise InputError(
             f"model '{part}' fails on images float32{list(images.shape)}: {spec.where(error)}"
         ) from error
-    if logits.shape != (2, num_classes) or not jnp.issubdtype(logits.dtype, jnp.floating):
+    shape = getattr(logits, "shape", None)
+    if shape != (2, num_classes) or not jnp.issubdtype(logits.dtype, jnp.floating):
+        returned = type(logits).__name__ if shape is None else f"{logits.dtype}{list(shape)}"
         raise InputError(
             f"model '{part}' must return logits float32[2, {num_classes}] for two images, got "
-            f"{logits.dtype}{list(logits.shape)}"
+            f"{returned}"
         )
     if strange := set(variables) - {"params", "batch_stats"}:
         raise InputError(
@@ -210,10 +220,11 @@ def check_optimizer(
 
     def run(
         key: jax.Array, images: jax.Array, peak: jax.Array
-    ) -> tuple[optax.Updates, optax.OptState]:
+    ) -> tuple[optax.Params, optax.OptState]:
         params = model.init(key, images, train=False)["params"]
         tx = build(peak)
-        return tx.update(params, tx.init(params), params, value=peak)
+        updates, state = tx.update(params, tx.init(params), params, value=peak)
+        return optax.apply_updates(params, updates), state
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     try:
@@ -224,6 +235,31 @@ def check_optimizer(
         raise InputError(
             f"optimizer '{part}' fails on the model's parameters: {spec.where(error)}"
         ) from error
+
+
+def check_metric(part: Part, metric: Metric, num_classes: int) -> None:
+    """Let a metric add up a batch of two images, on shapes only.
+
+    Args:
+      part: whose errors are reported.
+      metric: made of it.
+      num_classes: K.
+
+    Raises:
+      InputError: it fails, or what it gives is no array.
+    """
+    logits = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+    mask = jax.ShapeDtypeStruct((2,), jnp.bool_)
+    try:
+        total = jax.eval_shape(metric.sums, logits, labels, mask)
+    except Exception as error:
+        raise InputError(
+            f"metric '{part}' fails on logits float32[2, {num_classes}], labels int32[2] and mask "
+            f"bool[2]: {spec.where(error)}"
+        ) from error
+    if not isinstance(total, jax.ShapeDtypeStruct):
+        raise InputError(f"metric '{part}' must add up an array, got {type(total).__name__}")
 
 
 def batch_shapes(batch_size: int, image_shape: Sequence[int]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -263,9 +299,9 @@ def check_augmentation(
             lambda batch, key: augment.apply([operation], batch, key, key), batch, _key()
         )
     except Exception as error:
-        said = (
-            str(error) if isinstance(error, ValueError) and "." not in name else spec.where(error)
-        )
+        is_builtin = name.partition(" ")[0] in augment.AUGMENTATIONS  # the second flip is "flip 2"
+        explained = isinstance(error, ValueError) and is_builtin
+        said = str(error) if explained else spec.where(error)
         raise InputError(
             f"augmentation {name} fails on images float32{list(images.shape)}: {said}"
         ) from error

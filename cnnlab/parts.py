@@ -12,7 +12,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,6 +31,13 @@ from cnnlab.models.convolution import Convolution
 from cnnlab.spec import Kind, Part
 
 OBJECT = "object"  # the name of a part that only this program has
+# What a program may give for a kind of part besides functions: what they return.
+READY: dict[str, tuple[type, ...]] = {
+    "model": (nn.Module,),
+    "optimizer": (optax.GradientTransformation,),
+    "dataset": (datasets.Dataset, Mapping),
+    "metric": (Metric,),
+}
 
 KINDS = {
     "model": Kind(
@@ -230,10 +237,24 @@ class Parts:
           axis_name: the mesh axis that shares the batch.
 
         Raises:
-          InputError: what is made is no module, or does not take the type.
+          InputError: what is made is no module, does not take the type, or was given as an object
+            with another one or for another number of classes.
         """
         dtype = model_dtype(compute_dtype)
-        if dtype is not None and not self.model.asks("dtype"):
+        made_with = self.model.made_with
+        made_classes = made_with.get("num_classes", num_classes)
+        if made_classes != num_classes:
+            raise InputError(
+                f"model {self.model} was made with num_classes={made_classes}, but the data set "
+                f"decides, and it has {num_classes} classes"
+            )
+        made_dtype = _dtype_name(made_with.get("dtype", dtype))
+        if made_dtype != compute_dtype:
+            raise InputError(
+                f"model {self.model} was made with dtype={made_dtype}, but --compute-dtype "
+                f"decides, and it is {compute_dtype}"
+            )
+        if dtype is not None and "dtype" not in self.model.parameters:
             raise InputError(
                 f"--compute-dtype {compute_dtype} has no effect: model {self.model} does not take "
                 "a dtype"
@@ -445,38 +466,64 @@ def part_of(kind: str, thing: object) -> Part:
       The part. It has a name under which `find` finds it, or the name `OBJECT`.
 
     Raises:
-      InputError: as `find`.
+      InputError: as `find`, or it is none of these.
     """
     if isinstance(thing, str):
         return find(kind, thing)
-    if isinstance(thing, nn.Module):
-        fields = [field.name for field in dataclasses.fields(thing) if field.init]
-        keywords = {name: getattr(thing, name) for name in fields}
-        return part_of(kind, functools.partial(type(thing), **_chosen(type(thing), keywords)))
+    ready = READY.get(kind, ())
+    if isinstance(thing, ready):
+        if isinstance(thing, nn.Module):
+            return _part_of_module(thing)
+        name = thing.name if isinstance(thing, datasets.Dataset) else ""
+        return Part(KINDS[kind], spec.as_name(name) or OBJECT, lambda *_: thing, {})
+    if not callable(thing):
+        types = "".join(f"a {ready_type.__name__}, " for ready_type in ready)
+        raise InputError(
+            f"the {KINDS[kind].name} must be a spec, {types}or a function "
+            f"{KINDS[kind].contract}; got {type(thing).__name__}"
+        )
     function = thing
     keywords = {}
     if isinstance(thing, functools.partial) and not thing.args:
         function, keywords = thing.func, thing.keywords
-    elif isinstance(thing, optax.GradientTransformation | Mapping | datasets.Dataset | Metric):
-        name = thing.name if isinstance(thing, datasets.Dataset) else OBJECT
-        return Part(KINDS[kind], name, lambda *_: thing, {})
     name = spec.name_of(KINDS[kind], function)
     if name and all(map(spec.is_literal, keywords.values())):
-        return find(kind, spec.Spec(name, keywords))
-    made = functools.partial(cast(Callable, function), **keywords)
-    return Part(KINDS[kind], OBJECT, made, {})
+        return find(kind, spec.Spec(name, {k: spec.frozen(value) for k, value in keywords.items()}))
+    return Part(KINDS[kind], OBJECT, function, {}, made_with=keywords)
 
 
-def _chosen(module: type, fields: Mapping[str, object]) -> dict[str, object]:
-    """The fields of a module that differ from their defaults, but for what comes from the run."""
+def _part_of_module(module: nn.Module) -> Part:
+    """A linen module as a part. Its fields that differ from their defaults are hyperparameters, but
+    for what the run supplies.
+    """
     kind = KINDS["model"]
-    of_the_run = {*kind.hidden, *kind.supplies} - {*kind.overridable}
-    defaults = {name: p.default for name, p in inspect.signature(module).parameters.items()}
-    return {
-        name: value
-        for name, value in fields.items()
-        if name not in of_the_run and value is not defaults[name] and value != defaults[name]
+    supplied = {*kind.supplies} - {*kind.overridable}
+    parameters = inspect.signature(type(module)).parameters
+    changed = {
+        field.name: getattr(module, field.name)
+        for field in dataclasses.fields(module)
+        if field.init
+        and field.name not in kind.hidden
+        and not _is_default(getattr(module, field.name), parameters[field.name].default)
     }
+    chosen = {name: value for name, value in changed.items() if name not in supplied}
+    part = part_of("model", functools.partial(type(module), **chosen))
+    decided = {name: changed[name] for name in ("num_classes", "dtype") if name in changed}
+    return dataclasses.replace(part, made_with={**part.made_with, **decided})
+
+
+def _dtype_name(dtype: Any) -> str:
+    """The --compute-dtype of a module's `dtype`, as `model_dtype` reads it."""
+    try:
+        return "float32" if dtype is None else jnp.dtype(dtype).name
+    except TypeError:
+        return repr(dtype)
+
+
+def _is_default(value: object, default: object) -> bool:
+    """Whether a field was left as it is; arrays have no truth value to compare by."""
+    literals = spec.is_literal(value) and spec.is_literal(default)
+    return value is default or (literals and value == default)
 
 
 def resolve(recipe: Recipe, objects: Mapping[str, tuple[Part, ...]] | None = None) -> Parts:

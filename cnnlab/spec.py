@@ -137,20 +137,29 @@ def split(text: str, separator: str) -> list[str]:
     return pieces
 
 
+def as_name(text: str) -> str:
+    """A text as the name of a part: what means something in a spec is replaced.
+
+    >>> as_name("my data, v1.2")
+    'my_data__v1_2'
+    """
+    return re.sub(r"[,+.\[\](){}'\"\s]", "_", text)
+
+
 def _value(text: str) -> object:
     if text.lower() in CONSTANTS:
         return CONSTANTS[text.lower()]
     try:
-        return _frozen(ast.literal_eval(text))
+        return frozen(ast.literal_eval(text))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         # A list of words, which Python would want in quotes.
         bracketed = text[:1] + text[-1:] in ("[]", "()")
         return tuple(_value(item.strip()) for item in split(text[1:-1], ",")) if bracketed else text
 
 
-def _frozen(value: object) -> object:
+def frozen(value: object) -> object:
     """Lists as tuples: the hyperparameters of a linen module must be hashable."""
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _text(value: Any) -> str:
@@ -221,6 +230,7 @@ class Part:
       function: what is called; of a class whose instances are called, the class.
       keywords: the hyperparameters that were written for it.
       module: the user's module that was imported for it.
+      made_with: of an object, what it was made with that no spec says; the run does not supply it.
     """
 
     kind: Kind
@@ -228,6 +238,7 @@ class Part:
     function: Callable
     keywords: Mapping[str, object]
     module: str = ""
+    made_with: Mapping[str, object] = field(default_factory=dict)
 
     @functools.cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -261,8 +272,10 @@ class Part:
         return any(p.kind is p.VAR_KEYWORD for p in self._signature())
 
     def asks(self, name: str) -> bool:
-        """Whether the function takes something of that name which the spec does not set."""
-        return name in self.parameters and name not in self.keywords
+        """Whether the function takes something of that name which neither the spec nor the object
+        sets.
+        """
+        return name in self.parameters and name not in {**self.keywords, **self.made_with}
 
     def requires(self, name: str) -> bool:
         """Whether it asks for it and has no default."""
@@ -286,6 +299,7 @@ class Part:
           InputError: a hyperparameter without default is missing.
         """
         keywords = {
+            **self.made_with,
             **self.keywords,
             **{name: value for name, value in supply.items() if self.asks(name)},
         }
@@ -312,14 +326,19 @@ class Part:
         except Exception as error:  # whatever a user's function raises
             said = (
                 f"{error}; {self.accepted()}"
-                if isinstance(error, ValueError) and not self.path
+                if isinstance(error, ValueError) and self.is_builtin
                 else where(error)
             )
             raise InputError(f"{self.kind.name} {self}: {said}") from error
 
     @property
+    def is_builtin(self) -> bool:
+        """Whether it is one of cnnlab's, which are tested and say themselves what is wrong."""
+        return self.kind.builtin().get(self.name) is self.function
+
+    @property
     def path(self) -> str:
-        """The dotted path, where the part is not one of cnnlab's."""
+        """The dotted path, where the part has one."""
         return self.name if "." in self.name else ""
 
     def canonical(self) -> Spec:
@@ -337,7 +356,7 @@ class Part:
     def resolved(self) -> Spec:
         """The spec with every hyperparameter, for storage: a later default does not change it."""
         defaults = {
-            name: _frozen(p.default)
+            name: frozen(p.default)
             for name, p in self.parameters.items()
             if name not in self.kind.supplies and is_literal(p.default)
         }
@@ -352,7 +371,7 @@ class Part:
         return float(value) if floats and type(value) is int else value
 
     def _is_default(self, name: str, value: object) -> bool:
-        default = _frozen(self.parameters[name].default)
+        default = frozen(self.parameters[name].default)
         return (
             is_literal(default)
             and default == value
@@ -407,7 +426,8 @@ def find(kind: Kind, spec: Spec | str) -> Part:
 
 
 def name_of(kind: Kind, function: object) -> str:
-    """The name by which `find` finds a function or class: a built-in one, or its dotted path.
+    """The name by which `find` finds a function or class: a built-in one, or its dotted path, in
+    the kind's libraries the public one.
 
     It is empty where there is none, as for a lambda or what a script defines.
     """
@@ -415,6 +435,10 @@ def name_of(kind: Kind, function: object) -> str:
     module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     if builtin or not module or module == "__main__":
         return builtin
+    for library in kind.libraries:
+        for name, known in vars(importlib.import_module(library)).items():
+            if known is function:
+                return f"{library}.{name}"
     named: object = sys.modules.get(module)
     for attribute in path.split("."):
         named = getattr(named, attribute, None)

@@ -19,10 +19,11 @@ from cnnlab.config import Config, Recipe
 from cnnlab.data.dataset import Dataset, from_arrays
 from cnnlab.data.source import open_dataset
 from cnnlab.errors import InputError
-from cnnlab.losses import focal
+from cnnlab.losses import focal, ldam
 from cnnlab.models import CNN, MLP
 from cnnlab.optim import sgd
 from cnnlab.training import run as runs
+from cnnlab.training import run_folder
 
 SMALL = {"batch_size": 20, "epochs": 2, "validation": 0.0, "devices": 1}
 
@@ -253,7 +254,94 @@ def test_a_module_s_fields_are_hyperparameters_where_they_differ():
     assert str(part) == "cnn,widths=[8],dropout=0.25"
     assert str(parts.part_of("model", CNN())) == str(parts.part_of("model", CNN)) == "cnn"
     assert parts.part_of("loss", user_parts.penalised).name == "user_parts.penalised"
+    assert str(parts.part_of("model", MLP(hidden=[8]))) == "mlp,hidden=[8]"
     assert parts.part_of("loss", partial(focal, gamma=jnp.ones(3))).name == parts.OBJECT
+
+
+def test_fields_may_be_arrays():
+    class Net(nn.Module):
+        num_classes: int
+        shift: np.ndarray | None = None
+        width: int = 4
+
+    def chosen(module):
+        return parts.part_of("model", module).made_with
+
+    assert chosen(Net(3, width=4)) == {"num_classes": 3}
+    assert chosen(Net(3, shift=np.ones(2))).keys() == {"num_classes", "shift"}
+    assert chosen(Net(3, shift=jnp.ones(2), width=5)).keys() == {"num_classes", "shift", "width"}
+
+
+def test_a_partial_s_keywords_are_kept_where_the_run_could_supply_them():
+    counts = np.array([8, 1, 1])
+    part = parts.part_of("loss", partial(ldam, class_counts=counts))
+    assert part.name == parts.OBJECT and not part.asks("class_counts")
+    logits = jnp.zeros((2, 3))
+    labels = jnp.array([0, 1])
+    losses = part.bind(class_counts=np.array([1, 1, 8]))(logits, labels)
+    np.testing.assert_array_equal(losses, ldam(logits, labels, counts))
+
+
+@pytest.mark.parametrize(
+    ("model", "compute_dtype", "words"),
+    [
+        (MLP(num_classes=3), "float32", None),
+        (MLP(num_classes=7), "float32", "num_classes=7, but the data set decides, and it has 3"),
+        (MLP(dtype=jnp.float32), "float32", None),
+        (MLP(dtype=jnp.bfloat16), "bfloat16", None),
+        (MLP(dtype=jnp.dtype("bfloat16")), "bfloat16", None),
+        (MLP(), "bfloat16", None),
+        (MLP(dtype=jnp.bfloat16), "float32", "dtype=bfloat16, but --compute-dtype decides, and it"),
+        (MLP(dtype=jnp.float32), "bfloat16", "dtype=float32, but --compute-dtype decides, and it"),
+        (MLP(dtype="float23"), "float32", "dtype='float23', but --compute-dtype decides, and it"),
+    ],
+)
+def test_what_a_module_was_made_with_is_what_the_run_supplies(model, compute_dtype, words):
+    objects = {"model": (parts.part_of("model", model),)}
+    build = parts.resolve(Config().recipe, objects).build_model
+    if words is None:
+        assert build(3, compute_dtype).num_classes == 3
+        return
+    with pytest.raises(InputError, match=words):
+        build(3, compute_dtype)
+
+
+@pytest.mark.parametrize(
+    ("kind", "thing", "words"),
+    [
+        ("dataset", 5, "the data set must be a spec, a Dataset, a Mapping, or a function (...) ->"),
+        ("dataset", ([1], [2]), "or a dict of arrays; got tuple"),
+        ("model", 5, "the model must be a spec, a Module, or a function (num_classes, ...) ->"),
+        ("model", optax.sgd(0.1), "called with (images, *, train); got GradientTransformation"),
+        ("loss", 5, "the loss must be a spec, or a function loss(logits, labels, ...) ->"),
+        ("optimizer", {"a": 1}, "a GradientTransformation, or a function (learning_rate, ...) ->"),
+        ("schedule", 0.1, "the schedule must be a spec, or a function (peak, total_steps, ...)"),
+    ],
+)
+def test_what_is_no_part_at_all(kind, thing, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        parts.part_of(kind, thing)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("tiny", "tiny"),
+        ("my data, v2", "my_data__v2"),
+        ("a+b", "a_b"),
+        ("os.path", "os_path"),
+        ("it's [1", "it_s__1"),
+        ("", "object"),
+    ],
+)
+def test_the_name_of_a_data_set_object_is_no_spec(name, written, tiny):
+    named = dataclasses.replace(tiny, name=name)
+    part = parts.part_of("dataset", named)
+    config = Config.of(dataset=str(part), label_noise=0.4)
+    resolved = parts.resolve(config.recipe, {"dataset": (part,)})
+    assert str(part) == written and resolved.open_dataset(None, None) is named
+    assert [str(corruption) for corruption in resolved.corruptions] == ["label_noise,rate=0.4"]
+    assert run_folder.stored_form(config)["written"]["dataset"] == written
 
 
 @pytest.mark.slow

@@ -108,6 +108,15 @@ def test_an_experiment_imports_no_other(path):
     assert not [m for m in imports(path) if m.split(".")[0] in siblings | {"experiments"}]
 
 
+def test_only_one_module_names_what_is_private_to_jax():
+    private = {
+        path.relative_to(ROOT).as_posix()
+        for path in [*MODULES, *SCRIPTS]
+        if "jax._src" in path.read_text()
+    }
+    assert private == {"cnnlab/jax_private.py"}
+
+
 def test_no_drawer_for_odds_and_ends():
     assert not [
         p for p in [*MODULES, *SCRIPTS] if p.stem in ("utils", "util", "helpers", "misc", "common")

@@ -14,6 +14,8 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import optax
+import optax.contrib
 import pytest
 
 from cnnlab import docstrings, losses, models, optim, provenance, spec
@@ -528,6 +530,16 @@ def test_an_optimizer_that_is_only_in_optax_is_pointed_to():
     assert "did you mean 'adam'" in failure(find, "optimizer", "adamm")
     assert "did you mean 'cosine'" in failure(find, "schedule", "cosin")
     assert "did you mean 'cnn'" in failure(find, "model", "cn")
+
+
+def test_the_name_of_a_function_of_a_library_is_its_public_one():
+    def name(kind, function):
+        return spec.name_of(KINDS[kind], function)
+
+    assert name("optimizer", optax.adam) == "optax.adam"
+    assert name("optimizer", optax.contrib.prodigy) == "optax.contrib.prodigy"
+    assert name("schedule", optax.cosine_decay_schedule) == "optax.cosine_decay_schedule"
+    assert name("loss", optax.l2_loss) == optax.l2_loss.__module__ + ".l2_loss"  # not its library
 
 
 def test_what_a_part_asks_for_is_passed_and_nothing_else(own):

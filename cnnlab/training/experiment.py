@@ -326,15 +326,16 @@ def check_parts(recipe: Recipe, parts: Parts, dataset: datasets.Dataset) -> None
     if "features" in parts.loss_asks:
         features = contracts.features_shape(parts.model, model, shape)
         contracts.check_loss(parts.loss, loss, classes, label_dtypes, features, parts.written_loss)
-    parts.build_metrics()
+    for part, metric in zip(parts.metrics, parts.build_metrics(), strict=True):
+        contracts.check_metric(part, metric, classes)
     steps = max(len(dataset.train) // recipe.batch_size, 1)
     network.build_optimizer(recipe, parts, steps)
-    if parts.schedule.path:  # cnnlab's own are tested
+    if not parts.schedule.is_builtin:
         total_steps = steps * recipe.epochs
         contracts.check_schedule(
             parts.schedule, lambda peak: parts.build_schedule(peak, total_steps, steps)
         )
-    if parts.optimizer.path:
+    if not parts.optimizer.is_builtin:
         contracts.check_optimizer(
             parts.optimizer,
             lambda peak: network.build_optimizer(recipe, parts, steps, peak),

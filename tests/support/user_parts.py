@@ -64,6 +64,11 @@ def without(dataset, seed, label=0):
     return dataclasses.replace(dataset, positions=dataset.positions[kept])
 
 
+def without_seed(dataset, seed):
+    """A corruption that leaves out as many images as the seed says."""
+    return dataclasses.replace(dataset, positions=dataset.positions[seed:])
+
+
 def smallest_first(logits, labels, mask):
     return jnp.sum(jnp.where(mask, jnp.argsort(logits, -1)[:, 0] != labels, 0), dtype=jnp.int32)
 

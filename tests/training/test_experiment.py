@@ -261,6 +261,15 @@ def test_what_cannot_be_built(tfds_root):
     assert "cross_entropy does not" in build(teacher=str(tfds_root))
 
 
+def test_the_number_of_images_is_the_same_under_every_seed(tfds_root):
+    config = TINY.replace(dataset="tiny+user_parts.without_seed")
+    assert failure(experiment.build, config, None, [0, 1]) == (
+        "tiny+user_parts.without_seed leaves 179 images under seed 1 and 180 under 0; their number "
+        "must not depend on the seed"
+    )
+    assert experiment.build(config, seeds=[0, 0]).facts.counts["train"] == 180
+
+
 @pytest.mark.parametrize(
     ("platform", "formulation"), [("cpu", "blocked"), ("gpu", "native"), ("tpu", "native")]
 )

@@ -335,6 +335,15 @@ def test_other_data_is_refused(tmp_path):
     opened(tmp_path / "run").close()  # the failed one gave the lock back
 
 
+def test_another_teacher_is_refused(tmp_path):
+    taught = dataclasses.replace(DATA, teacher_digest="abc")
+    trained(tmp_path / "run", data=taught)
+    for other in (DATA, dataclasses.replace(DATA, teacher_digest="xyz")):
+        with pytest.raises(InputError, match="was taught by other weights than --teacher holds"):
+            opened(tmp_path / "run", data=other)
+    opened(tmp_path / "run", data=taught).close()
+
+
 def test_what_is_no_run_folder_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty and holds no run"):
