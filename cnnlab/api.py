@@ -179,4 +179,4 @@ def _parts_of(name: str, thing: object) -> tuple[Part, ...]:
 def _as_setting(name: str, texts: str | Sequence[str]) -> str | tuple[str, ...]:
     """Specs as the value of a setting: metrics a tuple, a pipeline joined."""
     texts = (texts,) if isinstance(texts, str) else tuple(texts)
-    return texts if name == "metrics" else "+".join(texts)
+    return texts if name == "metrics" else "+".join(texts) or "none"

@@ -192,6 +192,11 @@ class Parts:
                 f"data set '{self.dataset}' must return a Dataset or a dict of arrays, got "
                 f"{type(dataset).__name__}"
             )
+        if image_size not in (None, *dataset.train.image_shape[:2]):
+            raise InputError(
+                f"data set '{self.dataset}' has images of {dataset.train.image_shape} and does not "
+                f"scale them: --image-size {image_size} has no effect"
+            )
         return dataset
 
     def corrupt(self, dataset: datasets.Dataset, seed: int) -> datasets.Dataset:

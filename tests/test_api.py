@@ -213,6 +213,7 @@ def test_the_weights_that_were_tested_come_back(tmp_path):
         ({"optimizer": optax.sgd(0.1), "learning_rate": 0.2}, "has its own learning rate"),
         ({"optimizer": optax.sgd(0.1), "schedule": "constant"}, "has its own learning rate"),
         ({"processes": 2}, "processes has no effect here"),
+        ({"image_size": 4}, "--image-size 4 has no effect"),
         ({"epochs": "3"}, "epochs must be int, got '3'"),
         ({"recipe": 3}, "recipe must be Recipe, got 3"),
     ],
@@ -361,7 +362,8 @@ def test_the_readme_s_example_runs(capsys):
 
 @pytest.mark.slow
 def test_training_says_nothing(tiny, capfd):
-    cnnlab.train(tiny, "mlp,hidden=[4]", **SMALL | {"epochs": 1})
+    run = cnnlab.train(tiny, "mlp,hidden=[4]", augment=[], **SMALL | {"epochs": 1})
+    assert run.config.recipe.augment == "none"  # an empty pipeline
     assert capfd.readouterr() == ("", "")
 
 
