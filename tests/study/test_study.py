@@ -95,7 +95,7 @@ def test_what_a_cell_holds(whole):
 def test_a_cell_is_what_train_gives_each_seed_alone(whole):
     config = plan.config(SMALL, "mse", {"label_noise": 0.3}, seed=1)
     built = experiment.build(config)
-    wanted = built.test(stepped(built, 15).state)
+    (wanted,) = built.test(stepped(built, 15).state)
     found = whole.cells[1][1].runs[1].test
     assert found["confusion"] == wanted["confusion"]
     # 15 float32 steps: parameters agree to some 1e-5 (test_seeds), and so do mean losses of order 1

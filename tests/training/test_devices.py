@@ -58,7 +58,7 @@ def compiled_step(layout, config=FULL, formulation=None):
     model = parts.build_model(CLASSES, config.recipe.compute_dtype, convolution, layout.axis_name)
     tx = lenient(optim.adam(config.recipe.learning_rate))
     of_step = dataclasses.replace(
-        program.build(config, parts, layout, FACTS).step,
+        program.build(config, parts, layout, FACTS).step_parts,
         apply_fn=network.apply_for_training(model),
         objective=Objective(losses.cross_entropy),
         tx=tx,
