@@ -103,6 +103,7 @@ def trained(mode, devices, steps, dtype, config=FULL):
     [
         ("pmap", 20, "float64", 1e-10),
         ("sharded", 20, "float64", 1e-10),
+        ("pmap", 5, "float32", 1e-5),
         ("sharded", 5, "float32", 1e-5),
     ],
 )
