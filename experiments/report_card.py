@@ -69,7 +69,7 @@ def main(arguments: Arguments) -> None:
 
 
 def choose(specs: Sequence[str], num_classes: int) -> dict[str, Part]:
-    """The losses by their specs, each tried on a batch of two before the first is examined."""
+    """Find the losses by their specs; try each on a batch of two before the first is examined."""
     from cnnlab import report_card
     from cnnlab.contracts import check_loss
     from cnnlab.parts import find
@@ -87,7 +87,7 @@ def choose(specs: Sequence[str], num_classes: int) -> dict[str, Part]:
 
 
 def examine(chosen: dict[str, Part], arguments: Arguments) -> list[Card]:
-    """A card of each loss, with a bar."""
+    """Make a card of each loss, with a progress bar."""
     from cnnlab import report_card
     from cnnlab.console import Console
     from cnnlab.report_card import claims

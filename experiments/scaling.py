@@ -89,7 +89,7 @@ def main(options: Options) -> None:
 
 
 def read(path: str) -> JsonObject:
-    """A plan's figures."""
+    """Read a plan's figures, and check that they can be scaled."""
     from cnnlab.tpu import slices
 
     try:

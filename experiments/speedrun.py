@@ -146,8 +146,8 @@ def main(config: SpeedRun) -> None:
 
 
 def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list[JsonObject]]:
-    """As many seeds as run together -> for each its test accuracy, its share of the seconds, the
-    peak of bytes.
+    """Build a function: as many seeds as run together -> for each its test accuracy, its share of
+    the seconds, and the peak memory in bytes.
     """
     import jax
 
@@ -181,8 +181,8 @@ def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list
 def rival(
     config: SpeedRun, console: Console
 ) -> Iterator[tuple[Callable[[Sequence[int]], list[JsonObject]], dict[str, str]]]:
-    """What `runner` gives, done by the user's airbench94_muon.py in a process asleep between runs;
-    and its versions.
+    """Start the user's airbench94_muon.py in a process that sleeps between runs; yield a function
+    such as `runner` returns, and its versions.
     """
     import numpy as np
 
@@ -254,8 +254,8 @@ def rival(
 def summarised(
     rows: list[JsonObject], name: str, console: Console
 ) -> dict[str, dict[str, float | None]]:
-    """Mean, median, deviation and 95 % interval of the mean, of accuracy and seconds; said, and as
-    JSON.
+    """Summarise accuracy and seconds: mean, median, standard deviation and 95 % interval of the
+    mean. Print them, and return them as JSON values.
     """
     import numpy as np
 
@@ -285,8 +285,8 @@ def summarised(
 
 
 def compared(ours: list[JsonObject], theirs: list[JsonObject], console: Console) -> JsonObject:
-    """Our runs against those that took turns with them: the difference of accuracies, the ratio of
-    times.
+    """Compare our runs with those that alternated with them: the difference of accuracies, the
+    ratio of times.
     """
     import numpy as np
 
@@ -318,7 +318,9 @@ def compared(ours: list[JsonObject], theirs: list[JsonObject], console: Console)
 
 
 def judged(accuracy: dict[str, float | None], target: float, console: Console) -> bool:
-    """Whether the mean reaches the target; said, with whether the interval leaves that open."""
+    """Return whether the mean reaches the target; print that, and whether the interval leaves it
+    open.
+    """
     mean, low, high = (accuracy[name] for name in ("mean", "low", "high"))
     assert mean is not None
     sure = low is not None and high is not None and not low <= target <= high

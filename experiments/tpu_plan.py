@@ -101,7 +101,7 @@ def main(plan: Plan) -> None:
 
 
 def build(plan: Plan, where: slices.Slice) -> Program:
-    """The train step of a plan, for its slice."""
+    """Build the train step of a plan, for its slice."""
     import numpy as np
 
     from cnnlab.data.facts import DataFacts
@@ -143,7 +143,7 @@ def build(plan: Plan, where: slices.Slice) -> Program:
 
 
 def what_fits(plan: Plan, where: slices.Slice) -> str:
-    """The largest batch, by halving, whose step fits into the same slice."""
+    """Describe the largest batch, found by halving, whose step fits into the same slice."""
     from cnnlab.tpu import slices
 
     smaller = plan
@@ -166,7 +166,7 @@ def what_fits(plan: Plan, where: slices.Slice) -> str:
 
 
 def report(plan: Plan, where: slices.Slice, compiled: Program, cost: slices.Cost) -> JsonObject:
-    """The plan's figures by name."""
+    """Collect the plan's figures by name."""
     from cnnlab.tpu import slices
 
     seconds, by = slices.step_seconds(cost, where.chip)
@@ -194,7 +194,7 @@ def report(plan: Plan, where: slices.Slice, compiled: Program, cost: slices.Cost
 
 
 def lines(plan: Plan, figures: JsonObject) -> list[str]:
-    """The plan for a person to read."""
+    """Format the plan for a person to read, a string for each line."""
 
     def many(n, what):
         plural = "" if n == 1 else "s"

@@ -69,22 +69,24 @@ class Board(Console):
                 self._bar = None
 
     def started(self, loss: str, condition: str) -> None:
-        """A cell is being trained from now on, by this process."""
+        """Note that this process starts to train a cell."""
         self.here = self._now[loss, condition] = UnderWay(time.monotonic())
 
     def phase(self, what: str) -> None:
-        """What is done to that cell: tuning, training, testing."""
+        """Note what is being done to that cell: tuning, training or testing."""
         self.here.phase = what
         self.here.share = 0.0
 
     def epoch(self, row: Row) -> None:
-        """An epoch's metrics, a list over seeds each."""
+        """Note the metrics of an epoch, each a list over seeds."""
         accuracy = row.get("validation_accuracy", row["train_accuracy"])
         self.here.note = f"{100 * np.mean(accuracy):.1f} %"
         self.here.share = row["epoch"] / self._epochs
 
     def elsewhere(self, loss: str, condition: str, now: UnderWay) -> None:
-        """How far a cell is that another process trains for this one; its clock is not ours."""
+        """Note how far along a cell is that another process trains for this one; its clock is not
+        ours.
+        """
         before = self._now.get((loss, condition))
         same = before is not None and before.where == now.where
         self._now[loss, condition] = replace(
@@ -94,7 +96,7 @@ class Board(Console):
             self.say(f"training {loss}, {condition} on {now.where}")
 
     def finished(self, loss: str, condition: str, cell: CellResult, trained: bool = False) -> None:
-        """A cell's result is there; `trained`: now, even if it was not seen under way."""
+        """Note a cell's result; `trained`: it was trained now, even if not seen under way."""
         accuracies = [run.test["accuracy"] for run in cell.runs if run.test is not None]
         broken = len(cell.runs) - len(accuracies)
         text = f"{100 * np.mean(accuracies):.2f} %" if accuracies else ""
@@ -112,7 +114,7 @@ class Board(Console):
     def progress(
         self, what: str, total: int | None, unit: str, done: int = 0
     ) -> Iterator[Callable[..., None]]:
-        """As a console's; on a terminal it moves the cell under way."""
+        """Show progress as a console does; on a terminal, advance the cell under way instead."""
         if self.mode != "bar":
             where = "".join(
                 f"{', '.join(key)}: " for key, now in self._now.items() if now is self.here
@@ -134,8 +136,8 @@ class Board(Console):
         yield advance
 
     def _left(self) -> str:
-        """The time left for this shard, if each cell takes as long as those before and as many are
-        trained at once.
+        """Estimate the time left for this shard, if each cell takes as long as those before and as
+        many are trained at once.
         """
         if not self._cell_seconds:
             return ""
@@ -146,7 +148,7 @@ class Board(Console):
         return f"; about {left} left" if cells > 0 else ""
 
     def table(self) -> Table:
-        """The grid, as rich draws it."""
+        """Build the grid as a rich table."""
         from rich.markup import escape
         from rich.table import Table
 

@@ -39,7 +39,7 @@ class Job:
     command: str
 
     def read(self, cell: Cell) -> CellResult | None:
-        """What a cell's file holds; None where there is none.
+        """Return what a cell's file holds; None if there is none.
 
         Raises:
           InputError: it is damaged, or of other data.
@@ -49,7 +49,7 @@ class Job:
         return agree.on_first(lambda: folders.read(self.folder, cell, wanted))
 
     def train(self, cell: Cell, board: Board) -> CellResult | None:
-        """Train one cell, if nobody has and nobody else does.
+        """Train one cell, unless it is trained already or another process is training it.
 
         Returns:
           What its file holds, whoever trained it; None while another process trains it.
@@ -75,12 +75,12 @@ class Job:
         return result
 
     def clear(self, cell: Cell) -> None:
-        """Remove the checkpoints of a finished cell, which a kill may have left."""
+        """Remove the checkpoints of a finished cell, which a killed process may have left."""
         shutil.rmtree(folders.checkpoints(self.folder, cell), ignore_errors=True)
 
 
 def conduct(study: Study, command: str) -> Results | None:
-    """Say what a study will be, and train it in view of whoever watches; as `run`."""
+    """Announce a study, train it and show its progress; otherwise as `run`."""
     board = Board(study.progress, study.training.epochs)
     for line in announcement(study):
         board.say(line)
@@ -152,8 +152,8 @@ def _train_missing(
 
 
 def _refuse_twins(cells: Sequence[folders.Cell]) -> None:
-    """Raise InputError where two cells are one under two names: a study would compare it with
-    itself.
+    """Raise InputError if two cells are the same under two names: a study would compare the cell
+    with itself.
     """
     seen: dict[str, str] = {}
     for cell in cells:
@@ -170,8 +170,8 @@ def _count(number: int, what: str) -> str:
 
 
 def announcement(study: Study) -> list[str]:
-    """What to know before a study is paid for, a line each: its size, and whether it can end in a
-    verdict at all.
+    """List what to know before a study is paid for, one line each: its size, and whether it can end
+    in a verdict at all.
     """
     losses, conditions = len(study.losses), len(plan.conditions(study))
     comparisons = (losses - 1) * conditions

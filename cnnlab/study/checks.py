@@ -24,7 +24,7 @@ from cnnlab.training.step import Objective
 
 
 def check(study: Study, console: Console) -> dict[str, Digests]:
-    """Refuse before any training what can be known to fail.
+    """Refuse, before any training, what can be known to fail.
 
     Returns:
       The digests of each loss.

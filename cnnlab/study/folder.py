@@ -51,7 +51,7 @@ class Cell:
 
 
 def config(study: Study, loss: str, condition: Condition) -> Config:
-    """A cell's configuration; the teacher is for the losses that take one."""
+    """Build a cell's configuration; the teacher is only for the losses that take one."""
     with_teacher = plan.config(study, loss, condition)
     first = spec.parse_pipeline(loss)[0]
     taught = find("loss", first).asks("teacher_logits")
@@ -59,11 +59,12 @@ def config(study: Study, loss: str, condition: Condition) -> Config:
 
 
 def cell(study: Study, loss: str, condition: Condition) -> Cell:
-    """A study's cell. Its digest is of what its configuration changes, its seeds, its rates and the
-    user's files.
+    """Build a study's cell. Its digest covers what its configuration changes, its seeds, its rates
+    and the user's files.
 
-    What is at its default is left out of the digest, so that a later version's new hyperparameter
-    makes no finished cell invalid; the file says what the defaults were, and `read` compares that.
+    Values at their default are left out of the digest, so that a new hyperparameter in a later
+    version does not invalidate finished cells; the file says what the defaults were, and `read`
+    compares them.
     """
     configured = config(study, loss, condition)
     recipe = configured.recipe
@@ -78,14 +79,15 @@ def cell(study: Study, loss: str, condition: Condition) -> Cell:
 
 
 def checkpoints(folder: Path, cell: Cell) -> Path:
-    """Where a cell is saved while it is trained."""
+    """Return the folder where a cell is saved while it is trained."""
     return folder / f"{cell.digest}.checkpoints"
 
 
 @contextlib.contextmanager
 def claimed(folder: Path, digest: str) -> Iterator[bool]:
-    """Whether nobody else, on this machine or one that shares the folder, holds the lock; a dead
-    process holds none.
+    """Take a cell's lock while the body runs, and yield whether that succeeded. It fails if another
+    process, on this machine or one that shares the folder, holds the lock; a dead process holds
+    none.
 
     Raises:
       InputError: the folder cannot be written, or has no locks.
@@ -141,7 +143,7 @@ class Wanted:
 
 
 def read(folder: Path, cell: Cell, wanted: Wanted) -> CellResult | None:
-    """A cell's result, whatever the words in its file's name; None where there is none.
+    """Read a cell's result, whatever the words in its file's name; None if there is none.
 
     Args:
       folder: of the study.

@@ -56,8 +56,8 @@ class Preempted(Exception):
 
 @contextlib.contextmanager
 def joined(study: Study, command: str) -> Iterator[Cluster]:
-    """The cluster that $RAY_ADDRESS names (auto: this machine's), or one of this machine that ends
-    with the body.
+    """Join the cluster that $RAY_ADDRESS names (auto: this machine's), or start one on this machine
+    that ends with the body.
 
     Args:
       study: what will be trained on it.
@@ -102,7 +102,7 @@ class Cluster:
         self._stop = stop
 
     def call(self, function: Callable[..., T], *args: object) -> T:
-        """What a function returns on a machine of those that train.
+        """Call a function on one of the machines that train, and return its result.
 
         Raises:
           InputError: it does, or its worker was lost too often.
@@ -170,8 +170,8 @@ class Cluster:
         done: Callable[[int, Any], None],
         look: Callable[[list[int]], None],
     ) -> None:
-        """Make calls (function, *args): `done` gets the number and the result of each, `look` the
-        others' now and then.
+        """Make calls (function, *args): `done` gets the number and the result of each, `look`
+        regularly gets the numbers of those still under way.
 
         Raises:
           InputError, Stopped: as above, once all that is under way has saved.
@@ -227,8 +227,8 @@ class Cluster:
 
 
 def share(machines: Sequence[Mapping[str, float]], devices: int | None) -> tuple[str, int]:
-    """What a cell takes of a cluster's machines: all accelerators of the largest, or its cores, or
-    `devices` of them.
+    """Choose what a cell takes of a cluster's machines: all accelerators of the largest, or its
+    cores, or `devices` of them.
 
     >>> share([{"CPU": 8.0}, {"CPU": 2.0}], None)
     ('CPU', 8)
@@ -247,8 +247,8 @@ def share(machines: Sequence[Mapping[str, float]], devices: int | None) -> tuple
 
 
 def _options(kind: str, number: int) -> Mapping[str, object]:
-    """In Ray's words. A process keeps an accelerator until it ends: it has one task; on CPU the
-    next finds JAX warm.
+    """Express a cell's share as Ray's options. A process keeps an accelerator until it ends, so it
+    runs one task; on CPU the next task finds JAX warm.
     """
     if kind == "CPU":
         return {"num_cpus": number}
@@ -289,8 +289,8 @@ def _task(place: str, code: str, call: bytes) -> object:
 def _patiently(
     train_cell: Callable[[Cell, Board], CellResult | None], study: Study, folder: Path, cell: Cell
 ) -> CellResult | None:
-    """Train a cell on a worker, after a while if its lock is held, as it is by a lost machine at
-    first.
+    """Train a cell on a worker. If its lock is held, as a lost machine's is at first, try again for
+    a while.
 
     Raises:
       InputError: the user's files are others on this machine.
@@ -341,7 +341,7 @@ def _under_way(folder: Path, cell: Cell) -> Path:
 
 
 def _code() -> str:
-    """SHA-256 of cnnlab's files: two versions must not train parts of the same study."""
+    """Hash cnnlab's files with SHA-256: two versions must not train parts of the same study."""
     digest = hashlib.sha256()
     package = Path(cnnlab.__file__).parent
     for path in sorted(package.rglob("*.py")):
@@ -350,7 +350,9 @@ def _code() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """What the cells have in common with the command: JAX's settings, and where data sets are."""
+    """Return the variables that the cells share with the command: JAX's settings, and where the
+    data sets and the cache are.
+    """
     names = ("XLA_FLAGS", "NPROC", "TFDS_DATA_DIR", "CNNLAB_CACHE")
     return {
         name: value

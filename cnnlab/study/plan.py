@@ -159,7 +159,8 @@ class Study(Settings):
 
 
 def conditions(study: Study) -> list[Condition]:
-    """Every combination of the conditions' values; a study without any has one, which is empty.
+    """List every combination of the conditions' values; a study without any has one, which is
+    empty.
 
     Raises:
       InputError: --vary names no flag, or one twice, or a value of another type.
@@ -197,7 +198,7 @@ def _axis(text: str) -> tuple[str, tuple]:
 
 
 def _values(name: str, listed: str) -> list[str]:
-    """The values between commas; for a part, key=value belongs to the one before:
+    """Split values at the commas; for a part, key=value belongs to the one before:
     adam,sgd,momentum=0 are two.
 
     >>> _values("optimizer", "adam,b1=0.8,b2=0.9,sgd"), _values("batch_size", "64,128")
@@ -218,7 +219,7 @@ def _values(name: str, listed: str) -> list[str]:
 
 
 def _typed(text: str, value: str, kind: object) -> object:
-    """A value of a flag, of the flag's type."""
+    """Parse a flag's value as the flag's type."""
     if kind is str:
         return value
     try:
@@ -237,7 +238,7 @@ def _typed(text: str, value: str, kind: object) -> object:
 
 
 def config(study: Study, loss: str, condition: Condition, seed: int = 0) -> Config:
-    """The configuration under which train.py would train one network of the study."""
+    """Build the configuration under which train.py would train one network of the study."""
     shared = {f.name: getattr(study.training, f.name) for f in dataclasses.fields(Training)}
     recipe = shared | {"loss": loss, "seed": seed} | condition
     if recipe.get("label_noise"):
@@ -247,17 +248,19 @@ def config(study: Study, loss: str, condition: Condition, seed: int = 0) -> Conf
 
 
 def seeds(study: Study) -> list[int]:
-    """The seeds that every cell is trained with."""
+    """List the seeds that every cell is trained with."""
     return list(range(study.first_seed, study.first_seed + study.seeds))
 
 
 def grid(study: Study) -> list[tuple[str, Condition]]:
-    """The study's cells, each a loss under a condition, in the order in which they are trained."""
+    """List the study's cells, each a loss under a condition, in the order in which they are
+    trained.
+    """
     return [(loss, condition) for condition in conditions(study) for loss in study.losses]
 
 
 def shard(text: str) -> tuple[int, int]:
-    """Which of how many: '1/4' is (1, 4).
+    """Parse which shard of how many: '1/4' is (1, 4).
 
     Raises:
       InputError: anything else.
@@ -269,7 +272,8 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def rates(study: Study) -> list[float]:
-    """The learning rates that tuning tries, evenly spaced in their logarithm; none without --tune.
+    """List the learning rates that tuning tries, evenly spaced in their logarithm; none without
+    --tune.
 
     Raises:
       InputError: not lr=LOW..HIGH with 0 < LOW < HIGH.
@@ -288,12 +292,12 @@ def rates(study: Study) -> list[float]:
 
 
 def baseline(study: Study) -> str:
-    """The loss that the others are compared with."""
+    """Return the loss that the others are compared with."""
     return study.baseline or study.losses[0]
 
 
 def metrics(study: Study) -> dict[str, Metric]:
-    """Every metric that the study measures, by name: those of cnnlab, and the user's own.
+    """Return every metric that the study measures, by name: cnnlab's and the user's own.
 
     Raises:
       InputError: one that is none.
@@ -312,7 +316,7 @@ def _metrics(names: tuple[str, ...]) -> dict[str, Metric]:
 
 
 def metric(study: Study) -> Metric:
-    """The metric that the verdicts are about.
+    """Return the metric that the verdicts are about.
 
     Raises:
       InputError: it is not measured.
@@ -324,12 +328,12 @@ def metric(study: Study) -> Metric:
 
 
 def margin(study: Study) -> float:
-    """The difference of the study's metric within which two losses count as equivalent."""
+    """Return the difference of the study's metric within which two losses count as equivalent."""
     return metric(study).margin if study.margin is None else study.margin
 
 
 def label(condition: Condition) -> str:
-    """A condition in words.
+    """Describe a condition in words.
 
     >>> label({"label_noise": 0.4, "optimizer": "sgd"})
     'label noise 0.4, optimizer sgd'

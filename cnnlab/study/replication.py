@@ -60,24 +60,20 @@ class Judged:
 
 
 def better(comparison: statistics.Comparison) -> str:
-    """The rule for "A beats B": refuted where B is the better one, or the difference within the
-    margin.
-    """
+    """Judge "A beats B": refuted if B is better, or the difference is within the margin."""
     refuting = (statistics.WORSE, statistics.EQUIVALENT)
     return _rule(comparison.verdict == statistics.BETTER, comparison.verdict in refuting)
 
 
 def equal(comparison: statistics.Comparison, margin: float) -> str:
-    """The rule for "A is as good as B, within the margin": refuted where the whole interval lies
-    beyond it.
-    """
+    """Judge "A is as good as B, within the margin": refuted if the whole interval is beyond it."""
     beyond = comparison.low > margin or comparison.high < -margin
     return _rule(comparison.verdict == statistics.EQUIVALENT, beyond)
 
 
 def indistinct(comparison: statistics.Comparison) -> str:
-    """The rule for "there is nothing to find": refuted by any difference that is called one; seeds
-    must allow one.
+    """Judge "there is nothing to find": refuted by a verdict of better or worse; undecided if the
+    seeds are too few for one.
     """
     if comparison.detectable == math.inf:
         return UNDECIDED

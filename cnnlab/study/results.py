@@ -84,12 +84,13 @@ class CellResult:
     teacher_digest: str | None
 
     def to_json(self) -> JsonObject:
-        """The result as JSON values."""
+        """Convert the result to JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: JsonObject) -> CellResult:
-        """The result that `to_json` described; what this version does not know is left out.
+        """Rebuild the result from the values of `to_json`; keys that this version does not know are
+        ignored.
 
         Raises:
           KeyError, TypeError: something is missing, or of another form.
@@ -131,14 +132,16 @@ class Verdict:
 
 
 def values(cell: CellResult, metric: str) -> np.ndarray:
-    """A metric of the test set for each seed, float64[seeds]; NaN where the run diverged."""
+    """Collect a metric of the test set for each seed, float64[seeds]; NaN where the run diverged or
+    the metric is not finite.
+    """
     per_run = [np.nan if run.test is None else run.test[metric] for run in cell.runs]
     return np.where(np.isfinite(per_run), per_run, np.nan)
 
 
 def differences(results: Results, metric: str) -> dict[tuple[int, int], np.ndarray]:
-    """(condition, loss) by number -> a loss's metric less the baseline's, for each seed; for all
-    but the baseline.
+    """Subtract the baseline's metric from each other loss's, for each seed: (condition, loss) by
+    number -> float64[seeds].
     """
     study = results.study
     base = study.losses.index(plan.baseline(study))
@@ -151,7 +154,8 @@ def differences(results: Results, metric: str) -> dict[tuple[int, int], np.ndarr
 
 
 def decide(results: Results, metric: str | None = None) -> list[Verdict]:
-    """For every condition and every loss but the baseline; Holm's correction is over all of them.
+    """Compare every other loss with the baseline under every condition; Holm's correction covers
+    all of these comparisons.
 
     Args:
       results: of the study.
@@ -184,8 +188,8 @@ def decide(results: Results, metric: str | None = None) -> list[Verdict]:
 
 
 def spread(cell: CellResult) -> tuple[float, float]:
-    """Standard deviation of accuracy over seeds: on this test set, and over test sets
-    drawn anew.
+    """Compute the standard deviation of accuracy over seeds: on this test set, and on the whole
+    distribution. NaN if a run diverged or there is only one.
     """
     accuracies = values(cell, "accuracy")
     variance = cell.example_variance
@@ -196,8 +200,8 @@ def spread(cell: CellResult) -> tuple[float, float]:
 
 
 def padded(rows: Iterable[Sequence[float | None]]) -> np.ndarray:
-    """Rows of unequal length as one array, float64[rows, longest]; NaN where there is nothing or
-    nothing finite.
+    """Stack rows of unequal length into one array, float64[rows, longest]; NaN where there is
+    nothing or nothing finite.
     """
     numbers = [[math.nan if value is None else value for value in row] for row in rows]
     table = np.full((len(numbers), max(map(len, numbers), default=0)), np.nan)
@@ -207,5 +211,5 @@ def padded(rows: Iterable[Sequence[float | None]]) -> np.ndarray:
 
 
 def curve(cell: CellResult, name: str) -> np.ndarray:
-    """A column of the history, such as validation_accuracy: float64[seeds, epochs]."""
+    """Collect a column of the history, such as validation_accuracy: float64[seeds, epochs]."""
     return padded([row.get(name) for row in run.history] for run in cell.runs)

@@ -70,7 +70,7 @@ class _OnBoard(Observer):
 
 
 def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: str) -> CellResult:
-    """Tune, train and test a cell, from where a killed process had saved.
+    """Tune, train and test a cell, resuming from what a killed process saved.
 
     Args:
       study: whose it is.
@@ -124,10 +124,10 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
 
 
 def _best_rate(trials: Sequence[Trial], configured: float) -> float:
-    """The rate of the best trial.
+    """Choose the rate of the best trial; without trials, the configured one.
 
-    Where every rate diverged it is the lowest, which diverges, as a rate that was not tuned would:
-    the study continues.
+    If every rate diverged, it is the lowest, which diverges as an untuned rate would: the study
+    continues.
     """
     sound = [trial for trial in trials if trial.accuracy is not None]
     if sound:
@@ -136,7 +136,9 @@ def _best_rate(trials: Sequence[Trial], configured: float) -> float:
 
 
 def _tune(study: Study, config: Config, folder: Path, board: Board, command: str) -> list[Trial]:
-    """The validation accuracy that each rate of the budget reaches; they are trained together."""
+    """Measure the validation accuracy that each rate of the budget reaches; they are trained
+    together. Stored trials are reused.
+    """
     rates = plan.rates(study)
     kept = folder / "tuning.json"
     if before := agree.on_first(lambda: _stored_trials(kept)):
@@ -174,7 +176,7 @@ def _fit(
     saving: contextlib.AbstractContextManager[Saver],
     board: Board,
 ) -> Trained:
-    """Train seeds together, from where a killed process had saved."""
+    """Train seeds together, resuming from what a killed process saved."""
     built = experiment.build(config, board, seeds, rates)
     for line in built.notices():
         board.say(line)
@@ -191,7 +193,9 @@ def _fit(
 
 
 def _first_bad_steps(history: Sequence[Row], seeds: int) -> list[int | None]:
-    """For each seed the number, from 1, of its first step that was not finite."""
+    """Find for each seed the number, from 1, of its first step that was not finite; None if all
+    were.
+    """
     first: list[int | None] = [None] * seeds
     for row in reversed(history):
         first = [
@@ -201,7 +205,7 @@ def _first_bad_steps(history: Sequence[Row], seeds: int) -> list[int | None]:
 
 
 def _seed_run(trained: Trained, i: int, seed: int, test: Metrics | None) -> SeedRun:
-    """The i-th seed of those trained; its epochs while it was finite."""
+    """Extract the i-th seed of those trained, with its epochs while it was finite."""
     diverged = trained.diverged[i]
     history = trained.history
     rows = [
@@ -216,7 +220,7 @@ def _seed_run(trained: Trained, i: int, seed: int, test: Metrics | None) -> Seed
 
 
 def _test(trained: Experiment, state: TrainState) -> tuple[list[Metrics], np.ndarray]:
-    """The metrics of each seed on the test set, and where it was right: bool[seeds, N]."""
+    """Compute the metrics of each seed on the test set, and where it was right: bool[seeds, N]."""
     extra = trained.program.metrics
     measure = jax.jit(jax.vmap(partial(_measured, extra_metrics=extra), (0, None)))
     parts = []

@@ -37,8 +37,8 @@ SAME = 1e-9
 
 
 def interval(values: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence interval of the mean: Student's t below `BCA_FROM` values, BCa bootstrap from
-    there on.
+    """Compute the confidence interval of the mean: Student's t below `BCA_FROM` values, BCa
+    bootstrap from there on.
 
     Returns:
       (low, high), float[...] each. One value says nothing: (-inf, inf). Constant values give the
@@ -74,8 +74,8 @@ def interval(values: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, 
 
 
 def sign_flip(differences: np.ndarray) -> np.ndarray:
-    """Two-sided p-value of the sign-flip test: without an effect, each difference could as well be
-    its negative.
+    """Compute the two-sided p-value of the sign-flip test: without an effect, each difference could
+    equally well be its negative.
 
     Returns:
       float[...]. Exact up to 16 seeds, hence >= 2^(1-n); above, from 99,999 random flips, always
@@ -109,8 +109,8 @@ def sign_flip(differences: np.ndarray) -> np.ndarray:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """P-values of families, float[..., m], adjusted: all that are <= alpha are wrong together at a
-    rate <= alpha.
+    """Adjust the p-values of families, float[..., m]: rejecting all that are <= alpha keeps the
+    family-wise error rate <= alpha.
 
     Returns:
       float[..., m]: for the k-th smallest, the largest of min(1, (m - j + 1) p_j) over j <= k.
@@ -126,8 +126,8 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def equivalence(differences: np.ndarray, margin: float) -> np.ndarray:
-    """P-value of "the mean lies outside +-margin": two one-sided t-tests, of which the larger p
-    counts.
+    """Compute the p-value of "the mean lies outside +-margin": two one-sided t-tests, of which the
+    larger p counts.
 
     Returns:
       float[...]; of constant differences 0 within the margin, else 1; 1 for n = 1.
@@ -149,7 +149,8 @@ def equivalence(differences: np.ndarray, margin: float) -> np.ndarray:
 
 
 def effect_size(differences: np.ndarray) -> np.ndarray:
-    """Cohen's d_z, mean / sd: float[...]; of constant differences 0 or +-inf; nan for n = 1.
+    """Compute Cohen's d_z, mean / sd: float[...]; 0 or +-inf for constant differences; NaN for one
+    seed.
 
     Source: Lakens, 2013, doi 10.3389/fpsyg.2013.00863.
     """
@@ -163,8 +164,8 @@ def effect_size(differences: np.ndarray) -> np.ndarray:
 
 
 def superiority(differences: np.ndarray) -> np.ndarray:
-    """P(candidate > baseline) on the same seed, float[...]: the share of positive differences plus
-    half of the zeros.
+    """Estimate P(candidate > baseline) on the same seed, float[...]: the share of positive
+    differences plus half of the zeros.
 
     Source: McGraw & Wong, 1992, doi 10.1037/0033-2909.111.2.361.
     """
@@ -172,8 +173,8 @@ def superiority(differences: np.ndarray) -> np.ndarray:
 
 
 def seeds_needed(comparisons: int, alpha: float = 0.05) -> int:
-    """The fewest seeds n at which the sign-flip test can reach alpha after Holm: m 2^(1-n) <=
-    alpha.
+    """Compute the fewest seeds n at which the sign-flip test can reach alpha after Holm's
+    correction: m 2^(1-n) <= alpha.
 
     >>> [seeds_needed(m) for m in (1, 2, 6, 12)]
     [6, 7, 8, 9]
@@ -187,7 +188,7 @@ def seeds_needed(comparisons: int, alpha: float = 0.05) -> int:
 
 @functools.cache
 def detectable(n: int, comparisons: int = 1, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest effect that n seeds find with that power at alpha / comparisons, Holm's
+    """Compute the smallest effect that n seeds find with that power at alpha / comparisons, Holm's
     strictest step.
 
     Returns:
@@ -217,8 +218,8 @@ def detectable(n: int, comparisons: int = 1, alpha: float = 0.05, power: float =
 
 
 def distribution_sd(accuracies: np.ndarray, example_variance: float, images: int) -> float:
-    """Standard deviation over seeds of the accuracy on the whole distribution rather than on these
-    N test images.
+    """Estimate the standard deviation over seeds of the accuracy on the whole distribution rather
+    than on these N test images.
 
     Let c_i be 1 where image i is right. Over seeds, N^2 Var(accuracy) = sum_i Var(c_i) + sum_{i !=
     j} Cov(c_i, c_j); images are independent draws, so Cov averages Var_dist: Var_dist = N/(N-1)
@@ -274,7 +275,7 @@ def verdicts(
     alpha: float = 0.05,
     others: int = 0,
 ) -> dict:
-    """The fields of `Comparison` but for the interval, of many families at once.
+    """Compute the fields of `Comparison` except for n and the interval, of many families at once.
 
     Args:
       differences: float[..., m, n], families of m comparisons; the rest as for `compare`.
@@ -351,7 +352,7 @@ def compare(
 
 
 def _checked(values: np.ndarray) -> np.ndarray:
-    """float64[..., n], n >= 1, finite."""
+    """Convert values to float64[..., n]; raise InputError unless n >= 1 and all are finite."""
     values = np.asarray(values, np.float64)
     if not values.ndim or not values.shape[-1]:
         raise InputError(f"wanted one value or more along the last axis, got shape {values.shape}")
@@ -365,13 +366,13 @@ def _checked(values: np.ndarray) -> np.ndarray:
 
 
 def _sd(values: np.ndarray) -> np.ndarray:
-    """Standard deviation, float[...]; exactly 0 where values differ by no more than rounding, and
-    for one value.
+    """Compute the standard deviation, float[...]; exactly 0 where values differ by no more than
+    rounding, and for one value.
     """
     constant = np.ptp(values, -1) <= SAME * np.abs(values).max(-1)
     return np.where(constant, 0, values.std(-1, ddof=min(1, values.shape[-1] - 1)))
 
 
 def _batch(values: np.ndarray) -> int:
-    """How many resamples scipy may hold at once: a handful of copies, 30 MB each."""
+    """Choose how many resamples scipy may hold at once: a handful of copies, 30 MB each."""
     return max(1, 4_000_000 // max(1, values.size))

@@ -82,7 +82,7 @@ class Slice:
 
 
 def describe(name: str) -> Slice:
-    """A slice's devices, for a mesh to compile for.
+    """Look up a slice by its name, with its devices, for a mesh to compile for.
 
     Raises:
       InputError: no such slice, or no libtpu.
@@ -195,7 +195,7 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
 def collectives(hlo: str, devices: int) -> tuple[Collective, ...]:
-    """The collectives of a compiled module's text; `devices` take part where it names none.
+    """List the collectives in a compiled module's text; `devices` take part where it names none.
 
     >>> collectives("%r = (f32[3,4]{1,0}, s32[]) all-reduce(%a, %b), replica_groups=[2,4]<=[8]", 8)
     (Collective(kind='all-reduce', bytes=52, devices=4),)
@@ -214,10 +214,10 @@ def collectives(hlo: str, devices: int) -> tuple[Collective, ...]:
 
 
 def _group_size(line: str) -> int | None:
-    """How many devices take part in a collective: in {{0,1},{2,3}} 2, in [2,4]<=[8] 4, in
+    """Count the devices that take part in a collective: in {{0,1},{2,3}} 2, in [2,4]<=[8] 4, in
     mesh['a'=2,'b'=4] {'b'} 4.
 
-    Of an axis only a part may take part: in mesh['a'=8] {'a':(2)4}, as from jax 0.12 on, 4.
+    A group may span part of an axis: in mesh['a'=8] {'a':(2)4}, as written from jax 0.12 on, 4.
     """
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return listed[1].count(",") + 1
@@ -231,8 +231,8 @@ def _group_size(line: str) -> int | None:
 
 
 def all_reduce_seconds(collective: Collective, chip: Chip) -> float:
-    """The model of an all-reduce: reduce-scatter and all-gather, 2 (n - 1) / n of its bytes through
-    a chip's links.
+    """Model the time of an all-reduce: reduce-scatter and all-gather, 2 (n - 1) / n of its bytes
+    through a chip's links.
 
     Each hop along a torus of n chips adds HOP_SECONDS: sqrt(n) of them in each of two dimensions,
     there and back.
@@ -244,11 +244,11 @@ def all_reduce_seconds(collective: Collective, chip: Chip) -> float:
 
 
 def step_seconds(cost: Cost, chip: Chip) -> tuple[float, str]:
-    """Seconds of a step at a chip's published speeds, and what takes most: arithmetic, memory or
-    communication.
+    """Predict the seconds of a step at a chip's published speeds, and what takes most: arithmetic,
+    memory or communication.
 
     Arithmetic and traffic overlap, communication does not. No chip reaches these speeds; but the
-    compiler's traffic counts what never leaves the chip too.
+    compiler's traffic also counts what never leaves the chip.
     """
     parts = {
         "arithmetic": cost.flops * chip.cores / chip.peak,
@@ -260,11 +260,11 @@ def step_seconds(cost: Cost, chip: Chip) -> tuple[float, str]:
 
 
 def predicted(plan: JsonObject, chips: int, grow: bool) -> tuple[float, float]:
-    """Images a second that a plan's run does on another number of chips, and the share of a step
-    that waits for others.
+    """Predict the images per second of a plan's run on another number of chips, and the share of a
+    step that waits for others.
 
-    Arithmetic and traffic go with the images of a device, bytes of an all-reduce with its seeds;
-    `step_seconds` else.
+    Arithmetic and traffic scale with the images of a device, the bytes of an all-reduce with its
+    seeds; otherwise the model is that of `step_seconds`.
 
     Args:
       plan: as tpu_plan.py stores it.

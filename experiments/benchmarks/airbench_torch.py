@@ -59,8 +59,8 @@ class Clock:
 def normalize(
     mean: "torch.Tensor", std: "torch.Tensor"
 ) -> "Callable[[torch.Tensor], torch.Tensor]":
-    """torchvision.transforms.Normalize, all that the script needs of torchvision once it has its
-    images.
+    """Replace torchvision.transforms.Normalize, all that the script needs of torchvision once it
+    has its images.
     """
     return lambda images: (images - mean.to(images)[:, None, None]) / std.to(images)[:, None, None]
 
@@ -71,8 +71,8 @@ def refuse(message: str) -> NoReturn:
 
 
 def load(script: Path, substitutions: dict[str, str]) -> Any:
-    """The script as a module, its `__main__` part not run; each substitution must find something to
-    replace.
+    """Load the script as a module without running its `__main__` part; each substitution must find
+    something to replace.
     """
     if not script.is_file():
         refuse(f"there is no script {script}")

@@ -76,7 +76,9 @@ def main(arguments: Arguments) -> None:
 def time_all(
     names: tuple[str, ...], shape: tuple[int, int], dtype: str, rounds: int
 ) -> dict[tuple[str, str], float]:
-    """(whose, name) -> the median of the seconds of value and gradient, in alternation."""
+    """Time value and gradient of each loss, in alternation: (whose, name) -> the median of the
+    seconds.
+    """
     import jax
     import numpy as np
 
@@ -100,7 +102,9 @@ def time_all(
 
 
 def figures(name: str, median: dict[tuple[str, str], float]) -> dict[str, float]:
-    """A loss's milliseconds, and their ratio to others'."""
+    """Compute a loss's milliseconds, and their ratio to those of cross-entropy and of optax's loss,
+    if there is one.
+    """
     ours = median["ours", name]
     row = {"ms": 1e3 * ours, "of cross_entropy": ours / median["ours", "cross_entropy"]}
     if ("optax", name) in median:
@@ -109,7 +113,9 @@ def figures(name: str, median: dict[tuple[str, str], float]) -> dict[str, float]
 
 
 def contestants(names: tuple[str, ...], batch: int, classes: int) -> dict:
-    """(whose, name) -> loss of logits and ids; cross-entropy always among them."""
+    """Collect the losses to time: (whose, name) -> loss of logits and ids; cross-entropy is always
+    among them.
+    """
     import jax
     import numpy as np
     import optax

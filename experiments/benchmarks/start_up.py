@@ -108,8 +108,8 @@ def main(arguments: Arguments) -> None:
 
 
 def until_ready(command: list[str], cache: Path) -> tuple[float, float]:
-    """Seconds until a Python command says that it is ready, and how many of them it says it
-    compiled.
+    """Measure the seconds until a Python command says that it is ready, and how many of them it
+    says it spent on compilation.
 
     Raises:
       InputError: it ended before.

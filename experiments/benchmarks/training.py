@@ -122,7 +122,7 @@ def main(arguments: Arguments) -> None:
 
 
 def chosen(arguments: Arguments, torch_python: str) -> list[str]:
-    """The contestants by name, without PyTorch's where it is not installed.
+    """List the contestants by name, without PyTorch's if it is not installed.
 
     Raises:
       InputError: an unknown one, or no PyTorch though it was asked for.
@@ -141,14 +141,14 @@ def chosen(arguments: Arguments, torch_python: str) -> list[str]:
 
 
 def row(name: str, rates: list[float], memory: int) -> JsonObject:
-    """A contestant's figures."""
+    """Summarise a contestant's figures."""
     quartiles = statistics.quantiles(rates, n=4) if len(rates) > 1 else None
     median = statistics.median(rates)
     return {"name": name, "images per second": median, "memory": memory, "quartiles": quartiles}
 
 
 def compare(rows: list[JsonObject]) -> None:
-    """Add to each contestant its ratio to the one that it is held against."""
+    """Add to each contestant its ratio to the one that it is compared with."""
     median = {row["name"]: row["images per second"] for row in rows}
     for row in rows:
         other = AGAINST[row["name"]]
@@ -207,7 +207,7 @@ class Worker:
         return line
 
     def turn(self, steps: int) -> float:
-        """Images per second over some steps."""
+        """Measure the images per second over some steps."""
         if self.script:
             return self._run_script()
         assert self.process.stdin
@@ -241,8 +241,8 @@ class Worker:
         return rows[-1]["images_per_second"]
 
     def stop(self) -> int:
-        """End it; its peak memory in bytes: a worker's on its device, where that is no CPU, else
-        on the host.
+        """End the process and return its peak memory in bytes: a worker's on its device, unless
+        that is a CPU, else on the host.
         """
         if self.script:
             return self.memory
@@ -254,7 +254,9 @@ class Worker:
 
 
 def work(kind: str, option: str, *data: str) -> None:
-    """The process of a contestant that is no PyTorch; the same conversation as torch_step.py."""
+    """Run a contestant that is not PyTorch's in this process; it reads and prints as torch_step.py
+    does.
+    """
     import jax
 
     if kind == "bare":
@@ -281,7 +283,9 @@ def work(kind: str, option: str, *data: str) -> None:
 
 
 def bare_step(formulation: str):
-    """Forward, backward and Adam on eight batches of noise: what PyTorch's contestants do."""
+    """Build a step of forward, backward and Adam on eight batches of noise, as PyTorch's
+    contestants do.
+    """
     import functools
 
     import jax
@@ -326,8 +330,8 @@ def bare_step(formulation: str):
 
 
 def experiment_step(seeds: int | None, data: list[str]):
-    """The dispatch that experiments/train.py compiles, of several seeds if wanted; and how many
-    steps it takes.
+    """Build the dispatch that experiments/train.py compiles, of several seeds if wanted; return it
+    and how many steps it takes.
     """
     import itertools
 

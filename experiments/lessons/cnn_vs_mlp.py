@@ -59,7 +59,7 @@ def normal(images):
 
 
 def trained(model, images, labels, steps=500):
-    """The model after its training, as a function: images -> the classes that it sees."""
+    """Train the model, and return it as a function: images -> the classes that it predicts."""
     tx = optim.adam(optim.cosine(1e-3, steps))
     key = jax.random.key(0)
     parts = StepParts(
@@ -80,8 +80,8 @@ def trained(model, images, labels, steps=500):
 
 
 def after_shifts(classify, images, labels):
-    """Accuracy, and of what was right unshifted the share that still is: float[S, 2], the mean of
-    four directions.
+    """Measure accuracy, and of what was right unshifted the share that still is: float[S, 2], the
+    mean of four directions.
     """
 
     def moved(by):

@@ -46,7 +46,7 @@ class Flags(Lesson):
 
 
 def convolve(x, kernel, stride, padding):
-    """By hand: x[H, W, C], kernel[K, K, C, D] -> float64[H', W', D]."""
+    """Convolve by hand: x[H, W, C], kernel[K, K, C, D] -> float64[H', W', D]."""
     x = np.pad(np.float64(x), ((padding, padding), (padding, padding), (0, 0)))
     # The places where it fits
     rows, columns = (range(0, n - len(kernel) + 1, stride) for n in x.shape[:2])
@@ -65,8 +65,8 @@ def layer(x, kernel, stride, padding, how):
 
 
 def compare(width, side, padding, stride, how):
-    """Whether sides are the formula's, whether n terms, each rounded n times, may be as far off;
-    and how far it is.
+    """Return whether the sides match the formula, whether the error is within what n terms, each
+    rounded n times, allow, and the largest error.
     """
     x = X[:width, :width]
     kernel = np.stack(KERNEL, -1)[:side, :side]

@@ -29,13 +29,13 @@ SECOND = np.array([[0.6, 0.4], [0.3, 0.7], [0.1, 0.9]], np.float32)
 
 
 def of_true(p):
-    """The probabilities of the true classes: float[3, 2] -> float[3]."""
+    """Select the probabilities of the true classes: float[3, 2] -> float[3]."""
     return p[np.arange(3), LABELS]
 
 
 def measure(p):
-    """Errors; the pictures' mean squared error, the true class's part of it, and cross-entropy:
-    float[4].
+    """Compute the number of errors, the pictures' mean squared error, the true class's part of it,
+    and cross-entropy: float[4].
     """
     z = jnp.log(p)  # softmax(log p) = p
     squared = mean_squared_error(z, LABELS).mean()

@@ -41,16 +41,16 @@ class Flags(Lesson):
 
 
 def gradient_norms(loss, p):
-    """Lengths of the gradient in the logits where the true class has p[N] and one wrong class all
-    the rest.
+    """Compute the length of the gradient in the logits where the true class has p[N] and one wrong
+    class all the rest.
     """
     gradients = jax.vmap(jax.grad(loss), (0, None))(np.log(np.stack([p, 1 - p], -1)), 0)
     return np.linalg.norm(gradients, axis=-1)
 
 
 def epochs_to(target, accuracy):
-    """Epochs until accuracy[epochs, seeds], joined by lines from chance on, is at the target; all
-    if it never is.
+    """Compute the epochs until accuracy[epochs, seeds], linearly interpolated from chance on,
+    reaches the target; all epochs if it never does.
     """
     curves = np.concatenate([np.full((1, accuracy.shape[1]), 0.1), accuracy])
     after = np.argmax(curves >= target, 0)  # 0 where it never does
@@ -59,7 +59,9 @@ def epochs_to(target, accuracy):
 
 
 def train(loss, flags):
-    """Gradient norms of the first epoch [seeds, steps], validation accuracies [epochs, seeds]."""
+    """Train the networks; return gradient norms of the first epoch [seeds, steps] and validation
+    accuracies [epochs, seeds].
+    """
     config = Config.of(
         dataset=flags.dataset,
         data_dir=flags.data_dir,

@@ -40,18 +40,20 @@ class Flags(Lesson):
 
 
 def distances(x, w):
-    """From each x[N, D] to each column of w[D, K]: float[N, K]."""
+    """Compute the distances from each x[N, D] to each column of w[D, K]: float[N, K]."""
     return np.stack([np.linalg.norm(x - column, axis=1) for column in w.T], 1)
 
 
 def agreement(x, w, b):
-    """Share of the pictures x[N, D] where the class of the largest score has the nearest vector."""
+    """Compute the share of the pictures x[N, D] where the class with the largest score has the
+    nearest vector.
+    """
     return np.mean((x @ w + b).argmax(1) == distances(x, w).argmin(1))
 
 
 def counterexample(a, b):
-    """Its larger dot product is with the longer one, by a quarter of | |a|² - |b|² |, but the other
-    one is nearer.
+    """Construct a picture that is nearer to the shorter vector, though its dot product is larger
+    with the longer one, by a quarter of | |a|² - |b|² |.
     """
     return (a @ a - b @ b) / (4 * (a - b) @ (a - b)) * (a - b)
 

@@ -30,7 +30,7 @@ HEADS = "sigmoids", "softmax"
 
 
 def data(rng):
-    """Inputs float[600]; two labels float[600, 2], each true or not; three exclusive classes,
+    """Draw inputs float[600]; two labels float[600, 2], each true or not; three exclusive classes,
     one-hot float[600, 3].
     """
     x = rng.uniform(-3, 3, 600).astype(np.float32)
@@ -43,8 +43,8 @@ def data(rng):
 
 
 def fit(head, loss, x, labels, steps=3000):
-    """The function from inputs to head(slope_k x + offset_k) that gradient descent on the mean loss
-    comes to.
+    """Fit head(slope_k x + offset_k) by gradient descent on the mean loss; return it as a function
+    of the inputs.
     """
 
     def scores(W, x):
@@ -63,15 +63,15 @@ def fit(head, loss, x, labels, steps=3000):
 
 
 def all_right(p, labels):
-    """The share of inputs whose labels are all right, at the best threshold for p."""
+    """Compute the share of inputs whose labels are all right, at the best threshold for p."""
     return max(
         np.mean(np.all((p > threshold) == labels, 1)) for threshold in np.linspace(0, 1, 101)
     )
 
 
 def compare(what, need, x, labels, names):
-    """Sigmoids and softmax trained on labels float[N, K], and the claim that these labels need one
-    of them.
+    """Train sigmoids and softmax on labels float[N, K]; yield their curves, and the claim that
+    these labels need one of them.
     """
     # As softmax can have them: a distribution
     shares = labels / np.maximum(labels.sum(1, keepdims=True), 1)

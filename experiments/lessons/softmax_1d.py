@@ -60,7 +60,7 @@ def naive(z):
 
 
 def overflow(dtype):
-    """The smallest whole score at which the naive form fails."""
+    """Find the smallest integer score at which the naive form fails."""
     return next(z for z in range(200) if not jnp.isfinite(naive(jnp.array([z, 0], dtype))).all())
 
 

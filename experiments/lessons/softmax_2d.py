@@ -36,7 +36,7 @@ def scores(W, x):
 
 
 def fit(x, classes, steps=2000):
-    """Weight vectors and offsets, the columns and the last row of W, by gradient descent on
+    """Fit weight vectors and offsets, the columns and the last row of W, by gradient descent on
     cross-entropy.
     """
     gradient = jax.grad(lambda W: cross_entropy(scores(W, x), classes).mean())
@@ -68,7 +68,9 @@ def paint(axis, W, x, classes, borders):
 
 
 def answer(loss, classes):
-    """What a loss says of the labels 2, 4, 1, 0 of so many classes."""
+    """Return what a loss says of the labels 2, 4, 1, 0 for that many classes: its values, or its
+    error.
+    """
     try:
         return str(loss(np.zeros((4, classes), np.float32), np.array([2, 4, 1, 0])).round(2))
     except ValueError as error:

@@ -53,8 +53,8 @@ def adam(p, gradient, memory, t):
 
 
 def by_hand(update, model, state, step, batches):
-    """Each step by hand and by the library: the largest difference of their losses and
-    parameters.
+    """Take each step by hand and with the library; return the largest difference of their losses
+    and parameters.
     """
     p, unravel = ravel_pytree(state.params)
     memory = (0.0, 0.0)

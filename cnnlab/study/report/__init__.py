@@ -56,7 +56,7 @@ def write(results: Results, folder: Path) -> list[Path]:
 
 
 def brief(results: Results) -> list[str]:
-    """The verdicts for a terminal, a line each."""
+    """Format the verdicts for a terminal: a summary, then one line each."""
     verdicts = decide(results)
     scale = scales(results.study)[results.study.metric]
     lines = [claims.summary(results, verdicts)]
@@ -76,7 +76,9 @@ def brief(results: Results) -> list[str]:
 
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Floats as repr writes them, so that they are read back as they were; None is empty."""
+    """Format rows as CSV. Floats are written as repr writes them, so that they are read back
+    exactly; None is empty.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(head)

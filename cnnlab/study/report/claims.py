@@ -18,7 +18,8 @@ HARDWARE = ("machine", "flags")
 
 
 def listed(items: Sequence[str], comma: str = ", ") -> str:
-    """Words in a row; losses, which have commas of their own, with a semicolon between them.
+    """Join words with commas and "and"; for losses, which have commas of their own, with
+    semicolons.
 
     >>> listed(["a", "b", "c"])
     'a, b and c'
@@ -27,12 +28,12 @@ def listed(items: Sequence[str], comma: str = ", ") -> str:
 
 
 def title(results: Results) -> str:
-    """Of the page."""
+    """Return the title of the page."""
     return f"{len(results.study.losses)} losses on {results.study.training.dataset}"
 
 
 def compared(results: Results) -> str:
-    """One sentence of what was compared."""
+    """Say in one sentence what was compared."""
     study = results.study
     conditions = results.conditions
     base = plan.baseline(study)
@@ -63,7 +64,7 @@ def _metric(study: plan.Study) -> str:
 
 
 def summary(results: Results, verdicts: Sequence[Verdict]) -> str:
-    """How many verdicts of which kind."""
+    """Say how many verdicts there are of each kind."""
     counts = Counter(map(verdict_word, verdicts))
     order = (
         statistics.BETTER,
@@ -78,8 +79,8 @@ def summary(results: Results, verdicts: Sequence[Verdict]) -> str:
 
 
 def warnings(results: Results) -> list[str]:
-    """What weakens every claim below: too few seeds, rates not tuned or at the edge, diverged runs,
-    mixed cells.
+    """List what weakens every claim below: too few seeds, rates not tuned or at the edge, diverged
+    runs, mixed cells.
     """
     return [
         *_too_few(results),
@@ -132,7 +133,7 @@ def _edges(results: Results) -> list[str]:
 
 
 def tuned(results: Results) -> list[str]:
-    """How the learning rates were chosen; nothing where they were not."""
+    """Say how the learning rates were tuned; nothing if they were not."""
     rates = plan.rates(results.study)
     if not rates:
         return []
@@ -188,7 +189,7 @@ def _differing(cells: Sequence[CellResult], hardware: bool) -> str:
 
 
 def machines(results: Results) -> list[str]:
-    """The machines, if cells were trained on different ones."""
+    """Say which machines or flags differ between cells; nothing if none do."""
     differing = _differing([cell for row in results.cells for cell in row], hardware=True)
     return (
         [f"Cells were trained on different machines, which can differ in rounding: {differing}."]
@@ -198,7 +199,7 @@ def machines(results: Results) -> list[str]:
 
 
 def meanings(results: Results) -> list[tuple[str, str]]:
-    """What each verdict means: (word, explanation)."""
+    """Explain each verdict: (word, explanation)."""
     study = results.study
     m = number_of((len(study.losses) - 1) * len(results.conditions), "comparison")
     margin = scales(study)[study.metric].with_unit(plan.margin(study))
@@ -229,7 +230,7 @@ def meanings(results: Results) -> list[tuple[str, str]]:
 
 
 def columns(results: Results) -> str:
-    """How to read the table of verdicts."""
+    """Explain how to read the table of verdicts."""
     name = scales(results.study)[results.study.metric].name
     tail = (
         ""

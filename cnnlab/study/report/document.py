@@ -27,7 +27,7 @@ from cnnlab.study.results import CellResult, Results, Verdict
 
 
 def sections(results: Results, verdicts: Sequence[Verdict]) -> list[Section]:
-    """All of the report below its title, the verdicts first.
+    """Build all of the report below its title, the verdicts first.
 
     Args:
       results: of the study.
@@ -50,7 +50,7 @@ def sections(results: Results, verdicts: Sequence[Verdict]) -> list[Section]:
 
 
 def _tabled(results: Results, table: Table, folded: str = "") -> Tabled:
-    """The table, without its first column if there is but one condition and that is none."""
+    """Wrap a table in a block, without its first column if the only condition is the empty one."""
     if len(results.conditions) == 1 and not results.conditions[0]:
         table = Table(table.head[1:], [row[1:] for row in table.rows], table.words - 1)
     return Tabled(table, folded)
@@ -106,9 +106,7 @@ def _spread(results: Results) -> Section:
 
 
 def _panels_per_condition(results: Results, draw: Callable[[int], list[Panel]]) -> list[Block]:
-    """A row of panels for each condition; where there are several they fold, and the first
-    is open.
-    """
+    """Build a row of panels per condition; several rows fold, and the first is open."""
     if len(results.conditions) == 1:
         return [Panels(functools.partial(draw, 0))]
     labels = map(plan.label, results.conditions)

@@ -28,8 +28,8 @@ LABELLED = 12  # classes up to which a confusion matrix has names and numbers
 
 
 def seeds(results: Results, place: int) -> list[Panel]:
-    """A metric of each seed, and the difference from the baseline of the same seed, under the
-    place-th condition.
+    """Draw the study's metric for each seed, and its difference from the baseline of the same seed,
+    under the place-th condition.
     """
     study = results.study
     scale = scales(results.study)[results.study.metric]
@@ -78,7 +78,7 @@ def seeds(results: Results, place: int) -> list[Panel]:
 
 
 def _strips(axis: Axes, losses: Sequence[str], rows: Sequence[np.ndarray]) -> None:
-    """A row for each loss, its name above its points; mean and interval as a bar."""
+    """Draw a row for each loss, its name above its points; mean and interval as a bar."""
     for j, (loss, row) in enumerate(zip(losses, rows, strict=True)):
         style = look(j)
         finite = np.isfinite(row)
@@ -134,7 +134,7 @@ def _lines(
     x0: int = 1,
     log: bool = False,
 ) -> Callable[[Axes], None]:
-    """Paints mean and band over seeds, a line for each loss."""
+    """Return a function that paints mean and band over seeds, one line per loss."""
 
     def paint(axis: Axes) -> None:
         for j, cell in enumerate(results.cells[place]):
@@ -162,7 +162,7 @@ def _lines(
 
 
 def curves(results: Results, place: int, name: str) -> Panel:
-    """A column of the history over the epochs: validation_accuracy or train_accuracy."""
+    """Draw a column of the history over the epochs: validation_accuracy or train_accuracy."""
     paint = _lines(results, place, lambda cell: 100 * curve(cell, name))
 
     def paint_curves(axis: Axes) -> None:
@@ -174,7 +174,7 @@ def curves(results: Results, place: int, name: str) -> Panel:
 
 
 def gradient_norms(results: Results, place: int) -> Panel:
-    """Over the first steps."""
+    """Draw the gradient norms over the first steps."""
     paint = _lines(results, place, series.gradient_norms, log=True)
 
     def paint_norms(axis: Axes) -> None:
@@ -186,8 +186,8 @@ def gradient_norms(results: Results, place: int) -> Panel:
 
 
 def reliability(results: Results, place: int, j: int) -> Panel:
-    """Accuracy against confidence, pooled over seeds; below, how many images have that
-    confidence.
+    """Draw accuracy against confidence, pooled over seeds, with bars for the share of the images at
+    that confidence.
     """
     cell = results.cells[place][j]
     style = look(j)
@@ -220,7 +220,7 @@ def reliability(results: Results, place: int, j: int) -> Panel:
 
 
 def confusion(results: Results, place: int, j: int) -> Panel:
-    """Shares of each true class, pooled over seeds."""
+    """Draw the confusion matrix: shares of each true class, pooled over seeds."""
     from matplotlib.colors import to_rgba
 
     cell = results.cells[place][j]
@@ -268,12 +268,12 @@ def confusion(results: Results, place: int, j: int) -> Panel:
 
 
 def _width(name: str) -> float:
-    """About as many pixels as a name takes; characters beyond Latin are wide."""
+    """Estimate the pixels that a name takes; characters from U+2E80 on (Chinese, say) are wide."""
     return sum(5.8 if ord(c) < 0x2E80 else 10.5 for c in name)
 
 
 def along(results: Results, name: str, others: plan.Condition, places: Sequence[int]) -> Panel:
-    """The study's metric against a field of the conditions, the others as they are."""
+    """Draw the study's metric against a field of the conditions, the others fixed."""
     scale = scales(results.study)[results.study.metric]
     x = [float(results.conditions[i][name]) for i in places]
 
@@ -306,7 +306,7 @@ AXES = {
 
 
 def tuning(results: Results, place: int) -> Panel:
-    """Validation accuracy of the rates that were tried; the chosen one has a ring."""
+    """Draw the validation accuracy of the rates that were tried; a ring marks the chosen one."""
 
     def paint(axis: Axes) -> None:
         axis.set_xscale("log")

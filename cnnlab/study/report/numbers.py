@@ -38,27 +38,27 @@ class Scale:
         )
 
     def value(self, value: float) -> str:
-        """A value without its unit."""
+        """Format a value without its unit."""
         return fixed(self.factor * value, self.digits)
 
     def difference(self, value: float) -> str:
-        """A difference without its unit, always with a sign."""
+        """Format a difference without its unit, with a sign unless it rounds to zero."""
         return signed(self.factor * value, self.digits)
 
     def interval(self, low: float, high: float, signs: bool = False) -> str:
-        """[low, high]; a dash where it has no ends."""
+        """Format an interval as [low, high]; a dash unless both ends are finite."""
         if not (math.isfinite(low) and math.isfinite(high)):
             return NONE
         write = self.difference if signs else self.value
         return f"[{write(low)}, {write(high)}]"
 
     def with_unit(self, value: float) -> str:
-        """A size (a margin, say) with the unit of a difference."""
+        """Format a size (a margin, say) with the unit of a difference."""
         return f"{self.value(value)} {self.difference_unit}".strip()
 
 
 def scale(metric: Metric) -> Scale:
-    """How a metric is shown."""
+    """Return how a metric is shown."""
     difference_unit = metric.unit if metric.difference_unit is None else metric.difference_unit
     return Scale(
         metric.label or metric.name, metric.unit, difference_unit, metric.factor, metric.digits
@@ -69,12 +69,13 @@ ACCURACY, ECE = scale(METRICS["accuracy"]), scale(METRICS["ece"])
 
 
 def scales(study: Study) -> dict[str, Scale]:
-    """How each metric of a study is shown, by name."""
+    """Return how each metric of a study is shown, by name."""
     return {name: scale(metric) for name, metric in plan.metrics(study).items()}
 
 
 def fixed(value: float, digits: int) -> str:
-    """So many decimals, thousands apart; a dash for what is not finite. No negative zero.
+    """Format a number to `digits` decimals, with commas between thousands; a dash if it is not
+    finite. No negative zero.
 
     >>> fixed(-1234.567, 1), fixed(-0.001, 2), fixed(float("nan"), 2)
     ('−1,234.6', '0.00', '–')
@@ -86,8 +87,8 @@ def fixed(value: float, digits: int) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """As `fixed`, and a plus before what is positive; infinity is written, as an effect without
-    spread is that.
+    """Format a number as `fixed` does, with a plus if it is positive; infinity is written, as an
+    effect without spread is infinite.
 
     >>> signed(0.126, 2), signed(float("-inf"), 2)
     ('+0.13', '−∞')
@@ -99,7 +100,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def probability(p: float) -> str:
-    """A p-value to four decimals.
+    """Format a p-value to four decimals.
 
     >>> probability(0.0078125), probability(2e-5)
     ('0.0078', '<0.0001')
@@ -108,7 +109,7 @@ def probability(p: float) -> str:
 
 
 def short(value: float) -> str:
-    """A rate or a level as short as it can be: three significant digits.
+    """Format a rate or a level as short as possible: three significant digits.
 
     >>> short(0.00372759), short(1e-05), short(0.1)
     ('0.00373', '1e-05', '0.1')
@@ -117,7 +118,7 @@ def short(value: float) -> str:
 
 
 def number_of(count: int, thing: str) -> str:
-    """A count and its noun.
+    """Format a count and its noun.
 
     >>> number_of(1, "seed"), number_of(8, "seed")
     ('1 seed', '8 seeds')

@@ -13,13 +13,13 @@ from cnnlab.types import Metrics
 
 
 def gradient_norms(cell: CellResult) -> np.ndarray:
-    """Of the first steps: float64[seeds, steps]."""
+    """Collect the gradient norms of the first steps: float64[seeds, steps]."""
     return padded(run.gradient_norms or [] for run in cell.runs)
 
 
 def band(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over seeds, float64[columns] each, of what is there; the latter
-    NaN for one seed.
+    """Compute mean and standard deviation over seeds, float64[columns] each, of the finite values;
+    the latter is NaN for one seed.
     """
     there = np.isfinite(table)
     count = there.sum(0)
@@ -29,12 +29,12 @@ def band(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean(seed_values: np.ndarray) -> float:
-    """Over seeds; NaN if a run diverged: the mean of the others would flatter the loss."""
+    """Average over seeds; NaN if a run diverged: the mean of the others would flatter the loss."""
     return float(seed_values.mean()) if np.all(np.isfinite(seed_values)) else np.nan
 
 
 def interval(seed_values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean over seeds; NaN if a run diverged or there is but one."""
+    """Compute the mean's 95 % interval over seeds; NaN if a run diverged or there is only one."""
     if len(seed_values) < 2 or not np.all(np.isfinite(seed_values)):
         return np.nan, np.nan
     low, high = statistics.interval(seed_values)
@@ -42,7 +42,7 @@ def interval(seed_values: np.ndarray) -> tuple[float, float]:
 
 
 def sd(seed_values: np.ndarray) -> float:
-    """Over seeds; NaN if a run diverged or there is but one."""
+    """Compute the standard deviation over seeds; NaN if a run diverged or there is only one."""
     return (
         float(seed_values.std(ddof=1))
         if len(seed_values) > 1 and np.all(np.isfinite(seed_values))
@@ -51,13 +51,13 @@ def sd(seed_values: np.ndarray) -> float:
 
 
 def tested(cell: CellResult) -> list[Metrics]:
-    """The test results of the runs that did not diverge."""
+    """Return the test results of the runs that did not diverge."""
     return [run.test for run in cell.runs if run.diverged is None and run.test is not None]
 
 
 def calibration(cell: CellResult) -> np.ndarray:
-    """Count, mean confidence and accuracy of each of the bins, pooled over seeds: float64[3, bins];
-    NaN if empty.
+    """Compute count, mean confidence and accuracy of each bin, pooled over seeds: float64[3, bins].
+    The latter two are NaN for an empty bin; there are no bins if all runs diverged.
     """
     tests = tested(cell)
     if not tests:
@@ -68,8 +68,8 @@ def calibration(cell: CellResult) -> np.ndarray:
 
 
 def confusion(cell: CellResult) -> np.ndarray | None:
-    """Shares of the true class that were called each class, pooled over seeds: float64[K, K]; None:
-    all diverged.
+    """Compute the shares of each true class that were predicted as each class, pooled over seeds:
+    float64[K, K]; None if all runs diverged.
     """
     tests = tested(cell)
     if not tests:
@@ -79,10 +79,10 @@ def confusion(cell: CellResult) -> np.ndarray | None:
 
 
 def along(results: Results, name: str) -> list[tuple[Condition, list[int]]]:
-    """Where a field takes two or more values while the others stay.
+    """Find where a field takes two or more values while the others stay the same.
 
     Returns:
-      (the other fields, numbers of the conditions, by growing value of the field), for each
+      (the other fields, numbers of the conditions, by increasing value of the field), for each
       combination of the others.
     """
     groups: list[tuple[Condition, list[int]]] = []
@@ -101,11 +101,11 @@ def along(results: Results, name: str) -> list[tuple[Condition, list[int]]]:
 
 
 def at_edge(cell: CellResult) -> bool:
-    """Whether the rate that tuning chose is the lowest or the highest of those tried."""
+    """Return whether the rate that tuning chose is the lowest or the highest of those tried."""
     tried = [trial.learning_rate for trial in cell.tuning or []]
     return bool(tried) and cell.learning_rate in (min(tried), max(tried))
 
 
 def diverged(cell: CellResult) -> list[tuple[int, int]]:
-    """(seed, step) of the runs that diverged."""
+    """List (seed, step) of the runs that diverged."""
     return [(run.seed, run.diverged) for run in cell.runs if run.diverged is not None]

@@ -48,12 +48,12 @@ AFTER = ("epochs",)  # the metrics, in results.csv
 
 
 def verdict_word(verdict: Verdict) -> str:
-    """The verdict's word; of comparisons without numbers, diverged."""
+    """Return the verdict's word; for comparisons without numbers, diverged."""
     return verdict.comparison.verdict if verdict.comparison else DIVERGED
 
 
 def _means(results: Results, metric: str) -> list[tuple[float, float]]:
-    """The means of the baseline and the loss, in the order of the verdicts."""
+    """Compute the means of the baseline and the loss, in the order of the verdicts."""
     base = results.study.losses.index(plan.baseline(results.study))
     pairs = differences(results, metric)
 
@@ -64,7 +64,7 @@ def _means(results: Results, metric: str) -> list[tuple[float, float]]:
 
 
 def verdicts(results: Results, verdicts: Sequence[Verdict]) -> Table:
-    """The study's metric: each loss against the baseline under each condition.
+    """Tabulate the study's metric: each loss against the baseline under each condition.
 
     Args:
       results: of the study.
@@ -108,7 +108,7 @@ def verdicts(results: Results, verdicts: Sequence[Verdict]) -> Table:
 
 
 def others(results: Results) -> Table:
-    """The metrics that the verdicts are not about: differences with their intervals."""
+    """Tabulate the metrics that the verdicts are not about: differences with their intervals."""
     shown = scales(results.study)
     metrics = [name for name in shown if name != results.study.metric]
     gaps = {name: differences(results, name) for name in metrics}
@@ -132,7 +132,9 @@ def others(results: Results) -> Table:
 def _per_cell(
     results: Results, head: Sequence[str], row: Callable[[CellResult], tuple[str, ...]]
 ) -> Table:
-    """A row for each condition and loss: `row(cell)` -> its columns after these two."""
+    """Build a table with a row for each condition and loss: `row(cell)` -> its columns after these
+    two.
+    """
     rows = [
         (plan.label(condition), cell.loss, *row(cell))
         for condition, cells in zip(results.conditions, results.cells, strict=True)
@@ -142,7 +144,7 @@ def _per_cell(
 
 
 def seeds(results: Results) -> Table:
-    """The study's metric over seeds."""
+    """Tabulate the study's metric over seeds."""
     metric = results.study.metric
     scale = scales(results.study)[metric]
 
@@ -159,13 +161,13 @@ def seeds(results: Results) -> Table:
 
 
 def spreads(results: Results) -> Table:
-    """How much accuracy differs between seeds, on this test set and beyond it."""
+    """Tabulate how much accuracy differs between seeds, on this test set and beyond it."""
     head = ("sd on the test set (pp)", "sd on the distribution (pp)")
     return _per_cell(results, head, lambda cell: tuple(fixed(100 * sd, 3) for sd in spread(cell)))
 
 
 def last_epoch(results: Results, columns: Sequence[str]) -> Table:
-    """Where the learning curves end: mean ± sd over seeds."""
+    """Tabulate where the learning curves end: mean ± sd over seeds."""
 
     def row(cell: CellResult) -> tuple[str, ...]:
         finished = [run.diverged is None and bool(run.history) for run in cell.runs]
@@ -183,7 +185,7 @@ def last_epoch(results: Results, columns: Sequence[str]) -> Table:
 
 
 def spread_of(scale: Scale, seed_values: np.ndarray) -> str:
-    """Mean ± sd over seeds; of one seed no sd."""
+    """Format mean ± sd over seeds; no sd for one seed."""
     sd = series.sd(seed_values)
     return scale.value(series.mean(seed_values)) + (
         f" ± {scale.value(sd)}" if np.isfinite(sd) else ""
@@ -191,7 +193,7 @@ def spread_of(scale: Scale, seed_values: np.ndarray) -> str:
 
 
 def calibration(results: Results) -> Table:
-    """ECE over seeds."""
+    """Tabulate the ECE over seeds."""
 
     def row(cell):
         return (spread_of(ECE, values(cell, "ece")),)
@@ -200,7 +202,7 @@ def calibration(results: Results) -> Table:
 
 
 def tuning(results: Results) -> Table:
-    """Which learning rate was chosen, and how good it was on the validation split."""
+    """Tabulate which learning rate was chosen, and its accuracy on the validation split."""
 
     def row(cell: CellResult) -> tuple[str, ...]:
         trials = cell.tuning or []
@@ -215,7 +217,7 @@ def tuning(results: Results) -> Table:
 
 
 def compute(results: Results) -> Table:
-    """What the study cost, and in the last row its sum."""
+    """Tabulate what the study cost, with the total in the last row."""
 
     def row(cell: CellResult) -> tuple[str, ...]:
         speed = cell.images_per_second
@@ -240,7 +242,7 @@ def compute(results: Results) -> Table:
 
 
 def csv_runs(results: Results) -> tuple[list[str], list[list[object]]]:
-    """Head and rows of results.csv: a row for each condition, loss and seed."""
+    """Return the header and rows of results.csv: a row for each condition, loss and seed."""
     measured = list(plan.metrics(results.study))
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
     rows = [
@@ -262,8 +264,8 @@ def _metric(run: SeedRun, name: str) -> float | None:
 def csv_verdicts(
     results: Results, verdicts: Sequence[Verdict]
 ) -> tuple[list[str], list[list[object]]]:
-    """Head and rows of verdicts.csv: all numbers of the table of verdicts, in the metric's own
-    unit.
+    """Return the header and rows of verdicts.csv: all numbers of the table of verdicts, in the
+    metric's own unit.
     """
     study = results.study
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
@@ -292,8 +294,8 @@ def csv_verdicts(
 
 
 def _columns(names: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """The conditions' columns; one that the others have too (a varied learning rate) gets a name of
-    its own.
+    """Name the conditions' columns; one that the other columns have too (a varied learning rate)
+    gets a name of its own.
     """
     return [f"condition_{name}" if name in taken else name for name in names]
 
