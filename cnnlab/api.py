@@ -107,7 +107,7 @@ def _config(
     settings: Mapping[str, object],
     texts: Mapping[str, object],
 ) -> Config:
-    """The configuration of a run from Python; what would have no effect is refused."""
+    """Build the configuration of a run from Python; refuse what would have no effect."""
     fixed = isinstance(optimizer, optax.GradientTransformation)
     if fixed and (schedule is not None or {"schedule", "learning_rate"} & settings.keys()):
         raise InputError(
@@ -126,7 +126,7 @@ def _config(
 
 
 def load(path: str | os.PathLike[str], weights: str | None = None) -> Run:
-    """The run of a folder; it need not have ended.
+    """Load the run of a folder; it need not have ended.
 
     Args:
       path: of the folder, also gs://BUCKET/FOLDER.
@@ -141,7 +141,7 @@ def load(path: str | os.PathLike[str], weights: str | None = None) -> Run:
 def evaluate(
     run: Run | str | os.PathLike[str], data: Data | None = None, data_dir: str | None = None
 ) -> Metrics:
-    """The metrics of a run's network on test images.
+    """Compute the metrics of a run's network on test images.
 
     Args:
       run: or the path of its folder.
@@ -164,19 +164,19 @@ def evaluate(
 
 
 def _is_text(thing: object) -> TypeGuard[str | Sequence[str]]:
-    """Whether a part is given as it would be on the command line."""
+    """Return whether a part is given as it would be on the command line."""
     if isinstance(thing, list | tuple):
         return bool(thing) and all(isinstance(item, str) for item in thing)
     return isinstance(thing, str)
 
 
 def _parts_of(name: str, thing: object) -> tuple[Part, ...]:
-    """What is given for a setting, as parts: one, or those of a pipeline."""
+    """Convert what is given for a setting to parts: one, or those of a pipeline."""
     things = thing if isinstance(thing, list | tuple) and name in PIPELINES else [thing]
     return tuple(part_of(PIPELINES.get(name, name), item) for item in things)
 
 
 def _as_setting(name: str, texts: str | Sequence[str]) -> str | tuple[str, ...]:
-    """Specs as the value of a setting: metrics a tuple, a pipeline joined."""
+    """Convert specs to the value of a setting: a tuple for metrics, one text for a pipeline."""
     texts = (texts,) if isinstance(texts, str) else tuple(texts)
     return texts if name == "metrics" else "+".join(texts) or "none"

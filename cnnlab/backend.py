@@ -18,9 +18,11 @@ M_MMAP_MAX = -4  # of malloc.h
 
 
 def start() -> list[Device]:
-    """The default platform's devices; if JAX has not started, with a CPU device for each core.
+    """Return the default platform's devices; if JAX has not started, start it with a CPU device for
+    each core.
 
-    A program that computes before it asks for a layout calls this first, or has one CPU device.
+    A program that computes before it asks for a layout must call this first; otherwise it has one
+    CPU device.
 
     Raises:
       InputError: there is none.
@@ -41,10 +43,10 @@ def start() -> list[Device]:
 
 
 def configure_cpu_devices() -> None:
-    """Let JAX have a CPU device for each core once it starts; without effect if it has, or if
-    another number is asked.
+    """Let JAX have a CPU device for each core once it starts; without effect if it has started, or
+    if another number is asked for.
 
-    It comes before the import of a user's module, which may compute.
+    Call this before importing a user's module, which may compute.
     """
     import jax
 

@@ -102,7 +102,7 @@ def _from_files(settings_class: type, args: list[str]) -> list[str]:
 
 
 def _check_read(path: str, name: str, value: object, hints: Mapping[str, object]) -> None:
-    """Hold a setting of a file against the flags of a command and their types."""
+    """Check a setting of a file against the flags of a command and their types."""
     if name not in hints:
         former = config.FORMER.get(name.replace("_", "-"))
         words = f"{name} is written {former} now" if former else unknown("setting", name, hints)
@@ -112,7 +112,7 @@ def _check_read(path: str, name: str, value: object, hints: Mapping[str, object]
 
 
 def _hints(settings_class: type) -> dict[str, object]:
-    """The types of all settings of a dataclass by name, those of its sections too."""
+    """Collect the types of all settings of a dataclass by name, including those of its sections."""
     hints: dict[str, object] = {}
     for name, kind in typing.get_type_hints(settings_class).items():
         hints |= _hints(cast(type, kind)) if dataclasses.is_dataclass(kind) else {name: kind}
@@ -120,7 +120,7 @@ def _hints(settings_class: type) -> dict[str, object]:
 
 
 def _explain_former(settings_class: type, args: list[str]) -> None:
-    """Raise InputError where a flag of an earlier version is what could not be parsed."""
+    """Raise InputError if a flag of an earlier version is what could not be parsed."""
     known = {config.flag(name) for name in _hints(settings_class)}
     for arg in args:
         flag = arg.partition("=")[0].replace("_", "-")
@@ -132,7 +132,7 @@ def _explain_former(settings_class: type, args: list[str]) -> None:
 
 
 def writable(path: str | None) -> None:
-    """Find out before the work whether its result can be written, leaving nothing behind; None is
+    """Check before the work that its result can be written, leaving nothing behind; None: there is
     no file.
 
     Raises:
@@ -156,8 +156,8 @@ def main(
     alone: Mapping[str, Callable[[list[str]], object]] | None = None,
     several: bool = False,
 ) -> None:
-    """Parse the flags, run `body`, and exit: one line for what the user can fix, a traceback for
-    what we must.
+    """Parse the flags and run `body`. Where that fails, exit with one line for what the user can
+    fix, and a traceback for what we must.
 
     Args:
       body: what to do with the flags.
@@ -204,7 +204,7 @@ def _end(error: BaseException) -> None:
 
 
 def _join(settings: object, several: bool) -> None:
-    """Join the other processes of the run, or refuse them where a command takes one."""
+    """Join the other processes of the run, or refuse them where a command takes only one."""
     machine = getattr(settings, "machine", None)
     if not isinstance(machine, config.Machine):
         return

@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 
 def example_keys(key: jax.Array, batch: int, axis_name: str | None = None) -> jax.Array:
-    """One key per example, from its place in the global batch: draws do not depend on how devices
-    share the batch.
+    """Derive one key per example from its place in the global batch, so that draws do not depend on
+    how devices share the batch.
 
     Args:
       key: a typed key, the same on every device.
@@ -30,7 +30,7 @@ def example_keys(key: jax.Array, batch: int, axis_name: str | None = None) -> ja
 
 
 def mean(tree: T, axis_name: str | None) -> T:
-    """Mean over devices of a mean over equal parts of the batch; the identity on one device."""
+    """Average the devices' means over equal parts of the batch; the identity on one device."""
     return tree if axis_name is None else lax.pmean(tree, axis_name)
 
 
@@ -40,5 +40,5 @@ def total(tree: T, axis_name: str | None) -> T:
 
 
 def size(axis_name: str | None) -> int:
-    """How many devices share the batch."""
+    """Count the devices that share the batch."""
     return 1 if axis_name is None else lax.axis_size(axis_name)

@@ -14,10 +14,10 @@ PROGRAMS_LIMIT = 256 << 20  # bytes of compiled programs; a configuration has so
 
 
 def keep_compilations() -> None:
-    """Have JAX keep what it compiles, so that the same run starts without compiling; to be called
-    before it does.
+    """Have JAX keep what it compiles, so that the same run starts without compiling. Call this
+    before JAX compiles.
 
-    $JAX_COMPILATION_CACHE_DIR, where it is set, is left to JAX as it is.
+    Where $JAX_COMPILATION_CACHE_DIR is set, JAX's own cache is left as it is.
     """
     import jax
 
@@ -55,7 +55,7 @@ class _Programs:
             self._tidy()
 
     def _tidy(self) -> None:
-        """Over the limit, the programs not used for longest go, to half of it."""
+        """Remove the least recently used programs if over the limit, down to half of it."""
         stats = {}
         for path in self._path.glob("*"):
             with contextlib.suppress(OSError):  # another process was here first

@@ -84,7 +84,8 @@ class Settings:
 
     @classmethod
     def of(cls: type[S], **values: object) -> S:
-        """The defaults, but for the settings given by name, whichever section they are in.
+        """Build settings from the defaults and the values given by name, whichever section they are
+        in.
 
         Raises:
           InputError: an unknown name, or a value that does not fit.
@@ -94,12 +95,12 @@ class Settings:
         return cls(**_placed(values, sections, names(cls)))
 
     def replace(self: S, **values: object) -> S:
-        """The same settings with other values for some, given as for `of`."""
+        """Copy the settings with other values for some, given as for `of`."""
         sections = {k: value for k, value in _fields(self) if isinstance(value, Settings)}
         return dataclasses.replace(self, **_placed(values, sections, names(type(self))))
 
     def items(self) -> Iterator[tuple[str, object]]:
-        """(name, value) of every setting, section by section."""
+        """Yield (name, value) of every setting, section by section."""
         for name, value in _fields(self):
             if isinstance(value, Settings):
                 yield from _fields(value)
@@ -107,7 +108,7 @@ class Settings:
                 yield name, value
 
     def to_json(self) -> JsonObject:
-        """The settings as JSON values, by name."""
+        """Convert the settings to JSON values, by name."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in self.items()}
 
 
@@ -196,7 +197,7 @@ class Recipe(Training):
             raise InputError(f"--noise {self.noise} has no effect without --label-noise")
 
     def corrupted_dataset(self) -> str:
-        """The data set's spec, the short forms of corruptions written out."""
+        """Return the data set's spec, with the short forms of corruptions written out."""
         noise = {"rate": self.label_noise} | ({"kind": self.noise} if self.noise else {})
         short = {
             "fraction": {"share": self.fraction} if self.fraction < 1 else {},
@@ -290,7 +291,7 @@ class Config(Settings):
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> Config:
-        """The configuration that `to_json` described; a newer setting is at its default.
+        """Build the configuration that `to_json` described; a newer setting is at its default.
 
         Raises:
           InputError: a setting that this version does not know, or of another type.
@@ -341,7 +342,7 @@ def read_file(path: str) -> JsonObject:
 
 
 def as_args(values: Mapping[str, object]) -> list[str]:
-    """Settings as the words of a command line.
+    """Convert settings to the words of a command line.
 
     >>> as_args({"batch_size": 64, "tensorboard": False, "metrics": ["a.b", "c.d"]})
     ['--batch-size', '64', '--no-tensorboard', '--metrics', 'a.b', 'c.d']
@@ -358,7 +359,7 @@ def as_args(values: Mapping[str, object]) -> list[str]:
 
 
 def check(section: Settings) -> None:
-    """Hold the fields of a dataclass against their types and the metadata of these.
+    """Check the fields of a dataclass against their types and the metadata of those.
 
     Raises:
       TypeError: one is of another type.
@@ -377,7 +378,7 @@ def check(section: Settings) -> None:
 
 
 def _check_rule(name: str, value: Any, rule: Rule) -> None:
-    """Hold a value, or each item of a tuple, against one rule."""
+    """Check a value, or each item of a tuple, against one rule."""
     if isinstance(value, tuple):
         for item in value:
             _check_rule(name, item, rule)
@@ -391,7 +392,7 @@ def _check_rule(name: str, value: Any, rule: Rule) -> None:
 
 
 def flag(name: str) -> str:
-    """The flag of a setting.
+    """Return the flag of a setting.
 
     >>> flag("batch_size")
     '--batch-size'
@@ -400,12 +401,12 @@ def flag(name: str) -> str:
 
 
 def names(section: type) -> frozenset[str]:
-    """The names of a dataclass's fields."""
+    """Return the names of a dataclass's fields."""
     return frozenset(field.name for field in dataclasses.fields(section))
 
 
 def value_types(hint: Any) -> tuple[type, ...]:
-    """The types of the values that a type hint allows.
+    """List the types of the values that a type hint allows.
 
     >>> value_types(tuple[str, ...]), value_types(int | None) == (int, type(None))
     ((<class 'tuple'>,), True)
@@ -416,7 +417,7 @@ def value_types(hint: Any) -> tuple[type, ...]:
 
 
 def fits(value: object, hint: Any) -> bool:
-    """Whether a value, as TOML or JSON holds it, is of the type of a setting.
+    """Return whether a value, as TOML or JSON holds it, is of the type of a setting.
 
     >>> fits(3, float), fits("3", int), fits(["a"], tuple[str, ...]), fits(True, int | None)
     (True, False, True, False)
@@ -434,7 +435,9 @@ def fits(value: object, hint: Any) -> bool:
 def _placed(
     values: dict[str, object], sections: dict[str, Settings], fields: Iterable[str]
 ) -> dict[str, object]:
-    """Settings given flat, as the fields of a dataclass: its sections, changed, and the others."""
+    """Arrange settings given flat as the fields of a dataclass: its sections, changed, and the
+    others.
+    """
     values = {name: _plain(value) for name, value in values.items()}
     placed = {name: value for name, value in values.items() if name in fields}
     rest = {name: value for name, value in values.items() if name not in fields}
@@ -451,7 +454,7 @@ def _placed(
 
 
 def _plain(value: object) -> object:
-    """A path as text, and a number of NumPy's as one of Python's."""
+    """Convert a path to text, and a NumPy number to a Python one; return other values unchanged."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, numbers.Number) and hasattr(value, "item"):
@@ -476,7 +479,7 @@ def _interval(text: str) -> Limits:
 
 @functools.cache
 def _rules(section: type) -> list[tuple[str, tuple[type, ...], list[Rule]]]:
-    """(name, types that a value may have, metadata of its type) of each field of a dataclass."""
+    """List (name, types that a value may have, metadata of its type) of a dataclass's fields."""
     plain = typing.get_type_hints(section)
     annotated = typing.get_type_hints(section, include_extras=True)
     return [
@@ -486,7 +489,7 @@ def _rules(section: type) -> list[tuple[str, tuple[type, ...], list[Rule]]]:
 
 
 def _is_rule(metadata: object) -> TypeGuard[Rule]:
-    """Whether it is one of ours; tyro's markers are not."""
+    """Return whether metadata is one of our rules; tyro's markers are not."""
     return type(metadata) in (str, tuple)
 
 

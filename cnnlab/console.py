@@ -30,7 +30,7 @@ class Console:
         self._bar: Progress | Live | None = None
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays, unless the mode is silent."""
         if self.mode == "silent":
             return
         if self._bar is None:
@@ -42,8 +42,8 @@ class Console:
     def progress(
         self, what: str, total: int | None, unit: str, done: int = 0
     ) -> Iterator[Callable[..., None]]:
-        """A bar, or a line every ten seconds; yields `advance(n, note="")`. `total` is None where
-        nobody knows it.
+        """Show a bar, or a line every ten seconds; yield `advance(n, note="")`. `total` is None
+        where it is unknown.
         """
         if self.mode == "bar":
             from rich import progress
@@ -74,7 +74,7 @@ class Console:
         yield advance
 
     def track(self, what: str, unit: str = "parts") -> Callable[[Sequence[T]], Iterator[T]]:
-        """A wrapper of sequences that shows how far a loop over them is."""
+        """Return a wrapper of sequences that shows the progress of a loop over them."""
 
         def over(sequence: Sequence[T]) -> Iterator[T]:
             with self.progress(what, len(sequence), unit) as advance:

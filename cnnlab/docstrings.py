@@ -46,8 +46,8 @@ class Limits:
 
 
 def entry(function: Callable) -> Entry:
-    """The entry of a function or class; a docstring of another form, or none, leaves parts of it
-    empty.
+    """Parse the docstring of a function or class; one of another form, or none, leaves parts of the
+    entry empty.
     """
     described = re.findall(
         r"^  (\w+(?:, \w+)*): (.*(?:\n    .*)*)", _block(function, "Args"), re.MULTILINE
@@ -69,14 +69,14 @@ def entry(function: Callable) -> Entry:
 
 
 def section(function: Callable, title: str) -> str:
-    """What follows `title:` in a docstring, to the end of its paragraph or to the next such line,
-    in one line.
+    """Return what follows `title:` in a docstring, to the end of its paragraph or to the next such
+    line, in one line.
     """
     return " ".join(_block(function, title).split())
 
 
 def limits(text: str) -> Limits | None:
-    """The range that a description states: "in [0, inf), the exponent" is [0, inf).
+    """Parse the range that a description states: "in [0, inf), the exponent" is [0, inf).
 
     >>> 1 in limits("in [0, 1), the share"), str(limits("in (0, inf)")), limits("any")
     (False, '(0, inf)', None)
@@ -93,7 +93,7 @@ def limits(text: str) -> Limits | None:
 
 
 def accepted(function: Callable, parameters: Mapping[str, inspect.Parameter]) -> str:
-    """Hyperparameters in a line: 'gamma in [0, inf) (default 2.0)'."""
+    """Describe hyperparameters in a line: 'gamma in [0, inf) (default 2.0)'."""
     arguments = entry(function).arguments
     described = []
     for name, parameter in parameters.items():
@@ -119,8 +119,8 @@ def _block(function: Callable, title: str) -> str:
 
 
 def _docstring(function: Callable) -> str:
-    """The function's own; a `functools.partial` has that of what it wraps, an object its
-    `description`.
+    """Return the function's own docstring; for a `functools.partial`, that of what it wraps, for an
+    object, its `description`.
     """
     function = getattr(function, "func", function)
     if not (inspect.isroutine(function) or inspect.isclass(function)):

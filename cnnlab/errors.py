@@ -39,13 +39,13 @@ class CheckpointError(InputError):
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 200 characters."""
+    """Format what an error says in one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
 
 
 def explained(error: BaseException) -> str | None:
-    """What to tell a user of an error that their machine or environment caused; None for others."""
+    """Explain an error that the user's machine or environment caused; None for others."""
     exhausted = getattr(error, "error_code_string", "") == "RESOURCE_EXHAUSTED"  # JAX's
     if exhausted or isinstance(error, MemoryError):
         return f"out of memory ({one_line(error)}); ask for less"
@@ -55,7 +55,7 @@ def explained(error: BaseException) -> str | None:
 
 
 def _while_importing(package: str, error: BaseException) -> bool:
-    """Whether an error was raised by the code of a package's modules, and not of its functions."""
+    """Return whether an error was raised while a module of a package was being imported."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return any(
         frame.f_code.co_name == "<module>"
@@ -79,7 +79,7 @@ def release(error: BaseException | None) -> None:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """An error for a name nobody knows, with the nearest known one suggested.
+    """Build the error for an unknown name, with the nearest known one suggested.
 
     >>> print(unknown("loss", "focl", ["focal", "mean_squared_error"]))
     unknown loss 'focl': did you mean 'focal'? Known: focal, mean_squared_error.

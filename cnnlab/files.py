@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is on Google Cloud Storage."""
+    """Return whether a path is on Google Cloud Storage."""
     return os.fspath(path).startswith("gs://")
 
 
 def path(name: str | os.PathLike) -> Path:
-    """The path of a name.
+    """Convert a name to a path.
 
     Raises:
       InputError: gs:// without a bucket and a folder, or without the package that reads it.
@@ -54,7 +54,7 @@ def path(name: str | os.PathLike) -> Path:
 
 
 def expanded(name: str | os.PathLike) -> Path:
-    """A path on this machine, of which ~ is a home directory.
+    """Return a path on this machine, with ~ expanded to a home directory.
 
     Raises:
       InputError: ~ of a user who has no home here.
@@ -73,7 +73,7 @@ def _gcs() -> AbstractFileSystem:
 
 
 def read_text(path: Path) -> str:
-    """A file's text.
+    """Read a file's text.
 
     Raises:
       OSError: it cannot be read, whatever the library at work calls that.
@@ -87,7 +87,7 @@ def read_text(path: Path) -> str:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add to a file; under gs:// by writing it anew."""
+    """Append to a file; under gs:// by rewriting it."""
     if is_remote(path):
         path.write_text(path.read_text() + text)
         return
@@ -97,7 +97,9 @@ def append_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A local file to write, which then is or becomes `path`: for libraries that know no other."""
+    """Yield a local file to write, which is or then becomes `path`: for libraries that know no
+    other.
+    """
     if not is_remote(path):
         yield path
         return
@@ -108,7 +110,7 @@ def written(path: Path) -> Iterator[Path]:
 
 
 def names(folder: Path) -> list[str]:
-    """The names of all files below a folder, relative to it."""
+    """List the names of all files below a folder, relative to it."""
     if not is_remote(folder):
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     root = str(folder).removeprefix("gs://") + "/"
@@ -120,7 +122,7 @@ def names(folder: Path) -> list[str]:
 
 
 def children(folder: Path) -> set[str]:
-    """The names of the files and folders in a folder."""
+    """List the names of the files and folders in a folder."""
     if not is_remote(folder):
         return {path.name for path in folder.iterdir()}
     return {name.split("/")[0] for name in names(folder)}
@@ -137,7 +139,7 @@ def remove(folder: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Move a file; here also a folder."""
+    """Move a file, or a local folder."""
     if is_remote(source):
         _gcs().mv(str(source), str(target))
     else:
@@ -145,7 +147,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """What was written there survives a power loss. Under gs:// it does already."""
+    """Make what was written to a path survive a power loss. Under gs:// it does already."""
     if is_remote(path):
         return
     handle = os.open(path, os.O_RDONLY)
@@ -156,7 +158,7 @@ def sync(path: Path) -> None:
 
 
 def probe(folder: Path, what: str) -> Path:
-    """Write a file into a folder, made where missing; whoever asked deletes it.
+    """Write a trial file into a folder, which is created if missing; the caller deletes the file.
 
     Raises:
       InputError: `what` cannot be written there.
@@ -175,8 +177,8 @@ def probe(folder: Path, what: str) -> Path:
 
 
 def lock_file(folder: Path) -> Path:
-    """The file whose lock is the folder's; that of a folder under gs:// only keeps this machine's
-    processes apart.
+    """Return the file whose lock is the folder's; that of a folder under gs:// only keeps this
+    machine's processes apart.
     """
     if not is_remote(folder):
         return folder / "lock"

@@ -39,7 +39,7 @@ class CoordinationClient(Protocol):
 
 
 def coordination_client() -> CoordinationClient:
-    """The client of the service through which the processes of a run find each other.
+    """Return the client of the service through which the processes of a run find each other.
 
     It works without devices, and its barrier gives up after a time; the public functions need all
     processes alive. Orbax uses it likewise.

@@ -24,7 +24,7 @@ FOREIGN = tuple(
 
 
 def sources(*modules: str | None) -> dict[str, str]:
-    """SHA-256 of each user's file behind a part. Nothing is imported for it.
+    """Compute the SHA-256 of each of the user's files behind a part, without importing anything.
 
     Args:
       modules: by which the part was named, and which it is written in; None is none.
@@ -46,7 +46,7 @@ def sources(*modules: str | None) -> dict[str, str]:
 
 
 def _file(name: str) -> Path | None:
-    """The file of a module, whether it has been imported or will be, within a function."""
+    """Find the file of a module that is imported already, or will be within a function."""
     module = sys.modules.get(name)
     if module is not None:
         origin = getattr(module, "__file__", None)
@@ -75,7 +75,7 @@ def _is_users(path: Path) -> bool:
 
 
 def _imported(name: str, path: Path, text: bytes) -> Iterator[str]:
-    """The modules that a file imports anywhere in it, and the packages that they are in."""
+    """Yield the modules that a file imports anywhere in it, and the packages that they are in."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     modules = set()
     try:

@@ -24,24 +24,24 @@ ALIGNED = 64
 
 
 def folder() -> Path:
-    """$CNNLAB_CACHE, else $XDG_CACHE_HOME/cnnlab, else ~/.cache/cnnlab."""
+    """Choose the cache folder: $CNNLAB_CACHE, else $XDG_CACHE_HOME/cnnlab, else ~/.cache/cnnlab."""
     if chosen := os.environ.get("CNNLAB_CACHE"):
         return files.expanded(chosen)
     return files.expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnnlab"
 
 
 def aligned(size: int) -> np.ndarray:
-    """uint8[size], all zero, from the start of a page of memory.
+    """Allocate uint8[size], all zero, from the start of a page of memory.
 
-    Pages are asked for at once where the system can: numpy's, faulted in as huge pages, took 0.02
-    to 0.4 s for CIFAR-10, these 0.07 s.
+    All pages are requested at once where the system supports that: numpy's, faulted in as huge
+    pages, took 0.02 to 0.4 s for CIFAR-10, these 0.07 s.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
     return np.frombuffer(mmap.mmap(-1, max(size, 1), flags=flags), np.uint8)[:size]
 
 
 def read(path: Path) -> np.ndarray | None:
-    """What `write` wrote, aligned; None where there is nothing, or something else."""
+    """Read what `write` wrote, aligned; None where there is nothing, or something else."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         digest = file.read(32)
         body = aligned(max(0, os.fstat(file.fileno()).st_size - 32))
@@ -51,7 +51,7 @@ def read(path: Path) -> np.ndarray | None:
 
 
 def write(path: Path, body: np.ndarray) -> None:
-    """Write a file under its SHA-256, in one rename; where that cannot be, nothing is written."""
+    """Write a file under its SHA-256, in one rename; if that is impossible, write nothing."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")

@@ -35,8 +35,8 @@ class Rejected(Exception):
 
 
 def named_leaves(tree: PyTree) -> dict[str, Leaf]:
-    """Leaves by path, such as `params.Dense_0.kernel`: a flat dict leaves nothing to Orbax's view
-    of custom nodes.
+    """Flatten a tree into leaves by path, such as `params.Dense_0.kernel`. A flat dict leaves
+    nothing to Orbax's view of custom nodes.
     """
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -63,8 +63,8 @@ def is_key(leaf: Leaf) -> bool:
 
 
 def data(leaf: Array) -> jax.Array | np.ndarray:
-    """A jax or numpy array; of typed PRNG keys their words, as Orbax and SHA-256 know
-    numbers only.
+    """Return a leaf as a jax or numpy array; for typed PRNG keys, their words, as Orbax and SHA-256
+    know only numbers.
     """
     if isinstance(leaf, np.generic):
         return np.asarray(leaf)
@@ -72,7 +72,7 @@ def data(leaf: Array) -> jax.Array | np.ndarray:
 
 
 def _host(leaf: Array) -> np.ndarray:
-    """A copy-free look at a leaf from the host."""
+    """View a leaf from the host, without a copy where that is possible."""
     leaf = data(leaf)
     # Also across hosts; np.asarray would cache a copy.
     if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
@@ -81,7 +81,7 @@ def _host(leaf: Array) -> np.ndarray:
 
 
 def digest(name: str, array: np.ndarray) -> str:
-    """SHA-256 of path, shape, dtype and bytes; about 1 s per 1.3 GB."""
+    """Compute the SHA-256 of path, shape, dtype and bytes; it takes about 1 s per 1.3 GB."""
     sha = hashlib.sha256(json.dumps([name, array.shape, str(array.dtype)]).encode())
     sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
@@ -98,7 +98,7 @@ def seal(body: dict) -> str:
 def about_step(
     step: int, leaves: dict[str, Array], metric: float | None, extra: dict | None
 ) -> dict:
-    """What about.json says, but for the files, which are still to be written."""
+    """Describe a step as about.json does, except for its files, which are still to be written."""
     records = []
     for name, leaf in leaves.items():
         host = _host(leaf)
@@ -193,7 +193,9 @@ def rank(folder: pathlib.Path, step: int) -> float:
 
 
 def read_state(folder: pathlib.Path, about: dict) -> dict[str, np.ndarray]:
-    """Every leaf as a numpy array (of keys their words), equal to what was saved, or Rejected."""
+    """Read every leaf as a numpy array (of keys, their words), equal to what was saved; raise
+    Rejected if it is not.
+    """
     import orbax.checkpoint as ocp
 
     quiet_orbax()
@@ -225,11 +227,11 @@ def read_state(folder: pathlib.Path, about: dict) -> dict[str, np.ndarray]:
 def verified(
     folder: pathlib.Path, step: int, wanted: Mapping[str, Leaf]
 ) -> tuple[dict, dict[str, np.ndarray]]:
-    """about.json of a step and its leaves, as `read_state`; Rejected if anything in it is not what
-    was saved.
+    """Read about.json of a step and its leaves, as `read_state`; raise Rejected if anything in it
+    is not what was saved.
 
     Raises:
-      InputError: it is, but holds other leaves than wanted.
+      InputError: it holds other leaves than wanted.
     """
     about = read_about(folder, step)
     compare(wanted, about, folder)
@@ -238,8 +240,8 @@ def verified(
 
 
 def placed(leaf: dict, value: np.ndarray | jax.Array, like: Leaf) -> Array:
-    """The restored value of a leaf of `about` where `like` is: a numpy array, the default device,
-    or any sharding.
+    """Put the restored value of a leaf of `about` where `like` is: a numpy array, the default
+    device, or any sharding.
     """
     if leaf["key"]:
         value = jax.random.wrap_key_data(jnp.asarray(value), impl=leaf["key"])

@@ -31,7 +31,7 @@ def _is_step(name: str) -> bool:
 
 
 def _marked(folder: Path) -> dict[str, bool]:
-    """The steps in a folder under gs://, and whether each has its mark; in one request."""
+    """List the steps in a folder under gs://, and whether each has its mark, in one request."""
     marked: dict[str, bool] = {}
     for step, *rest in (name.split("/") for name in files.names(folder)):
         if _is_step(step) and rest:
@@ -40,7 +40,7 @@ def _marked(folder: Path) -> dict[str, bool]:
 
 
 def steps(folder: Path) -> list[int]:
-    """The complete steps in a folder of checkpoints, oldest first."""
+    """List the complete steps in a folder of checkpoints, oldest first."""
     if files.is_remote(folder):
         return sorted(int(step) for step, complete in _marked(folder).items() if complete)
     if not folder.is_dir():
@@ -51,17 +51,17 @@ def steps(folder: Path) -> list[int]:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """What a folder of checkpoints holds of saves and deletions that did not come to their end."""
+    """List what a folder of checkpoints may hold of saves and deletions that did not finish."""
     if not files.is_remote(folder):
         return [folder / TODELETE, *folder.glob(f"*{TMP}*")]
     return [folder / step for step, complete in _marked(folder).items() if not complete]
 
 
 def step_names(folder: Path) -> orbax_step.NameFormat | None:
-    """How Orbax names and finds steps; None for its own way.
+    """Return how Orbax is to name and find steps; None for its own way.
 
-    It need not find those under gs://, and would do so only for who may see the settings of the
-    bucket.
+    It need not find those under gs://, and could do so only for users who may see the settings of
+    the bucket.
     """
     return (
         cast("orbax_step.NameFormat", SimpleNamespace(build_name=str, find_all=lambda folder: []))

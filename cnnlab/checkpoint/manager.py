@@ -148,8 +148,8 @@ class Checkpoints:
             error.add_note(str(failed))
 
     def steps(self) -> list[int]:
-        """The committed steps on disk, oldest first, damaged ones included; a save under way is not
-        among them.
+        """List the committed steps on disk, oldest first, including damaged ones; a save under way
+        is not among them.
         """
         return layout.steps(self.folder)
 
@@ -235,7 +235,7 @@ class Checkpoints:
         agree.on_first(lambda: (_fsync(self.folder), self._drop(), _sweep(self.folder)))
 
     def _drop(self) -> None:
-        """Under gs://, remove the dropped steps: Orbax would delete a step's files in any order;
+        """Remove the dropped steps under gs://. Orbax would delete a step's files in any order;
         here it stops being a step first.
         """
         if files.is_remote(self.folder):
@@ -269,8 +269,8 @@ class Checkpoints:
     def restore(
         self, like: PyTree, *, which: Literal["latest", "best"] | int = "latest"
     ) -> Restored | None:
-        """The newest (or best, or the given) step whose every leaf has the digest it was saved
-        with.
+        """Restore the newest (or best, or the given) step whose every leaf has the digest it was
+        saved with.
 
         Args:
           like: the wanted structure: a pytree of arrays or jax.ShapeDtypeStruct; the leaves go to
@@ -311,8 +311,8 @@ class Checkpoints:
     def _verified(
         self, wanted: Mapping[str, digest.Leaf], which: str | int
     ) -> tuple[dict | None, dict, dict[int, str]]:
-        """about.json and the leaves of the first step that verifies (None if none does); why those
-        before did not.
+        """Read about.json and the leaves of the first step that verifies (None if none does); also
+        return why those before it did not.
         """
         steps = self.steps()[::-1]
         rejected = {}
@@ -336,8 +336,8 @@ class Checkpoints:
         return None, {}, rejected
 
     def _set_rejected_aside(self) -> None:
-        """Move what `restore` rejected out of the way: it could not be saved anew, and would push
-        good steps out.
+        """Move what `restore` rejected out of the way: it could not be saved again, and would push
+        out good steps.
         """
         # The same in all processes, as what lies in the folder is not, while one moves it
         bad = sorted(self._rejected)
@@ -357,8 +357,8 @@ class Checkpoints:
         self._manager.reload()
 
     def _failed(self, step: int, error: Exception) -> CheckpointError:
-        """Forget the save under way, so that the next can succeed, and name it; its writers may
-        continue for a while.
+        """Forget the save under way, so that the next can succeed, and build the error that names
+        it; its writers may continue for a while.
         """
         self._pending = None
         self._metrics.pop(step, None)
@@ -390,7 +390,7 @@ class Checkpoints:
 
 
 def kept(metrics: Mapping[int, float | None], keep: int) -> set[int]:
-    """The steps to keep: the last `keep`, and the one with the highest metric (of equals the
+    """Choose the steps to keep: the last `keep`, and the one with the highest metric (of equals the
     newest).
 
     >>> sorted(kept({1: 0.5, 2: 0.9, 3: None, 4: 0.7, 5: None}, keep=2))

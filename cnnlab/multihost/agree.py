@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 
 def on_first(action: Callable[[], T]) -> T:
-    """What `action` gives on the first process, on all of them; they continue when it is done.
+    """Call `action` on the first process, and return its result on all; they continue when it is
+    done.
 
     Args:
       action: called on the first process only; what it returns must pickle.
@@ -31,8 +32,8 @@ def on_first(action: Callable[[], T]) -> T:
 
 
 def on_all(action: Callable[[], T]) -> T:
-    """What `action` gives on each process; where it fails on one, it fails on all, with the first
-    one's error.
+    """Call `action` on each process, and return its result there. Where it fails on one, it fails
+    on all, with the first one's error.
 
     Args:
       action: called on every process; it must not wait for the others.
@@ -55,7 +56,7 @@ def on_all(action: Callable[[], T]) -> T:
 
 
 def agree(what: str, value: object) -> None:
-    """Make sure that all processes have the same.
+    """Make sure that all processes have the same value.
 
     Args:
       what: it is, for the message.
@@ -85,7 +86,7 @@ def _attempt(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def _gathered(value: T, from_all: bool = True) -> list[T]:
-    """The value of every process, or a list of that of the first alone."""
+    """Gather the values of all processes; without `from_all`, a list of only that of process 0."""
     import numpy as np
     from jax.experimental import multihost_utils
 

@@ -32,12 +32,11 @@ WAIT_SECONDS = 30  # before it is said that others are waited for
 def join(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Join the other processes of the run, if there are any; to be called before anything else of
-    JAX.
+    """Join the other processes of the run, if there are any. Call this before any other use of JAX.
 
-    On Cloud TPU, under Slurm, Open MPI and Kubernetes they find each other, elsewhere they are
-    told; where there is no sign of these, jax is not even imported. From here on only the first
-    process has a standard output.
+    On Cloud TPU and under Slurm, Open MPI and Kubernetes, they find each other; elsewhere the
+    arguments say how. Where there is no sign of these, jax is not even imported. From here on only
+    the first process has a standard output.
 
     Args:
       coordinator: host:port of the first process.
@@ -83,12 +82,16 @@ def join(
 
 
 def _may_have_others() -> bool:
-    """Whether there is a scheduler or a TPU slice, whose processes JAX finds by itself."""
+    """Return whether there are signs of a scheduler or a TPU slice, whose processes JAX finds by
+    itself.
+    """
     return any(name in os.environ for name in MANAGED) or any(map(os.path.exists, TPUS))
 
 
 def _silence_others() -> None:
-    """Let only the first process have a standard output and a log; note requests to stop."""
+    """Let only the first process have a standard output, keep cnnlab's log from the root's handlers
+    in all, and note requests to stop.
+    """
     from jax.experimental import multihost_utils
 
     signal.signal(signal.SIGTERM, shutdown.note)  # it was XLA's, who would only note it
@@ -103,7 +106,7 @@ def _silence_others() -> None:
 
 @contextlib.contextmanager
 def _said_after(seconds: float, where: str) -> Iterator[None]:
-    """Say that others are waited for, once that has taken so long."""
+    """Say that the other processes are still awaited, once that has taken `seconds`."""
     words = f"waiting for the other processes of the run, five minutes at most{where}"
     timer = threading.Timer(seconds, lambda: print(words, file=sys.stderr, flush=True))
     timer.daemon = True
@@ -116,7 +119,7 @@ def _said_after(seconds: float, where: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Have Ctrl-C end the process at once, though it imports, or waits in C++."""
+    """Let Ctrl-C end the process at once, even while it imports, or waits in C++."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield

@@ -7,12 +7,12 @@ _count = 1
 
 
 def index() -> int:
-    """The number of this process among those of the run."""
+    """Return the number of this process among those of the run."""
     return _index
 
 
 def count() -> int:
-    """How many processes the run has."""
+    """Return how many processes the run has."""
     return _count
 
 

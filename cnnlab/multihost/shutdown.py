@@ -23,12 +23,14 @@ _looks = itertools.count(1)
 
 
 def stop_wanted(asked: bool) -> bool:
-    """Whether several processes must stop, as one of them was asked to (SIGTERM, which clouds send
-    before they take a machine); all say yes at the same call, and ask equally often.
+    """Return whether several processes must stop, because one of them was asked to (SIGTERM, which
+    clouds send before they take a machine). All get True at the same call, and must call this
+    equally often.
 
-    JAX's own preemption sync point is missed where steps are short and the machine is busy (some 1
-    of 25 runs): it is passed before it is agreed on. Here whoever is asked first names a call that
-    lies ahead of all, as no process is more than IN_FLIGHT dispatches before another.
+    JAX's own preemption sync point is missed where steps are short and the machine is busy (in
+    about 1 of 25 runs): it is passed before it is agreed on. Here the process that is asked first
+    names a call that lies ahead of all, as no process is more than IN_FLIGHT dispatches ahead of
+    another.
 
     Args:
       asked: whether this process was.
@@ -45,28 +47,28 @@ def stop_wanted(asked: bool) -> bool:
 
 
 def note(number: int, frame: FrameType | None) -> None:
-    """A signal handler: this process was asked to stop."""
+    """Note that this process was asked to stop; a signal handler."""
     _asked.set()
 
 
 def unraisable(args: sys.UnraisableHookArgs) -> None:
-    """Python's own hook, but for what TensorStore's writers say of a save that failed when another
-    process was lost.
+    """Report an error as Python's own hook does, except what TensorStore's writers say of a save
+    that failed when another process was lost.
     """
     if "Event loop is closed" not in str(args.exc_value):
         sys.__unraisablehook__(args)
 
 
 def lost(error: BaseException) -> bool:
-    """Whether an error says that another process is gone."""
+    """Return whether an error says that another process is gone."""
     return processes.count() > 1 and any(
         word in str(error) for word in ("Gloo", "NCCL", "coordination service", "heartbeat")
     )
 
 
 def leave(message: str, status: int) -> NoReturn:
-    """End this process of several for an error: with the others if it is everybody's, else alone,
-    as they are stuck.
+    """End this process, one of several, because of an error: with the others if all of them fail,
+    otherwise alone, as the others are stuck.
 
     Args:
       message: to print on standard error; once, where all end together.

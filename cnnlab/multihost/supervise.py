@@ -75,7 +75,7 @@ def leave(status: int, gone: bool = False) -> NoReturn:
 
     Args:
       status: of the exit.
-      gone: whether another process of the run is, which the parent says then.
+      gone: whether another process of the run is gone; the parent then says so.
     """
     # closed, full, or nobody reads it any more
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -92,7 +92,7 @@ def _tell(word: str) -> None:
 
 
 def _supervise(child: int, errors: int, words: int) -> int:
-    """The exit status of a child, once it has ended and whatever is to be said of that has been."""
+    """Wait for a child to end, say what there is to say of that, and return the exit status."""
 
     def pass_on(number: int, _: object) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended
@@ -119,7 +119,7 @@ def _supervise(child: int, errors: int, words: int) -> int:
 
 
 def _verdict(status: int, words: list[str], fatal: bool) -> tuple[str, int]:
-    """What to say of a child's end, if anything, and the exit status.
+    """Decide what to say of a child's end, if anything, and the exit status.
 
     Args:
       status: of the child, negative for a signal.

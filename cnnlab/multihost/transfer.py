@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def put(tree: T, sharding: jax.sharding.Sharding | None) -> T:
-    """Arrays that every process has, on the devices of a sharding."""
+    """Put arrays that every process has on the devices of a sharding."""
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
@@ -43,7 +43,7 @@ def fetch(tree: T) -> T: ...
 
 
 def fetch(tree: PyTree) -> PyTree:
-    """Arrays on the host, in every process: also what lies on other processes' devices."""
+    """Fetch arrays to the host, in every process, also from other processes' devices."""
 
     def fetch_leaf(leaf: object) -> object:
         if isinstance(leaf, jax.Array) and not (

@@ -34,7 +34,7 @@ BATCH = PartitionSpec(AXIS)
 
 
 def formulation(platform: str) -> str:
-    """How models/convolution.py convolves on a platform: blocked on cpu, native elsewhere."""
+    """Choose how models/convolution.py convolves: blocked on the platform cpu, native elsewhere."""
     return "blocked" if platform == "cpu" else "native"
 
 
@@ -82,7 +82,7 @@ class Layout:
         return transfer.put(tree, NamedSharding(self.mesh, spec))
 
     def local_part(self, count: int, axis: str) -> np.ndarray:
-        """Which of `count` things that are shared out along a mesh axis this process holds.
+        """Return the indices that this process holds, of `count` shared out along a mesh axis.
 
         Returns:
           int[n], ascending.
@@ -95,7 +95,7 @@ class Layout:
         return (held[:, None] * share + np.arange(share)).ravel()
 
     def globalise(self, tree: T, spec: PartitionSpec) -> T:
-        """The global arrays of which each process has a part.
+        """Build the global arrays of which each process has a part.
 
         Args:
           tree: of numpy arrays, this process's parts (`local_part`); others stay as they are.
@@ -185,12 +185,12 @@ class Layout:
 
 
 def _split(i: int, devices: int, x: jax.Array) -> jax.Array:
-    """An axis as two, of which the first has an entry for each device."""
+    """Split an axis in two, the first of which has an entry for each device."""
     return x.reshape(*x.shape[:i], devices, -1, *x.shape[i + 1 :])
 
 
 def _over_seeds(step: Callable, axes: Sequence[int | None], platform: str) -> Callable:
-    """The step for all seeds of a device: in turn on a CPU core, which one seed keeps busy,
+    """Map a step over all seeds of a device: in turn on a CPU core, which one seed keeps busy,
     together elsewhere.
     """
     if platform != "cpu":
@@ -219,8 +219,8 @@ def layout(
 ) -> Layout:
     """Choose the devices for a batch.
 
-    CPU cores are used as a device each, unless JAX has started with another number
-    (JAX_NUM_CPU_DEVICES). Several processes give as many each.
+    Each CPU core is used as a device, unless JAX has started with another number
+    (JAX_NUM_CPU_DEVICES). Several processes contribute equally many devices each.
 
     Args:
       machine: which devices were asked for.
@@ -262,12 +262,14 @@ def layout(
 
 
 def single_device() -> Layout:
-    """The first device, for one network."""
+    """Choose the first device, for one network."""
     return layout(Machine(parallel="jit"), batch_size=1)
 
 
 def _mesh(machine: Machine, num_seeds: int) -> tuple[int, int] | None:
-    """Over how many devices the seeds are shared out, and over how many the batch of each."""
+    """Parse --mesh: over how many devices the seeds are shared out, and over how many the batch of
+    each. None if it is not set.
+    """
     if machine.mesh is None:
         return None
     groups, shared = map(int, machine.mesh.split("x"))
@@ -284,7 +286,7 @@ def _mesh(machine: Machine, num_seeds: int) -> tuple[int, int] | None:
 
 
 def _most_that_divide(batch_size: int, num_seeds: int, most: int, fewest: int) -> int:
-    """The largest number of devices of which each gets as many images of a seed.
+    """Find the largest number of devices that each get equally many images of a seed.
 
     Args:
       batch_size: images of a seed.
@@ -314,7 +316,7 @@ def _check_count(count: int, available: int, mode: str, platform: str) -> None:
 
 
 def _arranged(available: Sequence[Device], count: int, num_rows: int) -> np.ndarray:
-    """`count` of the devices, as many of each process, in `num_rows` rows."""
+    """Arrange `count` of the devices, equally many of each process, in `num_rows` rows."""
     if count < len(available):
         per_process = count // processes.count()
         by_process = [

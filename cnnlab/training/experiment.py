@@ -46,13 +46,13 @@ class TrainingData:
     facts: DataFacts
 
     def read(self, positions: Sequence[int] | np.ndarray) -> Batch:
-        """Images of the training split: {"image": uint8[B, H, W, C], "label": int32[B]}."""
+        """Read images of the training split: {"image": uint8[B, H, W, C], "label": int32[B]}."""
         if self.images is None:
             return self.dataset.train.read(positions)
         return {"image": self.images[positions], "label": self.dataset.labels[positions]}
 
     def feed(self, config: Config, parts: Parts, seed: int, rows: np.ndarray) -> feeds.Feed:
-        """What a run with a seed is fed; `rows` of each batch by this process.
+        """Build the feed of a run with a seed; this process feeds `rows` of each batch.
 
         Raises:
           InputError: under this seed the corruptions leave another number of images.
@@ -121,18 +121,18 @@ class Experiment:
         return self.layout.place(network.fold_in(self.keys, 1), self.program.per_seed)
 
     def start(self) -> Progress:
-        """Before the first step, on the devices."""
+        """Build the progress before the first step, on the devices."""
         state, totals = self.program.begin(self.keys, self.init_images)
         return Progress(*self.layout.place((state, totals), self.program.per_seed))
 
     def items(self, first: int, last: int) -> Iterator[Batch]:
-        """What the steps from `first` to before `last` are fed."""
+        """Yield what the steps from `first` to before `last` are fed."""
         return self.feed.items(first, last)
 
     def advance(self, progress: Progress, items: Sequence[Batch]) -> Progress:
         """Take a step for each of the items, at most `dispatch_steps`; the progress is given away.
 
-        The devices work on while this returns.
+        It returns while the devices are still working.
         """
         state, totals = self.program.dispatch(
             progress.state,
@@ -146,27 +146,27 @@ class Experiment:
         return dataclasses.replace(progress, state=state, totals=totals)
 
     def validate(self, state: TrainState) -> list[Metrics]:
-        """The metrics of the held-out images, of each network; empty where none are held out."""
+        """Compute each network's metrics on the held-out images; empty where none are held out."""
         if not len(self.data.held_out):
             return []
         batches = self._in_order(self.data.read, self.data.held_out)
         return self._measure(self.program.validation_sums, state, batches)
 
     def test(self, state: TrainState, console: Console | None = None) -> list[Metrics]:
-        """The metrics of the test images, of each network."""
+        """Compute each network's metrics on the test images."""
         return self._measure(self.program.test_sums, state, self.test_batches(), console)
 
     def test_batches(self) -> Iterator[Batch]:
-        """The test images, each once."""
+        """Yield the test images in batches, each image once."""
         split = self.data.dataset.test
         return self._in_order(split.read, np.arange(len(split)))
 
     def logits(self, state: TrainState, batch: Batch) -> jax.Array:
-        """The logits of a batch: float32[B, K], float32[S, B, K] of several seeds."""
+        """Compute the logits of a batch: float32[B, K]; float32[S, B, K] for several seeds."""
         return self.program.logits(state.variables, batch)
 
     def with_seeds(self, seeds: Sequence[int], rates: Sequence[float] | None = None) -> Experiment:
-        """The same experiment with as many other seeds; nothing is compiled anew.
+        """Copy the experiment with equally many other seeds; nothing is compiled again.
 
         Raises:
           InputError: their number differs.
@@ -180,7 +180,7 @@ class Experiment:
         return dataclasses.replace(self, **seeded)
 
     def notices(self) -> list[str]:
-        """What to know of a user's model that does not take all that the run could pass it."""
+        """List what to know of a user's model that does not take all that a run could pass it."""
         parts = self.parts
         recipe = self.config.recipe
         shared = self.layout.mesh.shape[AXIS]
@@ -275,7 +275,7 @@ def _seeded(
     seeds: Sequence[int] | None,
     rates: Sequence[float] | None,
 ) -> _OfSeeds:
-    """What of an experiment depends on the seeds: its keys, rates and feed."""
+    """Build what depends on the seeds in an experiment: its keys, rates and feed."""
     config, parts, layout = compiled.config, compiled.parts, compiled.layout
     recipe = config.recipe
     keys = network.run_keys(recipe.seed if seeds is None else seeds)
@@ -291,7 +291,7 @@ def _seeded(
 
 
 def _rows(batch_size: int, layout: Layout) -> np.ndarray:
-    """Which rows of a batch this process feeds."""
+    """Return the rows of a batch that this process feeds."""
     return layout.local_part(batch_size, AXIS)
 
 
@@ -301,7 +301,8 @@ def choose_layout(
     num_seeds: int | None = None,
     available: Sequence[Device] | None = None,
 ) -> Layout:
-    """The devices of a configuration, for as many seeds; of those available, perhaps elsewhere.
+    """Choose the devices for a configuration and `num_seeds` seeds, from those available, which may
+    be elsewhere.
 
     Raises:
       InputError: more than there are, or a number that does not fit.
@@ -347,7 +348,9 @@ def check_parts(recipe: Recipe, parts: Parts, dataset: datasets.Dataset) -> None
 def read_split(
     machine: Machine, split: datasets.Split, console: Console
 ) -> tuple[np.ndarray | None, source.Summary]:
-    """Read a training split, with a bar: its images where they are kept in memory, its summary."""
+    """Read a training split, showing a bar: its images where they are kept in memory, and its
+    summary.
+    """
     track = console.track(f"decoding {split.name}", "reads")
     if program.is_resident(machine, len(split), split.image_shape):
         return source.decoded(split, track)

@@ -75,7 +75,7 @@ class Saver:
     def restore(
         self, like: Progress, which: Literal["latest", "best"] | int = "latest"
     ) -> tuple[Progress | None, int, tuple[str, ...]]:
-        """The newest progress that verifies.
+        """Restore the newest progress that verifies; or the best, or that of a step.
 
         Args:
           like: a progress of the same structure, placed on the devices wanted.
@@ -98,14 +98,14 @@ class Saver:
         return progress, checkpoint.step, checkpoint.rejected
 
     def stored(self) -> Sequence[int]:
-        """The steps that are saved, once the last of them is written."""
+        """Wait until the last save is written, and return the steps that are saved."""
         if self.checkpoints is None:
             return ()
         self.checkpoints.wait()
         return self.checkpoints.steps()
 
     def next_save(self, step: int, last: int) -> int:
-        """The step within an epoch at which is saved next; `last`, its end, where none is."""
+        """Return the next step to save at within an epoch; `last`, its end, if there is none."""
         if not self.every_steps:
             return last
         return min(last, (step // self.every_steps + 1) * self.every_steps)
@@ -115,13 +115,13 @@ class Observer:
     """What is called while a run trains. By itself it does nothing."""
 
     def begun(self, progress: Progress, rejected: Sequence[str]) -> None:
-        """Before training: where the run starts, and why newer checkpoints were rejected."""
+        """Note where the run starts, and why newer checkpoints were rejected, before training."""
 
     def first_step(self, progress: Progress) -> None:
-        """After this process's first dispatch, which may not have finished."""
+        """Note this process's first dispatch, which may not have finished."""
 
     def epoch(self, row: Row) -> None:
-        """After each epoch, once it is saved: its metrics."""
+        """Note the metrics of an epoch, once it is saved."""
 
 
 def fit(
@@ -172,7 +172,7 @@ def fit(
 
 
 def steps_taken(state: TrainState) -> int:
-    """The number of steps behind a state; all seeds have the same."""
+    """Return the number of steps behind a state; all seeds have the same."""
     return int(np.ravel(transfer.fetch(state.step))[0])
 
 
@@ -229,7 +229,7 @@ class _Loop:
         return progress, _row(sums, epoch, steps_per_epoch, step - first, seconds)
 
     def end_epoch(self, progress: Progress, row: Row) -> tuple[Progress, bool]:
-        """Validate and save: the progress before the next epoch, and whether it was saved."""
+        """Validate and save; return the progress for the next epoch, and whether it was saved."""
         totals = progress.totals["loss"]
         row |= _validation(self.experiment.validate(progress.state), several=totals.ndim > 0)
         zeros = transfer.put(zero_totals(totals.dtype, totals.shape), totals.sharding)
@@ -244,7 +244,7 @@ class _Loop:
         return progress, saved
 
     def stopped(self, step: int, saved: bool) -> Stopped:
-        """What is raised where the run stops."""
+        """Wait for the last save, and build the error to raise where the run stops."""
         assert self.stopped_by is not None
         self.saver.stored()
         what = "saved" if saved else "not saved, as a seed of it has diverged"
@@ -263,14 +263,14 @@ class _Loop:
     def _save(
         self, progress: Progress, step: int, finite: bool, metric: float | None = None
     ) -> bool:
-        """Save while every seed is finite; whether it was saved."""
+        """Save if every seed is finite; return whether it was saved."""
         if self.saver.checkpoints is None or not finite:
             return False
         self.saver.save(progress, step, metric)
         return True
 
     def _finite(self, totals: Totals) -> dict[str, np.ndarray]:
-        """The totals on the host, once they show that every step of some seed was finite."""
+        """Fetch the totals to the host; raise Diverged if no seed's steps were all finite."""
         sums = transfer.fetch(totals)
         if np.max(sums["bad_step"]) == NEVER:
             return sums
@@ -291,7 +291,7 @@ class _Loop:
 def _row(
     sums: dict[str, np.ndarray], epoch: int, steps_per_epoch: int, steps: int, seconds: float
 ) -> Row:
-    """An epoch's metrics; `steps` of it were taken by this process, in `seconds`."""
+    """Build the row of an epoch's metrics; this process took `steps` of its steps, in `seconds`."""
     count = sums["count"].astype(np.float64)
     row = {
         "epoch": epoch + 1,
@@ -309,8 +309,8 @@ def _row(
 
 
 def _validation(results: Sequence[Metrics], several: bool) -> Row:
-    """The metrics of the held-out images as part of a row: lists over seeds if there are several
-    networks.
+    """Build the part of a row with the metrics of the held-out images: lists over seeds if there
+    are several networks.
     """
     names = metrics.numbers(results[0]) if results else ()
     columns = {f"validation_{name}": [result[name] for result in results] for name in names}
@@ -318,7 +318,7 @@ def _validation(results: Sequence[Metrics], several: bool) -> Row:
 
 
 def line(row: Row, epochs: int) -> str:
-    """An epoch's metrics for a person to read; their means where there are several seeds."""
+    """Format an epoch's metrics for a person to read; their means where there are several seeds."""
     mean = {name: f"{np.mean(row[name]):.4f}" for name in _SHOWN if name in row}
     parts = [
         f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}",
@@ -343,7 +343,7 @@ def evaluate(
     num_seeds: int | None = None,
     extra_metrics: Sequence[metrics.Metric] = (),
 ) -> list[Metrics]:
-    """The metrics of a whole data set, for each network that the variables hold.
+    """Compute the metrics of a whole data set, for each network that the variables hold.
 
     Args:
       sums: (variables, batch) -> metric sums.

@@ -33,7 +33,7 @@ from cnnlab.types import PyTree
 def build_optimizer(
     recipe: Recipe, parts: Parts, steps_per_epoch: int, peak: float | jax.Array | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of a run under its schedule.
+    """Build the optimizer of a run under its schedule.
 
     Args:
       recipe: of the run.
@@ -51,10 +51,10 @@ def build_optimizer(
 
 
 def run_keys(seeds: int | Sequence[int]) -> jax.Array:
-    """The key of a run, key[]; of the runs of several seeds, key[S].
+    """Make the key of a run, key[], or of the runs of several seeds, key[S].
 
     Raises:
-      InputError: no seeds, or one that is none.
+      InputError: no seeds, or one that is not a whole number in [0, 2**32).
     """
     if isinstance(seeds, int):
         return jax.random.key(seeds)
@@ -72,7 +72,7 @@ def fold_in(keys: jax.Array, data: int) -> jax.Array:
 
 
 def init_images(model: nn.Module) -> int:
-    """How many training images a model's `init` sees; 0 for one of zeros."""
+    """Return how many training images a model's `init` sees; 0: one image of zeros."""
     return getattr(model, "init_images", 0)
 
 
@@ -83,7 +83,7 @@ def initial_state(
     image_shape: tuple[int, ...],
     images: jax.Array | None = None,
 ) -> TrainState:
-    """The state before the first step; for key[S] as many states, their leaves stacked.
+    """Build the state before the first step; for key[S] as many states, their leaves stacked.
 
     Args:
       model: linen module.
@@ -125,7 +125,7 @@ def _initial(
 
 
 def apply_for_training(model: nn.Module, features: bool = False) -> Callable:
-    """A model as a train step applies it.
+    """Build the function that applies a model in a train step.
 
     Args:
       model: linen module.
@@ -151,7 +151,7 @@ def apply_for_training(model: nn.Module, features: bool = False) -> Callable:
 def apply_for_evaluation(
     model: nn.Module, facts: DataFacts, views: str = "one", features: bool = False
 ) -> Callable:
-    """A model as it is evaluated.
+    """Build the function that applies a model in evaluation.
 
     Args:
       model: linen module.
@@ -182,9 +182,9 @@ def apply_for_evaluation(
 
 
 def statistics(facts: DataFacts) -> tuple[jax.Array, jax.Array]:
-    """A data set's mean and deviation as constants of a program: float[C] each.
+    """Return a data set's mean and deviation as constants of a program: float[C] each.
 
-    They are double where JAX has doubles.
+    They are float64 if JAX has it enabled, otherwise float32.
     """
     dtype = jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32
     return jnp.asarray(facts.mean, dtype), jnp.asarray(facts.std, dtype)
@@ -213,13 +213,13 @@ class Network:
     changed: tuple[str, ...] = ()
 
     def fits(self, dataset: Dataset) -> bool:
-        """Whether a data set has the classes and the images that it was trained on."""
+        """Return whether a data set has the classes and the image shape that it was trained on."""
         facts = self.facts
         described = tuple(dataset.class_names), tuple(dataset.train.image_shape)
         return described == (facts.class_names, facts.image_shape)
 
     def logits(self, images: np.ndarray | jax.Array) -> jax.Array:
-        """The logits of images uint8[B, H, W, C]: float32[B, K]."""
+        """Compute the logits of images uint8[B, H, W, C]: float32[B, K]."""
         return jax.jit(self.apply_fn)(self.state.variables, jnp.asarray(images))[0]
 
 
@@ -227,7 +227,7 @@ _WHICH: dict[str, Literal["latest", "best"]] = {"last": "latest", "best": "best"
 
 
 def load(path: Path, weights: str | int = "last", conv: Convolution | None = None) -> Network:
-    """The network of a run folder, on one device; the run need not have ended.
+    """Load the network of a run folder, on one device; the run need not have ended.
 
     Args:
       path: the run folder.
@@ -267,7 +267,7 @@ def load(path: Path, weights: str | int = "last", conv: Convolution | None = Non
 def teacher_fn(
     recipe: Recipe, dataset: Dataset, conv: Convolution | None = None
 ) -> tuple[Callable[[jax.Array], jax.Array], str]:
-    """The teacher of a recipe.
+    """Load the teacher of a recipe as a function.
 
     Returns:
       Images float or uint8[B, H, W, C] in 0..255 -> the teacher's logits float32[B, K]; and a

@@ -111,12 +111,14 @@ class Program:
         return jax.lax.fori_loop(0, steps, take, (state, totals))
 
     def stack(self, items: Sequence[Batch]) -> Batch:
-        """The items of a dispatch as one, filled up, so that one program serves all numbers."""
+        """Stack the items of a dispatch, filled up to `dispatch_steps`, so that one program serves
+        any number of them.
+        """
         filled = [*items, *[items[-1]] * (self.dispatch_steps - len(items))]
         return jax.tree.map(lambda *steps: np.stack(steps, len(self.per_seed)), *filled)
 
     def begin(self, keys: jax.Array, images: jax.Array | None) -> tuple[TrainState, Totals]:
-        """The state and the totals before the first step.
+        """Build the state and the totals before the first step.
 
         Args:
           keys: key[], of the run; key[S] of several seeds.
@@ -131,7 +133,7 @@ class Program:
         return state, zero_totals(seeds=keys.shape)
 
     def abstract_start(self) -> tuple[TrainState, Totals, jax.Array]:
-        """The shapes of the state, the totals and the keys before the first step."""
+        """Compute the shapes of the state, the totals and the keys before the first step."""
         num_seeds = self.layout.num_seeds
         shape = self.facts.image_shape
         count = min(network.init_images(self.model), self.facts.num_images)
@@ -140,7 +142,9 @@ class Program:
         return *jax.eval_shape(self.begin, keys, images), keys
 
     def arguments(self) -> tuple[PyTree, ...]:
-        """What `dispatch` takes, as shapes with shardings: of what makes the real ones."""
+        """Return the arguments of `dispatch` as shapes with shardings, from the code that makes the
+        real ones.
+        """
         num_seeds = self.layout.num_seeds
         facts = self.facts
         state, totals, keys = self.abstract_start()
@@ -199,7 +203,7 @@ def build(
     teacher: Callable[[jax.Array], jax.Array] | None = None,
     single_dispatch: bool = False,
 ) -> Program:
-    """The compiled steps of a configuration.
+    """Build the compiled steps of a configuration.
 
     Args:
       config: of the run.
@@ -243,7 +247,8 @@ def build(
 
 
 def is_resident(machine: Machine, num_images: int, image_shape: Sequence[int]) -> bool:
-    """Whether a split's images are kept in memory, decoded: as asked, or if they are small enough.
+    """Return whether a split's images are kept in memory, decoded: as asked, or if they are small
+    enough.
 
     Raises:
       InputError: they are, and processes are to read them.
@@ -259,11 +264,11 @@ def is_resident(machine: Machine, num_images: int, image_shape: Sequence[int]) -
 
 
 def _at_once(machine: Machine, layout: Layout, resident: bool) -> int:
-    """Steps in a dispatch, unless an epoch is shorter.
+    """Choose the number of steps in a dispatch, unless an epoch is shorter.
 
-    On CPU devices that each train seeds of their own, four steps at once spare three of four waits
-    for the slower one (4 seeds on two cores: 0.9 of one seed's images a second, then 1.0); alone a
-    seed gains nothing.
+    On CPU devices that each train seeds of their own, four steps at once avoid three of four waits
+    for the slower device (4 seeds on two cores: 0.9 of one seed's images a second, then 1.0); a
+    single seed gains nothing.
     """
     if machine.dispatch_steps:
         return machine.dispatch_steps
@@ -288,6 +293,6 @@ def _prepare(
     run_key: jax.Array,
     axis_name: str | None,
 ) -> augment.Batch:
-    """The batch normalised, and augmented by the operations."""
+    """Normalise a batch, and augment it by the operations."""
     images = augment.normalise(batch["image"], *network.statistics(facts))
     return augment.apply(operations, batch | {"image": images}, key, run_key, axis_name)

@@ -63,7 +63,7 @@ def train(
     observer: Observer | None = None,
     console: Console | None = None,
 ) -> Progress:
-    """Train an experiment to its end, from where its checkpoints have come.
+    """Train an experiment to its end, resuming from its checkpoints, if it has any.
 
     Args:
       experiment: what is trained.
@@ -90,7 +90,7 @@ def in_memory(
     seeds: Sequence[int] | None = None,
     parts: Parts | None = None,
 ) -> tuple[Experiment, Progress]:
-    """Train to the end in memory; nothing is kept but what is done with it next.
+    """Train to the end in memory; nothing is saved.
 
     Args:
       config: of the run.
@@ -120,7 +120,7 @@ def kept_in_memory(config: Config, console: Console, parts: Parts | None = None)
 
 
 def load(path: Path, weights: str | None = None) -> Run:
-    """The run of a folder; its `test` is empty where other weights were tested, or none yet.
+    """Load the run of a folder; its `test` is empty where other weights were tested, or none yet.
 
     Args:
       path: of the folder.
@@ -187,7 +187,7 @@ def in_folder(
 
 
 def own_dataset(network: Network, data_dir: str | None = None) -> Dataset:
-    """The data set that a network was trained on.
+    """Open the data set that a network was trained on.
 
     Args:
       network: of a run.
@@ -210,7 +210,7 @@ def own_dataset(network: Network, data_dir: str | None = None) -> Dataset:
 
 
 def evaluate(network: Network, dataset: Dataset, console: Console | None = None) -> Metrics:
-    """The metrics of a trained network on the test images of a data set, on one device.
+    """Compute the metrics of a trained network on the test images of a data set, on one device.
 
     Args:
       network: whose classes and image shape are those of the data set (`Network.fits`).
@@ -239,7 +239,7 @@ def evaluate(network: Network, dataset: Dataset, console: Console | None = None)
 
 
 def trained_network(experiment: Experiment, progress: Progress, step: int) -> Network:
-    """The network of an experiment with the weights that it has reached."""
+    """Build the network of an experiment with the weights that it has reached."""
     views = experiment.config.recipe.test_views
     features = "features" in experiment.parts.loss_asks
     model = experiment.program.model
@@ -321,8 +321,8 @@ class _Start:
 
 @cache
 def _compilations() -> list[float]:
-    """The seconds of each compilation of this process from now on; JAX keeps its listeners, so
-    there is one.
+    """Collect the seconds of each compilation of this process from now on. JAX keeps its listeners,
+    so there is only one.
     """
     seconds: list[float] = []
 
@@ -335,7 +335,7 @@ def _compilations() -> list[float]:
 
 
 def describe_devices(config: Config, experiment: Experiment) -> str:
-    """Which devices a run uses, and why not all of them."""
+    """Describe which devices a run uses, and why not all of them."""
     layout = experiment.layout
     machine = config.machine
     text = f"{layout.device_count} x {jax.devices()[0].device_kind} ({layout.mode})"
@@ -348,14 +348,14 @@ def describe_devices(config: Config, experiment: Experiment) -> str:
 
 
 def describe_feed(experiment: Experiment) -> str:
-    """How the images come: resident or streaming."""
+    """Describe how the images are fed: resident or streaming."""
     return "resident" if experiment.program.is_resident else "streaming"
 
 
 def _to_test(
     config: Config, saver: Saver, progress: Progress, console: Console
 ) -> tuple[Progress, int]:
-    """The weights to test, and their step."""
+    """Choose the weights to test; return them with their step."""
     if config.output.test_on == "last":
         return progress, loop.steps_taken(progress.state)
     best, step, rejected = saver.restore(progress, which="best")

@@ -46,7 +46,7 @@ PACKAGES = (
 
 
 def default_path(config: Config) -> Path:
-    """The run folder of a configuration: --workdir, or runs/DATASET-MODEL-LOSS-seedN."""
+    """Choose the run folder of a configuration: --workdir, or runs/DATASET-MODEL-LOSS-seedN."""
     if config.output.workdir:
         path = files.path(config.output.workdir)
         return path if files.is_remote(path) else path.absolute()
@@ -59,8 +59,8 @@ def default_path(config: Config) -> Path:
 
 
 def versions() -> JsonObject:
-    """What a result depends on besides its configuration. A device list is added by the caller, who
-    has jax.
+    """Collect what a result depends on besides its configuration. The caller, who has jax, adds a
+    device list.
     """
     return {
         "python": platform.python_version(),
@@ -75,7 +75,7 @@ def versions() -> JsonObject:
 
 
 def read(path: Path) -> tuple[Config, DataFacts, JsonObject]:
-    """A run folder's configuration, the facts about its data, and the configuration as stored.
+    """Read a run folder's configuration, the facts about its data, and the configuration as stored.
 
     Raises:
       InputError: the folder holds no run.
@@ -91,7 +91,7 @@ def read(path: Path) -> tuple[Config, DataFacts, JsonObject]:
 
 
 def read_results(path: Path) -> tuple[list[Row], JsonObject]:
-    """A run folder's metrics.jsonl, and its summary, which is empty until the run has ended."""
+    """Read a run folder's metrics.jsonl and its summary, which is empty until the run has ended."""
     lines = []
     with contextlib.suppress(FileNotFoundError):
         lines = files.read_text(path / "metrics.jsonl").splitlines()
@@ -149,11 +149,11 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
 
 
 def conflicts(stored: JsonObject, wanted: Config, quick: bool = False) -> list[str]:
-    """The fields in which a run folder's configuration forbids resuming with `wanted`, as 'name:
-    stored -> wanted'.
+    """List the fields in which a run folder's configuration forbids resuming with `wanted`, as
+    'name: stored -> wanted'.
 
     Parts are compared by what they resolve to: an alias, or a hyperparameter written at its
-    default, is no conflict; a default that is another one in this version is. More epochs are no
+    default, is no conflict; a default that has changed since then is a conflict. More epochs are no
     conflict where no part depends on their number: every step already taken stays as it was.
 
     Args:
@@ -183,8 +183,8 @@ def conflicts(stored: JsonObject, wanted: Config, quick: bool = False) -> list[s
 def _settle_parts(
     stored: JsonObject, wanted: Config, differing: dict[str, tuple[object, object]]
 ) -> None:
-    """Compare parts by what they resolve to and by the user's files; take back more epochs where
-    they may grow.
+    """Compare parts by what they resolve to and by the user's files; allow more epochs where they
+    may grow.
     """
     from cnnlab.parts import resolve
     from cnnlab.spec import Part, parse_pipeline
@@ -219,8 +219,8 @@ def _settle_parts(
 
 
 def changed_sources(stored: JsonObject, parts: Parts) -> list[str]:
-    """The modules of the user that are no longer what a run was started with, or that it did not
-    have.
+    """List the modules of the user that are no longer what a run was started with, or that it did
+    not have.
     """
     before = stored.get("sources", {})
     now = parts.sources()
@@ -230,16 +230,16 @@ def changed_sources(stored: JsonObject, parts: Parts) -> list[str]:
 
 
 def _has_results(path: Path) -> bool:
-    """Whether a run folder holds something to lose: a checkpoint or a summary."""
+    """Return whether a run folder holds something to lose: a checkpoint or a summary."""
     return (path / "summary.json").exists() or bool(layout.steps(path / "checkpoints"))
 
 
 def stored_form(config: Config) -> JsonObject:
-    """A configuration as a run stores it: parts with all hyperparameters, as they were written, and
-    the user's files.
+    """Convert a configuration to the form that a run stores: parts with all hyperparameters, the
+    same parts as they were written, and the digests of the user's files.
 
-    A later version's other defaults do not change it, and new hyperparameters with a default do not
-    make it unreadable.
+    Other defaults in a later version do not change it, and new hyperparameters with a default do
+    not make it unreadable.
     """
     from cnnlab.parts import resolve
     from cnnlab.spec import Part
@@ -274,7 +274,7 @@ class RunFolder:
         self.warnings = agree.on_first(lambda: self._open(config, environment, data))
 
     def _open(self, config: Config, environment: JsonObject, facts: DataFacts) -> list[str]:
-        """Lock the folder and describe the run in it; what changed since the last start."""
+        """Lock the folder and describe the run in it; return what changed since the last start."""
         path = self.path
         data = facts.to_json()
         try:
@@ -327,7 +327,7 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Flush and give up the lock."""
+        """Flush, and release the lock."""
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
@@ -335,8 +335,8 @@ class RunFolder:
             self._lock.close()
 
     def start_metrics(self, history: Sequence[Row], tensorboard: bool) -> None:
-        """Make metrics.jsonl and the TensorBoard events say what `history` says: epochs after a
-        kill are dropped.
+        """Rewrite metrics.jsonl and the TensorBoard events from `history`; epochs that a killed run
+        recorded after these are dropped.
         """
         if processes.index():
             return
@@ -382,5 +382,5 @@ def _read_json(path: Path) -> JsonObject | None:
 
 
 def command() -> str:
-    """The command line that started this process, for 'run again' messages."""
+    """Return the command line that started this process, for 'run again' messages."""
     return shlex.join([os.path.relpath(sys.executable), *sys.argv])

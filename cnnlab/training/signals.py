@@ -20,9 +20,9 @@ class StopRequest:
     agreed: bool = False
 
     def seen(self) -> int | None:
-        """The signal, if one has come.
+        """Return the signal, if one has come.
 
-        Of several processes all see it at the same look, whichever of them got it.
+        Of several processes, all see it at the same call, whichever of them received it.
         """
         if processes.count() == 1:
             return self.signal

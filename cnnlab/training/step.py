@@ -76,13 +76,13 @@ class Progress:
 
 
 def create_state(variables: Variables, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, from a model's initial variables."""
+    """Build the state before the first step from a model's initial variables."""
     params = variables["params"]
     return TrainState(jnp.int32(0), params, variables.get("batch_stats", {}), tx.init(params))
 
 
 def zero_totals(dtype: DTypeLike = jnp.float32, seeds: tuple[int, ...] = ()) -> Totals:
-    """Running sums of an epoch before its first step, with the leading axes `seeds`.
+    """Build the running sums of an epoch before its first step, with the leading axes `seeds`.
 
     `bad_step` is the first step that was not finite, `gradient_norms` are those of the epoch's
     first steps.
@@ -123,7 +123,7 @@ class Objective:
         view_logits: jax.Array | None = None,
         step: jax.Array | None = None,
     ) -> jax.Array:
-        """The loss of each example.
+        """Compute the loss of each example.
 
         Args:
           logits: float32[B, K].
@@ -154,7 +154,7 @@ class Objective:
 
 
 def as_they_are(images: jax.Array) -> jax.Array:
-    """Images that are not normalised."""
+    """Return images unchanged, as they are not normalised."""
     return images
 
 
@@ -193,7 +193,7 @@ def train_step(
     parts: StepParts,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Totals]:
-    """One step of gradient descent on the batch's mean loss.
+    """Take one step of gradient descent on the batch's mean loss.
 
     Args:
       state: before.
@@ -264,15 +264,15 @@ def train_step(
 
 
 def _interleaved(images: jax.Array, views: jax.Array) -> jax.Array:
-    """[B, ...], [V, B, ...] -> [B (1 + V), ...]: each image before its views, whichever device
-    holds them.
+    """Interleave images and their views, [B, ...], [V, B, ...] -> [B (1 + V), ...]: each image
+    before its views, whichever device holds them.
     """
     return jnp.concatenate([images[None], views]).swapaxes(0, 1).reshape(-1, *images.shape[1:])
 
 
 def _apart(values: jax.Array, views: int) -> tuple[jax.Array, jax.Array]:
-    """What the model made of `_interleaved`: float[B, ...] of the images, float[V, B, ...] of their
-    views.
+    """Split what the model made of `_interleaved`: float[B, ...] of the images, float[V, B, ...] of
+    their views.
     """
     by_view = values.reshape(-1, 1 + views, *values.shape[1:]).swapaxes(0, 1)
     return by_view[0], by_view[1:]
@@ -287,7 +287,7 @@ def eval_step(
     extra_metrics: Sequence[metrics.Metric] = (),
     axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
-    """Metric sums of a batch, padding masked out.
+    """Compute the metric sums of a batch, padding masked out.
 
     Args:
       variables: of the model.
