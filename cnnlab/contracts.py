@@ -154,7 +154,7 @@ def captured(wanted: bool) -> Iterator[dict[str, jax.Array]]:
 
 
 def features_shape(part: Part, model: nn.Module, image_shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of the input of a model's last layer, for two images.
+    """Find the shape of the input of a model's last layer, for two images.
 
     Raises:
       InputError: the model calls no layer.
@@ -263,7 +263,7 @@ def check_metric(part: Part, metric: Metric, num_classes: int) -> None:
 
 
 def batch_shapes(batch_size: int, image_shape: Sequence[int]) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch as the first augmentation finds it."""
+    """Return the shapes of a batch as the first augmentation finds it."""
     shapes = {
         "image": (batch_size, *image_shape),
         "label": (batch_size,),

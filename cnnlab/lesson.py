@@ -101,7 +101,7 @@ def figure(
     height: int = 250,
     **margins: float,
 ) -> Panel:
-    """A figure; consecutive ones stand side by side.
+    """Draw a figure; consecutive ones appear side by side.
 
     Args:
       caption: above it.
@@ -121,7 +121,7 @@ def lines(
     markers: bool = False,
     **axes: object,
 ) -> Panel:
-    """A figure of lines over one axis, told apart without their colour too.
+    """Draw a figure of lines over one axis; they differ without their colour too.
 
     Args:
       caption: above it.
@@ -151,7 +151,7 @@ def lines(
 
 
 def picture(caption: str, image: np.ndarray, limit: float | None = None, side: int = 96) -> Panel:
-    """An image without axes, its pixels as squares.
+    """Draw an image without axes, its pixels as squares.
 
     Args:
       caption: above it.
@@ -221,10 +221,10 @@ def _run(teach: Callable[[Flags], Iterable[Part]], flags: Flags) -> None:
 
 
 def made(workdir: str) -> Path:
-    """A folder that can be written to, made if it is not there.
+    """Make a folder if it is not there, and check that it can be written to.
 
     Raises:
-      InputError: there can be none.
+      InputError: it cannot be made or written to.
     """
     if not workdir:
         raise InputError("--workdir must name a folder")
@@ -241,10 +241,10 @@ def made(workdir: str) -> Path:
 
 
 def read(path: Path) -> Taught:
-    """What a lesson has left in NAME.json.
+    """Read what a lesson has stored in NAME.json.
 
     Raises:
-      InputError: nothing that is one.
+      InputError: the file holds no lesson.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -255,7 +255,7 @@ def read(path: Path) -> Taught:
 
 
 def page(lessons: Sequence[Taught], title: str, failed: Sequence[str] = ()) -> str:
-    """One HTML page of lessons, and the names of those that failed."""
+    """Build one HTML page of lessons, with the names of those that failed."""
     claims = [part for lesson in lessons for part in lesson.parts if isinstance(part, Claim)]
     held = sum(claim.holds for claim in claims)
     lead = f"{held} of {len(claims)} claims hold, as they were computed for this page."
@@ -266,8 +266,9 @@ def page(lessons: Sequence[Taught], title: str, failed: Sequence[str] = ()) -> s
 
 
 def _blocks(lesson: Taught) -> list[Block]:
-    """A lesson below its heading: the claims that failed, the text, then its parts in order, like
-    ones together.
+    """Arrange a lesson below its heading: failed claims, text, parts in order, and the script.
+
+    Consecutive parts of the same kind stay together.
     """
     blocks: list[Block] = [
         Text(f"Does not hold: {c.statement}. {c.measured}", alarm=True) for c in lesson.refuted
@@ -295,7 +296,7 @@ def _blocks(lesson: Taught) -> list[Block]:
 
 
 def _line(part: Part) -> str:
-    """A part on the terminal; figures are for the page."""
+    """Format a part for the terminal; figures, which are for the page, give no text."""
     match part:
         case Claim(statement, holds, measured):
             return f"{'HOLDS' if holds else 'DOES NOT HOLD'}: {statement}\n    {measured}"

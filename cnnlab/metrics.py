@@ -24,7 +24,7 @@ ECE_BINS = 15
 
 
 def mean(total: np.ndarray, count: float) -> float:
-    """What a sum over examples is for each of them."""
+    """Divide a sum over examples by their number."""
     return float(total / count)
 
 
@@ -58,7 +58,7 @@ class Metric:
     description: str = ""
 
     def __call__(self) -> Metric:
-        """The record itself: named by its path it is a part without hyperparameters."""
+        """Return the record itself: named by its path it is a part without hyperparameters."""
         return self
 
     def __hash__(self) -> int:
@@ -82,7 +82,7 @@ def _brier(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _calibration(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-    """float32[3, 15]: per bin of confidence the count, the sum of confidences, the hits."""
+    """Sum, per bin of confidence, the examples, their confidences and the hits: float32[3, 15]."""
     confidence = jnp.max(softmax(logits), -1)
     hit = (predict(logits) == labels) & mask
     bins = jnp.clip(jnp.ceil(confidence * ECE_BINS).astype(jnp.int32) - 1, 0, ECE_BINS - 1)
@@ -97,7 +97,9 @@ def _calibration(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.A
 
 
 def _ece(total: np.ndarray, count: float) -> float:
-    """Source: Naeini et al., 2015, AAAI; 15 equal bins (lower, upper] as in Guo et al., 2017, arXiv
+    """Compute the expected calibration error from the sums of `_calibration`.
+
+    Source: Naeini et al., 2015, AAAI; 15 equal bins (lower, upper] as in Guo et al., 2017, arXiv
     1706.04599.
     """
     del count
@@ -181,7 +183,7 @@ def sums(
     mask: jax.Array,
     extra: Sequence[Metric] = (),
 ) -> dict[str, jax.Array]:
-    """What one batch adds to the metrics.
+    """Compute what one batch adds to the metrics.
 
     Args:
       logits: float32[B, K].
@@ -208,7 +210,7 @@ def sums(
 
 
 def summarise(parts: Iterable[Mapping[str, ArrayLike]], extra: Sequence[Metric] = ()) -> Metrics:
-    """Metrics of a whole data set from the sums of its batches.
+    """Compute the metrics of a whole data set from the sums of its batches.
 
     Args:
       parts: what `sums` returned for each batch, on device or host.
@@ -242,12 +244,12 @@ def summarise(parts: Iterable[Mapping[str, ArrayLike]], extra: Sequence[Metric] 
 
 
 def numbers(result: Metrics) -> dict[str, float]:
-    """The loss and the metrics among what `summarise` returned."""
+    """Select the loss and the metrics from what `summarise` returned."""
     return {name: value for name, value in result.items() if isinstance(value, float)}
 
 
 def describe(result: Metrics) -> str:
-    """A line of what `summarise` returned: four of METRICS, and the user's own."""
+    """Format what `summarise` returned as one line: four of METRICS, and the user's own."""
     shown = {"accuracy": "accuracy", "nll": "NLL", "brier": "Brier", "ece": "ECE"}
     shown |= {name: name for name in numbers(result) if name != "loss" and name not in METRICS}
     values = [f"{label} {result[name]:.4f}" for name, label in shown.items()]

@@ -27,7 +27,7 @@ def _figure(columns: int, width: float, height: float):
 
 
 def curves(history: Sequence[Row], path: Path, title: str = "") -> None:
-    """Loss and accuracy over the epochs.
+    """Plot loss and accuracy over the epochs.
 
     Args:
       history: the rows of metrics.jsonl.
@@ -62,7 +62,7 @@ def curves(history: Sequence[Row], path: Path, title: str = "") -> None:
 def confusion(
     matrix: Sequence[Sequence[int]], class_names: Sequence[str], path: Path, title: str = ""
 ) -> None:
-    """Confusion matrix: rows true, columns predicted, each row as shares of its class.
+    """Plot a confusion matrix: rows true, columns predicted, each row as shares of its class.
 
     Args:
       matrix: K rows of K counts.
@@ -99,7 +99,9 @@ def confusion(
 def loss_curves(
     curves: Mapping[str, Curve], path: Path | IO[bytes], reference: Curve | None = None
 ) -> None:
-    """Losses and the lengths of their gradients, as the true class's probability (or cosine) grows.
+    """Plot losses and the lengths of their gradients as the true class's probability grows.
+
+    For cosine losses the cosine takes the place of the probability.
 
     Up to eight losses share two panels, a row for each kind of axis; more have a panel each, with
     the gradient dashed.
@@ -172,8 +174,9 @@ def _apart(curves: Mapping[str, Curve], reference: Curve | None):
 
 
 def _limits(*series: np.ndarray) -> tuple[float, float]:
-    """From 0 or below to above all but the last hundredth: what explodes at the edge must not
-    flatten the rest.
+    """Choose limits from below 0 to above all but the last hundredth of the values.
+
+    What explodes at the edge must not flatten the rest.
     """
     import numpy as np
 
@@ -189,7 +192,7 @@ def scaling(
     path: Path,
     title: str = "",
 ) -> None:
-    """Images a second over the number of chips, both logarithmic.
+    """Plot images per second over the number of chips, both logarithmic.
 
     Args:
       lines: by name, images a second by chips; grey where the name is "ideal".

@@ -20,7 +20,9 @@ TEST_VIEWS = {
 
 
 def averaged_views(images: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
-    """The same images seen in several ways, for test-time augmentation: their logits are averaged.
+    """Build several views of the same images, for test-time augmentation.
+
+    The logits of the views are averaged, by their weights.
 
     Args:
       images: float[B, H, W, C].

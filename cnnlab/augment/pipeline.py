@@ -33,8 +33,9 @@ class Operation:
 def pipeline(
     named: Iterable[tuple[str, Callable[..., Batch], Sequence[str]]],
 ) -> tuple[Operation, ...]:
-    """Operations from (name, function, what it asks for); the second of a name is "name 2" for its
-    keys.
+    """Build operations from (name, function, what it asks for).
+
+    The second of a name is called "name 2", for keys of its own.
     """
     seen: collections.Counter[str] = collections.Counter()
     operations = []
@@ -53,7 +54,7 @@ def apply(
     run_key: jax.Array,
     axis_name: str | None = None,
 ) -> Batch:
-    """The batch after all operations, one after the other.
+    """Apply all operations to a batch, one after the other.
 
     Args:
       operations: of the pipeline.
@@ -102,12 +103,13 @@ def _apply_operation(
 
 
 def normalise(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """(images - mean) / std per channel: uint8[B, H, W, C] in 0..255 -> the type of `mean`
-    (float[C], same unit).
+    """Compute (images - mean) / std per channel.
+
+    uint8[B, H, W, C] in 0..255 -> the type of `mean` (float[C], same unit).
     """
     return (images.astype(mean.dtype) - mean.reshape(1, 1, 1, -1)) / std.reshape(1, 1, 1, -1)
 
 
 def pixels(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """What `normalise` was given: float[B, H, W, C] -> the same in 0..255."""
+    """Undo `normalise`: float[B, H, W, C] -> the same in 0..255."""
     return images * std.reshape(1, 1, 1, -1) + mean.reshape(1, 1, 1, -1)

@@ -14,7 +14,7 @@ HEADER = 16 * verified.ALIGNED  # bytes of a file of arrays that say what they a
 
 
 def arrays(name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Arrays from the cache, or computed and put there.
+    """Read arrays from the cache, or compute them and put them there.
 
     Args:
       name: of the file; whatever the arrays depend on must be in it.
@@ -32,7 +32,10 @@ def arrays(name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str,
 
 
 def _packed(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """One run of bytes, uint8[size]: what the arrays are, then each of them at a multiple of 64."""
+    """Pack arrays into one run of bytes, uint8[size].
+
+    A header says what the arrays are; each of them follows at a multiple of 64.
+    """
     about = json.dumps(
         [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
     ).encode()
@@ -47,7 +50,7 @@ def _packed(arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _unpacked(body: np.ndarray) -> dict[str, np.ndarray]:
-    """The arrays, as views of the bytes."""
+    """Unpack the arrays, as views of the bytes."""
     arrays = {}
     start = HEADER
     for name, dtype, shape in json.loads(body[:HEADER].tobytes()):

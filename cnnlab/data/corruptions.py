@@ -77,7 +77,7 @@ CORRUPTIONS: dict[str, Callable[..., Dataset]] = {
 
 
 def taken_for(pairs: Mapping[int, int], num_classes: int) -> np.ndarray:
-    """The class that each is taken for, int32[K]; itself where it is always told apart.
+    """Return the class that each class is taken for, int32[K]; itself where it is never mistaken.
 
     Without pairs each class is taken for the next, the last for the first (pair flipping; Han et
     al., 2018, arXiv 1804.06872).
@@ -88,7 +88,7 @@ def taken_for(pairs: Mapping[int, int], num_classes: int) -> np.ndarray:
 
 
 def symmetric_noise(labels: np.ndarray, rate: float, num_classes: int, seed: int) -> np.ndarray:
-    """Labels of which each is wrong with probability `rate`, any other class being as likely.
+    """Make each label wrong with probability `rate`, any other class being equally likely.
 
     Args:
       labels: int32[N], of a whole split: an image's draw does not depend on which others are used.
@@ -106,8 +106,7 @@ def symmetric_noise(labels: np.ndarray, rate: float, num_classes: int, seed: int
 
 
 def asymmetric_noise(labels: np.ndarray, rate: float, other: np.ndarray, seed: int) -> np.ndarray:
-    """Labels of which each is, with probability `rate`, that of the class it is taken for
-    (`taken_for`).
+    """Replace each label, with probability `rate`, by the class it is taken for (`taken_for`).
 
     Args as for `symmetric_noise`; the same images are mistaken, where their class is one that can
     be.
@@ -120,7 +119,7 @@ def _mistaken(count: int, rate: float, seed: int) -> np.ndarray:
 
 
 def class_counts(counts: np.ndarray, fraction: float, long_tail: float) -> np.ndarray:
-    """How many images of each class are kept.
+    """Compute how many images of each class are kept.
 
     Args:
       counts: int[K], how many there are.
@@ -141,7 +140,7 @@ def class_counts(counts: np.ndarray, fraction: float, long_tail: float) -> np.nd
 
 
 def subset(labels: np.ndarray, positions: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
-    """Positions of as many images of each class as `counts` says, drawn by the seed.
+    """Choose positions of as many images of each class as `counts` says, drawn by the seed.
 
     Args:
       labels: int[N], the right ones.

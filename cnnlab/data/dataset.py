@@ -119,7 +119,7 @@ class Dataset:
         return len(self.class_names)
 
     def class_counts(self) -> np.ndarray:
-        """int64[K], how many images of each class are trained on, by their right labels."""
+        """Count the images of each class that are trained on, by their right labels: int64[K]."""
         return np.bincount(self.labels[self.positions], minlength=self.num_classes)
 
 
@@ -142,12 +142,12 @@ class Arrays:
         return [{"image": self.images[p], "label": self.labels[p]} for p in positions]
 
     def fit(self, image_shape: tuple[int, ...]) -> bool:
-        """Whether the images have this shape as they are."""
+        """Return whether the images have this shape as they are."""
         return self.images.shape[1:] == tuple(image_shape)
 
 
 def from_arrays(name: str, arrays: Mapping[str, Any], image_size: int | None = None) -> Dataset:
-    """A data set of arrays.
+    """Build a data set from arrays.
 
     Args:
       name: for messages and folders.
@@ -228,8 +228,9 @@ def _checked(name: str, pair: Iterable[ArrayLike]) -> Arrays:
 
 @contextlib.contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Reading errors of array_record, PIL and TFDS in one line: the libraries raise anything from
-    KeyError on.
+    """Turn any error while reading with array_record, PIL or TFDS into an InputError of one line.
+
+    The libraries raise anything, KeyError included.
     """
     try:
         yield

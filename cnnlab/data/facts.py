@@ -44,16 +44,16 @@ class DataFacts:
         return len(self.class_counts)
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Full batches among the images that are trained on."""
+        """Count the full batches among the images that are trained on."""
         return sum(self.class_counts) // batch_size
 
     def to_json(self) -> JsonObject:
-        """The facts as JSON values."""
+        """Convert the facts to JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> DataFacts:
-        """The facts that `to_json` described.
+        """Build the facts from what `to_json` returned.
 
         Raises:
           InputError: some are missing.

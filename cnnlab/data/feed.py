@@ -38,7 +38,7 @@ READ_AHEAD = 64 << 20
 
 
 def gathered(image_shape: tuple[int, ...], data: jax.Array, item: DeviceBatch) -> DeviceBatch:
-    """`fetch` of the resident feed."""
+    """Gather the images of an item from the resident data: `fetch` of the resident feed."""
     images = data[item["image"]]
     return item | {
         "image": images.reshape(*images.shape[:-1], *image_shape),
@@ -47,7 +47,7 @@ def gathered(image_shape: tuple[int, ...], data: jax.Array, item: DeviceBatch) -
 
 
 def as_read(data: object, item: DeviceBatch) -> DeviceBatch:
-    """`fetch` of the streaming feed."""
+    """Return the item, which is a batch already: `fetch` of the streaming feed."""
     del data
     return item
 
@@ -82,7 +82,7 @@ class Order:
     rows: Rows = None
 
     def chosen(self, step: int) -> np.ndarray:
-        """Where the images of these rows of a step's batch are in the data set: int[B]."""
+        """Return where the images of these rows of a step's batch are in the data set: int[B]."""
         order = batch_positions(self.seed, step, len(self.positions), self.batch_size)
         return self.positions[order if self.rows is None else order[self.rows]]
 
@@ -128,7 +128,7 @@ def streaming(split: Split, order: Order, workers: int = 0) -> Feed:
 def blank(
     image_shape: tuple[int, ...], num_images: int, batch_size: int, is_resident: bool
 ) -> Feed:
-    """A feed of black images that take no memory, for what a step is fed where no data is.
+    """Build a feed of black images that take no memory, for a step that is compiled without data.
 
     Args:
       image_shape: (H, W, C).
@@ -150,8 +150,9 @@ def blank(
 
 
 def stacked(feeds: Sequence[Feed]) -> Feed:
-    """The items of several feeds over the same data, stacked: a leading axis for the seeds that
-    they belong to.
+    """Stack the items of several feeds over the same data.
+
+    Items get a leading axis for the seeds that the feeds belong to.
     """
     import jax  # not above: Grain's reader processes import this module, and need no JAX
 
@@ -173,7 +174,7 @@ def _read_step(split: Split, order: Order, step: int) -> Batch:
 
 
 def _as_item(batch: Batch, order: Order, chosen: np.ndarray) -> Batch:
-    """A batch that has been read, as it is taught."""
+    """Give a batch that has been read its labels as they are taught, and its index."""
     return batch | {"label": order.labels[chosen], "index": chosen.astype(np.int32)}
 
 
@@ -210,8 +211,10 @@ def _grain(steps: range, read: Callable[[int], Batch], workers: int, ahead: int)
 
 
 def _leave_signals_to_the_parent(index: int, count: int) -> None:
-    """A terminal sends Ctrl-C to the whole group; the run still needs its readers for the step it
-    is in.
+    """Ignore SIGINT and SIGTERM in a reader process.
+
+    A terminal sends Ctrl-C to the whole group; the run still needs its readers for the step it is
+    in.
     """
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -224,8 +227,9 @@ def in_order(
     batch_size: int,
     rows: Rows = None,
 ) -> Iterator[Batch]:
-    """Batches for evaluation, in order, every image once; the last is padded with its first image
-    under a mask.
+    """Yield batches for evaluation, in order, every image once.
+
+    The last batch is padded with its first image under a mask.
 
     Args:
       read: positions -> {"image", "label"}.

@@ -12,7 +12,7 @@ import numpy as np
 def split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hold out a stratified share of a data set.
 
-    Each class gives `fraction` of its images, rounded so that the whole is round(fraction * N)
+    Each class gives `fraction` of its images, rounded so that the total is round(fraction * N)
     (largest remainders).
 
     Args:
@@ -42,10 +42,10 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def batch_positions(seed: int, step: int, count: int, batch_size: int) -> np.ndarray:
-    """Positions, among `count` training images, of the batch of a step.
+    """Return the positions, among `count` training images, of the batch of a step.
 
-    Every epoch visits each image at most once, in an order of its own; the last count % batch_size
-    of it wait.
+    Every epoch visits each image at most once, in an order of its own, and leaves out the last
+    count % batch_size of that order.
 
     Args:
       seed: of the order.

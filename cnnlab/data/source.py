@@ -109,8 +109,9 @@ class Summary:
     pixels: int
 
     def mean_std(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation per channel, float64[C] in 0..255, over the images at
-        `positions`.
+        """Compute the mean and standard deviation per channel over the images at `positions`.
+
+        Both are float64[C] in 0..255.
         """
         n = len(positions) * self.pixels
         mean = self.sums[positions].sum(0) / n
@@ -119,8 +120,9 @@ class Summary:
         return mean, np.sqrt(np.maximum(variance, 1.0))
 
     def digest(self) -> str:
-        """SHA-256 over labels and per-image sums: another data set under the same name is
-        noticed.
+        """Hash labels and per-image sums with SHA-256.
+
+        Another data set under the same name is thus noticed.
         """
         parts = [
             np.ascontiguousarray(array).tobytes()
@@ -130,7 +132,7 @@ class Summary:
 
 
 def data_root(data_dir: str | None) -> Path:
-    """The TFDS data directory: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    """Resolve the TFDS data directory: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
 
     Raises:
       InputError: a directory was named and is not there.
@@ -146,7 +148,7 @@ def data_root(data_dir: str | None) -> Path:
 
 
 def prepared(name: str) -> Callable[..., Dataset]:
-    """The data set of a name as a part: (data_dir, image_size, mirror) -> Dataset."""
+    """Return the data set of a name as a part: (data_dir, image_size, mirror) -> Dataset."""
     return functools.partial(open_dataset, name)
 
 
@@ -156,7 +158,7 @@ def open_dataset(
     image_size: int | None = None,
     mirror: bool | None = None,
 ) -> Dataset:
-    """A data set of TFDS, prepared first if it is one of ours.
+    """Open a data set of TFDS, after preparing it if it is one of ours.
 
     Args:
       name: shapes10, cifar10, mnist, or the name of any image-classification set prepared as
@@ -235,7 +237,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {f.__name__: f for f in (shapes10,
 
 
 def _facts(name: str, folder: Path) -> dict[str, np.ndarray]:
-    """What TFDS knows of a data set, once it is known to be of use and its files can be opened.
+    """Read what TFDS knows of a data set, and check that it is usable and its files can be opened.
 
     Returns:
       version: str[]; image_shape: int64[3], -1 for sides that vary; class_names: str[K]; train,
@@ -279,7 +281,10 @@ def _facts(name: str, folder: Path) -> dict[str, np.ndarray]:
 
 
 def _open(folder: Path, which: str) -> Any:
-    """TFDS's data source of a split, of records as they are stored: serialised tf.train.Example."""
+    """Open TFDS's data source of a split.
+
+    Its records are as they are stored: serialised tf.train.Example.
+    """
     import tensorflow_datasets as tfds
 
     builder: Any = tfds.builder_from_directory(folder)
@@ -293,7 +298,7 @@ def _open(folder: Path, which: str) -> Any:
 
 
 def _prepared(name: str, root: Path) -> Path:
-    """The newest version folder of a data set that stands prepared under `root`."""
+    """Find the newest version folder of a data set that is prepared under `root`."""
     candidates = (
         sorted(root.glob(f"{name}/**/dataset_info.json")) if name.replace("_", "").isalnum() else []
     )
@@ -319,14 +324,19 @@ def _prepared(name: str, root: Path) -> Path:
 
 
 def _identity(folder: Path) -> str:
-    """What changes when the files of a data set do: names, sizes, times and the description."""
+    """Describe what changes when the files of a data set do.
+
+    That is their names, sizes and times, and the description.
+    """
     files = sorted(p for p in folder.iterdir() if p.is_file())
     stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return f"{stats} {(folder / 'dataset_info.json').read_text()}"
 
 
 def summary(split: Split, progress: Progress = iter) -> Summary:
-    """Labels and pixel sums of every image: one pass over the split, then from the cache.
+    """Collect labels and pixel sums of every image: one pass over the split, then from the cache.
+
+    Arrays in memory are not cached.
 
     Args:
       split: what to go through.
@@ -350,8 +360,9 @@ def summary(split: Split, progress: Progress = iter) -> Summary:
 
 
 def decoded(split: Split, progress: Progress = iter) -> tuple[np.ndarray, Summary]:
-    """All images of a split, uint8[N, H, W, C], and its summary: decoded once, then from
-    the cache.
+    """Decode all images of a split, uint8[N, H, W, C], and its summary: once, then from the cache.
+
+    Arrays in memory that have the split's shape are returned as they are.
     """
 
     def compute() -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from cnnlab.html.blocks import (
 
 
 def markdown(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The text of a document.
+    """Build the Markdown text of a document.
 
     Args:
       title: its heading.
@@ -38,7 +38,7 @@ def markdown(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def escape(text: str) -> str:
-    r"""Text that Markdown leaves as it is.
+    r"""Escape text, so that Markdown leaves it as it is.
 
     >>> print(escape("a|b <c> cross_entropy _x_"))
     a\|b \<c\> cross_entropy \_x\_

@@ -34,7 +34,7 @@ def page(
     kinds: Mapping[str, str] | None = None,
     contents: bool = False,
 ) -> str:
-    """The page's text.
+    """Build the HTML text of a page.
 
     Args:
       title: its heading.
@@ -148,7 +148,7 @@ def _grid(grid: Grid) -> str:
 
 
 def _prose(text: str) -> str:
-    """A sentence in which flags are not broken over lines."""
+    """Escape a sentence, and mark up its flags so that they are not broken over lines."""
     return re.sub(r"(?<![\w-])--[a-z][\w-]*", r"<code>\g<0></code>", escape(text))
 
 
@@ -160,7 +160,7 @@ def _folded(inner: str, summary: str, unfolded: bool) -> str:
 
 
 def _table(table: Table, kinds: Mapping[str, str]) -> str:
-    """A table; the conditions, if it has them, as headings between its rows."""
+    """Build a table; the conditions, if it has them, become headings between its rows."""
     first = int(table.head[0] == "condition")
     shown = range(first, len(table.head))
     head = "".join(

@@ -9,7 +9,7 @@ DARK = {"#4477aa": "#6b9fd4", "#228833": "#45b05a", "#aa3377": "#d0609f", "#6666
 
 
 def colours(instead: dict[str, str]) -> str:
-    """The losses' colours as CSS variables; the last, black, is the text's colour."""
+    """Format the losses' colours as CSS variables, but for the last: black is the text's colour."""
     return " ".join(
         f"--s{place}: {instead.get(colour, colour)};" for place, colour in enumerate(SERIES[:-1])
     )

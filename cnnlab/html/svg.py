@@ -52,7 +52,7 @@ STYLE: dict[RcKeyType, object] = {
 
 
 def look(place: int) -> Look:
-    """Colour, marker and dashes of the n-th series: told apart without the colour too."""
+    """Choose colour, marker and dashes of the n-th series; series differ without colour too."""
     colour = SERIES[place % len(SERIES)]
     return {
         "color": INK if colour == SERIES[-1] else colour,  # black would not be seen in the dark
@@ -68,7 +68,7 @@ def draw(
     height: int = 250,
     **margins: float,
 ) -> str:
-    """A panel as an <svg> element.
+    """Draw a panel as an <svg> element.
 
     Args:
       paint: draws on the axes that it is given.
@@ -104,7 +104,7 @@ def draw(
 
 
 def swatch(place: int) -> str:
-    """Line and marker of the n-th series, for a legend."""
+    """Draw the line and marker of the n-th series, for a legend."""
 
     def paint(axis: Axes) -> None:
         style = look(place)
@@ -117,7 +117,7 @@ def swatch(place: int) -> str:
 
 
 def plain_log(axis: Axis) -> None:
-    """Ticks of a logarithmic axis as plain numbers."""
+    """Label the ticks of a logarithmic axis with plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()

@@ -192,7 +192,7 @@ class Card:
         ]
 
     def to_json(self) -> JsonObject:
-        """Strict JSON."""
+        """Convert the card to strict JSON."""
         findings = {name: finding.to_json() for name, finding in self.findings.items()}
         fields = {name: value for name, value in vars(self).items() if name != "loss"}
         about = cast(JsonObject, plain(fields | {"about": vars(self.about)}))
@@ -209,7 +209,7 @@ def card(
     claims: Iterable[str] = (),
     properties: Iterable[str] | None = None,
 ) -> Card:
-    """Examine a loss: a few seconds, most of them to compile it.
+    """Examine a loss, which takes a few seconds, most of them to compile it.
 
     Args:
       loss: (logits, labels, **hyperparameters) -> float32[...]. What it takes from the data or from
@@ -272,8 +272,10 @@ def card(
 
 
 def _examine(check: Callable[[Subject], Finding], subject: Subject, name: str) -> Finding:
-    """The check's finding; a loss that raises fails an implementation's property, and has no
-    mathematical ones.
+    """Run a check and return its finding.
+
+    Mathematical properties do not apply to a loss that raises; those of an implementation are
+    refuted.
     """
     try:
         if (name in MATHEMATICAL or name == "true_gradient") and (broken := subject.no_number()):
@@ -287,7 +289,7 @@ def _examine(check: Callable[[Subject], Finding], subject: Subject, name: str) -
 
 
 def _named(spec: str, num_classes: int) -> Subject:
-    """The built-in loss that a claim `same as ...` names."""
+    """Look up the built-in loss that a claim `same as ...` names."""
     written = parse(spec)
     known = losses.LOSSES | losses.ALIASES
     if written.name not in known:
@@ -319,8 +321,9 @@ def curve(
     num_classes: int = 3,
     cosines: bool = False,
 ) -> Curve:
-    """A loss and the length of its gradient against the true class's probability, the other classes
-    being equal.
+    """Compute a loss and the length of its gradient against the true class's probability.
+
+    The other classes are equally likely.
 
     Args:
       loss, hyperparameters, num_classes: as in `card`.

@@ -90,7 +90,7 @@ BY_DEFAULT = {
 
 
 def citation(name: str, property: str, defaults: bool) -> str:
-    """Where it is proved that the built-in loss has the property; empty if nowhere that we know.
+    """Return where it is proved that the built-in loss has the property; empty if we know no proof.
 
     Args:
       name: of a loss in cnnlab.losses.

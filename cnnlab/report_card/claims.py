@@ -10,7 +10,7 @@ from cnnlab.errors import InputError, unknown
 
 
 def claimed(function: Callable) -> tuple[str, ...]:
-    """The claims in a docstring.
+    """Find the claims in a docstring.
 
     >>> claimed(lambda z, y: z)
     ()
@@ -19,7 +19,7 @@ def claimed(function: Callable) -> tuple[str, ...]:
 
 
 def split(text: str) -> tuple[str, ...]:
-    """The claims in a comma-separated list.
+    """Split a comma-separated list of claims.
 
     >>> split("strictly proper, same as focal,")
     ('strictly proper', 'same as focal')
@@ -30,8 +30,9 @@ def split(text: str) -> tuple[str, ...]:
 
 
 def resolve(claims: Iterable[str], properties: Iterable[str]) -> dict[str, str]:
-    """Each claimed property with what it is compared to: {"strictly_proper": "", "same_as":
-    "squentropy"}.
+    """Return the claimed properties, each with what it is compared to.
+
+    For example: {"strictly_proper": "", "same_as": "squentropy"}.
 
     Args:
       claims: as written: `strictly_proper`, `strictly proper`, `same as squentropy`, `same as focal

@@ -37,12 +37,12 @@ class Finding:
     claimed: bool = False
 
     def to_json(self) -> JsonObject:
-        """Strict JSON: arrays as lists, what is not finite as text."""
+        """Convert the finding to strict JSON: arrays as lists, what is not finite as text."""
         return {name: plain(value) for name, value in vars(self).items()}
 
 
 def plain(value: object) -> Json:
-    """Numbers, text, lists and dictionaries only; inf and NaN, which JSON lacks, as text."""
+    """Convert to numbers, text, lists and dictionaries; inf and NaN, which JSON lacks, to text."""
     if isinstance(value, dict):
         return {str(key): plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -71,7 +71,7 @@ def not_applicable(why: str, **data: object) -> Finding:
 
 
 def show(values: ArrayLike) -> str:
-    """A vector or a number for people: [0.9, 0.05, -1e+04]."""
+    """Format a vector or a number for people: [0.9, 0.05, -1e+04]."""
     if np.ndim(values):
         return f"[{', '.join(show(v) for v in cast(Sequence, values))}]"
     return f"{float(cast(SupportsFloat, values)) + 0.0:.4g}"  # no -0

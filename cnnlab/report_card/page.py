@@ -28,7 +28,7 @@ IMPLEMENTATION = "finite"  # the first of the properties of a loss's code
 
 
 def page(cards: Sequence[Card], picture: bytes = b"", title: str = "Report card of losses") -> str:
-    """One HTML page.
+    """Build one HTML page of cards.
 
     Args:
       cards: at least one.

@@ -32,7 +32,7 @@ TARGETS = [
 
 
 def strictly_proper(subject: Subject) -> Finding:
-    """softmax(argmin R) = q, and nothing else."""
+    """Check that softmax(argmin R) is q, and nothing else."""
     if subject.cosines:
         return not_applicable("cosines lie in [-1, 1]: their softmax cannot be q")
     q, z, risk = _minima(subject)
@@ -59,7 +59,7 @@ def strictly_proper(subject: Subject) -> Finding:
 
 
 def classification_calibrated(subject: Subject) -> Finding:
-    """The largest logit of argmin R belongs to the likeliest class."""
+    """Check that the largest logit of argmin R belongs to the likeliest class."""
     if subject.cosines:
         return not_applicable(
             "which cosines can occur together depends on the features and weights, not on the loss"
@@ -105,7 +105,7 @@ def _softmax(z: np.ndarray) -> np.ndarray:
 
 
 def _targets(classes: int) -> np.ndarray:
-    """Distributions q: float64[M, K]."""
+    """Choose distributions q: float64[M, K]."""
     if classes == 3:
         return np.array(TARGETS) / np.sum(TARGETS, -1, keepdims=True)
     pattern = np.random.default_rng(classes).permutation(np.linspace(-1, 1, classes))
@@ -118,15 +118,16 @@ def _targets(classes: int) -> np.ndarray:
 
 
 def _risk(subject: Subject, q: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """R(z) of q[N, K] at z[N, K]; infinite where it has no value."""
+    """Compute R(z) of q[N, K] at z[N, K]; infinite where it has no value."""
     with np.errstate(all="ignore"):
         risk = np.sum(q * subject.values(z), -1)
     return np.where(np.isnan(risk), np.inf, risk)
 
 
 def _at_truth(subject: Subject, q: np.ndarray) -> float:
-    """min_c R(log q + c): the risk of answering q, in whichever of the logits that mean it suits
-    the loss best.
+    """Compute min_c R(log q + c), the risk of answering q.
+
+    Of the logits that mean q, those that suit the loss best are taken.
     """
     centre = 0.0
     width = 64.0
@@ -141,8 +142,9 @@ def _at_truth(subject: Subject, q: np.ndarray) -> float:
 
 
 def _minima(subject: Subject) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """q[M, K], and where S searches for its lowest risk end: z[M, S, K], R(z)[M, S]. Computed once
-    per subject.
+    """Search for the lowest risk of each q[M, K] from S starts, once per subject.
+
+    Return q, the ends z[M, S, K] of the searches, and R(z)[M, S].
     """
     if "minima" not in vars(subject):
         q = _targets(subject.classes)
@@ -157,9 +159,7 @@ def _minima(subject: Subject) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _starts(subject: Subject, q: np.ndarray) -> np.ndarray:
-    """Where the searches start: multiples of log q, the corners and the centre, and random
-    points.
-    """
+    """Choose where the searches start: multiples of log q, corners, the centre, random points."""
     eye = np.eye(len(q))
     centred = np.log(q) - np.log(q).mean()
     return np.concatenate(
@@ -170,7 +170,7 @@ def _starts(subject: Subject, q: np.ndarray) -> np.ndarray:
 def descend(
     function: Callable[[np.ndarray], np.ndarray], z: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lower function(z) by trying steps along the axes, at random, and where the last step went.
+    """Lower function(z) by trying steps along the axes, at random, and along the last step.
 
     It reads values only: neither a kink nor a wrong gradient misleads it.
 

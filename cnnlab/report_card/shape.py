@@ -20,7 +20,7 @@ MARGINS = (0.0, 1.0, 2.0, 5.0, 20.0, 100.0)  # of a wrong class over the true on
 
 
 def symmetric(subject: Subject) -> Finding:
-    """sum_k L(z, k) does not depend on z."""
+    """Check that sum_k L(z, k) does not depend on z."""
     z = subject.logits(512, seed=2)
     sums = subject.values(z).sum(-1)
     low, high = int(np.argmin(sums)), int(np.argmax(sums))
@@ -36,7 +36,7 @@ def symmetric(subject: Subject) -> Finding:
 
 
 def bounded(subject: Subject) -> Finding:
-    """L(z, y) stays below a constant."""
+    """Check that L(z, y) stays below a constant."""
     if subject.cosines:
         highest = subject.values(subject.logits(1024, seed=3)).max()
         return not_applicable(
@@ -70,7 +70,7 @@ def bounded(subject: Subject) -> Finding:
 
 
 def non_negative(subject: Subject) -> Finding:
-    """L(z, y) >= 0."""
+    """Check that L(z, y) >= 0."""
     z = subject.logits(1024, seed=4, scales=(*SCALES, 100.0))
     values = subject.values(z)
     i, k = np.unravel_index(np.argmin(values), values.shape)
@@ -86,7 +86,7 @@ def non_negative(subject: Subject) -> Finding:
 
 
 def convex(subject: Subject) -> Finding:
-    """L is convex in z: no chord lies below it."""
+    """Check that L is convex in z: no chord lies below it."""
     a = subject.logits(1024, seed=5)
     b = subject.logits(1024, seed=6)[::-1]
     z = subject.logits(256, seed=7)
@@ -123,7 +123,7 @@ def convex(subject: Subject) -> Finding:
 
 
 def shift_invariant(subject: Subject) -> Finding:
-    """L(z + c, y) = L(z, y)."""
+    """Check that L(z + c, y) = L(z, y)."""
     z = subject.logits(256, seed=8)
     shifts = np.array([-100.0, -1.0, 0.5, 10.0, 100.0])
     if subject.cosines:
@@ -147,7 +147,10 @@ def shift_invariant(subject: Subject) -> Finding:
 
 
 def smooth(subject: Subject) -> Finding:
-    """The gradient is Lipschitz; the largest curvature seen is a lower bound of the constant."""
+    """Check that the gradient is Lipschitz.
+
+    The largest curvature seen is a lower bound of the constant.
+    """
     kink = _kink(subject)
     if kink is not None:
         return kink
@@ -184,8 +187,9 @@ def smooth(subject: Subject) -> Finding:
 
 
 def _ties(classes: int) -> np.ndarray:
-    """Two classes level, the others far below, and one class ahead of one other: where curvature is
-    largest.
+    """Build logits where curvature is largest.
+
+    Two classes are level, or one is a little ahead of the other; the others are far below.
     """
     rows = []
     for i, j in itertools.islice(itertools.combinations(range(classes), 2), 10):
@@ -198,8 +202,9 @@ def _ties(classes: int) -> np.ndarray:
 
 
 def _kink(subject: Subject) -> Finding | None:
-    """Where the gradient jumps: of random segments keep the half over which it changes more, again
-    and again.
+    """Find where the gradient jumps, by bisection; None if it does not.
+
+    Of random segments, the half over which it changes more is kept, again and again.
     """
     classes = subject.classes
     a = subject.logits(340, seed=10, scales=(1.0, 2.0))
@@ -233,7 +238,7 @@ def _kink(subject: Subject) -> Finding | None:
 
 
 def strong_on_confident_mistakes(subject: Subject) -> Finding:
-    """|dL/dz| does not die where the network is surest of a wrong class."""
+    """Check that |dL/dz| does not vanish where the network is surest of a wrong class."""
     margins = np.array((0.0, 0.5, 1.0, 1.9) if subject.cosines else MARGINS)
     z = np.zeros((len(margins), subject.classes))
     z[:, 1] = margins / 2 if subject.cosines else margins
@@ -254,8 +259,9 @@ def strong_on_confident_mistakes(subject: Subject) -> Finding:
 
 
 def zero_at_perfect(subject: Subject) -> Finding:
-    """The loss of a perfect answer is 0: along z = t e_y, -t (1 - e_y) or the mean of both, for
-    some t up to 1e4.
+    """Check that the loss of a perfect answer is 0.
+
+    That is along z = t e_y, -t (1 - e_y) or t (e_y - 1 / K), for some t up to 1e4.
     """
     classes = subject.classes
     e_y = np.eye(classes)[0]
@@ -278,7 +284,7 @@ def zero_at_perfect(subject: Subject) -> Finding:
 
 
 def rewards_truth(subject: Subject) -> Finding:
-    """A larger logit of the true class never costs more."""
+    """Check that a larger logit of the true class never costs more."""
     z = subject.logits(256, seed=12)
     classes = subject.classes
     base = subject.values(z)

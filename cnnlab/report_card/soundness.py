@@ -22,7 +22,7 @@ WITHOUT_IMPOSSIBLE_CLASSES = {"logit_norm": "a logit of -inf has no length"}
 
 
 def finite(subject: Subject) -> Finding:
-    """Value, gradient and Hessian are finite wherever the formula's limit is."""
+    """Check that value, gradient and Hessian are finite wherever the formula's limit is."""
     rows = _extremes(subject.classes)
     excused = WITHOUT_IMPOSSIBLE_CLASSES.get(subject.name, "")
     if excused:
@@ -70,7 +70,7 @@ def finite(subject: Subject) -> Finding:
 
 
 def _extremes(classes: int) -> np.ndarray:
-    """Logits that break naive formulas: huge, equal, impossible."""
+    """Build logits that break naive formulas: huge, equal, impossible."""
 
     def fill(*head, rest=0.0):
         return [*head, *[rest] * classes][:classes]
@@ -93,7 +93,7 @@ def _extremes(classes: int) -> np.ndarray:
 
 
 def true_gradient(subject: Subject) -> Finding:
-    """The gradient that autodiff gives is that of the values."""
+    """Check that the gradient that autodiff gives is that of the values."""
     z = subject.logits(64, seed=20)
     h = 1e-5
     if subject.cosines:
@@ -128,8 +128,9 @@ def true_gradient(subject: Subject) -> Finding:
 
 
 def float32_accumulation(subject: Subject) -> Finding:
-    """Half-precision logits cost no more than their own rounding: the loss is computed and returned
-    in float32.
+    """Check that half-precision logits cost no more accuracy than their own rounding.
+
+    The loss must be computed and returned in float32.
     """
     worst = 0.0
     count = 16
@@ -176,8 +177,9 @@ def float32_accumulation(subject: Subject) -> Finding:
 
 
 def transform_safe(subject: Subject) -> Finding:
-    """jit, vmap over batches of rank 0 to 2, grad, jacfwd and hessian work, and agree with the loss
-    of one example.
+    """Check that jit, vmap and batches of rank 0 to 2 agree with the loss of one example.
+
+    grad, jacfwd and hessian must work too: grad must equal jacfwd, and the Hessian be symmetric.
     """
     loss = subject.loss
     classes = subject.classes
@@ -241,8 +243,9 @@ def transform_safe(subject: Subject) -> Finding:
 
 
 def label_safe(subject: Subject) -> Finding:
-    """A label outside [0, K) never gets another class's loss: an error where it can be seen, NaN
-    under jit.
+    """Check that a label outside [0, K) never gets another class's loss.
+
+    It must give an error or NaN where its value can be seen, and NaN under jit.
     """
     classes = subject.classes
     compiled = jax.jit(subject.loss)
@@ -286,7 +289,7 @@ def label_safe(subject: Subject) -> Finding:
 
 
 def one_hot_agrees(subject: Subject) -> Finding:
-    """A one-hot distribution as the label means the same as its id: value and gradient."""
+    """Check that a one-hot label means the same as its class id, in value and gradient."""
     z = subject.logits(64, seed=23, scales=(1.0, 3.0))
     eye = np.eye(subject.classes)
     losses_of = jax.vmap(jax.vmap(subject.loss, (None, 0)), (0, None))
@@ -324,7 +327,7 @@ def one_hot_agrees(subject: Subject) -> Finding:
 
 
 def same_as(subject: Subject, other: Subject) -> Finding:
-    """Value and gradient are those of another loss."""
+    """Check that value and gradient are those of another loss."""
     z = np.concatenate(
         [subject.logits(192, seed=24), subject.logits(64, seed=25, scales=(30.0, 100.0))]
     )
@@ -354,5 +357,5 @@ def same_as(subject: Subject, other: Subject) -> Finding:
 
 
 def first_line(error: BaseException) -> str:
-    """What was raised, in a line."""
+    """Describe what was raised, in one line."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]

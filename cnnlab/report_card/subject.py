@@ -27,8 +27,7 @@ COSINE = 0.95  # random cosines stay this far inside [-1, 1], whose ends are spe
 
 
 def placeholders(num_classes: int) -> dict[str, Any]:
-    """What stands in for hyperparameters that a loss takes from the data or from other networks, by
-    name.
+    """Make values, by name, for hyperparameters that a loss takes from the data or other networks.
 
     Args:
       num_classes: K.
@@ -50,7 +49,7 @@ def placeholders(num_classes: int) -> dict[str, Any]:
 
 
 def filled(loss: Callable, num_classes: int) -> Loss:
-    """The loss with those of `placeholders` set that it takes and that are not set yet."""
+    """Bind those of `placeholders` that the loss requires and that are not set yet."""
     parameters = inspect.signature(loss).parameters
     missing = {name for name, p in parameters.items() if p.default is p.empty}
     values = {name: value for name, value in placeholders(num_classes).items() if name in missing}
@@ -83,7 +82,7 @@ class Subject:
     hyperparameters: Mapping[str, object] = field(default_factory=dict)
 
     def of(self, classes: int) -> Loss:
-        """(logits float[..., K], labels) -> float[...] for K classes."""
+        """Return the loss for K classes: (logits float[..., K], labels) -> float[...]."""
         return filled(functools.partial(self.function, **self.hyperparameters), classes)
 
     @functools.cached_property
@@ -91,15 +90,15 @@ class Subject:
         return self.of(self.classes)
 
     def values(self, z: np.ndarray) -> np.ndarray:
-        """L(z, k) for every class k: float64[N, K] -> float64[N, K]."""
+        """Compute L(z, k) for every class k: float64[N, K] -> float64[N, K]."""
         return _in_chunks(self._values, z, CHUNK)
 
     def gradients(self, z: np.ndarray) -> np.ndarray:
-        """dL(z, k)/dz for every class k: float64[N, K] -> float64[N, K, K]."""
+        """Compute dL(z, k)/dz for every class k: float64[N, K] -> float64[N, K, K]."""
         return _in_chunks(self._gradients, z, CHUNK)
 
     def hessians(self, z: np.ndarray) -> np.ndarray:
-        """Of every class: float64[N, K] -> float64[N, K, K, K]."""
+        """Compute the Hessian for every class k: float64[N, K] -> float64[N, K, K, K]."""
         return _in_chunks(self._hessians, z, FEW)
 
     @functools.cached_property
@@ -121,8 +120,9 @@ class Subject:
         )
 
     def no_number(self) -> str:
-        """Where an ordinary point has no finite loss, which would look like anything; empty if
-        there is none.
+        """Describe an ordinary point without a finite loss; empty if there is none.
+
+        Such a loss could get any verdict.
         """
         z = self.logits(64, seed=99)
         bad = np.argwhere(~np.isfinite(self.values(z)))
@@ -133,7 +133,10 @@ class Subject:
         )
 
     def logits(self, count: int, seed: int = 0, scales: tuple[float, ...] = SCALES) -> np.ndarray:
-        """Random float64[count, K]: normal of several scales in turn; uniform for cosines."""
+        """Draw random logits, float64[count, K].
+
+        They are normal, of several scales in turn; uniform for cosines.
+        """
         rng = np.random.default_rng([seed, self.classes])
         if self.cosines:
             return rng.uniform(-COSINE, COSINE, (count, self.classes))

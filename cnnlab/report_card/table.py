@@ -28,8 +28,9 @@ LEGEND = (
 
 
 def tables(cards: Sequence[Card]) -> Iterator[Table]:
-    """Two rich tables, losses by properties: the mathematical ones, and those of the
-    implementation.
+    """Yield two rich tables, losses by properties: mathematical ones, then the implementation's.
+
+    A table without a finding is left out.
     """
     from rich.table import Table
 
@@ -62,12 +63,12 @@ def _mark(card: Card, name: str) -> Text | str:
 
 
 def legend() -> list[str]:
-    """What the columns and marks mean, a line each."""
+    """Explain the marks, in one line, and the columns, in one line each."""
     return [LEGEND, *[f"{p.short:<7} {name}: {p.meaning}" for name, p in PROPERTIES.items()]]
 
 
 def details(card: Card, verdicts: Iterable[str] = MARKS) -> list[str]:
-    """A line for every finding with one of the verdicts."""
+    """List the findings with one of the verdicts, one line each."""
     lines = []
     for name, finding in card.findings.items():
         if finding.verdict in verdicts:
@@ -90,8 +91,9 @@ WORDS = {
 
 
 def markdown(cards: Sequence[Card]) -> list[str]:
-    """The README's table, a line each: losses by name, formula, the properties not refuted,
-    source.
+    """Format the lines of the README's table of losses.
+
+    A row has name, formula, the properties not refuted, and source.
     """
     lines = ["| loss | value | properties | source |", "|---|---|---|---|"]
     for card in cards:
@@ -107,7 +109,7 @@ def markdown(cards: Sequence[Card]) -> list[str]:
 
 
 def markdown_start(loss: Callable) -> str:
-    """A row of that table up to the properties, which need an examination."""
+    """Format a row of that table up to the properties, which need an examination."""
     about = entry(loss)
     parameters = list(inspect.signature(loss).parameters.values())[2:]
     arguments = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters]
@@ -124,7 +126,7 @@ def markdown_start(loss: Callable) -> str:
 
 
 def _reference(source: str) -> str:
-    """Authors and year, linked."""
+    """Return authors and year, linked."""
     who = re.match(r".*?\d{4}", source)
     link = re.search(r"https?://\S+[^\s.,;)]", source)
     return (
@@ -135,7 +137,7 @@ def _reference(source: str) -> str:
 
 
 def broken_claims(cards: Sequence[Card]) -> list[str]:
-    """A line for every claim that is refuted or could not be examined."""
+    """List the claims that are refuted or could not be examined, one line each."""
     return [
         f"{card.name} claims {f.property}: {f.detail}" for card in cards for f in card.broken_claims
     ]

@@ -77,8 +77,9 @@ def prepare(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def _is_done(folder: pathlib.Path) -> bool:
-    """Whether the folder holds a finished data set; one that is there but of no use is the user's
-    to move.
+    """Return whether the folder holds a finished data set.
+
+    A folder that exists but cannot be used raises InputError: it is the user's to move.
     """
     try:
         info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
@@ -137,8 +138,9 @@ def _prepare(name: str, root: pathlib.Path, folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _lock(path: pathlib.Path) -> Iterator[None]:
-    """Hold an exclusive lock; the kernel lets go of it when the process dies, so the file may
-    stay.
+    """Hold an exclusive lock.
+
+    The kernel releases it when the process dies, so the file may stay.
     """
     with path.open("w") as file:
         try:
@@ -152,7 +154,7 @@ def _lock(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Progress bars and TFDS's announcements reach a terminal only, never a log file or a pipe."""
+    """Keep progress bars and TFDS's announcements to a terminal, out of log files and pipes."""
     import tensorflow_datasets.public_api as tfds
     from tensorflow_datasets.core.utils import tqdm_utils
 
@@ -171,8 +173,9 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _patience() -> Iterator[None]:
-    """Seconds are enough: without a network TFDS tries for minutes, behind a silent firewall for
-    ever.
+    """Limit TFDS's retries, and its waits to seconds.
+
+    Without a network it would try for minutes, behind a silent firewall for ever.
     """
     from tensorflow_datasets.core.download import downloader
 
@@ -213,7 +216,7 @@ def _download_errors(name: str, by_hand: pathlib.Path, url_infos: dict[str, Any]
 
 
 def _reason(error: Exception) -> str:
-    """The innermost cause in a few words: requests wraps a socket's error four times."""
+    """Name the innermost cause in a few words: requests wraps a socket's error four times."""
     words = " ".join(str(error).split())
     match = re.search(
         r"Failed to resolve '[^']*'|timed out|[Rr]efused|unreachable|HTTP code: \d+", words

@@ -87,8 +87,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
 
 def read_archive(path: str | os.PathLike) -> dict[str, bytes]:
-    """The seven members that CIFAR-10 consists of, read in memory: no name from the archive ever
-    becomes a path.
+    """Read the seven members that make up CIFAR-10.
+
+    They are read in memory: no name from the archive ever becomes a path.
 
     Args:
       path: cifar-10-binary.tar.gz.
@@ -126,7 +127,7 @@ def read_archive(path: str | os.PathLike) -> dict[str, bytes]:
 
 
 def class_names(text: bytes) -> list[str]:
-    """The ten class names, one a line.
+    """Parse the ten class names, one per line.
 
     >>> class_names("\\n".join([*"abcdefghi", "truck", "", ""]).encode())[-1]
     'truck'

@@ -87,12 +87,12 @@ def draw_many(labels: Array, seeds: Array) -> Array:
 
 
 def split_labels(split: str) -> Array:
-    """int32[N]: the labels of a split in drawing order, every class equally often."""
+    """Return the labels of a split in drawing order, every class equally often: int32[N]."""
     return np.arange(SPLITS[split], dtype=np.int32) % len(CLASS_NAMES)
 
 
 def split_seeds(split: str) -> Array:
-    """uint64[N]: the seeds of a split; no seed belongs to two splits."""
+    """Return the seeds of a split, uint64[N]; no seed belongs to two splits."""
     first = list(SPLITS).index(split) << 32
     return np.arange(first, first + SPLITS[split], dtype=np.uint64)
 
@@ -104,7 +104,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(x: Array) -> Array:
-    """uint64[...] -> uint64[...]: one step of SplitMix64, a bijection that looks random."""
+    """Apply one step of SplitMix64, a bijection that looks random: uint64[...] -> uint64[...]."""
     x = x + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -121,34 +121,37 @@ class _Uniform:
         self.counter = 0
 
     def bits(self, count: int) -> Array:
-        """uint64[B, count]."""
+        """Draw random bits, uint64[B, count]."""
         counters = np.arange(self.counter, self.counter + count, dtype=np.uint64)
         self.counter += count
         return _mix(self.keys + counters * _GOLDEN)
 
     def __call__(self, low: float, high: float, count: int = 1) -> Array:
-        """float64[B, count] in [low, high)."""
+        """Draw uniform numbers in [low, high), float64[B, count]."""
         unit = (self.bits(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         return low + (high - low) * unit
 
     def direction(self) -> tuple[Array, Array]:
-        """(cosine, sine) of any angle, each float64[B, 1]; a little denser around (1, 0) and (-1,
-        0).
+        """Draw the cosine and sine of any angle, each float64[B, 1].
+
+        The angles are denser around (0, 1) and (0, -1).
         """
         cosine, sine = self.tilt(1.0)
         side = np.where(self(0.0, 1.0) < 0.5, -1.0, 1.0)
         return side * cosine, side * sine
 
     def tilt(self, most: float) -> tuple[Array, Array]:
-        """(cosine, sine) of an angle whose half has a tangent of at most `most`, each float64[B,
-        1].
+        """Draw the cosine and sine of an angle, each float64[B, 1].
+
+        The tangent of half the angle is drawn uniformly from [-most, most).
         """
         t = self(-most, most)
         return (1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t)
 
     def noise(self, count: int) -> Array:
-        """float64[B, count], mean 0, deviation 1, nearly normal: the sum of the eight bytes of a
-        hash.
+        """Draw nearly normal noise, float64[B, count], of mean 0 and deviation 1.
+
+        Each number is the sum of the eight bytes of a hash.
         """
         octets = self.bits(count).view(np.uint8).reshape(len(self.keys), count, 8)
         total = octets[..., 0].astype(np.float64)
@@ -249,7 +252,10 @@ _Y, _X = (grid.reshape(1, -1).astype(np.float64) - 15.5 for grid in np.mgrid[0:S
 
 
 def _render(shape: Callable[[Array, Array], Array], keys: Array) -> Array:
-    """uint64[B] -> uint8[B, 32, 32, 3]: background, clutter, the shape, a line across it, noise."""
+    """Draw images, uint64[B] -> uint8[B, 32, 32, 3].
+
+    From back to front: background, clutter, the shape, a line anywhere, noise.
+    """
     uniform = _Uniform(keys)
     # Every second picture is bright on dark, the others dark on bright; all else about the two
     # colours is chance.
@@ -285,19 +291,19 @@ def _render(shape: Callable[[Array, Array], Array], keys: Array) -> Array:
 
 
 def _cover(distance: Array) -> Array:
-    """Signed distance in pixels -> share of the pixel covered, in [0, 1]."""
+    """Convert a signed distance in pixels to the share of the pixel covered, in [0, 1]."""
     return np.minimum(np.maximum(0.5 - distance, 0.0), 1.0)
 
 
 def _shade(colour: Array, uniform: _Uniform, most: float) -> list[Array]:
-    """Three planes float64[B, 1024] of one colour, brighter towards a random side."""
+    """Make three planes float64[B, 1024] of one colour, brighter towards a random side."""
     cosine, sine = uniform.direction()
     slope = uniform(0.0, most) / SIZE * (cosine * _X + sine * _Y)
     return [colour[:, i : i + 1] + slope for i in range(3)]
 
 
 def _line(uniform: _Uniform, shortest: float, longest: float) -> Array:
-    """Cover float64[B, 1024] of one short thick line anywhere: clutter."""
+    """Compute the cover, float64[B, 1024], of one short thick line anywhere: clutter."""
     x, y = uniform(-16.0, 16.0), uniform(-16.0, 16.0)
     half = 0.5 * uniform(shortest, longest)
     thick = uniform(0.4, 1.2)
