@@ -138,11 +138,11 @@ class Parts:
             yield from (value,) if isinstance(value, Part) else value or ()
 
     def sources(self) -> dict[str, str]:
-        """SHA-256 of every user's file behind a part, by module name."""
+        """Compute the SHA-256 of each of the user's files behind a part, by module name."""
         return {module: digest for part in self for module, digest in part.sources().items()}
 
     def specs(self, form: Callable[[Part], spec.Spec]) -> dict[str, str | list[str]]:
-        """The parts as fields of a configuration.
+        """Format the parts as fields of a configuration.
 
         Args:
           form: Part.resolved, for what is stored; Part.canonical, for what is compared and named.
@@ -178,7 +178,7 @@ class Parts:
         return self.loss.asks("teacher_logits")
 
     def open_dataset(self, data_dir: str | None, image_size: int | None) -> datasets.Dataset:
-        """The data set as it is, before it is corrupted.
+        """Open the data set as it is, before any corruption.
 
         Raises:
           InputError: whatever is wrong with it.
@@ -200,7 +200,7 @@ class Parts:
         return dataset
 
     def corrupt(self, dataset: datasets.Dataset, seed: int) -> datasets.Dataset:
-        """The data set after all corruptions.
+        """Apply all corruptions to the data set, in order.
 
         Args:
           dataset: its labels, targets and positions filled in.
@@ -233,7 +233,7 @@ class Parts:
         conv: Convolution = Convolution(),  # noqa: B008 (frozen)
         axis_name: str | None = None,
     ) -> nn.Module:
-        """The linen module.
+        """Build the linen module.
 
         Args:
           num_classes: K.
@@ -242,8 +242,8 @@ class Parts:
           axis_name: the mesh axis that shares the batch.
 
         Raises:
-          InputError: what is made is no module, does not take the type, or was given as an object
-            with another one or for another number of classes.
+          InputError: the result is not a module, does not take the type, or was given as an object
+            with another type or for another number of classes.
         """
         dtype = model_dtype(compute_dtype)
         made_with = self.model.made_with
@@ -282,7 +282,9 @@ class Parts:
     def build_loss(
         self, num_classes: int, class_counts: np.ndarray, label_dtypes: Sequence[str] = ("int32",)
     ) -> Callable:
-        """The loss within its transforms, held against the contract on shapes.
+        """Build the loss with its transforms, and check it against its contract on shapes.
+
+        A loss that asks for features is not checked here: their shape depends on the model.
 
         Args:
           num_classes: K.
@@ -324,7 +326,7 @@ class Parts:
     def build_schedule(
         self, peak: float | jax.Array, total_steps: int, steps_per_epoch: int
     ) -> optax.Schedule:
-        """The learning rate of each step; the peak may be traced."""
+        """Build the schedule, step -> learning rate. The peak may be traced."""
         schedule = self.schedule.call(
             peak, total_steps=total_steps, steps_per_epoch=steps_per_epoch
         )
@@ -341,7 +343,7 @@ class Parts:
         steps_per_epoch: int,
         compute_dtype: str = "float32",
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer under its schedule.
+        """Build the optimizer with its schedule.
 
         Args:
           peak: learning rate, which may be traced.
@@ -350,7 +352,7 @@ class Parts:
           compute_dtype: of products inside the optimizer, where it has any.
 
         Raises:
-          InputError: what is made is no gradient transformation.
+          InputError: the result is not a gradient transformation.
         """
 
         def schedule(peak: float | jax.Array) -> optax.Schedule:
@@ -369,7 +371,7 @@ class Parts:
     def pipeline(
         self, num_classes: int, axis_name: str | None, mirror: bool
     ) -> tuple[augment.Operation, ...]:
-        """The augmentations, bound.
+        """Bind the augmentations.
 
         Args:
           num_classes: K.
@@ -391,7 +393,7 @@ class Parts:
     def check_pipeline(
         self, num_classes: int, image_shape: Sequence[int], batch_size: int, mirror: bool
     ) -> bool:
-        """Hold the augmentations against their contract, on shapes only, and against what the loss
+        """Check the augmentations against their contract, on shapes only, and against what the loss
         takes.
 
         Returns:
@@ -419,10 +421,10 @@ class Parts:
         return mixed
 
     def build_metrics(self) -> tuple[Metric, ...]:
-        """The user's own metrics.
+        """Build the user's own metrics.
 
         Raises:
-          InputError: no Metric, or two of one name.
+          InputError: a part that is not a Metric, or a name that is already taken.
         """
         names = set(METRICS)
         built = []
@@ -449,7 +451,7 @@ class Parts:
 
 
 def find(kind: str, written: spec.Spec | str) -> Part:
-    """A part of a kind.
+    """Find a part of a kind.
 
     Raises:
       InputError: as `spec.find`.
@@ -459,7 +461,7 @@ def find(kind: str, written: spec.Spec | str) -> Part:
 
 
 def part_of(kind: str, thing: object) -> Part:
-    """A part from what a program has in place of its spec.
+    """Make a part from a spec, or from what a program passes in place of one.
 
     Args:
       kind: of part.
@@ -468,7 +470,7 @@ def part_of(kind: str, thing: object) -> Part:
         optax.GradientTransformation, a Dataset, a mapping of arrays or a Metric.
 
     Returns:
-      The part. It has a name under which `find` finds it, or the name `OBJECT`.
+      The part. Its name is one under which `find` finds it, that of a Dataset, or `OBJECT`.
 
     Raises:
       InputError: as `find`, or it is none of these.
@@ -498,8 +500,8 @@ def part_of(kind: str, thing: object) -> Part:
 
 
 def _part_of_module(module: nn.Module) -> Part:
-    """A linen module as a part. Its fields that differ from their defaults are hyperparameters, but
-    for what the run supplies.
+    """Convert a linen module to a part. Its fields that differ from their defaults become
+    hyperparameters, except for what the run supplies.
     """
     kind = KINDS["model"]
     supplied = {*kind.supplies} - {*kind.overridable}
@@ -518,7 +520,7 @@ def _part_of_module(module: nn.Module) -> Part:
 
 
 def _dtype_name(dtype: Any) -> str:
-    """The --compute-dtype of a module's `dtype`, as `model_dtype` reads it."""
+    """Convert a module's `dtype` to its --compute-dtype, the inverse of `model_dtype`."""
     try:
         return "float32" if dtype is None else jnp.dtype(dtype).name
     except TypeError:
@@ -526,7 +528,9 @@ def _dtype_name(dtype: Any) -> str:
 
 
 def _is_default(value: object, default: object) -> bool:
-    """Whether a field was left as it is; arrays have no truth value to compare by."""
+    """Return whether a field is at its default. Only literals are compared by value: a comparison
+    of arrays has no truth value.
+    """
     literals = spec.is_literal(value) and spec.is_literal(default)
     return value is default or (literals and value == default)
 
@@ -582,7 +586,7 @@ def _without(part: Part, name: str) -> Part:
 
 
 def listing(names: Sequence[str]) -> str:
-    """What --list prints: every kind with its parts, or all about those of some kinds.
+    """List every kind with its parts, or describe all parts of some kinds: what --list prints.
 
     Raises:
       InputError: an unknown kind.

@@ -138,7 +138,7 @@ def split(text: str, separator: str) -> list[str]:
 
 
 def as_name(text: str) -> str:
-    """A text as the name of a part: what means something in a spec is replaced.
+    """Turn a text into the name of a part: characters that mean something in a spec become "_".
 
     >>> as_name("my data, v1.2")
     'my_data__v1_2'
@@ -158,12 +158,12 @@ def _value(text: str) -> object:
 
 
 def frozen(value: object) -> object:
-    """Lists as tuples: the hyperparameters of a linen module must be hashable."""
+    """Convert lists to tuples: the hyperparameters of a linen module must be hashable."""
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _text(value: Any) -> str:
-    """What `_value` reads as the same value."""
+    """Format a value as text that `_value` reads as the same value."""
     for word, constant in CONSTANTS.items():
         if type(value) is type(constant) and value == constant:
             return word
@@ -207,11 +207,11 @@ class Kind:
     fallback: str = ""
 
     def builtin(self) -> dict[str, Callable]:
-        """The functions of cnnlab by name."""
+        """Return cnnlab's functions of this kind by name."""
         return dict(_at(self.table))
 
     def short(self) -> dict[str, Callable]:
-        """The same functions by their short names."""
+        """Return the functions of this kind that have a short name, by that name."""
         return dict(_at(self.aliases)) if self.aliases else {}
 
 
@@ -272,18 +272,18 @@ class Part:
         return any(p.kind is p.VAR_KEYWORD for p in self._signature())
 
     def asks(self, name: str) -> bool:
-        """Whether the function takes something of that name which neither the spec nor the object
-        sets.
+        """Return whether the function has a parameter of that name that neither the spec nor the
+        object sets.
         """
         return name in self.parameters and name not in {**self.keywords, **self.made_with}
 
     def requires(self, name: str) -> bool:
-        """Whether it asks for it and has no default."""
+        """Return whether the function asks for that name and has no default for it."""
         return self.asks(name) and self.parameters[name].default is inspect.Parameter.empty
 
     def mark(self, name: str, default: object = None) -> Any:
-        """An attribute that the function carries, also within a `functools.partial` or a
-        wrapper.
+        """Return an attribute of the function, also from within a `functools.partial` or a wrapper;
+        `default` where there is none.
         """
         function = self.function
         while not hasattr(function, name):
@@ -293,10 +293,10 @@ class Part:
         return getattr(function, name)
 
     def bind(self, **supply: object) -> Callable:
-        """The function with its hyperparameters, and with what it asks for of what is supplied.
+        """Bind the function to its hyperparameters and to what it asks for of `supply`.
 
         Raises:
-          InputError: a hyperparameter without default is missing.
+          InputError: Python cannot read the signature of the function.
         """
         keywords = {
             **self.made_with,
@@ -314,10 +314,10 @@ class Part:
         )
 
     def call(self, *args: object, **supply: object) -> Any:
-        """What the bound function returns.
+        """Call the bound function and return its result.
 
         Raises:
-          InputError: whatever it raises, in a line.
+          InputError: whatever it raises, in one line.
         """
         try:
             return self.bind(**supply)(*args)
@@ -342,7 +342,7 @@ class Part:
         return self.name if "." in self.name else ""
 
     def canonical(self) -> Spec:
-        """The shortest spec of the same part: no hyperparameter that is at its default."""
+        """Build the shortest spec of the same part, without hyperparameters at their defaults."""
         changed = {
             k: v
             for k, v in self.keywords.items()
@@ -354,7 +354,9 @@ class Part:
         )
 
     def resolved(self) -> Spec:
-        """The spec with every hyperparameter, for storage: a later default does not change it."""
+        """Build the spec with every default, except of what the run supplies, for storage: a later
+        default does not change it.
+        """
         defaults = {
             name: frozen(p.default)
             for name, p in self.parameters.items()
@@ -363,7 +365,7 @@ class Part:
         return Spec(self.name, dict(sorted((defaults | dict(self.keywords)).items())))
 
     def _as_default(self, name: str, value: object) -> object:
-        """A whole number where the function speaks of floats: 2 is 2.0, in one spelling."""
+        """Convert an int to a float where the function takes floats: 2 and 2.0 are one spelling."""
         parameter = self.parameters.get(name)
         floats = parameter and (
             _annotated(parameter) == "float" or type(parameter.default) is float
@@ -379,18 +381,18 @@ class Part:
         )
 
     def sources(self) -> dict[str, str]:
-        """SHA-256 of each user's file that the part is written in, by module name."""
+        """Compute the SHA-256 of each of the user's files behind the part, by module name."""
         if not self.path:
             return {}
         written_in = inspect.unwrap(getattr(self.function, "func", self.function))
         return provenance.sources(self.module, getattr(written_in, "__module__", None))
 
     def accepted(self) -> str:
-        """Its hyperparameters in a line."""
+        """Describe the hyperparameters in one line."""
         return f"its hyperparameters: {docstrings.accepted(self.function, self.hyperparameters())}"
 
     def hyperparameters(self) -> dict[str, inspect.Parameter]:
-        """What can be written for it."""
+        """Return the parameters that a spec may set, by name."""
         fixed = set(self.kind.supplies) - set(self.kind.overridable)
         return {name: parameter for name, parameter in self.parameters.items() if name not in fixed}
 
@@ -399,11 +401,12 @@ class Part:
 
 
 def find(kind: Kind, spec: Spec | str) -> Part:
-    """The part that a spec means, its keywords checked against the function's signature and ranges.
+    """Find the part that a spec names, and check its keywords against the function's signature and
+    ranges.
 
     Raises:
-      InputError: an unknown name, a module that cannot be imported, an unknown keyword, a value of
-        another type or outside its range.
+      InputError: an unknown name, a module that cannot be imported, an unknown or a missing
+        keyword, a value of another type or outside its range.
     """
     spec = parse(spec) if isinstance(spec, str) else spec
     name, function, module = _look_up(kind, spec.name)
@@ -426,10 +429,10 @@ def find(kind: Kind, spec: Spec | str) -> Part:
 
 
 def name_of(kind: Kind, function: object) -> str:
-    """The name by which `find` finds a function or class: a built-in one, or its dotted path, in
-    the kind's libraries the public one.
+    """Return the name by which `find` finds a function or class: that of a built-in part, or its
+    dotted path; in the kind's libraries, the public path.
 
-    It is empty where there is none, as for a lambda or what a script defines.
+    The name is empty where there is none, as for a lambda or what a script defines.
     """
     builtin = next((name for name, known in kind.builtin().items() if known is function), "")
     module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
@@ -446,8 +449,8 @@ def name_of(kind: Kind, function: object) -> str:
 
 
 def _look_up(kind: Kind, name: str) -> tuple[str, Callable, str]:
-    """The name of a part in its one spelling, its function, and the module that was imported for
-    it.
+    """Look up a part: its name in its one spelling, its function, and the name of the module that
+    was imported for it.
     """
     builtin = kind.builtin()
     module = ""
@@ -473,7 +476,9 @@ def _look_up(kind: Kind, name: str) -> tuple[str, Callable, str]:
 
 
 def _load(kind: Kind, path: str) -> tuple[Callable, str]:
-    """What a dotted path names, an attribute of a module or of a class in one, and the module."""
+    """Import what a dotted path names, an attribute of a module or of a class in one. Return it
+    and the module's name.
+    """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     names = path.split(".")
@@ -516,7 +521,7 @@ def _callables(module: object) -> list[str]:
 
 
 def _check_value(part: Part, key: str, value: object) -> None:
-    """Hold a value against the type that the annotation or default says, and the range that the
+    """Check a value against the type of the annotation or default, and against the range that the
     docstring states.
     """
     parameter = part.parameters[key]
@@ -545,7 +550,7 @@ def _check_value(part: Part, key: str, value: object) -> None:
 
 
 def _annotated(parameter: inspect.Parameter) -> str:
-    """The annotation of a parameter as it is written, but for None."""
+    """Return the annotation of a parameter as it is written, without `| None`."""
     annotation = parameter.annotation
     return (annotation.__name__ if isinstance(annotation, type) else str(annotation)).removesuffix(
         " | None"
@@ -565,7 +570,7 @@ def is_literal(value: object) -> bool:
 
 
 def where(error: BaseException) -> str:
-    """What was raised and the place in the user's code, in a line."""
+    """Describe an error and its place in the user's code in one line."""
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename
     ]
@@ -575,8 +580,8 @@ def where(error: BaseException) -> str:
 
 
 def listing(kind: Kind) -> str:
-    """Every built-in part of a kind with its formula, hyperparameters, defaults and source, for the
-    terminal.
+    """Describe every built-in part of a kind for the terminal: its formula, hyperparameters,
+    defaults and source.
     """
     short = kind.short()
     blocks = []

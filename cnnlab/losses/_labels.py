@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def check(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Logits and labels as arrays, once they are known to belong together.
+    """Check that logits and labels belong together, and convert them to arrays.
 
     Args:
       logits: float[..., K].
@@ -73,12 +73,12 @@ def check(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
 
 
 def is_ids(labels: jax.Array) -> bool:
-    """Whether checked labels are class ids rather than distributions."""
+    """Return whether checked labels are class ids rather than distributions."""
     return jnp.issubdtype(labels.dtype, jnp.integer)
 
 
 def poison(loss: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
-    """NaN, in value and gradient, where a class id turned out (under jit) to lie outside [0, K)."""
+    """Set a loss to NaN, in value and gradient, where a class id (under jit) is outside [0, K)."""
     if not is_ids(labels):
         return loss
     valid = (labels >= 0) & (labels < classes)
@@ -86,15 +86,15 @@ def poison(loss: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
 
 
 def pick(x: jax.Array, labels: jax.Array) -> jax.Array:
-    """x[..., y] for checked ids; some other class's for an id that lies outside, which `poison`
-    must follow.
+    """Pick x[..., y] for checked ids. An id outside [0, K) gets the value of some other class, so
+    `poison` must follow.
     """
     return jnp.take_along_axis(x, labels[..., None], -1, mode="clip")[..., 0]
 
 
 def is_label(labels: jax.Array, classes: int) -> jax.Array:
-    """bool[..., K]: which class the checked id names. Fuses into what reads it, where a one-hot
-    matrix would not.
+    """Mark the class that a checked id names: bool[..., K]. This fuses into what reads it, where a
+    one-hot matrix would not.
     """
     return (
         lax.broadcasted_iota(labels.dtype, (*labels.shape, classes), labels.ndim)
@@ -103,7 +103,7 @@ def is_label(labels: jax.Array, classes: int) -> jax.Array:
 
 
 def distribution(labels: jax.Array, classes: int, dtype: DTypeLike) -> jax.Array:
-    """Checked labels as distributions float[..., K]: one-hot for ids."""
+    """Convert checked labels to distributions float[..., K]: one-hot for ids."""
     return is_label(labels, classes).astype(dtype) if is_ids(labels) else labels.astype(dtype)
 
 
@@ -113,7 +113,7 @@ def by_class(
     labels: ArrayLike,
     weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """A loss of class ids, lifted to distributions: loss(z, y), or sum_k q_k loss(z, k).
+    """Lift a loss of class ids to distributions: compute loss(z, y), or sum_k q_k loss(z, k).
 
     Args:
       loss: (logits float32[..., K], ids int32[...]) -> float32[...].
@@ -148,11 +148,11 @@ def by_class(
 
 
 def in_range(name: str, value: T, interval: str) -> T:
-    """A hyperparameter, once it is known to lie in an interval such as "(0, 1]"; traced values
-    pass.
+    """Check that a hyperparameter lies in an interval such as "(0, 1]", and return it. Traced
+    values pass.
 
     Raises:
-      ValueError: it is no number in there.
+      ValueError: it is not a number in the interval.
     """
     if isinstance(value, Tracer):
         return value
@@ -169,10 +169,11 @@ def in_range(name: str, value: T, interval: str) -> T:
 
 
 def per_class(name: str, values: ArrayLike, classes: int, dtype: DTypeLike) -> jax.Array:
-    """A hyperparameter that has a positive number for each class, as float[K].
+    """Check that a hyperparameter has a positive, finite number for each class, and convert it to
+    float[K].
 
     Raises:
-      ValueError: another shape, or visible values that are not positive.
+      ValueError: another shape, or visible values that are not positive and finite.
     """
     array = values if isinstance(values, jax.Array) else np.asarray(values)
     if array.shape != (classes,) or not jnp.issubdtype(array.dtype, jnp.number):

@@ -18,8 +18,8 @@ from cnnlab.softmax import as_float, log_softmax
 def of_log_probability(
     function: Callable[[jax.Array], jax.Array], logits: ArrayLike, labels: ArrayLike
 ) -> jax.Array:
-    """function(log p_y) for a class id y, sum_k q_k function(log p_k) for a distribution q, with p
-    = softmax(z).
+    """Compute function(log p_y) for a class id y, or sum_k q_k function(log p_k) for a
+    distribution q, with p = softmax(z).
 
     Args:
       function: elementwise; finite in value and slope for every finite argument; NaN stays NaN.
@@ -41,14 +41,16 @@ def of_log_probability(
 
 @jax.custom_jvp
 def log_probability(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """log p_y of checked ids under softmax(logits): float32[..., K], int32[...] -> float32[...], at
-    most 0.
+    """Compute log p_y of checked ids under softmax(logits): float32[..., K], int32[...] ->
+    float32[...], at most 0.
     """
     return _terms(logits, labels)[0]
 
 
 def _terms(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """log p_y; the other classes' exp(z - max z), 0 at y; and p's denominator on that scale."""
+    """Compute log p_y; the other classes' exp(z - max z), 0 at y; and p's denominator on that
+    scale.
+    """
     logits = as_float(logits)
     top = lax.stop_gradient(jnp.max(logits, -1))
     top = jnp.where(jnp.isfinite(top), top, 0)  # also keeps XLA from storing logits - top
@@ -73,7 +75,7 @@ def _(primals, tangents):
 
 
 def focal_term(log_p: jax.Array, gamma: float) -> jax.Array:
-    """-(1 - p)^gamma log p, with derivatives of every order also for gamma < 1 at p = 1.
+    """Compute -(1 - p)^gamma log p, with derivatives of every order also for gamma < 1 at p = 1.
 
     There (1 - p)^(gamma - n) overflows before dp/dz makes up for it. Below 1e-12 the term is 0 to
     float32 anyway.
@@ -82,7 +84,7 @@ def focal_term(log_p: jax.Array, gamma: float) -> jax.Array:
 
 
 def focused(miss: jax.Array, loss: jax.Array, gamma: float) -> jax.Array:
-    """miss^gamma loss, and 0 where miss < 1e-12."""
+    """Compute miss^gamma loss, or 0 where miss < 1e-12."""
     certain = miss < 1e-12
     # Products instead of a log
     exponent = int(gamma) if isinstance(gamma, float) and gamma.is_integer() else gamma

@@ -125,8 +125,8 @@ def balanced_softmax(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLi
 
 
 def effective_number(class_counts: ArrayLike, beta: float = 0.9999) -> np.ndarray:
-    """Class weights for `class_weights`: the inverse of how many different examples a class really
-    has.
+    """Compute weights for `class_weights`: the inverse of how many different examples a class
+    really has.
 
         w_k = (1 - beta) / (1 - beta^n_k), scaled to mean 1
 

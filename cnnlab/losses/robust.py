@@ -313,5 +313,5 @@ def bi_tempered(
 
 
 def _tempered_log(log_x: jax.Array, t: float) -> jax.Array:
-    """(x^(1-t) - 1) / (1-t) from log x."""
+    """Compute (x^(1-t) - 1) / (1-t) from log x, or log x for t = 1."""
     return log_x if t == 1 else jnp.expm1((1 - t) * log_x) / (1 - t)

@@ -111,7 +111,7 @@ def _(primals, tangents):
 
 
 def _attained(p: jax.Array, z: jax.Array, alpha: float | jax.Array) -> jax.Array:
-    """p . z + sum_k (p_k - p_k^alpha) / (alpha (alpha - 1))."""
+    """Compute p . z + sum_k (p_k - p_k^alpha) / (alpha (alpha - 1))."""
     shown = p > 0
     if isinstance(alpha, float) and alpha in (1.5, 2.0):  # by products
         entropy = (

@@ -147,7 +147,7 @@ def logit_penalty(
 def _existing(
     logits: jax.Array, where: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | int]:
-    """Logits with 0, and with -inf, for the classes that do not exist, and how many do."""
+    """Mask the classes that do not exist, once with 0 and once with -inf, and count the others."""
     if where is None:
         return logits, logits, logits.shape[-1]
     where = jnp.broadcast_to(jnp.asarray(where), logits.shape)
@@ -156,5 +156,7 @@ def _existing(
 
 
 def _of_the_others(z: jax.Array, q: jax.Array) -> jax.Array:
-    """sum_k q_k sum_{j != k} z_j^2, without subtracting: z_y^2 never enters where q is one-hot."""
+    """Compute sum_k q_k sum_{j != k} z_j^2 without subtracting squares: z_y^2 never enters where q
+    is one-hot.
+    """
     return jnp.sum((jnp.sum(q, -1, keepdims=True) - q) * z**2, -1)

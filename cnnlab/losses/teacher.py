@@ -113,7 +113,7 @@ def _like(values: ArrayLike, shape: tuple[int, ...], name: str) -> jax.Array:
 
 
 def _relative(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """p log(p / q) + q - p, with 0 log 0 = 0: float32[..., K], at least 0.
+    """Compute p log(p / q) + q - p, with 0 log 0 = 0: float32[..., K], at least 0.
 
     Over distributions it sums to KL(p || q), and has no terms that cancel: p (d + expm1(-d)), d =
     log p - log q.

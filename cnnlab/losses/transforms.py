@@ -186,7 +186,7 @@ def with_z_loss(loss: Loss, coefficient: float = 1e-4) -> Loss:
 
 
 def weighted_sum(losses: Mapping[Loss, float]) -> Loss:
-    """Several losses at once.
+    """Combine several losses into their weighted sum.
 
         sum_i w_i loss_i(z, y)
 

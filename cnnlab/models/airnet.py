@@ -53,7 +53,7 @@ class AirNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """x: float[B, H, W, C] -> float32[B, K]."""
+        """Compute the logits: float[B, H, W, C] -> float32[B, K]."""
         plain, pooled = (self.conv.pooled(side) for side in (1, 2))
         activation = named("activation", self.activation, ACTIVATIONS)
         channels = 8 * x.shape[-1]
@@ -102,12 +102,12 @@ class AirNet(nn.Module):
 
 
 def whitening(images: jax.Array, eps: float = 5e-4) -> jax.Array:
-    """A 2x2 kernel whose responses to the images' patches are uncorrelated and of one size, each
-    with both signs.
+    """Compute a 2x2 kernel whose responses to the images' patches are uncorrelated and of equal
+    size, each with both signs.
 
     Args:
       images: float[N, H, W, C], normalised.
-      eps: added to the variances before their root is divided by.
+      eps: added to the variances before dividing by their root.
 
     Returns:
       float32[2, 2, C, 8 C]: eigenvectors of the patches' second moments over their roots,
@@ -129,15 +129,17 @@ def whitening(images: jax.Array, eps: float = 5e-4) -> jax.Array:
 
 
 def uniform(key: jax.Array, shape: Sequence[int], dtype: DTypeLike, bound: float) -> jax.Array:
-    """Initial values between -bound and bound; with 1 / sqrt(fan-in), torch.nn.Conv2d's."""
+    """Draw uniform initial values between -bound and bound, as torch.nn.Conv2d does with a bound
+    of 1 / sqrt(fan-in).
+    """
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def first_filters_pass_on(
     key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
-    """Initial filters [h, w, I, O]: the i-th of the first I hands on channel i, the others are
-    uniform.
+    """Draw initial filters [h, w, I, O]: the i-th of the first I passes on channel i, the others
+    are uniform.
 
     Source: torch.nn.init.dirac_ over the default of torch.nn.Conv2d, as in airbench.
     """
@@ -152,6 +154,6 @@ def first_filters_pass_on(
 
 
 def small_head(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """Initial weights [D, K]: uniform, of standard deviation exactly 1 / D."""
+    """Draw initial weights [D, K]: uniform, with a standard deviation of exactly 1 / D."""
     kernel = uniform(key, shape, dtype, 1.0)
     return kernel / (shape[0] * jnp.std(kernel, ddof=1))

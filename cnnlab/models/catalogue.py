@@ -23,12 +23,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def count_parameters(params: PyTree) -> int:
-    """Numbers in a pytree of parameters."""
+    """Count the numbers in a pytree of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def model_dtype(compute_dtype: str) -> np.dtype | None:
-    """The `dtype` of a module for a --compute-dtype: bfloat16, float16, or None, the type of the
-    parameters.
+    """Convert a --compute-dtype to a module's `dtype`: bfloat16, float16, or None for float32, the
+    type of the parameters.
     """
     return None if compute_dtype == "float32" else jnp.dtype(compute_dtype)

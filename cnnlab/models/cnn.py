@@ -49,7 +49,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """x: float[B, H, W, C] -> float32[B, K]."""
+        """Compute the logits: float[B, H, W, C] -> float32[B, K]."""
         if not self.widths:
             raise ValueError("widths must name at least one convolution")
         pools = {

@@ -60,7 +60,7 @@ class Convolution:
         _check(self.formulation)
 
     def pooled(self, side: int) -> Convolution:
-        """The same convolution, followed by max pooling."""
+        """Return the same convolution, followed by max pooling."""
         return Convolution(self.formulation, side)
 
     def __call__(
@@ -71,8 +71,8 @@ class Convolution:
         padding: str | Sequence[tuple[int, int]],
         **options: Any,
     ) -> jax.Array:
-        """x float[B, H, W, C], kernel float[h, w, C, D] -> float[B, H', W', D], as
-        lax.conv_general_dilated.
+        """Convolve images float[B, H, W, C] with a kernel float[h, w, C, D], as
+        lax.conv_general_dilated does, and apply max pooling: float[B, H', W', D].
         """
         if self.formulation == "native" or not _covered(lhs, window_strides, **options):
             convolved = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
@@ -91,8 +91,8 @@ class Convolution:
 
 
 def max_pooling(x: jax.Array, side: int, formulation: str) -> jax.Array:
-    """The largest of each window of side x side pixels, windows side by side; rows and columns that
-    fill none go.
+    """Take the maximum of each window of side x side pixels. Windows do not overlap; rows and
+    columns that fill no window are dropped.
 
     Of equal pixels the first in the window gets the gradient, in both formulations.
 
@@ -113,8 +113,8 @@ def max_pooling(x: jax.Array, side: int, formulation: str) -> jax.Array:
 
 
 def average_pooling(x: jax.Array, side: int) -> jax.Array:
-    """The mean of each window of side x side pixels, windows side by side; rows and columns that
-    fill none go.
+    """Take the mean of each window of side x side pixels. Windows do not overlap; rows and columns
+    that fill no window are dropped.
 
     x: float[B, H, W, C] -> float[B, H // side, W // side, C].
     """
@@ -137,7 +137,7 @@ def _covered(
     batch_group_count: int = 1,
     **kinds: object,
 ) -> bool:
-    """Whether the blocked formulation covers this convolution."""
+    """Return whether the blocked formulation covers this convolution."""
     # The other arguments are a precision and a type of the result.
     if x.ndim != 4 or any(kind is not None for kind in kinds.values()):
         return False
@@ -161,7 +161,7 @@ def _conv(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
 
 
 def _blocks(x: jax.Array) -> jax.Array:
-    """[B, ...] -> [blocks, images of a block, ...], filled up with zeros."""
+    """Split [B, ...] into [blocks, images of a block, ...], padded with zeros."""
     size = min(BLOCK, len(x))
     x = jnp.pad(x, [(0, -len(x) % size)] + [(0, 0)] * (x.ndim - 1))
     return x.reshape(-1, size, *x.shape[1:])
@@ -208,7 +208,7 @@ _conv_pool.defvjp(_conv_pool_forward, _conv_pool_backward)
 
 
 def _kernel_gradient(x: jax.Array, dz: jax.Array, pads: Pads) -> jax.Array:
-    """The sum over images and pixels of (what the kernel saw) x dz: [B, H, W, C], [B, H', W', D] ->
+    """Sum (what the kernel saw) x dz over images and pixels: [B, H, W, C], [B, H', W', D] ->
     [h, w, C, D].
     """
     planes = x.transpose(3, 0, 1, 2)
@@ -232,15 +232,15 @@ def _kernel_gradient(x: jax.Array, dz: jax.Array, pads: Pads) -> jax.Array:
 
 
 def _windows(x: jax.Array, side: int) -> jax.Array:
-    """[B, H, W, C] -> [B, H // side, side, W // side, side, C]."""
+    """Split [B, H, W, C] into windows: [B, H // side, side, W // side, side, C]."""
     height, width = x.shape[1] // side, x.shape[2] // side
     x = x[:, : height * side, : width * side]
     return x.reshape(len(x), height, side, width, side, x.shape[3])
 
 
 def _largest(x: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
-    """The largest of each window, and which pixel of the window it is, counted by rows; the first
-    where several are.
+    """Find the largest pixel of each window and its index in the window, counted by rows; of equal
+    pixels, the first.
     """
     windows = _windows(x, side)
     code = jnp.uint8 if side <= 16 else jnp.int32
@@ -256,8 +256,8 @@ def _largest(x: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
 def _to_winners(
     winners: jax.Array, cotangent: jax.Array, side: int, size: Sequence[int]
 ) -> jax.Array:
-    """What `_largest` hands back: the cotangent at the winners, zero elsewhere; [b, h, w, C] -> [b,
-    *size, C].
+    """Backpropagate through `_largest`: the cotangent at the winners, zero elsewhere; [b, h, w, C]
+    -> [b, *size, C].
     """
     batch, height, width, channels = cotangent.shape
     pixel = jnp.arange(side * side, dtype=winners.dtype).reshape(1, 1, side, 1, side, 1)
@@ -282,7 +282,7 @@ _max_pool.defvjp(
 
 
 def conv_output_size(size: int, kernel: int, padding: int = 0, stride: int = 1) -> int:
-    """Side of a convolution's or pooling's output: floor((W - K + 2 P) / S) + 1.
+    """Compute the side of a convolution's or pooling's output: floor((W - K + 2 P) / S) + 1.
 
     Args:
       size: W, side of the input in pixels.

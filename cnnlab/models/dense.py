@@ -31,7 +31,7 @@ class SoftmaxRegression(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """x: float[B, H, W, C] -> float32[B, K]."""
+        """Compute the logits: float[B, H, W, C] -> float32[B, K]."""
         del train
         head = named("head", self.head, HEADS)
         return as_float(head(self.num_classes, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
@@ -61,7 +61,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """x: float[B, ...] -> float32[B, K]."""
+        """Compute the logits: float[B, ...] -> float32[B, K]."""
         x = x.reshape(x.shape[0], -1)
         activation = named("activation", self.activation, ACTIVATIONS)
         if not self.hidden and (self.activation != "relu" or self.dropout or self.batch_norm):

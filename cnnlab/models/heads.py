@@ -25,7 +25,7 @@ class CosineHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: float[B, D] -> float32[B, K]; features of length 0 give 0."""
+        """Compute the cosines: float[B, D] -> float32[B, K]; features of length 0 give 0."""
         kernel = self.param(
             "kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.num_classes), jnp.float32
         )

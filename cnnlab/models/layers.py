@@ -46,7 +46,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """x: float[B, ...] -> float[B, ...]; the identity unless `train`."""
+        """Apply dropout: float[B, ...] -> float[B, ...]; the identity unless `train`."""
         if not train or self.rate == 0:
             return x
         keys = example_keys(self.make_rng("dropout"), x.shape[0], self.axis_name)

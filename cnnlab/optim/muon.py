@@ -106,8 +106,8 @@ def muon(  # noqa: PLR0913 (hyperparameters)
 
 
 def group(params: PyTree) -> PyTree:
-    """The group of each parameter in `muon`: filters (four axes), head (other kernels), biases,
-    whitening_bias.
+    """Assign each parameter to its group in `muon`: filters (four axes), head (other kernels),
+    biases, whitening_bias.
     """
 
     def group_of(path: jax.tree_util.KeyPath, p: jax.Array) -> str:
@@ -119,8 +119,8 @@ def group(params: PyTree) -> PyTree:
 
 
 def orthogonalised(matrix: jax.Array, steps: int = 3, dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """The matrix with its singular values drawn to about one: a quintic Newton-Schulz iteration,
-    Muon's.
+    """Orthogonalise a matrix: bring its singular values to about one by Muon's quintic
+    Newton-Schulz iteration.
 
     Args:
       matrix: float[n, m].
@@ -144,15 +144,15 @@ def orthogonalised(matrix: jax.Array, steps: int = 3, dtype: DTypeLike = jnp.flo
 
 
 def _orthogonal_filter(gradient: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """[h, w, I, O], orthogonalised as a matrix [h w I, O]."""
+    """Orthogonalise a gradient [h, w, I, O] as a matrix [h w I, O]."""
     return orthogonalised(gradient.reshape(-1, gradient.shape[-1]), dtype=dtype).reshape(
         gradient.shape
     )
 
 
 def _from_unit_norm(update: jax.Array, filters: jax.Array) -> jax.Array:
-    """What takes filters to their step from the norm sqrt(O): a root-mean-square filter of norm
-    one.
+    """Add to an update the change that scales the filters to the norm sqrt(O), from where they
+    step; the root mean square of the filters' norms is one there.
     """
     return update + filters * (
         jnp.sqrt(filters.shape[-1]).astype(filters.dtype) / jnp.linalg.norm(filters) - 1

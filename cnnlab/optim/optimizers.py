@@ -9,12 +9,12 @@ from cnnlab.types import PyTree
 
 
 def _kernels(params: PyTree) -> PyTree:
-    """Which parameters weight decay touches: kernels, not biases or normalisation."""
+    """Mark the parameters that weight decay touches: kernels, not biases or normalisation."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def _decayed(tx: optax.GradientTransformation, weight_decay: float) -> optax.GradientTransformation:
-    """The optimizer of the gradient plus `weight_decay` times the kernels."""
+    """Wrap an optimizer so that it gets the gradient plus `weight_decay` times the kernels."""
     if not weight_decay:
         return tx
     return optax.chain(optax.add_decayed_weights(weight_decay, mask=_kernels), tx)

@@ -154,7 +154,7 @@ def restarts(
 
 
 def _between(first: float | jax.Array, last: float | jax.Array, steps: int) -> optax.Schedule:
-    """Half a cosine from one rate to another."""
+    """Build a schedule along half a cosine from one rate to another."""
     return lambda step: (
         last + (first - last) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(step / steps, 0, 1)))
     )
@@ -171,7 +171,7 @@ def _warmup_steps(warmup: float, steps_per_epoch: int, total_steps: int) -> int:
 
 
 def _warmed(after: optax.Schedule, peak: float | jax.Array, steps: int) -> optax.Schedule:
-    """A linear warm-up from zero, and then a schedule from its beginning."""
+    """Put a linear warm-up from zero before a schedule, which then starts from its beginning."""
     return (
         optax.join_schedules([optax.linear_schedule(0.0, peak, steps), after], [steps])
         if steps

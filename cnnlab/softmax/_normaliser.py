@@ -23,7 +23,7 @@ WIDE = 0.5
 
 
 def probabilities(z: jax.Array, a: float | jax.Array) -> jax.Array:
-    """exp_t(z_i - c), which sum to 1.
+    """Compute exp_t(z_i - c), which sum to 1.
 
     Args:
       z: float[..., K] with maximum 0; -inf gives probability 0; NaN in the row gives NaN.
@@ -41,13 +41,17 @@ def probabilities(z: jax.Array, a: float | jax.Array) -> jax.Array:
 
 
 def log_probabilities(z: jax.Array, a: float) -> jax.Array:
-    """Their logarithms, also where they underflow; -inf, with derivative 0, where they are 0."""
+    """Compute the logarithms of `probabilities`, also where these underflow; -inf, with derivative
+    0, where they are 0.
+    """
     inside, exponent = _exponents(z, _normaliser(z, a), a)
     return jnp.where(inside, exponent, jnp.where(jnp.isnan(exponent), exponent, -jnp.inf))
 
 
 def _terms(z: jax.Array, v: jax.Array, a: float | jax.Array) -> jax.Array:
-    """exp_t(z_i - c): float[..., K], float[...] -> float[..., K]; derivatives are 0 where it is."""
+    """Compute exp_t(z_i - c): float[..., K], float[...] -> float[..., K]. Where it is 0, so are its
+    derivatives.
+    """
     power = round(1 / a) if isinstance(a, float) and abs(a) >= 1 / 8 else 0
     if power and abs(power * a - 1) < 1e-9:  # by products
         base = _base(z, v, a)
@@ -61,7 +65,7 @@ def _terms(z: jax.Array, v: jax.Array, a: float | jax.Array) -> jax.Array:
 
 
 def _base(z: jax.Array, v: jax.Array, a: float | jax.Array) -> jax.Array:
-    """1 + a (z_i - c)."""
+    """Compute 1 + a (z_i - c)."""
     v = v[..., None]
     if isinstance(a, float):
         return v + a * z if a >= WIDE else 1 + a * (z - v)
@@ -70,8 +74,8 @@ def _base(z: jax.Array, v: jax.Array, a: float | jax.Array) -> jax.Array:
 
 
 def _exponents(z: jax.Array, v: jax.Array, a: float | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where exp_t is positive, and log(1 + a (z_i - c)) / a there, something harmless elsewhere;
-    NaN stays NaN.
+    """Return where exp_t is positive, and log(1 + a (z_i - c)) / a there, with a harmless value
+    elsewhere. NaN stays NaN.
     """
     impossible = z == -jnp.inf
     z = jnp.where(impossible, 0, z)
@@ -97,14 +101,14 @@ def _exponents(z: jax.Array, v: jax.Array, a: float | jax.Array) -> tuple[jax.Ar
 
 
 def _wide(a: float | jax.Array, z: jax.Array) -> jax.Array:
-    """float[...] or float[] to be combined with float[..., K]."""
+    """Reshape `a`, float[...] or float[], to broadcast with `z`, float[..., K]."""
     a = jnp.asarray(a, z.dtype)
     return a[..., None] if a.ndim else a
 
 
 @jax.custom_jvp
 def _exponent(x: jax.Array, a: jax.Array) -> jax.Array:
-    """log(1 + a x) / a, x for a = 0."""
+    """Compute log(1 + a x) / a, or x for a = 0."""
     return jnp.where(a == 0, x, jnp.log1p(a * x) / jnp.where(a == 0, 1, a))
 
 
@@ -125,8 +129,8 @@ def _(primals, tangents):
 
 
 def _normaliser(z: jax.Array, a: float | jax.Array) -> jax.Array:
-    """v with sum_i exp_t(z_i - c) = 1, for float[..., K] with maximum 0; a = 1 - t, a float or an
-    array.
+    """Find v with sum_i exp_t(z_i - c) = 1, for float[..., K] with maximum 0; a = 1 - t is a float
+    or an array.
     """
     return _fixed(z, a) if isinstance(a, float) else _free(z, a)  # pyright: ignore[reportCallIssue]
 
@@ -166,18 +170,18 @@ def _(primals, tangents):
 def _implicit(
     of_rest: Callable, of_v: Callable, primals: tuple, tangents: tuple, v: jax.Array
 ) -> jax.Array:
-    """dv where the total stays 1: the implicit function theorem."""
+    """Compute the dv that keeps the total at 1, by the implicit function theorem."""
     _, change = jax.jvp(of_rest, primals, tangents)
     _, slope = jax.jvp(of_v, (v,), (jnp.ones_like(v),))
     return -change / slope
 
 
 def _solve(z: jax.Array, a: float | jax.Array) -> jax.Array:
-    """The root by Newton's method on total^a, which is nearly linear in c.
+    """Find the root by Newton's method on total^a, which is nearly linear in c.
 
-    By Minkowski's inequality total^a is convex and falling for 0 < a <= 1 (concave and growing for
-    a < 0), so Newton's steps from c = 0, where the maximum alone gives 1, never pass the root. For
-    a > 1 the interval is halved instead.
+    By Minkowski's inequality total^a is convex and decreasing for 0 < a <= 1 (concave and
+    increasing for a < 0), so Newton's steps from c = 0, where the maximum alone gives 1, never pass
+    the root. For a > 1 the interval is halved instead.
     """
     power = jnp.asarray(a, z.dtype)
     classes = z.shape[-1]

@@ -19,7 +19,7 @@ def as_float(x: ArrayLike) -> jax.Array:
 
 
 def scores(logits: ArrayLike, temperature: ArrayLike, where: ArrayLike | None) -> jax.Array:
-    """logits / temperature, -inf where a class is masked or impossible."""
+    """Compute logits / temperature, with -inf where a class is masked or impossible."""
     if isinstance(temperature, (int, float, np.number)) and not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     z = as_float(logits)

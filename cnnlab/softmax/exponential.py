@@ -11,7 +11,7 @@ from cnnlab.softmax._scores import as_float, scores
 
 
 def _shifted(z: jax.Array, axis: int) -> jax.Array:
-    """z minus its maximum, so that no exponential overflows; softmax does not see the shift."""
+    """Subtract the maximum, so that no exponential overflows; softmax is invariant to the shift."""
     top = lax.stop_gradient(jnp.max(z, axis, keepdims=True))
     # The where also keeps XLA from storing the difference
     return z - jnp.where(jnp.isfinite(top), top, 0)
