@@ -281,7 +281,7 @@ class Parts:
 
     def build_loss(
         self, num_classes: int, class_counts: np.ndarray, label_dtypes: Sequence[str] = ("int32",)
-    ) -> Callable:
+    ) -> Callable[..., jax.Array]:
         """Build the loss with its transforms, and check it against its contract on shapes.
 
         A loss that asks for features is not checked here: their shape depends on the model.

@@ -37,4 +37,4 @@ class CosineHead(nn.Module):
         return as_float(features @ weights)
 
 
-HEADS: dict[str, Callable] = {"linear": nn.Dense, "cosine": CosineHead}
+HEADS: dict[str, Callable[..., nn.Module]] = {"linear": nn.Dense, "cosine": CosineHead}

@@ -16,7 +16,7 @@ from cnnlab.errors import unknown
 
 T = TypeVar("T")
 
-ACTIVATIONS: dict[str, Callable] = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "gelu": partial(nn.gelu, approximate=False),
     "silu": nn.silu,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import optax
+
 from cnnlab.optim.muon import muon
 from cnnlab.optim.optimizers import adam, adamw, sgd
 
-OPTIMIZERS: dict[str, Callable] = {f.__name__: f for f in (adam, adamw, sgd, muon)}
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    f.__name__: f for f in (adam, adamw, sgd, muon)
+}

@@ -179,6 +179,6 @@ def _warmed(after: optax.Schedule, peak: float | jax.Array, steps: int) -> optax
     )
 
 
-SCHEDULES: dict[str, Callable] = {
+SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     f.__name__: f for f in (cosine, linear, constant, steps, one_cycle, restarts)
 }

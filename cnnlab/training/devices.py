@@ -24,7 +24,7 @@ from cnnlab import backend
 from cnnlab.config import Machine
 from cnnlab.errors import InputError
 from cnnlab.multihost import processes, transfer
-from cnnlab.types import Device
+from cnnlab.types import Device, PyTree
 
 T = TypeVar("T")
 
@@ -132,11 +132,11 @@ class Layout:
 
     def compile(
         self,
-        step: Callable,
+        step: Callable[..., PyTree],
         specs: Sequence[PartitionSpec],
         result: PartitionSpec = SHARED,
         donate: Sequence[int] = (),
-    ) -> Callable:
+    ) -> Callable[..., PyTree]:
         """Compile `step(*args, axis_name=...)`.
 
         Args:
@@ -189,7 +189,9 @@ def _split(i: int, devices: int, x: jax.Array) -> jax.Array:
     return x.reshape(*x.shape[:i], devices, -1, *x.shape[i + 1 :])
 
 
-def _over_seeds(step: Callable, axes: Sequence[int | None], platform: str) -> Callable:
+def _over_seeds(
+    step: Callable[..., PyTree], axes: Sequence[int | None], platform: str
+) -> Callable[..., PyTree]:
     """Map a step over all seeds of a device: in turn on a CPU core, which one seed keeps busy,
     together elsewhere.
     """

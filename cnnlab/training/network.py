@@ -26,7 +26,14 @@ from cnnlab.models.convolution import Convolution
 from cnnlab.parts import Parts, resolve
 from cnnlab.softmax import as_float
 from cnnlab.training import devices, run_folder
-from cnnlab.training.step import TrainState, Variables, create_state, zero_totals
+from cnnlab.training.step import (
+    ApplyFn,
+    TrainApplyFn,
+    TrainState,
+    Variables,
+    create_state,
+    zero_totals,
+)
 from cnnlab.types import PyTree
 
 
@@ -124,7 +131,7 @@ def _initial(
     return (jax.vmap(state_of_seed) if key.ndim else state_of_seed)(key)
 
 
-def apply_for_training(model: nn.Module, features: bool = False) -> Callable:
+def apply_for_training(model: nn.Module, features: bool = False) -> TrainApplyFn:
     """Build the function that applies a model in a train step.
 
     Args:
@@ -150,7 +157,7 @@ def apply_for_training(model: nn.Module, features: bool = False) -> Callable:
 
 def apply_for_evaluation(
     model: nn.Module, facts: DataFacts, views: str = "one", features: bool = False
-) -> Callable:
+) -> ApplyFn:
     """Build the function that applies a model in evaluation.
 
     Args:
@@ -207,7 +214,7 @@ class Network:
     config: Config
     parts: Parts
     facts: DataFacts
-    apply_fn: Callable
+    apply_fn: ApplyFn
     state: TrainState
     step: int
     changed: tuple[str, ...] = ()

@@ -33,6 +33,12 @@ Params: TypeAlias = PyTree  # as flax makes it
 Variables: TypeAlias = dict[str, PyTree]  # {"params": Params, "batch_stats": PyTree}
 Totals: TypeAlias = dict[str, jax.Array]
 Sums: TypeAlias = Callable[[Variables, Batch], dict[str, jax.Array]]  # a batch's, of metrics
+# Variables and images float[B, H, W, C] -> logits float32[B, K], and features if they are wanted.
+ApplyFn: TypeAlias = Callable[[Variables, jax.Array], tuple[jax.Array, jax.Array | None]]
+# The same with a key for dropout; between the two results the new batch_stats.
+TrainApplyFn: TypeAlias = Callable[
+    [Variables, jax.Array, jax.Array], tuple[jax.Array, PyTree, jax.Array | None]
+]
 
 NEVER = 2**31 - 1  # `bad_step` while every step was finite
 # Folded into a run's key where a step is otherwise: for draws that are the same at every step.
@@ -174,9 +180,7 @@ class StepParts:
         power of two.
     """
 
-    apply_fn: Callable[
-        [Variables, jax.Array, jax.Array], tuple[jax.Array, PyTree, jax.Array | None]
-    ]
+    apply_fn: TrainApplyFn
     objective: Objective
     tx: optax.GradientTransformation
     prepare: Callable[..., dict[str, jax.Array]]
@@ -282,7 +286,7 @@ def eval_step(
     variables: Variables,
     batch: dict[str, jax.Array],
     *,
-    apply_fn: Callable[[Variables, jax.Array], tuple[jax.Array, jax.Array | None]],
+    apply_fn: ApplyFn,
     objective: Objective,
     extra_metrics: Sequence[metrics.Metric] = (),
     axis_name: str | None = None,
