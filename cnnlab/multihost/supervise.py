@@ -17,7 +17,7 @@ from typing import NoReturn
 EXIT_LOST = 75
 LOST = (
     "another process of this run is gone (killed, or its machine lost): start all of them again to "
-    "go on"
+    "resume"
 )
 ALONE = (
     "error: the processes of the run did not find each other: start --processes of them, each as "

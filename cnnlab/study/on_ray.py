@@ -201,7 +201,7 @@ class Cluster:
             saved = "not all saved" if late else "saved"
             raise Stopped(
                 f"stopped by {signal.Signals(self._stop.signal).name}, what was under way is "
-                f"{saved}; to go on: {self._command}",
+                f"{saved}; to resume: {self._command}",
                 status,
             )
 

@@ -150,7 +150,7 @@ class Study(Settings):
 
     def _check_condition(self, condition: Condition) -> None:
         if self.tune and "learning_rate" in condition:
-            raise InputError("--tune chooses the learning rate: it cannot be varied beside it")
+            raise InputError("--tune chooses the learning rate: it cannot be varied too")
         for loss in self.losses:
             if not config(self, loss, condition).recipe.validation and self.tune:
                 raise InputError(

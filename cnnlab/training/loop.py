@@ -248,7 +248,7 @@ class _Loop:
         assert self.stopped_by is not None
         self.saver.stored()
         what = "saved" if saved else "not saved, as a seed of it has diverged"
-        then = "to go on"
+        then = "to resume"
         if self.saver.checkpoints is None:
             what = "nothing is saved"
             then = "to start again"

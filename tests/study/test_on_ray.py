@@ -145,7 +145,7 @@ def stopped(folder, ray_folder, send, number, status):
     send(process.pid, number)
     _, errors = process.communicate(timeout=120)
     said = (
-        f"stopped by {number.name}, what was under way is saved; to go on: "
+        f"stopped by {number.name}, what was under way is saved; to resume: "
         ".*ablate.py .* --executor ray\n"
     )
     assert process.returncode == status and re.fullmatch(said, errors), errors

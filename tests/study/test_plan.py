@@ -107,7 +107,7 @@ def test_the_flags_of_the_issue():
         ({"vary": ("image_size=16.5",)}, "'16.5' is no int or NoneType"),
         ({"vary": ("batch_size={[]:1}",)}, "is no int"),
         ({"vary": ("devices=1,2",)}, "unknown flag to vary 'devices'"),
-        ({"vary": ("lr=1e-3,1e-2",), "tune": "lr=1e-4..1e-1"}, "cannot be varied beside it"),
+        ({"vary": ("lr=1e-3,1e-2",), "tune": "lr=1e-4..1e-1"}, "cannot be varied too"),
         ({"vary": ("validation=0.1,0",), "tune": "lr=1e-4..1e-1"}, "--validation must be above 0"),
         ({"workdir": ""}, "--workdir"),
         ({"seeds": 10**9}, r"--seeds must lie in \[1, 10000\]"),
