@@ -209,9 +209,9 @@ def _download_errors(name: str, by_hand: pathlib.Path, url_infos: dict[str, Any]
         base = next(iter(url_infos)).rpartition("/")[0]
         files = ", ".join(info.filename for info in url_infos.values())
         raise InputError(
-            f"{name}: cannot download from {base}/ ({_reason(error)}). To continue without a network, "
-            f"get from there {files}, place in the folder {by_hand} under the same name, and run "
-            "again."
+            f"{name}: cannot download from {base}/ ({_reason(error)}). To continue without a "
+            f"network, get from there {files}, place in the folder {by_hand} under the same name, "
+            "and run again."
         ) from error
 
 
