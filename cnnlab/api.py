@@ -71,18 +71,16 @@ def train(
     Raises:
       InputError: whatever cannot be done. Stopped, Diverged: as `loop.fit`.
     """
-    settings_of = {"dataset": data, "model": model, "loss": loss, "optimizer": optimizer}
-    settings_of |= {"schedule": schedule, "augment": augment, "metrics": metrics or None}
-    texts = {
-        name: _as_setting(name, thing) for name, thing in settings_of.items() if _is_text(thing)
-    }
+    wanted = {"dataset": data, "model": model, "loss": loss, "optimizer": optimizer}
+    wanted |= {"schedule": schedule, "augment": augment, "metrics": metrics or None}
+    texts = {name: _as_setting(name, thing) for name, thing in wanted.items() if _is_text(thing)}
     objects = {
         name: _parts_of(name, thing)
-        for name, thing in settings_of.items()
+        for name, thing in wanted.items()
         if thing is not None and name not in texts
     }
-    for name, part_list in objects.items():
-        texts[name] = _as_setting(name, [str(part) for part in part_list])
+    for name, pipeline in objects.items():
+        texts[name] = _as_setting(name, [str(part) for part in pipeline])
     config = _config(optimizer, schedule, settings, texts)
     resolved = parts.resolve(config.recipe, objects)
     console = Console(cast(str, settings.get("progress", "silent")))

@@ -166,7 +166,7 @@ def test_a_finished_folder_is_not_taken_for_other_data(tmp_path):
     same_weights(run, repeated)
     assert repeated.test == run.test == cnnlab.evaluate(repeated)
     loaded = cnnlab.load(tmp_path / "run")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="data without a name: give it as data"):
         cnnlab.evaluate(loaded)
     assert cnnlab.evaluate(loaded, drawn_arrays(0)) == run.test
 

@@ -20,7 +20,7 @@ from cnnlab.data import feed as feeds
 from cnnlab.data.dataset import Dataset
 from cnnlab.errors import InputError
 from cnnlab.multihost import agree, processes
-from cnnlab.parts import Parts
+from cnnlab.parts import OBJECT, Parts
 from cnnlab.training import experiment as experiments
 from cnnlab.training import loop, run_folder
 from cnnlab.training import network as networks
@@ -198,7 +198,12 @@ def own_dataset(network: Network, data_dir: str | None = None) -> Dataset:
     """
     config = network.config
     data_dir = data_dir or config.machine.data_dir
-    dataset = network.parts.open_dataset(data_dir, config.recipe.image_size)
+    try:
+        dataset = network.parts.open_dataset(data_dir, config.recipe.image_size)
+    except InputError as error:
+        if network.parts.dataset.name != OBJECT:
+            raise
+        raise InputError("the run was trained on data without a name: give it as data") from error
     facts = network.facts
     sizes = len(dataset.train), len(dataset.test)
     if not network.fits(dataset) or sizes != (facts.num_images, facts.counts["test"]):
