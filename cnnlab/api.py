@@ -95,7 +95,9 @@ def train(
     path = run_folder.default_path(config)
     # Whether a data set given as an object is the folder's is seen once it is read.
     if run_folder.check(path, config) and "dataset" not in objects:
-        return load(path)
+        finished = load(path)
+        if finished.test:  # else the weights that were tested are damaged
+            return finished
     return runs.in_folder(config, path, console, resolved)
 
 

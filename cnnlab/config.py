@@ -312,8 +312,8 @@ def read_file(path: str) -> JsonObject:
     """Read settings from a TOML file, or from a run's config.json: the same settings elsewhere.
 
     Tables of a TOML file group settings for the reader; their names have no meaning. Of a run's
-    configuration, what names its folder and processes is left out, and its data set and the short
-    forms of its corruptions are as they were written, so that flags override them.
+    configuration, what names its folder and processes is left out, and corruptions that were given
+    as short forms are short forms again, so that flags override them.
 
     Raises:
       InputError: the file cannot be read.
@@ -329,8 +329,9 @@ def read_file(path: str) -> JsonObject:
         raise InputError(f"--config {path} cannot be read: it holds no settings")
     if path.endswith(".json"):
         written = values.get("written")
-        if isinstance(written, dict):
-            values |= {name: written[name] for name in ("dataset", *SHORT) if name in written}
+        if isinstance(written, dict) and {"dataset", *SHORT} <= written.keys():
+            values |= {name: written[name] for name in SHORT}
+            values["dataset"] = _without_short_forms(values["dataset"], written["dataset"])
         return {k: v for k, v in values.items() if k not in (*STORED_BESIDES, *OF_ONE_RUN)}
     settings: JsonObject = {}
     for name, value in values.items():
@@ -339,6 +340,12 @@ def read_file(path: str) -> JsonObject:
                 raise InputError(f"--config {path}: {key} is set twice")
             settings[key] = inner
     return settings
+
+
+def _without_short_forms(resolved: str, written: str) -> str:
+    """Cut a resolved data set to the parts that were written: short forms come last in it."""
+    parts = spec.parse_pipeline(resolved)[: len(spec.parse_pipeline(written))]
+    return "+".join(map(str, parts))
 
 
 def as_args(values: Mapping[str, object]) -> list[str]:
@@ -426,7 +433,7 @@ def fits(value: object, hint: Any) -> bool:
         return any(fits(value, inner) for inner in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
-        return isinstance(value, list) and all(fits(inner, item) for inner in value)
+        return all(fits(inner, item) for inner in (value if isinstance(value, list) else [value]))
     if hint is float:
         return type(value) in (int, float)
     return type(value) is hint if hint in (int, str, bool, type(None)) else True

@@ -528,11 +528,16 @@ def _dtype_name(dtype: Any) -> str:
 
 
 def _is_default(value: object, default: object) -> bool:
-    """Return whether a field is at its default. Only literals are compared by value: a comparison
-    of arrays has no truth value.
-    """
-    literals = spec.is_literal(value) and spec.is_literal(default)
-    return value is default or (literals and value == default)
+    """Return whether a field is at its default; an array never is, as it has no truth value."""
+    if value is default:
+        return True
+    arrays = isinstance(value, np.ndarray | jax.Array) or isinstance(
+        default, np.ndarray | jax.Array
+    )
+    try:
+        return not arrays and bool(value == default)
+    except (TypeError, ValueError):  # of arrays inside it
+        return False
 
 
 def resolve(recipe: Recipe, objects: Mapping[str, tuple[Part, ...]] | None = None) -> Parts:

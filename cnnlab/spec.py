@@ -438,14 +438,21 @@ def name_of(kind: Kind, function: object) -> str:
     module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     if builtin or not module or module == "__main__":
         return builtin
-    for library in kind.libraries:
-        for name, known in vars(importlib.import_module(library)).items():
-            if known is function:
-                return f"{library}.{name}"
+    if public := _public_path(kind, function):
+        return public
     named: object = sys.modules.get(module)
     for attribute in path.split("."):
         named = getattr(named, attribute, None)
     return f"{module}.{path}" if named is function else ""
+
+
+def _public_path(kind: Kind, function: object) -> str:
+    """Return the path of a function in the kind's libraries, empty if it is in none."""
+    for library in kind.libraries:
+        for name, known in vars(importlib.import_module(library)).items():
+            if known is function:
+                return f"{library}.{name}"
+    return ""
 
 
 def _look_up(kind: Kind, name: str) -> tuple[str, Callable, str]:
@@ -458,7 +465,8 @@ def _look_up(kind: Kind, name: str) -> tuple[str, Callable, str]:
     if "." in name:
         function, module = _load(kind, name)
         if name.split(".")[0] != "cnnlab":
-            return name, function, module
+            public = _public_path(kind, function) if "._" in name else ""
+            return public or name, function, module
     else:
         function = known.get(name)
     if function is None and kind.fallback:

@@ -1,6 +1,7 @@
 """cnnlab.train, evaluate and load: objects in, a run out."""
 
 import dataclasses
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -185,6 +186,46 @@ def test_a_data_set_of_a_known_name_is_not_replaced_by_the_known_one(shapes10_ro
 
 
 @pytest.mark.slow
+def test_a_run_of_an_earlier_version_is_evaluated(tiny, tmp_path):
+    """Its data.json does not say how many images the training split has."""
+    run = cnnlab.train(tiny, "mlp,hidden=[4]", **SMALL, workdir=tmp_path / "run")
+    facts = json.loads((run.path / "data.json").read_text())
+    del facts["num_images"]
+    (run.path / "data.json").write_text(json.dumps(facts))
+    assert cnnlab.evaluate(run.path) == run.test
+
+
+@pytest.mark.slow
+def test_a_finished_run_with_damage_is_loaded_and_repaired(tiny, tmp_path):
+    settings = {"model": "mlp,hidden=[4]", **SMALL, "epochs": 3, "workdir": tmp_path / "run"}
+    settings["schedule"] = "constant"
+    run = cnnlab.train(tiny, **settings)
+    last, before = (run.history[epoch]["step"] for epoch in (-1, -2))
+    (run.path / "checkpoints" / str(last) / "about.json").write_text("{}")
+    loaded = cnnlab.load(run.path)
+    assert (loaded.network.step, loaded.test) == (before, {})
+    repaired = cnnlab.train(tiny, **settings)
+    same_weights(run, repaired)
+    assert repaired.test == run.test
+    for damaged in ("", "{}", '{"epochs": 3, "tested_step": 30}', '{"epochs": 3, "test": {}}'):
+        (run.path / "summary.json").write_text(damaged)
+        loaded = cnnlab.load(run.path)
+        assert (loaded.network.step, loaded.test) == (last, {})
+    assert cnnlab.train(tiny, **settings).test == run.test
+
+
+@pytest.mark.slow
+def test_a_run_that_is_being_extended_is_loaded_with_its_last_weights(tiny, tmp_path):
+    settings = {"model": "mlp,hidden=[4]", **SMALL, "schedule": "constant"}
+    run = cnnlab.train(tiny, **settings, workdir=tmp_path / "run")
+    config = json.loads((run.path / "config.json").read_text())
+    # As a process that was killed in the first of two more epochs leaves it.
+    (run.path / "config.json").write_text(json.dumps(config | {"epochs": 4}))
+    loaded = cnnlab.load(run.path)
+    assert loaded.test == {} and loaded.network.step == run.network.step
+
+
+@pytest.mark.slow
 def test_the_weights_that_were_tested_come_back(tmp_path):
     """Random labels: the best epoch is seldom the last."""
     settings = {"model": "mlp,hidden=[8]", "batch_size": 10, "epochs": 8, "validation": 0.5}
@@ -257,6 +298,9 @@ def test_a_module_s_fields_are_hyperparameters_where_they_differ():
     assert parts.part_of("loss", user_parts.penalised).name == "user_parts.penalised"
     assert str(parts.part_of("model", MLP(hidden=[8]))) == "mlp,hidden=[8]"
     assert parts.part_of("loss", partial(focal, gamma=jnp.ones(3))).name == parts.OBJECT
+    own = user_parts.Configured(3, table=user_parts.Table(2), kind=jnp.dtype("float32"))
+    assert str(parts.part_of("model", own)) == "user_parts.Configured"  # equal, not identical
+    assert parts.part_of("model", user_parts.Configured(3, table=np.ones(2))).name == parts.OBJECT
 
 
 def test_fields_may_be_arrays():

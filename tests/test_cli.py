@@ -15,6 +15,7 @@ import pytest
 from cnnlab import cli
 from cnnlab.config import FORMER, Config, Recipe, Settings
 from cnnlab.errors import InputError
+from cnnlab.study.plan import Study
 from cnnlab.training.run_folder import stored_form
 
 ROOT = Path(__file__).parents[1]
@@ -158,6 +159,19 @@ def test_flags_override_the_short_forms_of_a_stored_run(tmp_path):
     ):
         changed = cli.parse(Config, [*file, *flags]).recipe
         assert changed.corrupted_dataset() == run.replace(**changes).recipe.corrupted_dataset()
+
+
+def test_a_stored_run_keeps_its_data_set_s_defaults(tmp_path):
+    """Those of your function may have changed since; single values are lists of one."""
+    run = Config.of(dataset="user_parts.blocks", label_noise=0.2)
+    stored = stored_form(run)
+    stored["dataset"] = stored["dataset"].replace("count=240", "count=200")
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    file = ["--config", str(tmp_path / "config.json")]
+    recipe = cli.parse(Config, file).recipe
+    assert recipe.dataset == "user_parts.blocks,count=200,size=8" and recipe.label_noise == 0.2
+    study = cli.parse(Study, [*file, "--losses", "cross_entropy", "mse"])
+    assert study.label_noise == (0.2,) and study.training.dataset == recipe.dataset
 
 
 @pytest.mark.slow

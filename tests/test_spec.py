@@ -539,6 +539,8 @@ def test_the_name_of_a_function_of_a_library_is_its_public_one():
     assert name("optimizer", optax.adam) == "optax.adam"
     assert name("optimizer", optax.contrib.prodigy) == "optax.contrib.prodigy"
     assert name("schedule", optax.cosine_decay_schedule) == "optax.cosine_decay_schedule"
+    private = find("optimizer", f"{optax.sgd.__module__}.sgd,momentum=0.9")  # as once stored
+    assert str(private) == "optax.sgd,momentum=0.9"
     assert name("loss", optax.l2_loss) == optax.l2_loss.__module__ + ".l2_loss"  # not its library
 
 

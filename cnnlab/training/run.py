@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ import numpy as np
 from jax import monitoring
 
 from cnnlab import files, models
-from cnnlab.checkpoint.manager import Checkpoints
+from cnnlab.checkpoint import layout
+from cnnlab.checkpoint.manager import CheckpointError, Checkpoints
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.data import feed as feeds
@@ -132,8 +134,11 @@ def load(path: Path, weights: str | None = None) -> Run:
     history, summary = run_folder.read_results(path)
     config, _, _ = run_folder.read(path)
     ended = summary.get("epochs") == config.recipe.epochs  # it may have been extended since
-    tested = summary.get("tested_step") if ended else None
-    network = networks.load(path, weights or ("last" if tested is None else tested))
+    tested = summary["tested_step"] if ended else None
+    if weights is None and tested in layout.steps(path / "checkpoints"):
+        with contextlib.suppress(CheckpointError):  # damaged: the last that verifies
+            return Run(networks.load(path, tested), tuple(history), summary["test"], path, summary)
+    network = networks.load(path, weights or "last")
     test = summary["test"] if network.step == tested else {}
     return Run(network, tuple(history), test, path, summary)
 
@@ -205,8 +210,10 @@ def own_dataset(network: Network, data_dir: str | None = None) -> Dataset:
             raise
         raise InputError("the run was trained on data without a name: give it as data") from error
     facts = network.facts
-    sizes = len(dataset.train), len(dataset.test)
-    if not network.fits(dataset) or sizes != (facts.num_images, facts.counts["test"]):
+    as_large = len(dataset.test) == facts.counts["test"]
+    if facts.num_images:  # not in data.json of the first version
+        as_large &= len(dataset.train) == facts.num_images
+    if not (network.fits(dataset) and as_large):
         where = f" in {data_dir}" if data_dir else ""
         raise InputError(
             f"{config.recipe.dataset}{where} is not the data set that the run was trained on"

@@ -95,7 +95,19 @@ def read_results(path: Path) -> tuple[list[Row], JsonObject]:
     lines = []
     with contextlib.suppress(FileNotFoundError):
         lines = files.read_text(path / "metrics.jsonl").splitlines()
-    return [json.loads(line) for line in lines], _read_json(path / "summary.json") or {}
+    return [json.loads(line) for line in lines], _read_summary(path)
+
+
+def _read_summary(path: Path) -> JsonObject:
+    """Read a run folder's summary; empty where there is none or it is damaged, as it is written
+    again then.
+    """
+    with contextlib.suppress(InputError):
+        summary = _read_json(path / "summary.json") or {}
+        kinds = {"test": dict, "tested_step": int, "epochs": int}
+        if all(isinstance(summary.get(name), kind) for name, kind in kinds.items()):
+            return summary
+    return {}
 
 
 def check(path: Path, config: Config, quick: bool = False) -> dict | None:
@@ -138,14 +150,9 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
             f"{path} holds a run with another configuration: {'; '.join(differing)}{grown}. Choose "
             "another --workdir, or delete that folder"
         )
-    with contextlib.suppress(InputError):  # a damaged summary is written again
-        summary = _read_json(path / "summary.json") or {}
-        if (
-            summary.keys() >= {"test", "tested_step"}
-            and summary.get("epochs") == config.recipe.epochs
-        ):
-            return summary if summary.get("test_on") == config.output.test_on else None
-    return None
+    summary = _read_summary(path)
+    wanted = {"epochs": config.recipe.epochs, "test_on": config.output.test_on}
+    return summary if summary and wanted.items() <= summary.items() else None
 
 
 def conflicts(stored: JsonObject, wanted: Config, quick: bool = False) -> list[str]:

@@ -142,6 +142,23 @@ def words(logits, labels, kinds=("a", "b"), flags=(True, False)):
     return cross_entropy(logits, labels)
 
 
+@dataclasses.dataclass(frozen=True)
+class Table:
+    size: int
+
+
+class Configured(nn.Module):
+    """Its fields are no literals."""
+
+    num_classes: int
+    table: object = Table(2)
+    kind: object = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
+
+
 class WithoutLayers(nn.Module):
     num_classes: int
 
