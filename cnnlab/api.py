@@ -153,7 +153,7 @@ def evaluate(
     """
     network = (run if isinstance(run, Run) else load(run)).network
     if data is None:
-        return runs.evaluate(network, runs.own_dataset(network, data_dir))
+        return runs.evaluate(network, runs.dataset_of(network, data_dir))
     config = network.config
     part = part_of("dataset", data)
     resolved = replace(network.parts, dataset=part)

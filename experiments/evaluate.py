@@ -37,7 +37,7 @@ def main(arguments: Arguments) -> None:
     trained = network.load(files.path(arguments.run), arguments.weights)
     for module in trained.changed:
         print(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
-    dataset = run.own_dataset(trained, arguments.data_dir)
+    dataset = run.dataset_of(trained, arguments.data_dir)
     result = run.evaluate(trained, dataset, Console("off" if arguments.json else "auto"))
     if arguments.json:
         print(

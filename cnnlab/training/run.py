@@ -191,7 +191,7 @@ def in_folder(
     return Run(reached, progress.history, result, path, summary)
 
 
-def own_dataset(network: Network, data_dir: str | None = None) -> Dataset:
+def dataset_of(network: Network, data_dir: str | None = None) -> Dataset:
     """Open the data set that a network was trained on.
 
     Args:

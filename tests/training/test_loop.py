@@ -94,7 +94,7 @@ def run(  # noqa: PLR0913
     experiment, folder, *, epochs=3, save_every=0, stop_at=None, number=signal.SIGTERM,
     advance=None, keep=2,
 ):  # fmt: skip
-    """Start or go on; a signal comes while step `stop_at` is taken. Returns the progress at the
+    """Start or resume; a signal comes while step `stop_at` is taken. Return the progress at the
     end, the steps taken and the checkpoints rejected.
     """
     watched = Watched(experiment, advance, stop_at, number)
