@@ -11,7 +11,9 @@ import numpy as np
 
 from cnnlab.models.airnet import AirNet
 from cnnlab.models.cnn import CNN
+from cnnlab.models.cnn8 import CNN8
 from cnnlab.models.dense import MLP, SoftmaxRegression
+from cnnlab.models.resnet import RESNETS
 from cnnlab.types import PyTree
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -19,6 +21,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "softmax_regression": SoftmaxRegression,
     "airnet": AirNet,
+    "cnn8": CNN8,
+    **RESNETS,
 }
 
 
