@@ -15,6 +15,7 @@ from cnnlab.types import Device
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4  # of malloc.h
+M_ARENA_MAX = -8
 
 
 def start() -> list[Device]:
@@ -69,6 +70,8 @@ def _keep_freed_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):  # another libc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
+        # Other arenas than the first hold 64 MB at most; what is larger goes round all of these.
+        mallopt(M_ARENA_MAX, 1)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 

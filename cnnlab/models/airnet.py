@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from cnnlab.models.cnn import CPU_IMAGES
 from cnnlab.models.convolution import NHWC, Convolution
 from cnnlab.models.heads import HEADS
-from cnnlab.models.layers import ACTIVATIONS, named
+from cnnlab.models.layers import ACTIVATIONS, BatchNorm, named
 from cnnlab.softmax import as_float
 
 
@@ -82,14 +82,13 @@ class AirNet(nn.Module):
                     kernel_init=first_filters_pass_on,
                     conv_general_dilated=convolve,
                 )(x)
-                x = nn.BatchNorm(
-                    use_running_average=not train,
+                x = BatchNorm(
                     momentum=0.6,
                     epsilon=1e-12,
                     use_scale=False,
                     dtype=self.dtype,
-                    axis_name=self.axis_name if train else None,
-                )(x)
+                    axis_name=self.axis_name,
+                )(x, train=train)
                 x = activation(x)
         x = jnp.max(x, (1, 2))
         if self.head == "linear":

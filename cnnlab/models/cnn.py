@@ -10,9 +10,10 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from cnnlab.models.convolution import Convolution, average_pooling, max_pooling
+from cnnlab.models.convolution import Convolution
 from cnnlab.models.dense import MLP
 from cnnlab.models.layers import ACTIVATIONS, INCREASING, _Norm, named
+from cnnlab.models.pooling import average_pooling, max_pooling
 
 CPU_IMAGES = 32  # the fewest images of a convolutional network that are worth a CPU device
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from cnnlab.errors import unknown
 from cnnlab.models.cnn import CPU_IMAGES
 from cnnlab.models.convolution import Convolution
 from cnnlab.models.heads import HEADS
-from cnnlab.models.layers import Dropout, named
+from cnnlab.models.layers import BatchNorm, Dropout, named
 from cnnlab.softmax import as_float
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -36,7 +37,7 @@ class ResNet(nn.Module):
       bottleneck: blocks of convolutions 1x1, 3x3 and 1x1, the last with four times as many
         channels; else of two 3x3.
       stem_width: in [1, inf), channels of the first convolution.
-      stem: cifar (convolution 3x3) or imagenet (convolution 7x7 and maxima 3x3, both with stride 2).
+      stem: cifar (convolution 3x3) or imagenet (convolution 7x7, maxima 3x3, each with stride 2).
       shortcut: projection (convolution 1x1 with batch norm) or pad (every other pixel, new
         channels zero), where a block changes the shape.
       preactivation: batch norm and relu in front of each convolution, not behind; projections then
@@ -69,6 +70,8 @@ class ResNet(nn.Module):
         """Compute the logits: float[B, H, W, C] -> float32[B, K]."""
         if len(self.blocks) != len(self.widths):
             raise ValueError(f"blocks and widths must be as many, got {self.blocks}, {self.widths}")
+        if self.shortcut not in SHORTCUTS:
+            raise unknown("shortcut", self.shortcut, SHORTCUTS)
         if self.zero_scale and self.preactivation:
             raise ValueError(
                 "zero_scale needs a batch norm at the end of each block, which there "
@@ -81,17 +84,11 @@ class ResNet(nn.Module):
             kernel_init=he_normal,
             conv_general_dilated=self.conv,
         )
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            dtype=self.dtype,
-            axis_name=self.axis_name if train else None,
-        )
+        norm = partial(BatchNorm, dtype=self.dtype, axis_name=self.axis_name)
         side, stride, pool = named("stem", self.stem, STEMS)
         x = conv(self.stem_width, (side, side), stride, padding=side // 2)(x)
         if not self.preactivation:
-            x = nn.relu(norm()(x))
+            x = nn.relu(norm()(x, train=train))
         if pool:
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for stage, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True)):
@@ -108,13 +105,14 @@ class ResNet(nn.Module):
                     self.zero_scale,
                 )(x, train=train)
         if self.preactivation:
-            x = nn.relu(norm()(x))
+            x = nn.relu(norm()(x, train=train))
         features = as_float(jnp.mean(x, (1, 2)))
         return named("head", self.head, HEADS)(self.num_classes)(features)
 
 
 # side and stride of the convolution, and whether maxima follow
 STEMS = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}
+SHORTCUTS = ("projection", "pad")
 
 
 class Block(nn.Module):
@@ -147,8 +145,9 @@ class Block(nn.Module):
         branch = self._preactivated if self.preactivation else self._plain
         y, shortcut = branch(x, layers, train)
         if shortcut.shape != y.shape:
-            shortcut = named("shortcut", self.shortcut, SHORTCUTS)(self, shortcut, y.shape[-1])
-        return y + shortcut if self.preactivation else nn.relu(y + shortcut)
+            shortcut = self._shortcut(shortcut, y.shape[-1], train)
+        y = y + shortcut if self.preactivation else nn.relu(y + shortcut)
+        return self.conv.keywords["conv_general_dilated"].kept(y)
 
     def _plain(
         self, x: jax.Array, layers: Sequence[tuple[int, int, int]], train: bool
@@ -157,39 +156,34 @@ class Block(nn.Module):
         y = x
         for side, channels, stride in layers[:-1]:
             y = self.conv(channels, (side, side), stride, padding=side // 2)(y)
-            y = nn.relu(self.norm()(y))
+            y = nn.relu(self.norm()(y, train=train))
         side, channels, stride = layers[-1]
         y = self.dropout()(y, train=train)
         y = self.conv(channels, (side, side), stride, padding=side // 2)(y)
         start = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
-        return self.norm(scale_init=start)(y), x
+        return self.norm(scale_init=start)(y, train=train), x
 
     def _preactivated(
         self, x: jax.Array, layers: Sequence[tuple[int, int, int]], train: bool
     ) -> tuple[jax.Array, jax.Array]:
         """Compute the branch and what its shortcut starts from: batch norm before convolutions."""
-        first = y = nn.relu(self.norm()(x))
+        first = y = nn.relu(self.norm()(x, train=train))
         for side, channels, stride in layers[:-1]:
             y = self.conv(channels, (side, side), stride, padding=side // 2)(y)
-            y = nn.relu(self.norm()(y))
+            y = nn.relu(self.norm()(y, train=train))
         side, channels, stride = layers[-1]
         y = self.dropout()(y, train=train)
         y = self.conv(channels, (side, side), stride, padding=side // 2)(y)
         is_projected = self.shortcut == "projection" and y.shape != x.shape
         return y, first if is_projected else x
 
-
-def _projection(block: Block, x: jax.Array, channels: int) -> jax.Array:
-    y = block.conv(channels, (1, 1), block.stride)(x)
-    return y if block.preactivation else block.norm()(y)
-
-
-def _pad(block: Block, x: jax.Array, channels: int) -> jax.Array:
-    y = x[:, :: block.stride, :: block.stride]
-    return jnp.pad(y, ((0, 0), (0, 0), (0, 0), (0, channels - y.shape[-1])))
-
-
-SHORTCUTS = {"projection": _projection, "pad": _pad}
+    def _shortcut(self, x: jax.Array, channels: int, train: bool) -> jax.Array:
+        """Give the input of a block the shape of its output."""
+        if self.shortcut == "pad":
+            x = x[:, :: self.stride, :: self.stride]
+            return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))
+        x = self.conv(channels, (1, 1), self.stride, padding=0)(x)
+        return x if self.preactivation else self.norm()(x, train=train)
 
 
 def wide_resnet(

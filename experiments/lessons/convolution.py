@@ -28,7 +28,7 @@ import numpy as np
 from cnnlab.config import Config
 from cnnlab.console import Console
 from cnnlab.lesson import Claim, Lesson, picture, run
-from cnnlab.models import convolution
+from cnnlab.models import convolution, pooling
 from cnnlab.training.run import in_memory
 
 # One picture, four filters
@@ -86,7 +86,7 @@ def teach(flags: Flags):
             (1, 2, 3),
             (0, 1, 2),
             (1, 2, 3),
-            map(convolution.Convolution, convolution.FORMULATIONS),
+            map(convolution.Convolution, pooling.FORMULATIONS),
         )
     )
     sized, within, errors = zip(*(compare(*case) for case in grid), strict=True)
@@ -109,7 +109,7 @@ def teach(flags: Flags):
     )
     largest, mean = (
         y.ravel().tolist()
-        for y in (convolution.max_pooling(x, 2, "native"), convolution.average_pooling(x, 2))
+        for y in (pooling.max_pooling(x, 2, "native"), pooling.average_pooling(x, 2))
     )
     right = largest == [6, 4, 0, 8] and mean == [3, 2, 0, 3]
     yield Claim(

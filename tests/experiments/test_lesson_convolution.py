@@ -9,12 +9,12 @@ from lesson_example import lesson
 from scipy import signal
 
 from cnnlab.lesson import Claim
-from cnnlab.models import CNN, convolution
+from cnnlab.models import CNN, convolution, pooling
 
 pytestmark = pytest.mark.slow
 
 module = lesson("convolution")
-NATIVE, BLOCKED = map(convolution.Convolution, convolution.FORMULATIONS)
+NATIVE, BLOCKED = map(convolution.Convolution, pooling.FORMULATIONS)
 CASES = [(7, 3, 1, 1), (8, 3, 0, 2), (6, 2, 2, 3), (4, 1, 1, 2)]
 
 
@@ -135,7 +135,7 @@ def test_another_kernel_is_refuted(monkeypatch, change):
 def test_other_pooling_is_refuted(monkeypatch):
     monkeypatch.setattr(module, "compare", lambda *case: (True, True, 0.0))
     monkeypatch.setattr(
-        convolution, "average_pooling", lambda x, side: convolution.max_pooling(x, side, "native")
+        pooling, "average_pooling", lambda x, side: pooling.max_pooling(x, side, "native")
     )
     assert of_layers(monkeypatch) == [True, True, False]
 

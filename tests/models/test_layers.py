@@ -10,7 +10,7 @@ import pytest
 from jax_modes import quick_compile
 
 from cnnlab import models
-from cnnlab.models import convolution
+from cnnlab.models import convolution, pooling
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 
@@ -107,7 +107,7 @@ def test_half_precision_gradients_are_summed_in_single():
         )(kernel)
 
     wanted = np.asarray(by_kernel("native", x.astype(jnp.float32), kernel.astype(jnp.float32)))
-    for formulation in convolution.FORMULATIONS:
+    for formulation in pooling.FORMULATIONS:
         found = np.asarray(by_kernel(formulation, x, kernel), np.float32)
         np.testing.assert_allclose(found, wanted, rtol=2.0**-7, err_msg=formulation)
 
@@ -138,7 +138,7 @@ def test_whatever_blocked_does_not_cover_is_lax_itself(options):
     flax, wanted = program(None)
     assert blocked == flax
     np.testing.assert_array_equal(found, wanted)
-    for formulation in convolution.FORMULATIONS:  # the bias after pooling: equal bits
+    for formulation in pooling.FORMULATIONS:  # the bias after pooling: equal bits
         np.testing.assert_array_equal(
             program(formulation, 2)[1], nn.max_pool(wanted, (2, 2), (2, 2))
         )
@@ -168,8 +168,8 @@ def test_ties_go_to_the_first_pixel_in_both_formulations(side):
     x[0, :4, :4] = -np.inf
     x[1, :4, :4, 0] = -0.0
     native, blocked = (
-        jax.vjp(lambda x, f=f: convolution.max_pooling(x, side, f), jnp.asarray(x))
-        for f in convolution.FORMULATIONS
+        jax.vjp(lambda x, f=f: pooling.max_pooling(x, side, f), jnp.asarray(x))
+        for f in pooling.FORMULATIONS
     )
     np.testing.assert_array_equal(blocked[0], native[0])
     cotangent = drawn(native[0].shape, "float32")
@@ -178,14 +178,12 @@ def test_ties_go_to_the_first_pixel_in_both_formulations(side):
 
 def test_hand_values_of_pooling():
     x = jnp.asarray([[1.0, 5.0, 2.0], [5.0, 0.0, 9.0], [7.0, 7.0, 7.0]]).reshape(1, 3, 3, 1)
-    value, gradient = jax.value_and_grad(lambda x: convolution.max_pooling(x, 2, "blocked").sum())(
-        x
-    )
+    value, gradient = jax.value_and_grad(lambda x: pooling.max_pooling(x, 2, "blocked").sum())(x)
     assert float(value) == 5
     # The first of the two fives
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 1, 0], [0, 0, 0], [0, 0, 0]])
-    np.testing.assert_array_equal(convolution.average_pooling(x, 2), [[[[2.75]]]])
-    assert np.isnan(convolution.max_pooling(x.at[0, 1, 1].set(jnp.nan), 2, "blocked")).all()
+    np.testing.assert_array_equal(pooling.average_pooling(x, 2), [[[[2.75]]]])
+    assert np.isnan(pooling.max_pooling(x.at[0, 1, 1].set(jnp.nan), 2, "blocked")).all()
 
 
 def test_average_pooling_is_flax_s():
@@ -193,14 +191,14 @@ def test_average_pooling_is_flax_s():
     with jax.numpy_dtype_promotion("standard"):  # flax divides by an integer
         wanted = nn.avg_pool(jnp.asarray(x), (3, 3), (3, 3))
     np.testing.assert_allclose(
-        convolution.average_pooling(jnp.asarray(x), 3), wanted, rtol=0, atol=8 * EPS["float32"]
+        pooling.average_pooling(jnp.asarray(x), 3), wanted, rtol=0, atol=8 * EPS["float32"]
     )
 
 
 def test_unknown_formulation():
     for function in (
         lambda: convolution.Convolution("fast"),
-        lambda: convolution.max_pooling(jnp.zeros((1, 2, 2, 1)), 2, "fast"),
+        lambda: pooling.max_pooling(jnp.zeros((1, 2, 2, 1)), 2, "fast"),
     ):
         with pytest.raises(ValueError, match=r"native.*blocked.*fast"):
             function()
@@ -233,7 +231,7 @@ def test_a_network_is_the_same_in_both_formulations(options):
                     **({"widths": (8, 16), "hidden": (16,)} | options),
                     conv=convolution.Convolution(f),
                 )
-                for f in convolution.FORMULATIONS
+                for f in pooling.FORMULATIONS
             )
             both_gradients(native, blocked, dtype, tolerance)
 
