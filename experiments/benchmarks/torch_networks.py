@@ -197,6 +197,7 @@ def resnet(
     bottleneck: bool,
     num_classes: int,
     stem: str = "cifar",
+    shortcut: str = "projection",
     preactivation: bool = False,
 ) -> nn.Module:
     """Build a ResNet with widths 64, 128, 256 and 512.
@@ -206,6 +207,7 @@ def resnet(
       bottleneck: whether they are bottlenecks, with the stride on their 3x3 convolution.
       num_classes: K.
       stem: "cifar", a 3x3 convolution, or "imagenet", a 7x7 one of stride 2 and max pooling.
+      shortcut: "pad" or "projection".
       preactivation: of the blocks.
 
     Source: He et al., 2015, arXiv 1512.03385, table 1.
@@ -215,7 +217,7 @@ def resnet(
     layers = [convolution(3, 64, 3), *activation(64)]
     if stem == "imagenet":
         layers = [convolution(3, 64, 7, stride=2), *activation(64), nn.MaxPool2d(3, 2, padding=1)]
-    kind = BlockKind(bottleneck=bottleneck, preactivation=preactivation)
+    kind = BlockKind(bottleneck, preactivation, shortcut)
     stages = list(zip((64, 128, 256, 512), blocks, strict=True))
     return residual_network(kind, layers, stages, num_classes)
 

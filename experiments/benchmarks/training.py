@@ -1,14 +1,17 @@
-"""Images per second of training the seed network: the bare step, what surrounds it, many seeds, and
+"""Images per second of training a network: the bare step, what surrounds it, many seeds, and
 PyTorch for comparison.
 
     python experiments/benchmarks/training.py --json training.json
     python experiments/benchmarks/training.py --torch-python ../torch/bin/python --rounds 15
+    python experiments/benchmarks/training.py --torch-python ../torch/bin/python --model resnet20 \
+        --contestants "bare step" "bare step, lax convolution" pytorch "pytorch, malloc tuned"
 
 Each contestant is a process of its own, started and warmed up before the first round. In a round
 each takes its turn, in random order, while the others sleep; figures are medians over the rounds.
-The bare steps take 128 images of noise, already normalised and on the device; the others are
-experiments/train.py itself (a short run each round) and the step that it compiles, on --dataset.
-PyTorch's contestants need a Python that has PyTorch.
+The bare steps, PyTorch's too, take 32x32 images of noise, already normalised and on the device; the
+others are experiments/train.py itself (a short run each round) and the step that it compiles, on
+--dataset. PyTorch's contestants need a Python that has PyTorch, and a network of torch_networks.py.
+Network, batch and optimizer are the same for all.
 """
 
 from __future__ import annotations
@@ -28,19 +31,22 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from cnnlab import cli
-from cnnlab.config import Count, Settings, check
+from cnnlab import cli, spec
+from cnnlab.config import Config, Count, Part, Settings, check
 from cnnlab.errors import InputError, unknown
 from cnnlab.types import JsonObject
 
 HERE = Path(__file__).parent
-BATCH = 128
 # Of a GPU's memory each JAX process takes what it uses, not three quarters: several wait for their
 # turn at once.
 SHARE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 # glibc gives nothing back.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
+
+# name -> the optimizer's spec and its learning rate; torch_step.py has the same by these names
+OPTIMIZERS = {"adam": ("adam", 1e-3), "sgd": ("sgd,momentum=0.9,nesterov=false", 0.01)}
 
 # name -> the worker below or torch_step.py with its options, and environment variables
 CONTESTANTS: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -49,17 +55,17 @@ CONTESTANTS: dict[str, tuple[list[str], dict[str, str]]] = {
     "bare step, lax convolution": (["bare", "native"], {"JAX_NUM_CPU_DEVICES": "1"}),
     "pytorch": (["torch"], {}),
     "pytorch, malloc tuned": (["torch"], KEEP_MEMORY),
-    "pytorch, compiled": (["torch", "compile"], {}),
-    "pytorch, bf16 autocast": (["torch", "bf16"], {}),
-    "pytorch, bf16, malloc tuned": (["torch", "bf16"], KEEP_MEMORY),
+    "pytorch, compiled": (["torch", "--compile"], {}),
+    "pytorch, bf16 autocast": (["torch", "--bf16"], {}),
+    "pytorch, bf16, malloc tuned": (["torch", "--bf16"], KEEP_MEMORY),
     "train.py's step": (["step"], {}),
     "train.py, resident": (["script", "resident"], {}),
     "train.py, streaming": (["script", "streaming"], {}),
     "4 seeds": (["step", "4"], {}),
     "16 seeds": (["step", "16"], {}),
 }
-# what is divided by what, for the table's last column
-AGAINST = {name: "pytorch" for name in CONTESTANTS} | {
+# what is divided by what, for the table's last column; by PyTorch's where that does not take part
+AGAINST = {
     "train.py, resident": "bare step",
     "train.py, streaming": "bare step",
     "4 seeds": "train.py's step",
@@ -69,8 +75,14 @@ AGAINST = {name: "pytorch" for name in CONTESTANTS} | {
 
 @dataclass(frozen=True)
 class Arguments(Settings):
-    """Time the training of the seed network."""
+    """Time the training of a network."""
 
+    model: Part = "cnn"
+    """Network, as for train.py: a name, then hyperparameters."""
+    batch_size: Count = 128
+    """Images per step."""
+    optimizer: Annotated[str, ("auto", *OPTIMIZERS)] = "auto"
+    """adam, sgd (momentum 0.9), or auto: adam for the seed network, otherwise sgd."""
     contestants: tuple[str, ...] = ()
     """Names; none for all that can run."""
     torch_python: str | None = None
@@ -88,6 +100,28 @@ class Arguments(Settings):
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def optimizer_name(self) -> str:
+        """The optimizer, chosen by the network where that is left open."""
+        seed_network = spec.parse(self.model).name == "cnn"
+        return {"auto": "adam" if seed_network else "sgd"}.get(self.optimizer, self.optimizer)
+
+    def recipe_flags(self) -> list[str]:
+        """List the flags of train.py that say the same."""
+        optimizer, rate = OPTIMIZERS[self.optimizer_name]
+        flags = ["--model", self.model, "--batch-size", str(self.batch_size)]
+        flags += ["--optimizer", optimizer, "--learning-rate", str(rate)]
+        flags += ["--dataset", self.dataset]
+        flags += ["--data-dir", self.data_dir] if self.data_dir else []
+        return flags
+
+    def torch_flags(self) -> list[str]:
+        """List the flags of torch_step.py that say the same."""
+        model = spec.parse(self.model)
+        flags = ["--model", model.name, "--hyper", json.dumps(dict(model.keywords))]
+        flags += ["--batch-size", str(self.batch_size), "--optimizer", self.optimizer_name]
+        return flags
 
 
 def main(arguments: Arguments) -> None:
@@ -115,6 +149,9 @@ def main(arguments: Arguments) -> None:
             "python": platform.python_version(),
             "machine": platform.machine(),
             "cores": os.cpu_count(),
+            "model": arguments.model,
+            "batch_size": arguments.batch_size,
+            "optimizer": arguments.optimizer_name,
         }
         Path(arguments.json).write_text(
             json.dumps(facts | {"rounds": arguments.rounds, "rows": rows}, indent=1)
@@ -122,22 +159,23 @@ def main(arguments: Arguments) -> None:
 
 
 def chosen(arguments: Arguments, torch_python: str) -> list[str]:
-    """List the contestants by name, without PyTorch's if it is not installed.
+    """List the contestants by name, without PyTorch's if it is not installed or lacks the network.
 
     Raises:
-      InputError: an unknown one, or no PyTorch though it was asked for.
+      InputError: an unknown one, or PyTorch's cannot run though they were asked for.
     """
     for name in arguments.contestants:
         if name not in CONTESTANTS:
             raise unknown("contestant", name, CONTESTANTS)
     names = list(arguments.contestants or CONTESTANTS)
-    if has_torch(torch_python):
+    others = [name for name in names if CONTESTANTS[name][0][0] != "torch"]
+    obstacle = torch_obstacle(arguments, torch_python) if others != names else ""
+    if not obstacle:
         return names
-    asked = [name for name in arguments.contestants if CONTESTANTS[name][0][0] == "torch"]
-    if arguments.torch_python or asked:
-        raise InputError(f"{torch_python} has no PyTorch; give one that has with --torch-python")
-    print(f"{torch_python} has no PyTorch: its contestants are left out", file=sys.stderr)
-    return [name for name in names if CONTESTANTS[name][0][0] != "torch"]
+    if arguments.torch_python or arguments.contestants:
+        raise InputError(f"PyTorch's contestants cannot run with {torch_python}: {obstacle}")
+    print(f"without PyTorch's contestants: {obstacle}", file=sys.stderr)
+    return others
 
 
 def row(name: str, rates: list[float], memory: int) -> JsonObject:
@@ -151,21 +189,21 @@ def compare(rows: list[JsonObject]) -> None:
     """Add to each contestant its ratio to the one that it is compared with."""
     median = {row["name"]: row["images per second"] for row in rows}
     for row in rows:
-        other = AGAINST[row["name"]]
+        other = AGAINST.get(row["name"])
+        other = other if other in median else "pytorch"
         if other in median:
             row |= {"ratio": row["images per second"] / median[other], "to": other}
 
 
-def has_torch(python: str) -> bool:
+def torch_obstacle(arguments: Arguments, python: str) -> str:
+    """Say in one line why a Python cannot build the network in PyTorch; empty: it can."""
+    command = [python, str(HERE / "torch_step.py"), *arguments.torch_flags(), "--check"]
     try:
-        return (
-            subprocess.run(
-                [python, "-c", "import torch"], capture_output=True, check=False
-            ).returncode
-            == 0
-        )
-    except OSError:
-        return False
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return str(error)
+    complaint = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+    return complaint[-1] if done.returncode else ""
 
 
 class Worker:
@@ -175,14 +213,15 @@ class Worker:
         (kind, *options), variables = CONTESTANTS[name]
         self.name = name
         self.script = options[0] if kind == "script" else None
-        self.data = ["--dataset", arguments.dataset]
-        self.data += ["--data-dir", arguments.data_dir] if arguments.data_dir else []
+        self.batch_size = arguments.batch_size
+        self.recipe = arguments.recipe_flags()
         if self.script:
             self.memory = 0
             return
-        command = [torch_python, HERE / "torch_step.py", *options]
+        command = [torch_python, HERE / "torch_step.py", *arguments.torch_flags(), *options]
         if kind != "torch":
-            command = [sys.executable, __file__, "--worker", kind, *(options or ["-"]), *self.data]
+            option = options[0] if options else "-"
+            command = [sys.executable, __file__, "--worker", kind, option, *self.recipe]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
             list(map(str, command)),
@@ -214,14 +253,14 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # _read says that it has ended
             self.process.stdin.write(f"{steps}\n")
             self.process.stdin.flush()
-        return steps * BATCH * self.seeds / float(self._read())
+        return steps * self.batch_size * self.seeds / float(self._read())
 
     def _run_script(self) -> float:
         with tempfile.TemporaryDirectory() as folder:
             command = [
                 sys.executable,
                 HERE.parent / "train.py",
-                *self.data,
+                *self.recipe,
                 "--feed",
                 self.script,
                 "--epochs",
@@ -253,17 +292,23 @@ class Worker:
         return memory
 
 
-def work(kind: str, option: str, *data: str) -> None:
+def work(kind: str, option: str, *recipe: str) -> None:
     """Run a contestant that is not PyTorch's in this process; it reads and prints as torch_step.py
     does.
+
+    Args:
+      kind: bare, or step for what train.py compiles.
+      option: the formulation of convolutions or the number of seeds; "-" for the default.
+      recipe: flags of train.py.
     """
     import jax
 
+    config = cli.parse(Config, list(recipe))
     if kind == "bare":
-        step = bare_step(option)
+        step = bare_step(config, None if option == "-" else option)
         at_once = 1
     else:
-        step, at_once = experiment_step(None if option == "-" else int(option), list(data))
+        step, at_once = experiment_step(config, None if option == "-" else int(option))
     jax.block_until_ready(step(0))
     print("ready", flush=True)
     for line in sys.stdin:
@@ -282,25 +327,31 @@ def work(kind: str, option: str, *data: str) -> None:
     )
 
 
-def bare_step(formulation: str):
-    """Build a step of forward, backward and Adam on eight batches of noise, as PyTorch's
+def bare_step(config: Config, formulation: str | None = None):
+    """Build a step of forward, backward and optimizer on eight batches of noise, as PyTorch's
     contestants do.
+
+    Args:
+      config: whose model, batch size, optimizer and learning rate, which stays constant, count.
+      formulation: of convolutions; None: the one for the devices.
     """
     import functools
 
     import jax
     import jax.numpy as jnp
 
-    from cnnlab import losses, models, optim
-    from cnnlab.config import Machine
+    from cnnlab import losses
     from cnnlab.models.convolution import Convolution
+    from cnnlab.parts import resolve
     from cnnlab.training import devices, network
     from cnnlab.training.step import Objective, StepParts, train_step, zero_totals
 
-    layout = devices.layout(Machine(), BATCH)
-    conv = Convolution(layout.formulation if formulation == "-" else formulation)
-    model = models.CNN(conv=conv, axis_name=layout.axis_name)
-    tx = optim.adam(1e-3)
+    recipe = config.recipe
+    found = resolve(recipe)
+    layout = devices.layout(config.machine, recipe.batch_size, cpu_images=found.cpu_images)
+    conv = Convolution(formulation or layout.formulation)
+    model = found.build_model(10, conv=conv, axis_name=layout.axis_name)
+    tx = found.optimizer.call(recipe.learning_rate)
     parts = StepParts(
         apply_fn=network.apply_for_training(model),
         objective=Objective(losses.cross_entropy),
@@ -313,8 +364,8 @@ def bare_step(formulation: str):
     key = layout.place(jax.random.key(0))
     batches = [
         {
-            "image": jax.random.normal(jax.random.key(i), (BATCH, 32, 32, 3)),
-            "label": jax.random.randint(jax.random.key(i), (BATCH,), 0, 10),
+            "image": jax.random.normal(jax.random.key(i), (recipe.batch_size, 32, 32, 3)),
+            "label": jax.random.randint(jax.random.key(i), (recipe.batch_size,), 0, 10),
         }
         for i in range(8)
     ]
@@ -329,17 +380,14 @@ def bare_step(formulation: str):
     return step
 
 
-def experiment_step(seeds: int | None, data: list[str]):
+def experiment_step(config: Config, seeds: int | None = None):
     """Build the dispatch that experiments/train.py compiles, of several seeds if wanted; return it
     and how many steps it takes.
     """
     import itertools
 
-    from cnnlab.config import Config
     from cnnlab.training import experiment as experiments
 
-    options = dict(zip(data[::2], data[1::2], strict=True))
-    config = Config.of(dataset=options["--dataset"], data_dir=options.get("--data-dir"))
     experiment = experiments.build(config, seeds=None if seeds is None else range(seeds))
     items = experiment.items(0, 1_000_000)
     progress = experiment.start()
