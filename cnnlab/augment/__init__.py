@@ -9,17 +9,13 @@ also ask for `key` (one for the whole batch), `run_key` (the same at every step)
 `axis_name` (the mesh axis that shares the batch; None on one device).
 """
 
+from cnnlab.augment.catalogue import AUGMENTATIONS
+from cnnlab.augment.erasing import cutout
 from cnnlab.augment.evaluation import TEST_VIEWS, averaged_views
-from cnnlab.augment.operations import (
-    AUGMENTATIONS,
-    alternating_flip,
-    crop,
-    cutout,
-    flip,
-    mixup,
-    views,
-)
+from cnnlab.augment.geometry import alternating_flip, crop, flip
+from cnnlab.augment.mixing import cutmix, mixup
 from cnnlab.augment.pipeline import Batch, Operation, apply, normalise, pipeline, pixels
+from cnnlab.augment.policies import views
 
 __all__ = [
     "AUGMENTATIONS",
@@ -30,6 +26,7 @@ __all__ = [
     "apply",
     "averaged_views",
     "crop",
+    "cutmix",
     "cutout",
     "flip",
     "mixup",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from cnnlab.augment.operations import pad_edges
+from cnnlab.augment.geometry import pad_edges
 
 # of a test image: each mirrored or not, shifted by so many rows and columns, and its weight
 TEST_VIEWS = {

@@ -276,6 +276,101 @@ def test_mixup_makes_class_ids_distributions():
         np.testing.assert_array_equal(of_ids, of_distributions)
 
 
+def cutmix(key, images, labels, alpha=1.0, p=1.0, classes=3, axis_name=None):
+    """The images and labels that cutmix gives."""
+    changed = augment.cutmix(None, batch(images, labels), key, classes, alpha, p, axis_name)
+    return changed["image"], changed["label"]
+
+
+def test_cutmix_replaces_the_same_box_of_each_image_and_weighs_labels_by_its_area():
+    count, height, width = 8, 12, 20
+    plain = np.broadcast_to(
+        np.arange(count, dtype=np.float32)[:, None, None, None], (count, height, width, 2)
+    )
+    labels = np.eye(count, dtype=np.float32)
+    shares = []
+    for seed in range(20):
+        key = jax.random.key(seed)
+        images, targets = (
+            np.asarray(x) for x in cutmix(key, jnp.asarray(plain), jnp.asarray(labels))
+        )
+        assert np.all(images[..., 0] == images[..., 1])  # all channels alike
+        foreign = images[..., 0] != plain[..., 0]
+        moved = foreign.any((1, 2))
+        box = foreign.any(0)
+        assert np.all(foreign[moved] == box)  # who is its own partner shows no box
+        rows, columns = (np.flatnonzero(box.any(axis)) for axis in (1, 0))
+        assert box.sum() == len(rows) * len(columns)
+        assert all(np.all(np.diff(places) == 1) for places in (rows, columns))
+        partners = np.where(moved, np.max(np.where(box, images[..., 0], 0), (1, 2)), range(count))
+        assert sorted(partners) == list(range(count))
+        weight = 1 - box.mean()
+        wanted = weight * labels + (1 - weight) * labels[partners.astype(int)]
+        np.testing.assert_allclose(targets, wanted, atol=2 * EPS)
+        shares.append(box.mean())
+    assert len(set(shares)) > 10
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
+def test_cutmix_draws_areas_and_centres_as_the_paper_does(alpha):
+    height, width, draws = 8, 16, 3000
+    rng = np.random.default_rng(0)
+    half = np.stack([height, width]) * np.sqrt(1 - rng.beta(alpha, alpha, (draws, 1)))
+    half = half.astype(int) // 2
+    centre = rng.integers(0, [height, width], (draws, 2))
+    low = np.maximum(centre - half, 0)
+    high = np.minimum(centre + half, [height, width])
+    expected = [(high - low).prod(1) / (height * width), low[:, 0], high[:, 1]]
+    images = jnp.zeros((2, height, width, 1)).at[1].set(1.0)
+
+    def draw(key):
+        return cutmix(key, images, jnp.arange(2, dtype=jnp.int32), alpha, classes=2)
+
+    seen, labels = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 2 * draws))
+    box = np.asarray(seen[:, 0, :, :, 0]) != 0
+    mixed = box.any((1, 2))
+    box = box[mixed]
+    np.testing.assert_allclose(labels[mixed, 0, 1], box.mean((1, 2)), atol=2 * EPS)
+    empty = expected[0] == 0
+    found = [box.mean((1, 2)), box.any(2).argmax(1), width - box.any(1)[:, ::-1].argmax(1)]
+    for theirs, ours in zip(expected, found, strict=True):
+        theirs = theirs[~empty]
+        error = (theirs.var() / len(theirs) + ours.var() / len(ours)) ** 0.5
+        assert abs(theirs.mean() - ours.mean()) < 5 * error
+        assert ours.var() == pytest.approx(theirs.var(), rel=0.25)
+
+
+def test_cutmix_leaves_a_share_of_the_batches_as_they_are():
+    images = numbered(4)
+    labels = jnp.arange(4, dtype=jnp.int32) % 3
+
+    def draw(key):
+        return cutmix(key, images, labels, p=0.25)
+
+    seen, targets = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 1000))
+    mixed = np.any(np.asarray(seen) != np.asarray(images), (1, 2, 3, 4))
+    # A box of a pixel or less, or the identity for a permutation: fewer than a quarter are mixed.
+    assert 0.1 < mixed.mean() < 0.25 + 5 * (0.25 * 0.75 / 1000) ** 0.5
+    plain = np.asarray(targets)[~mixed]
+    assert np.mean(np.all(plain == np.eye(3)[labels], (1, 2))) > 0.9
+
+
+def test_cutmix_does_not_see_how_devices_share_the_batch():
+    images = numbered(8)
+    labels = jnp.arange(8, dtype=jnp.int32) % 3
+    seen, targets = jax.jit(cutmix)(jax.random.key(3), images, labels)
+
+    def shared(images, labels):
+        return cutmix(jax.random.key(3), images, labels, axis_name="data")
+
+    parts = jax.jit(jax.vmap(shared, axis_name="data"))(
+        images.reshape(4, 2, *images.shape[1:]), labels.reshape(4, 2)
+    )
+    assert np.any(np.asarray(seen) != images)
+    np.testing.assert_array_equal(parts[0].reshape(images.shape), seen)
+    np.testing.assert_array_equal(parts[1].reshape(targets.shape), targets)
+
+
 def applied(text, images, step=0, run=9, epoch=0, axis_name=None, index=None):
     """The batch after a pipeline, as a step of a run applies it."""
     operations = resolve(Recipe.of(augment=text)).pipeline(3, axis_name, True)
