@@ -10,9 +10,9 @@ also ask for `key` (one for the whole batch), `run_key` (the same at every step)
 """
 
 from cnnlab.augment.catalogue import AUGMENTATIONS
-from cnnlab.augment.erasing import cutout
+from cnnlab.augment.erasing import cutout, random_erasing
 from cnnlab.augment.evaluation import TEST_VIEWS, averaged_views
-from cnnlab.augment.geometry import alternating_flip, crop, flip
+from cnnlab.augment.geometry import alternating_flip, crop, flip, random_resized_crop
 from cnnlab.augment.mixing import cutmix, mixup
 from cnnlab.augment.pipeline import Batch, Operation, apply, normalise, pipeline, pixels
 from cnnlab.augment.policies import views
@@ -33,5 +33,7 @@ __all__ = [
     "normalise",
     "pipeline",
     "pixels",
+    "random_erasing",
+    "random_resized_crop",
     "views",
 ]

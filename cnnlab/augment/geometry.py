@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
-from cnnlab.augment.boxes import check_size
+from cnnlab.augment.boxes import Boxes, check_bounds, check_size, random_boxes
 from cnnlab.augment.pipeline import Batch
 from cnnlab.errors import unknown
 
@@ -58,6 +61,59 @@ def crop(keys: jax.Array, batch: Batch, padding: int = 4, mode: str = "zeros") -
         )
 
     return batch | {"image": jax.vmap(cut)(padded, corners)}
+
+
+def random_resized_crop(
+    keys: jax.Array,
+    batch: Batch,
+    scale: Sequence[float] = (0.08, 1.0),
+    ratio: Sequence[float] = (3 / 4, 4 / 3),
+) -> Batch:
+    """Cut out a box of random size, shape and place, and scale it to the size of the image.
+
+    Its share of the area is uniform, its width over its height log-uniform. Where none of ten draws
+    fits into the image, the box is the largest in the middle whose shape is within `ratio`.
+    Interpolation is bilinear, between pixels of the box. A box is never larger than the result, so
+    there is nothing for an antialiasing filter to remove.
+
+    Args:
+      scale: in (0, 1], the least and the greatest share of the area.
+      ratio: in (0, inf), the least and the greatest width over height.
+
+    Raises:
+      ValueError: scale or ratio that is not two numbers in ascending order.
+
+    Source: Szegedy et al., 2015, "Going deeper with convolutions", https://arxiv.org/abs/1409.4842
+    """
+    check_bounds("scale", scale)
+    check_bounds("ratio", ratio)
+    images = batch["image"]
+    height, width = images.shape[1:3]
+    shape = min(max(width / height, ratio[0]), ratio[1])
+    fallback = min(height, round(width / shape)), min(width, round(height * shape))
+    boxes = random_boxes(keys, (height, width), scale, ratio, fallback)
+    return batch | {"image": resized(images, boxes)}
+
+
+def resized(images: jax.Array, boxes: Boxes) -> jax.Array:
+    """Scale a box of each image, float[B, H, W, C], to the size of the image: bilinear, pixels as
+    squares around their centres, the edge pixels of the box continued outwards.
+    """
+    rows = _interpolation(boxes.top, boxes.height, images.shape[1], images.dtype)
+    columns = _interpolation(boxes.left, boxes.width, images.shape[2], images.dtype)
+    tall = jnp.einsum("bih,bhwc->biwc", rows, images, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("bjw,biwc->bijc", columns, tall, precision=lax.Precision.HIGHEST)
+
+
+def _interpolation(first: jax.Array, count: jax.Array, length: int, dtype: DTypeLike) -> jax.Array:
+    """Compute the weights of the old pixels in the new ones along a side: float[B, new, old]."""
+    old = jnp.arange(length, dtype=jnp.float32)
+    first = first[:, None].astype(jnp.float32)
+    count = count[:, None].astype(jnp.float32)
+    centres = (old[None, :] + 0.5) * count / length - 0.5
+    places = first + jnp.clip(centres, 0, count - 1)
+    distance = jnp.abs(places[:, :, None] - old[None, None, :])
+    return jnp.maximum(1 - distance, 0).astype(dtype)
 
 
 def _mirrored(images: jax.Array, chosen: jax.Array) -> jax.Array:

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from cnnlab import augment, spec
+from cnnlab.augment import boxes, geometry
 from cnnlab.collectives import example_keys
 from cnnlab.config import Recipe
 from cnnlab.errors import InputError
@@ -56,7 +58,10 @@ PER_EXAMPLE = {
     "flip": on_images(augment.flip),
     "crop": on_images(augment.crop, padding=2),
     "crop_reflect": on_images(augment.crop, padding=2, mode="reflect"),
+    "random_resized_crop": on_images(augment.random_resized_crop),
     "cutout": on_images(augment.cutout, size=2),
+    "random_erasing": on_images(augment.random_erasing),
+    "random_erasing_noise": on_images(augment.random_erasing, fill="noise"),
 }
 per_example = pytest.mark.parametrize("change", PER_EXAMPLE.values(), ids=PER_EXAMPLE)
 
@@ -142,6 +147,18 @@ def test_sizes_and_modes_that_cannot_be():
             on_images(augment.crop, mode="zero", padding=1),
             "unknown mode 'zero': did you mean 'zeros'",
         ),
+        (
+            on_images(augment.random_erasing, fill="noize"),
+            "unknown fill 'noize': did you mean 'noise'",
+        ),
+        (
+            on_images(augment.random_resized_crop, scale=(1.0, 0.5)),
+            r"scale must be the least and the greatest value, got \[1.0, 0.5\]",
+        ),
+        (
+            on_images(augment.random_erasing, ratio=(1.0,)),
+            r"ratio must be the least and the greatest value, got \[1.0\]",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             call(keys(2), numbered(2))
@@ -178,6 +195,103 @@ def test_crop_and_cutout_draw_both_directions_apart():
     holes = np.asarray(cutout(keys(200), jnp.broadcast_to(image, (200, 5, 5, 2))))[..., 0] == 0
     rows, columns = np.nonzero(holes)[1:]
     assert len(set(zip(rows.tolist(), columns.tolist(), strict=True))) > 20
+
+
+def drawn_boxes(shape, scale, ratio, draws=3000, fallback=(1, 1)):
+    """Boxes on the device, and those of a loop in NumPy: {field: values} each."""
+    ours = jax.jit(boxes.random_boxes, static_argnums=(1, 2, 3, 4))(
+        keys(draws), shape, scale, ratio, fallback
+    )
+    rng = np.random.default_rng(0)
+    theirs = []
+    while len(theirs) < draws:
+        area = np.prod(shape) * rng.uniform(*scale)
+        aspect = np.exp(rng.uniform(*np.log(ratio)))
+        height, width = round(float((area / aspect) ** 0.5)), round(float((area * aspect) ** 0.5))
+        if 0 < height <= shape[0] and 0 < width <= shape[1]:
+            top = rng.integers(0, shape[0] - height + 1)
+            left = rng.integers(0, shape[1] - width + 1)
+            theirs.append((top, left, height, width))
+    return np.stack([np.asarray(values) for values in ours], 1), np.array(theirs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale", "ratio"),
+    [
+        ((32, 32), (0.08, 1.0), (3 / 4, 4 / 3)),
+        ((12, 20), (0.02, 0.4), (0.3, 1 / 0.3)),
+    ],
+)
+def test_random_boxes_are_distributed_as_one_after_the_other_until_one_fits(shape, scale, ratio):
+    ours, theirs = drawn_boxes(shape, scale, ratio)
+    top, left, height, width = ours.T
+    assert np.all((top >= 0) & (left >= 0) & (height >= 1) & (width >= 1))
+    assert np.all((top + height <= shape[0]) & (left + width <= shape[1]))
+    for mine, other in zip(ours.T, theirs.T, strict=True):
+        error = ((mine.var() + other.var()) / len(mine)) ** 0.5
+        assert abs(mine.mean() - other.mean()) < 5 * error
+        # A kurtosis below 6, as all of these have.
+        assert mine.var() == pytest.approx(other.var(), rel=5 * (2 * 5 / len(mine)) ** 0.5)
+    correlations = np.corrcoef(ours.T) - np.corrcoef(theirs.T)
+    assert abs(correlations).max() < 5 * (2 / len(ours)) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("size", "box"), [((4, 40), (0, 18, 4, 5)), ((40, 4), (18, 0, 5, 4)), ((8, 8), (0, 0, 8, 8))]
+)
+def test_a_crop_whose_draws_do_not_fit_is_the_largest_in_the_middle(size, box):
+    # The whole area has the image's shape; only the last of these is within the ratio.
+    images = numbered(3, *size, channels=1)
+    crop = on_images(augment.random_resized_crop, scale=(1.0, 1.0))
+    top, left, height, width = (np.full(3, value) for value in box)
+    wanted = geometry.resized(images, boxes.Boxes(*map(jnp.asarray, (top, left, height, width))))
+    np.testing.assert_array_equal(crop(keys(3), images), wanted)
+
+
+def test_a_resized_box_is_pillows():
+    rng = np.random.default_rng(0)
+    height, width, channels = 12, 17, 3
+    images = rng.standard_normal((40, height, width, channels)).astype(np.float32)
+    heights, widths = rng.integers(1, height + 1, 40), rng.integers(1, width + 1, 40)
+    tops, lefts = rng.integers(0, height - heights + 1), rng.integers(0, width - widths + 1)
+    of = boxes.Boxes(*(jnp.asarray(x, jnp.int32) for x in (tops, lefts, heights, widths)))
+    ours = np.asarray(jax.jit(geometry.resized)(jnp.asarray(images), of))
+    for i, (top, left, h, w) in enumerate(zip(tops, lefts, heights, widths, strict=True)):
+        for channel in range(channels):
+            cut = Image.fromarray(images[i, top : top + h, left : left + w, channel].copy())
+            theirs = np.asarray(cut.resize((width, height), Image.Resampling.BILINEAR))
+            # Weights: a coordinate below 17 in float32, in each direction.
+            tolerance = 2 * 17 * 2 * EPS * abs(images[i]).max()
+            np.testing.assert_allclose(ours[i, :, :, channel], theirs, rtol=0, atol=tolerance)
+
+
+def test_random_erasing_removes_one_box_from_a_share_of_the_images():
+    draws, height, width = 2000, 10, 14
+    images = jnp.broadcast_to(numbered(1, height, width)[0], (draws, height, width, 2))
+    erased = np.asarray(jax.jit(on_images(augment.random_erasing, p=0.3))(keys(draws), images))
+    gone = erased == 0
+    assert np.all(erased[~gone] == np.asarray(images)[~gone]) and np.all(
+        gone[..., 0] == gone[..., 1]
+    )
+    hit = gone.any((1, 2, 3))
+    assert abs(hit.mean() - 0.3) < 5 * (0.3 * 0.7 / draws) ** 0.5
+    rows, columns = gone[hit].any((2, 3)).sum(1), gone[hit].any((1, 3)).sum(1)
+    np.testing.assert_array_equal(gone[hit, :, :, 0].sum((1, 2)), rows * columns)
+    shares = rows * columns / (height * width)
+    # Each side is rounded to whole pixels: (s + 1/2) (t + 1/2) of s t at most.
+    assert shares.min() > 0 and shares.max() < 0.4 + 0.5 * (height + width) / (height * width)
+    assert abs(shares.mean() - 0.21) < 0.02
+
+
+def test_random_erasing_with_noise_is_normal_in_the_same_boxes():
+    images = jnp.full((500, 8, 8, 1), 100.0)
+    hole = np.asarray(jax.jit(on_images(augment.random_erasing))(keys(500), images)) == 0
+    noisy = np.asarray(jax.jit(on_images(augment.random_erasing, fill="noise"))(keys(500), images))
+    np.testing.assert_array_equal(noisy != 100, hole)
+    noise = noisy[hole]
+    assert abs(noise.mean()) < 5 / len(noise) ** 0.5
+    assert noise.var() == pytest.approx(1, rel=5 * (2 / len(noise)) ** 0.5)
+    assert len(np.unique(noise)) > 0.99 * len(noise)
 
 
 def mixup(key, images, labels, alpha, classes=3, axis_name=None):
@@ -311,6 +425,7 @@ def test_cutmix_replaces_the_same_box_of_each_image_and_weighs_labels_by_its_are
     assert len(set(shares)) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
 def test_cutmix_draws_areas_and_centres_as_the_paper_does(alpha):
     height, width, draws = 8, 16, 3000
@@ -340,6 +455,7 @@ def test_cutmix_draws_areas_and_centres_as_the_paper_does(alpha):
         assert ours.var() == pytest.approx(theirs.var(), rel=0.25)
 
 
+@pytest.mark.slow
 def test_cutmix_leaves_a_share_of_the_batches_as_they_are():
     images = numbered(4)
     labels = jnp.arange(4, dtype=jnp.int32) % 3
