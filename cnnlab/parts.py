@@ -39,6 +39,9 @@ READY: dict[str, tuple[type, ...]] = {
     "metric": (Metric,),
 }
 
+# Of the data set; also names that hyperparameters of the user's augmentations may have.
+STATISTICS = ("mean", "std")
+
 KINDS = {
     "model": Kind(
         "model",
@@ -93,7 +96,8 @@ KINDS = {
         "(keys[B], batch, ...) -> batch",
         "cnnlab.augment:AUGMENTATIONS",
         positional=2,
-        supplies=("key", "run_key", "num_classes", "axis_name"),
+        supplies=("key", "run_key", "num_classes", "axis_name", *STATISTICS),
+        overridable=STATISTICS,
     ),
     "dataset": Kind(
         "data set",
@@ -369,7 +373,11 @@ class Parts:
         return optax.with_extra_args_support(tx)
 
     def pipeline(
-        self, num_classes: int, axis_name: str | None, mirror: bool
+        self,
+        num_classes: int,
+        axis_name: str | None,
+        mirror: bool,
+        statistics: tuple[jax.Array, jax.Array] | None = None,
     ) -> tuple[augment.Operation, ...]:
         """Bind the augmentations.
 
@@ -377,6 +385,8 @@ class Parts:
           num_classes: K.
           axis_name: the mesh axis that shares the batch.
           mirror: whether `auto` flips.
+          statistics: the mean and the deviation of each channel, float[C] each, in 0..255; None
+            where no augmentation requires them.
         """
         parts = self.augmentations
         if parts is None:
@@ -384,7 +394,11 @@ class Parts:
         return augment.pipeline(
             (
                 part.name,
-                part.bind(num_classes=num_classes, axis_name=axis_name),
+                part.bind(
+                    num_classes=num_classes,
+                    axis_name=axis_name,
+                    **_required(part, dict(zip(STATISTICS, statistics or (), strict=False))),
+                ),
                 [name for name in ("key", "run_key") if part.asks(name)],
             )
             for part in parts
@@ -403,10 +417,7 @@ class Parts:
           InputError: one of them fails, changes what it must not, or makes views that the loss does
             not take.
         """
-        operations = self.pipeline(num_classes, None, mirror)
-        batch = contracts.batch_shapes(batch_size, image_shape)
-        for operation in operations:
-            batch = contracts.check_augmentation(operation, batch, num_classes)
+        batch = self.augmented_shapes(num_classes, image_shape, batch_size, mirror)
         views = "views" in batch
         mixed = jnp.issubdtype(batch["label"].dtype, jnp.floating)
         if views and not self.loss.asks("view_logits"):
@@ -416,9 +427,28 @@ class Parts:
             )
         if self.loss.requires("view_logits") and not views:
             raise InputError(
-                f"loss {self.loss} compares views of an image: --augment views+flip+crop makes some"
+                f"loss {self.loss} compares views of an image: --augment flip+crop+augmix makes "
+                "some, as does views+flip+crop"
             )
         return mixed
+
+    def augmented_shapes(
+        self, num_classes: int, image_shape: Sequence[int], batch_size: int, mirror: bool
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Check the augmentations against their contract, on shapes only.
+
+        Returns:
+          The batch after them, as shapes.
+
+        Raises:
+          InputError: one of them fails, or changes what it must not.
+        """
+        channels = image_shape[-1]
+        statistics = jnp.zeros(channels, jnp.float32), jnp.ones(channels, jnp.float32)
+        batch = contracts.batch_shapes(batch_size, image_shape)
+        for operation in self.pipeline(num_classes, None, mirror, statistics):
+            batch = contracts.check_augmentation(operation, batch, num_classes)
+        return batch
 
     def build_metrics(self) -> tuple[Metric, ...]:
         """Build the user's own metrics.
@@ -448,6 +478,11 @@ class Parts:
             names.add(metric.name)
             built.append(metric)
         return tuple(built)
+
+
+def _required(part: Part, supply: Mapping[str, object]) -> dict[str, object]:
+    """Return what a part asks for and has no default for."""
+    return {name: value for name, value in supply.items() if part.requires(name)}
 
 
 def find(kind: str, written: spec.Spec | str) -> Part:

@@ -74,6 +74,8 @@ def apply(
             raise ValueError(
                 "it changes labels and cannot follow views, which share one label; put it before"
             )
+        if views is not None and "views" in changed:
+            raise ValueError("it makes views, and there are some already; leave out the others")
         if views is not None:  # each view is changed by draws of its own
             changed["views"] = jnp.stack(
                 [

@@ -225,7 +225,8 @@ def build(
     loss = parts.build_loss(num_classes, np.array(facts.class_counts), label_dtypes)
     conv = Convolution(layout.formulation)
     model = parts.build_model(num_classes, recipe.compute_dtype, conv, layout.axis_name)
-    operations = parts.pipeline(num_classes, layout.axis_name, facts.mirror)
+    statistics = network.statistics(facts)
+    operations = parts.pipeline(num_classes, layout.axis_name, facts.mirror, statistics)
     step = StepParts(
         apply_fn=network.apply_for_training(model, "features" in parts.loss_asks),
         objective=Objective(loss, parts.loss_asks, total_steps, steps_per_epoch, teacher),
