@@ -220,3 +220,30 @@ def scaling(
     axis.legend(frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)
+
+
+def contact_sheet(
+    columns: Sequence[tuple[str, np.ndarray, Sequence[str]]], path: Path | str, title: str = ""
+) -> None:
+    """Draw images in a grid, a row for each image and a column for each way to see it.
+
+    Args:
+      columns: a heading, images uint8[B, H, W, C] with C of 1 or 3, and what is written below each.
+      path: PNG to write.
+      title: above the figure.
+    """
+    from matplotlib.figure import Figure
+
+    rows = len(columns[0][1])
+    side = 1.15  # inches
+    figure = Figure(figsize=(side * len(columns), (side + 0.2) * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, len(columns), squeeze=False)
+    for column, (heading, images, labels) in enumerate(columns):
+        grid[0, column].set_title(heading, fontsize=9)
+        for axis, image, label in zip(grid[:, column], images, labels, strict=True):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(label, fontsize=7, labelpad=2)
+            axis.spines[:].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120, format="png")

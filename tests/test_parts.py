@@ -187,6 +187,7 @@ def test_optimizers_of_optax_take_their_own_step(text, tfds_root):
         ({"model": "user_parts.Net", "compute_dtype": "bfloat16"}, "does not take a dtype"),
         ({"model": "mlp,num_classes=7"}, "num_classes comes from the run"),
         ({"augment": "views+flip"}, "takes no view_logits"),
+        ({"augment": "augmix"}, "takes no view_logits"),
         (
             {"model": "cnn,widths=[2]", "optimizer": "muon,whitening_epochs=5"},
             "whitening_epochs has no effect",
@@ -497,6 +498,10 @@ BROKEN = [
         "must return labels int32[B] or float32[B, K], got float32[20]",
     ),
     ("augment", "mixup+views+mixup", "changes labels and cannot follow views"),
+    ("augment", "views+augmix", "it makes views, and there are some already"),
+    ("augment", "random_resized_crop,scale=[1,0.5]", "the least and the greatest value, got [1.0"),
+    ("augment", "cutmix,p=0", "p must lie in (0, 1], got 0"),
+    ("augment", "user_parts.in_pixels,factor=[1,2]", "fails on images float32[20, 8, 8, 3]"),
     ("metrics", ("user_parts.blocks",), "must be a cnnlab.metrics.Metric"),
     (
         "metrics",
@@ -608,7 +613,7 @@ def test_jensen_shannon_is_trained_on_views(tfds_root):
     _, progress = in_memory(config)
     assert progress.history[-1]["validation_accuracy"] > 0.6
     words = failure(experiment.build, config.replace(augment="flip"))
-    assert "--augment views+flip+crop makes some" in words
+    assert "--augment flip+crop+augmix makes some, as does views+flip+crop" in words
     words = failure(experiment.build, config.replace(augment="views+mixup"))
     assert "changes labels and cannot follow views" in words
 
@@ -686,9 +691,34 @@ def test_draws_depend_on_the_place_in_the_global_batch_and_not_on_the_devices(te
     assert any((one[name] != batch[name]).any() for name in ("image", "label")) or "views" in one
 
 
+def test_an_augmentation_is_given_the_statistics_that_it_requires():
+    batch = {
+        "image": jnp.zeros((2, 4, 4, 3)),
+        "label": jnp.zeros(2, jnp.int32),
+        "index": jnp.zeros(2, jnp.int32),
+        "epoch": jnp.int32(0),
+    }
+
+    statistics = jnp.array([10.0, 20.0, 30.0]), jnp.array([2.0, 4.0, 5.0])
+
+    def changed(text):
+        operations = parts.resolve(Recipe.of(augment=text)).pipeline(3, None, True, statistics)
+        key = jax.random.key(0)
+        return augment.apply(operations, batch, key, key)["image"][0, 0, 0]
+
+    # Half of the pixels 10, 20, 30, normalised again.
+    np.testing.assert_allclose(changed("user_parts.in_pixels"), [-2.5, -2.5, -3.0])
+    np.testing.assert_allclose(changed("user_parts.in_pixels,factor=1"), np.zeros(3))
+    # A default of one's own makes a hyperparameter of it.
+    for text, value in (("user_parts.shifted", 0.25), ("user_parts.shifted,mean=0.5", 0.5)):
+        np.testing.assert_array_equal(changed(text), np.full(3, value))
+    assert parts.resolve(Recipe.of(augment="trivial_augment")).augmentations[0].keywords == {}
+
+
 def _augmented(found, mode, devices, batch, key, run_key):
     layout = choose(Machine(parallel=mode, devices=devices), 16)
-    operations = found.pipeline(3, layout.axis_name, True)
+    statistics = jnp.full(3, 100.0), jnp.full(3, 50.0)
+    operations = found.pipeline(3, layout.axis_name, True, statistics)
 
     def step(batch, *, axis_name):
         changed = augment.apply(

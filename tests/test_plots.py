@@ -76,3 +76,23 @@ def test_many_classes_stay_readable(drawn, tmp_path):
     assert not drawn[0].axes[0].texts
     with Image.open(tmp_path / "confusion.png") as image:
         assert max(image.size) <= 17 * 120
+
+
+def test_a_contact_sheet_has_a_row_for_each_image_and_a_column_for_each_way_to_see_it(
+    drawn, tmp_path
+):
+    rng = np.random.default_rng(0)
+    columns = [
+        (heading, rng.integers(0, 256, (2, 5, 4, channels), np.uint8), ["cat", f"{heading} dog"])
+        for heading, channels in (("original", 3), ("draw 1", 3), ("draw 2", 1))
+    ]
+    plots.contact_sheet(columns, tmp_path / "contact.png", "flip on pets")
+    assert (tmp_path / "contact.png").read_bytes().startswith(PNG)
+    (figure,) = drawn
+    assert figure.get_suptitle() == "flip on pets"
+    grid = np.reshape(figure.axes, (2, 3))
+    for column, (heading, images, labels) in enumerate(columns):
+        assert [axis.get_title() for axis in grid[:, column]] == [heading, ""]
+        for axis, image, label in zip(grid[:, column], images, labels, strict=True):
+            np.testing.assert_array_equal(axis.images[0].get_array(), np.squeeze(image))
+            assert axis.get_xlabel() == label

@@ -267,8 +267,11 @@ def _sharpness(pixels: jax.Array, factor: jax.Array) -> jax.Array:
 
 def _grey(pixels: jax.Array) -> jax.Array:
     """Compute the luma (ITU-R 601): int32[H, W, 1]."""
-    if pixels.shape[-1] == 1:
+    channels = pixels.shape[-1]
+    if channels == 1:
         return pixels
+    if channels != 3:
+        raise ValueError(f"images must have 1 or 3 channels, got {channels}")
     red, green, blue = jnp.unstack(pixels, axis=-1)
     return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16)[..., None]
 

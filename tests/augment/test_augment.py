@@ -15,6 +15,7 @@ from cnnlab.config import Recipe
 from cnnlab.errors import InputError
 from cnnlab.parts import KINDS, resolve
 
+STATISTICS = jnp.full(3, 100.0), jnp.full(3, 50.0)  # mean and deviation
 EPS = 2.0**-23  # one ulp of float32, relative
 
 
@@ -54,6 +55,11 @@ def on_images(operation, **hyperparameters):
     return change
 
 
+def view_of_augmix(keys, images):
+    """The second of the views, which this operation changes in place of the images."""
+    return augment.augmix(keys, batch(images), mean=100.0, std=50.0)["views"][1]
+
+
 PER_EXAMPLE = {
     "flip": on_images(augment.flip),
     "crop": on_images(augment.crop, padding=2),
@@ -62,6 +68,8 @@ PER_EXAMPLE = {
     "cutout": on_images(augment.cutout, size=2),
     "random_erasing": on_images(augment.random_erasing),
     "random_erasing_noise": on_images(augment.random_erasing, fill="noise"),
+    "trivial_augment": on_images(augment.trivial_augment, mean=100.0, std=50.0),
+    "augmix": view_of_augmix,
 }
 per_example = pytest.mark.parametrize("change", PER_EXAMPLE.values(), ids=PER_EXAMPLE)
 
@@ -86,7 +94,7 @@ def test_pixels_is_the_inverse_of_normalise():
 
 @per_example
 def test_an_example_depends_on_its_own_key_alone(change):
-    images = numbered(16)
+    images = numbered(16, channels=3)
     k = keys(16)
     whole = jax.jit(change)(k, images)
     assert whole.shape == images.shape and whole.dtype == images.dtype
@@ -489,7 +497,7 @@ def test_cutmix_does_not_see_how_devices_share_the_batch():
 
 def applied(text, images, step=0, run=9, epoch=0, axis_name=None, index=None):
     """The batch after a pipeline, as a step of a run applies it."""
-    operations = resolve(Recipe.of(augment=text)).pipeline(3, axis_name, True)
+    operations = resolve(Recipe.of(augment=text)).pipeline(3, axis_name, True, STATISTICS)
     before = batch(images, jnp.arange(len(images), dtype=jnp.int32) % 3) | {
         "epoch": jnp.int32(epoch)
     }
@@ -603,6 +611,24 @@ def test_views_are_each_changed_by_draws_of_their_own():
         "epoch",
         "views",
     }
+
+
+def test_augmix_makes_views_that_what_follows_changes():
+    images = jnp.tile(numbered(8, 6, 6, 1), 3) / 100
+    plain = applied("augmix", images)
+    assert plain["views"].shape == (2, *images.shape) and same(plain["image"], images)
+    followed = applied("augmix+flip", images)
+    assert same(followed["image"], applied("flip", images)["image"])
+    for views, before in zip(followed["views"], plain["views"], strict=True):
+        for view, unturned in zip(views, before, strict=True):
+            assert same(view, unturned) or same(view, unturned[:, ::-1])
+    assert not same(followed["views"], plain["views"])
+
+
+def test_only_one_operation_of_a_pipeline_makes_views():
+    for text in ("views+augmix", "augmix+views", "views+views"):
+        with pytest.raises(ValueError, match="it makes views, and there are some already"):
+            applied(text, jnp.ones((2, 6, 6, 3)))
 
 
 def test_views_alternate_each_for_itself():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cnnlab import augment
 from cnnlab.losses import cross_entropy, effective_number, focal, ldam, made_for_cosines
 from cnnlab.metrics import Metric
 
@@ -40,6 +41,17 @@ def polynomial(peak, total_steps, power=2.0):
 def jitter(keys, batch, strength=0.1):
     noise = jax.vmap(lambda key: jax.random.normal(key, batch["image"].shape[1:]))(keys)
     return batch | {"image": batch["image"] + strength * noise}
+
+
+def in_pixels(keys, batch, mean, std, factor=0.5):
+    """Darken images in pixels, of which it needs the mean and deviation."""
+    darker = factor * augment.pixels(batch["image"], mean, std)
+    return batch | {"image": augment.normalise(darker, mean, std)}
+
+
+def shifted(keys, batch, mean=0.25):
+    """A mean of its own, which no data set decides."""
+    return batch | {"image": batch["image"] + mean}
 
 
 def blocks(count=240, size=8):
