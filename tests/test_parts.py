@@ -501,7 +501,7 @@ BROKEN = [
     ("augment", "views+augmix", "it makes views, and there are some already"),
     ("augment", "random_resized_crop,scale=[1,0.5]", "the least and the greatest value, got [1.0"),
     ("augment", "cutmix,p=0", "p must lie in (0, 1], got 0"),
-    ("augment", "user_parts.in_pixels,factor=[1,2]", "fails on images float32[20, 8, 8, 3]"),
+    ("augment", "user_parts.in_pixels,std=3", "fails on images float32[20, 8, 8, 3]"),
     ("metrics", ("user_parts.blocks",), "must be a cnnlab.metrics.Metric"),
     (
         "metrics",

@@ -1,11 +1,12 @@
 """The contact sheet of a pipeline."""
 
+import shlex
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
-from scripts import ROOT, one_line_error, script
+from scripts import ROOT, one_line_error, readme_commands, script
 
 from cnnlab import cli, plots
 
@@ -73,6 +74,13 @@ def test_labels_in_words():
         "owl",
         "owl 0.50\ndog 0.30\ncat 0.20",
     ]
+
+
+def test_the_readmes_commands_parse():
+    commands = readme_commands("show_augment")
+    for command in commands:
+        cli.parse(show_augment.Arguments, shlex.split(command)[2:])
+    assert commands
 
 
 @pytest.mark.slow
