@@ -102,7 +102,10 @@ class BatchNorm(nn.Module):
         if self.use_scale:
             scale = scale * self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
-        y = wide * scale + (bias - mean * scale)
+        scale, shift = (
+            values.reshape((1,) * (x.ndim - 1) + shape) for values in (scale, bias - mean * scale)
+        )
+        y = wide * scale + shift
         return y.astype(self.dtype or x.dtype)
 
     def _moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
