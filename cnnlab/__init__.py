@@ -21,7 +21,7 @@ The map of the package; a module imports only modules above it in this list
     softmax/        logits -> probabilities: softmax, sigmoid, sparsemax, entmax, tempered; predict
     losses/         logits, labels -> one loss per example; functions from losses to losses
     models/         Flax linen modules: SoftmaxRegression, MLP, CNN, AirNet; their layers and heads
-    optim/          optimizers besides Optax's own, Muon among them; schedules
+    optim/          optimizers besides Optax's own, Muon among them; schedules; weight averages
     augment/        keys, batch -> batch, on the device; the pipeline; views of test images
     data/           data sets from TFDS or arrays, their order, corruptions, streaming or in memory
     metrics.py      one record per metric: masked sums -> accuracy, NLL, Brier, ECE, top-5, your own

@@ -18,6 +18,7 @@ from cnnlab.console import Console
 from cnnlab.data.dataset import Dataset
 from cnnlab.errors import InputError
 from cnnlab.metrics import Metric
+from cnnlab.optim import Average
 from cnnlab.parts import OBJECT, part_of
 from cnnlab.spec import Part
 from cnnlab.training import run as runs
@@ -35,13 +36,14 @@ Optimizer: TypeAlias = (
 PIPELINES = {"augment": "augmentation", "metrics": "metric"}
 
 
-def train(
+def train(  # noqa: PLR0913 (the kinds of parts)
     data: Data | None = None,
     model: str | nn.Module | Callable[..., nn.Module] | None = None,
     loss: str | Callable[..., jax.Array] | type | None = None,
     optimizer: Optimizer | None = None,
     *,
     schedule: str | Callable[..., optax.Schedule] | None = None,
+    average: str | Callable[..., Average] | None = None,
     augment: str | Sequence[str | Callable[..., Batch]] | None = None,
     metrics: Sequence[str | Metric | Callable[..., Metric]] = (),
     **settings: object,
@@ -59,6 +61,7 @@ def train(
       optimizer: spec, optax.GradientTransformation, or function (learning_rate, ...) -> one. A
         transformation has its own learning rate and schedule.
       schedule: spec, or function (peak, total_steps, ...) -> optax.Schedule.
+      average: spec, or function (total_steps, ...) -> (step -> weight), of the weights.
       augment: spec, or a list of specs and functions (keys, batch, ...) -> batch.
       metrics: besides those that are always measured: specs, Metrics or functions that return one.
       settings: any other, by its name in `cnnlab.config`: epochs, batch_size, seed, devices, ... A
@@ -72,7 +75,8 @@ def train(
       InputError: whatever cannot be done. Stopped, Diverged: as `loop.fit`.
     """
     wanted = {"dataset": data, "model": model, "loss": loss, "optimizer": optimizer}
-    wanted |= {"schedule": schedule, "augment": augment, "metrics": metrics or None}
+    wanted |= {"schedule": schedule, "average": average}
+    wanted |= {"augment": augment, "metrics": metrics or None}
     texts = {name: _as_setting(name, thing) for name, thing in wanted.items() if _is_text(thing)}
     objects = {
         name: _parts_of(name, thing)
@@ -130,7 +134,8 @@ def load(path: str | os.PathLike[str], weights: str | None = None) -> Run:
 
     Args:
       path: of the folder, also gs://BUCKET/FOLDER.
-      weights: last, or best (on validation); None: those that were tested.
+      weights: last; average (of the last step); best (on validation), its average where the run
+        has one; None: those that were tested.
 
     Raises:
       InputError: no run there, no checkpoint yet, or none that verifies.

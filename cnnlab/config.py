@@ -64,7 +64,7 @@ S = TypeVar("S", bound="Settings")
 
 NOISE = ("symmetric", "asymmetric")
 PROGRESS = ("auto", "bar", "lines", "off")
-WEIGHTS = ("last", "best")
+TESTED = ("last", "best")
 PART = "part"  # in the grammar of spec.py
 Part = Annotated[str, PART]
 Count = Annotated[int, "[1, inf)"]
@@ -149,6 +149,9 @@ class Training(Settings):
     (--list schedule)."""
     clip_norm: Rate | None = None
     """Largest global norm of the gradient; None: no clipping."""
+    average: Part = "none"
+    """Average of the weights over the steps, which is then what is validated and tested, next to
+    the last ones: ema,decay=0.999, swa,start=0.75, or your own (--list average); none."""
 
     augment: Part = "auto"
     """Operations, such as flip+crop,padding=4+mixup,alpha=0.2, in this order (--list augmentation);
@@ -266,8 +269,9 @@ class Output(Settings):
     """Steps between checkpoints within an epoch; 0: at the end of each epoch only."""
     keep: Count = 2
     """Newest checkpoints kept, besides the best."""
-    test_on: Annotated[str, WEIGHTS] = "last"
-    """Weights to test: last, or best (on validation)."""
+    test_on: Annotated[str, TESTED] = "last"
+    """Step whose weights are tested: last, or best (on validation); with --average, their
+    averages."""
     tensorboard: bool = True
     """Write TensorBoard events."""
     progress: Annotated[str, PROGRESS] = "auto"

@@ -199,6 +199,42 @@ def check_schedule(part: Part, build: Callable[[jax.Array], optax.Schedule]) -> 
         )
 
 
+def check_average(part: Part, weight: Callable[[jax.Array], jax.Array], total_steps: int) -> None:
+    """Ask an average of the weights for the share of some steps. In the step their number is
+    traced.
+
+    Args:
+      part: whose errors are reported.
+      weight: step int32[] -> weight, made of it.
+      total_steps: of the run.
+
+    Raises:
+      InputError: it fails on a traced number, or a weight is no number in [0, 1].
+    """
+    try:
+        shape = jax.eval_shape(
+            lambda step: jnp.asarray(weight(step)), jax.ShapeDtypeStruct((), jnp.int32)
+        )
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"average '{part}' fails where JAX traces the step: {spec.where(error)}"
+        ) from error
+    if shape.shape != ():
+        raise InputError(
+            f"average '{part}' must give one weight for a step, got "
+            f"{shape.dtype}{list(shape.shape)}"
+        )
+    for step in sorted({0, total_steps // 2, total_steps - 1}):
+        share = float(weight(jnp.int32(step)))
+        if not 0 <= share <= 1:
+            raise InputError(
+                f"average '{part}' must give weights in [0, 1], got {share:g} for step {step} of "
+                f"{total_steps}"
+            )
+
+
 def check_optimizer(
     part: Part,
     build: Callable[[jax.Array], optax.GradientTransformationExtraArgs],

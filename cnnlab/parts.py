@@ -28,6 +28,7 @@ from cnnlab.errors import InputError, unknown
 from cnnlab.metrics import METRICS, Metric
 from cnnlab.models import CPU_IMAGES, model_dtype
 from cnnlab.models.convolution import Convolution
+from cnnlab.optim import Average
 from cnnlab.spec import Kind, Part
 
 OBJECT = "object"  # the name of a part that only this program has
@@ -90,6 +91,13 @@ KINDS = {
         supplies=("total_steps", "steps_per_epoch"),
         libraries=("optax",),
     ),
+    "average": Kind(
+        "average",
+        "--average",
+        "(total_steps, ...) -> step -> weight",
+        "cnnlab.optim:AVERAGES",
+        supplies=("total_steps", "steps_per_epoch"),
+    ),
     "augmentation": Kind(
         "augmentation",
         "--augment",
@@ -123,6 +131,7 @@ class Parts:
     """The parts of a run, found; what depends on the data is bound later.
 
     Attributes:
+      average: of the weights; None: only the last ones are kept.
       augmentations: None for `auto`, which depends on the data set.
     """
 
@@ -133,6 +142,7 @@ class Parts:
     transforms: tuple[Part, ...]
     optimizer: Part
     schedule: Part
+    average: Part | None
     augmentations: tuple[Part, ...] | None
     metrics: tuple[Part, ...]
 
@@ -162,6 +172,7 @@ class Parts:
             "loss": joined([self.loss, *self.transforms]),
             "optimizer": joined([self.optimizer]),
             "schedule": joined([self.schedule]),
+            "average": "none" if self.average is None else joined([self.average]),
             "augment": "auto" if augmentations is None else joined(augmentations) or "none",
             "metrics": [str(form(part)) for part in self.metrics],
         }
@@ -371,6 +382,22 @@ class Parts:
                 f"{type(tx).__name__}"
             )
         return optax.with_extra_args_support(tx)
+
+    def build_average(self, total_steps: int, steps_per_epoch: int) -> Average | None:
+        """Build the average of the weights, step int32[] -> weight float32[]; None where the run
+        has none.
+
+        Raises:
+          InputError: it fails, or is no function.
+        """
+        if self.average is None:
+            return None
+        weight = self.average.call(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+        if isinstance(weight, Callable):
+            return weight
+        raise InputError(
+            f"average '{self.average}' must return step -> weight, got {type(weight).__name__}"
+        )
 
     def pipeline(
         self,
@@ -594,6 +621,7 @@ def resolve(recipe: Recipe, objects: Mapping[str, tuple[Part, ...]] | None = Non
     loss, *transforms = spec.parse_pipeline(recipe.loss)
     operations = [] if recipe.augment in ("auto", "none") else spec.parse_pipeline(recipe.augment)
     augmentations = parts_of("augment", "augmentation", operations)
+    averages = [] if recipe.average == "none" else [spec.parse(recipe.average)]
     parts = Parts(
         dataset=parts_of("dataset", "dataset", [dataset])[0],
         corruptions=tuple(find("corruption", written) for written in corruptions),
@@ -602,6 +630,7 @@ def resolve(recipe: Recipe, objects: Mapping[str, tuple[Part, ...]] | None = Non
         transforms=tuple(find("transform", written) for written in transforms),
         optimizer=parts_of("optimizer", "optimizer", [spec.parse(recipe.optimizer)])[0],
         schedule=parts_of("schedule", "schedule", [spec.parse(recipe.schedule)])[0],
+        average=next(iter(parts_of("average", "average", averages)), None),
         augmentations=None if recipe.augment == "auto" else augmentations,
         metrics=parts_of("metrics", "metric", [*map(spec.parse, recipe.metrics)]),
     )

@@ -17,6 +17,12 @@ Curve: TypeAlias = "tuple[str, np.ndarray, np.ndarray, np.ndarray]"
 TRAIN, VALIDATION = "#4477aa", "#cc6677"  # colour-blind safe (Tol), as is SERIES
 SERIES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#666666", "#000000")
 GREY = "#bbbbbb"
+# Prefixes of columns of an epoch's metrics, with the colour and the name of their curve.
+KINDS = {
+    "train": (TRAIN, "train"),
+    "validation": (VALIDATION, "validation"),
+    "validation_last": (GREY, "validation, last weights"),  # where their average is kept
+}
 
 
 def _figure(columns: int, width: float, height: float):
@@ -27,7 +33,8 @@ def _figure(columns: int, width: float, height: float):
 
 
 def curves(history: Sequence[Row], path: Path, title: str = "") -> None:
-    """Plot loss and accuracy over the epochs.
+    """Plot loss and accuracy over the epochs; with an average of the weights, those of the last
+    weights too.
 
     Args:
       history: the rows of metrics.jsonl.
@@ -37,10 +44,17 @@ def curves(history: Sequence[Row], path: Path, title: str = "") -> None:
     figure, axes = _figure(2, 9, 3.4)
     epochs = [row["epoch"] for row in history]
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        for kind, colour in (("train", TRAIN), ("validation", VALIDATION)):
+        for kind, (colour, label) in KINDS.items():
             if history and f"{kind}_{name}" in history[0]:
                 values = [row[f"{kind}_{name}"] for row in history]
-                axis.plot(epochs, values, color=colour, marker="o", markersize=3, label=kind)
+                axis.plot(
+                    epochs,
+                    values,
+                    color=colour,
+                    marker="o",
+                    markersize=3,
+                    label=label,
+                )
                 axis.annotate(
                     f"{values[-1]:.3f}",
                     (epochs[-1], values[-1]),

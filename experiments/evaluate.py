@@ -21,8 +21,9 @@ class Arguments:
 
     run: tyro.conf.Positional[str]
     """Run folder."""
-    weights: str = "last"
-    """last, or best (on validation)."""
+    weights: str | None = None
+    """last; average (of the last step); best (on validation), its average where the run has one.
+    None: average where the run has one, else last."""
     data_dir: str | None = None
     """TFDS data directory. None: the run's own."""
     json: bool = False
@@ -37,19 +38,15 @@ def main(arguments: Arguments) -> None:
     trained = network.load(files.path(arguments.run), arguments.weights)
     for module in trained.changed:
         print(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
+    weights = arguments.weights or ("average" if trained.state.average else "last")
     dataset = run.dataset_of(trained, arguments.data_dir)
     result = run.evaluate(trained, dataset, Console("off" if arguments.json else "auto"))
     if arguments.json:
-        print(
-            json.dumps(
-                {"run": arguments.run, "step": trained.step, "weights": arguments.weights, **result}
-            )
-        )
+        about = {"run": arguments.run, "step": trained.step, "weights": weights}
+        print(json.dumps({**about, **result}))
         return
-    print(
-        f"{arguments.run}, {arguments.weights} weights (step {trained.step}): "
-        f"{metrics.describe(result)}"
-    )
+    where = f"{arguments.run}, {weights} weights (step {trained.step})"
+    print(f"{where}: {metrics.describe(result)}")
     for name, accuracy in zip(trained.facts.class_names, result["per_class_accuracy"], strict=True):
         print(f"  {name:<16} {'no images' if accuracy is None else f'{accuracy:.4f}'}")
 

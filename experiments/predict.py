@@ -25,8 +25,9 @@ class Arguments:
     """
     top: int = 3
     """Classes to show for each."""
-    weights: str = "last"
-    """last, or best (on validation)."""
+    weights: str | None = None
+    """last; average (of the last step); best (on validation), its average where the run has one.
+    None: average where the run has one, else last."""
 
 
 def main(arguments: Arguments) -> None:

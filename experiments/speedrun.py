@@ -165,7 +165,8 @@ def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list
         items = list(fresh.items(0, fresh.steps_per_epoch * config.recipe.epochs))
         end = fresh.advance(fresh.start(), items)
         sums = fresh.program.test_sums
-        results = loop.evaluate(sums, end.state.variables, test, num_seeds=len(seeds))
+        variables = end.state.evaluation_variables
+        results = loop.evaluate(sums, variables, test, num_seeds=len(seeds))
         jax.block_until_ready(end.totals)
         seconds = (time.perf_counter() - start) / len(seeds)
         memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

@@ -36,8 +36,15 @@ def main(config: Config) -> None:
 def report(summary: dict, path: Path) -> str:
     from cnnlab import metrics
 
-    where = f"test, {summary['test_on']} weights (step {summary['tested_step']})"
-    return f"{where}: {metrics.describe(summary['test'])}\n{path}/summary.json"
+    kinds = {"test": f"{summary['test_on']} weights"}
+    if "test_last" in summary:
+        best = "best " if summary["test_on"] == "best" else ""
+        kinds = {"test": f"{best}average weights", "test_last": "last weights"}
+    lines = [
+        f"test, {kind} (step {summary['tested_step']}): {metrics.describe(summary[name])}"
+        for name, kind in kinds.items()
+    ]
+    return "\n".join([*lines, f"{path}/summary.json"])
 
 
 def list_parts(kinds: list[str]) -> None:

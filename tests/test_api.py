@@ -360,6 +360,7 @@ def test_what_a_module_was_made_with_is_what_the_run_supplies(model, compute_dty
         ("model", optax.sgd(0.1), "called with (images, *, train); got GradientTransformation"),
         ("loss", 5, "the loss must be a spec, or a function loss(logits, labels, ...) ->"),
         ("optimizer", {"a": 1}, "a GradientTransformation, or a function (learning_rate, ...) ->"),
+        ("average", 0.1, "the average must be a spec, or a function (total_steps, ...) -> step"),
         ("schedule", 0.1, "the schedule must be a spec, or a function (peak, total_steps, ...)"),
     ],
 )

@@ -101,8 +101,30 @@ def local_functions() -> SimpleNamespace:
     return SimpleNamespace(**locals())
 
 
+def local_averages() -> SimpleNamespace:
+    """Averages without a path."""
+
+    def no_function(total_steps):
+        return 0.5
+
+    def growing_share(total_steps):
+        return lambda step: step + 1.0
+
+    def negative_share(total_steps):
+        return lambda step: 0.5 - step
+
+    def python_share(total_steps):
+        return lambda step: 1.0 if step < 3 else 0.5
+
+    def share_of_each_class(total_steps):
+        return lambda step: jnp.ones(3)
+
+    return SimpleNamespace(**locals())
+
+
 NETS = local_modules()
 BAD = local_functions()
+SHARES = local_averages()
 
 
 @pytest.mark.parametrize(
@@ -130,6 +152,28 @@ BAD = local_functions()
         ("optimizer", BAD.refuse, "optimizer object: ValueError: mine (test_contracts.py"),
         ("schedule", BAD.vector_schedule, "schedule 'object' must give one rate for a step, got"),
         ("schedule", BAD.refuse, "schedule object: ValueError: mine (test_contracts.py"),
+        ("average", BAD.refuse, "average object: ValueError: mine (test_contracts.py"),
+        ("average", SHARES.no_function, "average 'object' must return step -> weight, got float"),
+        (
+            "average",
+            SHARES.growing_share,
+            "average 'object' must give weights in [0, 1], got 2 for",
+        ),
+        (
+            "average",
+            SHARES.negative_share,
+            "average 'object' must give weights in [0, 1], got -0.5",
+        ),
+        (
+            "average",
+            SHARES.python_share,
+            "average 'object' fails where JAX traces the step: Tracer",
+        ),
+        (
+            "average",
+            SHARES.share_of_each_class,
+            "average 'object' must give one weight for a step,",
+        ),
         ("augment", BAD.halved, "augmentation object must keep index int32[20], got int32[10]"),
         ("augment", BAD.refuse, "augmentation object fails on images float32[20, 8, 8, 3]: Value"),
         ("data", BAD.refuse, "data set object: ValueError: mine (test_contracts.py"),

@@ -234,17 +234,18 @@ ROWS = {row[0]: row[1:] for row in ROWS if row[0] != "change"}
 FILES = dict(re.findall(r"^# (my_\w+\.py)\n(.*?)(?=^# my_|^```)", CHANGE, re.MULTILINE | re.DOTALL))
 
 
-def test_the_readme_changes_seven_things():
+def test_the_readme_changes_eight_things():
     assert list(ROWS) == [
         "model",
         "loss",
         "optimizer",
         "schedule",
+        "average of the weights",
         "augmentation",
         "data set",
         "metric",
     ]
-    assert len(FILES) == 7
+    assert len(FILES) == 8
     for name, text in FILES.items():
         lines = [
             line for line in text.splitlines() if line and not line.startswith(("import", "from"))
@@ -260,14 +261,14 @@ def test_the_readmes_own_parts_train(tfds_root, tmp_path):
     flags = [
         word for row in ROWS.values() for word in shlex.split(re.search(r"`(.*)`", row[-1])[1])
     ]
-    assert sum(flag.startswith("--") for flag in flags) == 7
+    assert sum(flag.startswith("--") for flag in flags) == 8
     small = ["--epochs", 1, "--batch-size", 20, "--workdir", tmp_path / "run"]
     done = script("train", *flags, *small, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "test, last weights" in done.stdout and "confidence" in done.stdout
+    assert "test, average weights" in done.stdout and "confidence" in done.stdout
     evaluated = script("evaluate", tmp_path / "run", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
-    assert done.stdout.splitlines()[-2].partition(": ")[2] in evaluated.stdout
+    assert done.stdout.splitlines()[-3].partition(": ")[2] in evaluated.stdout
 
 
 @pytest.mark.parametrize("what", ROWS)
@@ -284,6 +285,7 @@ OWN = {
     "model": "user_parts.Net,features=4",
     "optimizer": "user_parts.heavy_ball,beta=0.7",
     "schedule": "user_parts.polynomial",
+    "average": "user_parts.tail,start=0.5",
     "augment": "user_parts.jitter,strength=0.05+flip",
     "dataset": "user_parts.blocks,count=180+user_parts.without,label=1",
     "metrics": ("user_parts.not_last", "user_parts.within,k=2"),
@@ -292,7 +294,7 @@ OWN = {
 
 @pytest.mark.slow
 def test_own_parts_in_a_study(tmp_path):
-    """All seven kinds, and a corruption; the verdicts are about the user's own metric."""
+    """All eight kinds, and a corruption; the verdicts are about the user's own metric."""
     study = Study.of(
         **OWN, losses=("cross_entropy", "user_parts.penalised,alpha=0.5"), metric="top2_of_mine",
         seeds=2, epochs=2,
@@ -313,6 +315,8 @@ def test_own_parts_in_a_study(tmp_path):
         assert {"not_last", "top2_of_mine"} <= set(cell.runs[0].test)
         assert cell.config["model"] == "user_parts.Net,features=4"
         assert "validation_not_last" in cell.runs[0].history[0]
+        assert cell.config["average"] == "user_parts.tail,start=0.5"
+        assert {"not_last", "top2_of_mine"} <= set(cell.runs[0].test_last)
     from cnnlab.study import report
 
     paths = report.write(found, tmp_path)

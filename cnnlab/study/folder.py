@@ -53,7 +53,7 @@ class Cell:
 def config(study: Study, loss: str, condition: Condition) -> Config:
     """Build a cell's configuration; the teacher is only for the losses that take one."""
     with_teacher = plan.config(study, loss, condition)
-    first = spec.parse_pipeline(loss)[0]
+    first = spec.parse_pipeline(plan.arm(loss)[0])[0]
     taught = find("loss", first).asks("teacher_logits")
     return with_teacher if taught else with_teacher.replace(teacher=None)
 

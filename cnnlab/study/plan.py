@@ -10,7 +10,9 @@ import functools
 import itertools
 import math
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from cnnlab import config as settings
@@ -53,7 +55,8 @@ class Study(Settings):
     machine: Machine = field(default_factory=Machine)
 
     losses: tuple[str, ...] = ()
-    """At least two, as for train.py's --loss: focal,gamma=2 or my_module.my_loss."""
+    """At least two, as for train.py's --loss: focal,gamma=2 or my_module.my_loss; with other
+    settings after an @: cross_entropy cross_entropy@average=ema,decay=0.99."""
     baseline: str | None = None
     """The loss that the others are compared with. None: the first."""
     seeds: Annotated[int, f"[1, {MOST_SEEDS}]"] = 8
@@ -149,9 +152,12 @@ class Study(Settings):
             raise InputError("--executor ray starts its own processes: leave --processes away")
 
     def _check_condition(self, condition: Condition) -> None:
-        if self.tune and "learning_rate" in condition:
-            raise InputError("--tune chooses the learning rate: it cannot be varied too")
         for loss in self.losses:
+            _, changed = arm(loss)
+            if self.tune and "learning_rate" in {*condition, *changed}:
+                raise InputError("--tune chooses the learning rate: it cannot be varied too")
+            if both := condition.keys() & changed.keys():
+                raise InputError(f"--losses {loss}: {min(both)} is varied by --vary already")
             if not config(self, loss, condition).recipe.validation and self.tune:
                 raise InputError(
                     "--tune chooses on the validation split: --validation must be above 0"
@@ -178,7 +184,21 @@ def conditions(study: Study) -> list[Condition]:
 
 
 def _axis(text: str) -> tuple[str, tuple]:
-    name, equals, listed = text.partition("=")
+    where = f"--vary {text}"
+    name, kind, listed = _setting(text, where)
+    values = tuple(_typed(where, part, kind) for part in _values(name, listed))
+    if "=" not in text or len(set(values)) < len(values):
+        raise InputError(f"--vary takes flag=value,value,... with each value once; got '{text}'")
+    return name, values
+
+
+def _setting(text: str, where: str) -> tuple[str, object, str]:
+    """Split flag=values: the name of the setting, its type, the values; `where` is for messages.
+
+    Raises:
+      InputError: no setting that may differ within a study.
+    """
+    name, _, listed = text.partition("=")
     name = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
     kinds = {
         k: v
@@ -187,14 +207,34 @@ def _axis(text: str) -> tuple[str, tuple]:
     }
     if (former := name.replace("_", "-")) in FORMER:
         raise InputError(
-            f"--vary {text}: {former} is a hyperparameter of its part now, as in {FORMER[former]}"
+            f"{where}: {former} is a hyperparameter of its part now, as in {FORMER[former]}"
         )
     if name not in kinds:
         raise unknown("flag to vary", name, sorted(kinds))
-    values = tuple(_typed(text, part, kinds[name]) for part in _values(name, listed))
-    if not equals or len(set(values)) < len(values):
-        raise InputError(f"--vary takes flag=value,value,... with each value once; got '{text}'")
-    return name, values
+    return name, kinds[name], listed
+
+
+@functools.cache
+def arm(text: str) -> tuple[str, Mapping[str, object]]:
+    """Split what a study compares into the loss, and the settings in which it differs from the
+    others.
+
+    Raises:
+      InputError: a setting without a value or named twice, or that cannot differ.
+
+    >>> loss, settings = arm("focal,gamma=2@average=ema,decay=0.99@epochs=5")
+    >>> loss, dict(settings)
+    ('focal,gamma=2', {'average': 'ema,decay=0.99', 'epochs': 5})
+    """
+    loss, *written = spec.split(text, "@")
+    changed: dict[str, object] = {}
+    for piece in written:
+        where = f"--losses {text}"
+        name, kind, value = _setting(piece, where)
+        if not value or name in changed:
+            raise InputError(f"{where}: after an @ comes setting=value, each setting once")
+        changed[name] = _typed(where, value, kind)
+    return loss, MappingProxyType(changed)
 
 
 def _values(name: str, listed: str) -> list[str]:
@@ -218,8 +258,8 @@ def _values(name: str, listed: str) -> list[str]:
     return values
 
 
-def _typed(text: str, value: str, kind: object) -> object:
-    """Parse a flag's value as the flag's type."""
+def _typed(where: str, value: str, kind: object) -> object:
+    """Parse a flag's value as the flag's type; `where` is for messages."""
     if kind is str:
         return value
     try:
@@ -234,13 +274,14 @@ def _typed(text: str, value: str, kind: object) -> object:
     if float in kinds and type(read) is int:
         return float(read)
     wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
-    raise InputError(f"--vary {text}: '{value}' is no {wanted}")
+    raise InputError(f"{where}: '{value}' is no {wanted}")
 
 
 def config(study: Study, loss: str, condition: Condition, seed: int = 0) -> Config:
     """Build the configuration under which train.py would train one network of the study."""
     shared = {f.name: getattr(study.training, f.name) for f in dataclasses.fields(Training)}
-    recipe = shared | {"loss": loss, "seed": seed} | condition
+    loss, changed = arm(loss)
+    recipe = {**shared, **changed, "loss": loss, "seed": seed, **condition}
     if recipe.get("label_noise"):
         recipe["noise"] = study.noise
     output = Output(progress=study.progress, tensorboard=False)

@@ -37,6 +37,7 @@ class SeedRun:
       test: `metrics.summarise` of the test set; None where it diverged.
       history: train.py's rows, one per epoch.
       gradient_norms: of its first steps.
+      test_last: where its weights are averaged, the test of the last of them; else None.
     """
 
     seed: int
@@ -44,6 +45,7 @@ class SeedRun:
     test: Metrics | None
     history: list[Row]
     gradient_norms: list[float]
+    test_last: Metrics | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,16 @@ def values(cell: CellResult, metric: str) -> np.ndarray:
     """Collect a metric of the test set for each seed, float64[seeds]; NaN where the run diverged or
     the metric is not finite.
     """
-    per_run = [np.nan if run.test is None else run.test[metric] for run in cell.runs]
+    return _values([run.test for run in cell.runs], metric)
+
+
+def last_values(cell: CellResult, metric: str) -> np.ndarray:
+    """Collect the same of the last weights, where the cell averages its weights; else NaN."""
+    return _values([run.test_last for run in cell.runs], metric)
+
+
+def _values(tests: Sequence[Metrics | None], metric: str) -> np.ndarray:
+    per_run = [np.nan if test is None else test[metric] for test in tests]
     return np.where(np.isfinite(per_run), per_run, np.nan)
 
 

@@ -89,9 +89,13 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
     trained = _fit(config, seeds, rates, _saver(checkpoints / "training", command), board)
     board.phase("testing")
     tests: Sequence[Metrics | None] = [None] * len(seeds)
+    tests_last = tests
     variance = None
     if trained.progress is not None:
-        tests, right = _test(trained.experiment, trained.progress.state)
+        state = trained.progress.state
+        tests, right = _test(trained.experiment, state)
+        if state.average:
+            tests_last, _ = _test(trained.experiment, state.last)
         finite = [i for i, step in enumerate(trained.diverged) if step is None]
         if len(finite) > 1:
             variance = float(np.mean(np.var(right[finite].astype(np.float64), axis=0, ddof=1)))
@@ -101,19 +105,20 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
     images = trained.experiment.steps_per_epoch * batch_size * epochs * len(seeds)
     layout = trained.experiment.layout
     facts = trained.experiment.facts
-    state, _, _ = trained.experiment.program.abstract_start()
+    start, _, _ = trained.experiment.program.abstract_start()
+    tested = list(zip(tests, tests_last, strict=True))
     return CellResult(
         loss=cell.loss,
         condition=cell.condition,
         config=cell.config,
         learning_rate=rate,
-        runs=[_seed_run(trained, i, seed, tests[i]) for i, seed in enumerate(seeds)],
+        runs=[_seed_run(trained, i, seed, *tested[i]) for i, seed in enumerate(seeds)],
         example_variance=variance,
         tuning=trials or None,
         images=images,
         seconds=seconds,
         images_per_second=images / seconds if seconds else None,
-        parameters=models.count_parameters(state.params) // len(seeds),
+        parameters=models.count_parameters(start.params) // len(seeds),
         devices=f"{layout.device_count} x {layout.mesh.devices.flat[0].device_kind}",
         versions=run_folder.versions(),
         class_names=list(facts.class_names),
@@ -204,7 +209,9 @@ def _first_bad_steps(history: Sequence[Row], seeds: int) -> list[int | None]:
     return first
 
 
-def _seed_run(trained: Trained, i: int, seed: int, test: Metrics | None) -> SeedRun:
+def _seed_run(
+    trained: Trained, i: int, seed: int, test: Metrics | None, test_last: Metrics | None
+) -> SeedRun:
     """Extract the i-th seed of those trained, with its epochs while it was finite."""
     diverged = trained.diverged[i]
     history = trained.history
@@ -216,7 +223,7 @@ def _seed_run(trained: Trained, i: int, seed: int, test: Metrics | None) -> Seed
     rows = [{k: v[i] if isinstance(v, list) else v for k, v in row.items()} for row in rows]
     if diverged is not None:
         return SeedRun(seed, diverged, None, rows, [])
-    return SeedRun(seed, None, test, rows, history[0]["gradient_norms"][i])
+    return SeedRun(seed, None, test, rows, history[0]["gradient_norms"][i], test_last)
 
 
 def _test(trained: Experiment, state: TrainState) -> tuple[list[Metrics], np.ndarray]:

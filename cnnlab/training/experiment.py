@@ -163,7 +163,7 @@ class Experiment:
 
     def logits(self, state: TrainState, batch: Batch) -> jax.Array:
         """Compute the logits of a batch: float32[B, K]; float32[S, B, K] for several seeds."""
-        return self.program.logits(state.variables, batch)
+        return self.program.logits(state.evaluation_variables, batch)
 
     def with_seeds(self, seeds: Sequence[int], rates: Sequence[float] | None = None) -> Experiment:
         """Copy the experiment with equally many other seeds; nothing is compiled again.
@@ -211,7 +211,8 @@ class Experiment:
         console: Console | None = None,
     ) -> list[Metrics]:
         extra = self.program.metrics
-        return loop.evaluate(sums, state.variables, batches, console, self.layout.num_seeds, extra)
+        variables = state.evaluation_variables
+        return loop.evaluate(sums, variables, batches, console, self.layout.num_seeds, extra)
 
 
 def build(
@@ -330,9 +331,12 @@ def check_parts(recipe: Recipe, parts: Parts, dataset: datasets.Dataset) -> None
     for part, metric in zip(parts.metrics, parts.build_metrics(), strict=True):
         contracts.check_metric(part, metric, classes)
     steps = max(len(dataset.train) // recipe.batch_size, 1)
+    total_steps = steps * recipe.epochs
     network.build_optimizer(recipe, parts, steps)
+    weight = parts.build_average(total_steps, steps)
+    if parts.average and weight and not parts.average.is_builtin:
+        contracts.check_average(parts.average, weight, total_steps)
     if not parts.schedule.is_builtin:
-        total_steps = steps * recipe.epochs
         contracts.check_schedule(
             parts.schedule, lambda peak: parts.build_schedule(peak, total_steps, steps)
         )

@@ -231,7 +231,11 @@ class _Loop:
     def end_epoch(self, progress: Progress, row: Row) -> tuple[Progress, bool]:
         """Validate and save; return the progress for the next epoch, and whether it was saved."""
         totals = progress.totals["loss"]
-        row |= _validation(self.experiment.validate(progress.state), several=totals.ndim > 0)
+        state = progress.state
+        several = totals.ndim > 0
+        row |= _validation(self.experiment.validate(state), several)
+        if state.average:
+            row |= _validation(self.experiment.validate(state.last), several, "validation_last")
         zeros = transfer.put(zero_totals(totals.dtype, totals.shape), totals.sharding)
         progress = Progress(progress.state, zeros, (*progress.history, row))
         self.stopped_by = self.stop.seen()
@@ -308,12 +312,12 @@ def _row(
     return row
 
 
-def _validation(results: Sequence[Metrics], several: bool) -> Row:
+def _validation(results: Sequence[Metrics], several: bool, prefix: str = "validation") -> Row:
     """Build the part of a row with the metrics of the held-out images: lists over seeds if there
     are several networks.
     """
     names = metrics.numbers(results[0]) if results else ()
-    columns = {f"validation_{name}": [result[name] for result in results] for name in names}
+    columns = {f"{prefix}_{name}": [result[name] for result in results] for name in names}
     return columns if several else {name: values[0] for name, values in columns.items()}
 
 
@@ -329,10 +333,18 @@ def line(row: Row, epochs: int) -> str:
         parts.append(
             f"validation loss {mean['validation_loss']} accuracy {mean['validation_accuracy']}"
         )
+    if "validation_last_accuracy" in row:
+        parts[-1] += f" (last weights {mean['validation_last_accuracy']})"
     return "  ".join([*parts, f"{row['images_per_second']:,.0f} images/s"])
 
 
-_SHOWN = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+_SHOWN = (
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "validation_last_accuracy",
+)
 
 
 def evaluate(

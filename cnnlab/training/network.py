@@ -89,6 +89,7 @@ def initial_state(
     key: jax.Array,
     image_shape: tuple[int, ...],
     images: jax.Array | None = None,
+    averaged: bool = False,
 ) -> TrainState:
     """Build the state before the first step; for key[S] as many states, their leaves stacked.
 
@@ -99,13 +100,14 @@ def initial_state(
       image_shape: (H, W, C).
       images: float[N, H, W, C], normalised, for models that fit their first layer to them; None
         where it is to be restored.
+      averaged: whether the run keeps an average of the variables.
 
     Raises:
       InputError: the images are too small for the model.
     """
     images = jnp.zeros((1, *image_shape)) if images is None else images
     try:
-        state = _initial(model, tx, key, images)
+        state = _initial(model, tx, averaged, key, images)
     except InputError:
         raise
     except (ValueError, ZeroDivisionError) as error:
@@ -121,12 +123,16 @@ def initial_state(
     return state
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _initial(
-    model: nn.Module, tx: optax.GradientTransformation, key: jax.Array, images: jax.Array
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    averaged: bool,
+    key: jax.Array,
+    images: jax.Array,
 ) -> TrainState:
     def state_of_seed(key: jax.Array) -> TrainState:
-        return create_state(dict(model.init(key, images, train=False)), tx)
+        return create_state(dict(model.init(key, images, train=False)), tx, averaged)
 
     return (jax.vmap(state_of_seed) if key.ndim else state_of_seed)(key)
 
@@ -206,7 +212,7 @@ class Network:
       parts: of it.
       facts: about its data.
       apply_fn: (variables, images uint8[B, H, W, C]) -> logits float32[B, K], features.
-      state: the weights.
+      state: the weights; with an average, that is what is applied.
       step: after how many steps.
       changed: the user's modules behind its parts that are no longer what they were.
     """
@@ -227,34 +233,48 @@ class Network:
 
     def logits(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Compute the logits of images uint8[B, H, W, C]: float32[B, K]."""
-        return jax.jit(self.apply_fn)(self.state.variables, jnp.asarray(images))[0]
+        return jax.jit(self.apply_fn)(self.variables, jnp.asarray(images))[0]
+
+    @property
+    def variables(self) -> Variables:
+        """What the model is applied with."""
+        return self.state.evaluation_variables
 
 
-_WHICH: dict[str, Literal["latest", "best"]] = {"last": "latest", "best": "best"}
+_WHICH: dict[str, Literal["latest", "best"]] = {
+    "last": "latest",
+    "best": "best",
+    "average": "latest",
+}
 
 
-def load(path: Path, weights: str | int = "last", conv: Convolution | None = None) -> Network:
+def load(path: Path, weights: str | int | None = None, conv: Convolution | None = None) -> Network:
     """Load the network of a run folder, on one device; the run need not have ended.
 
     Args:
       path: the run folder.
-      weights: last or best (on validation), or those after a number of steps.
+      weights: last; average (of the last step); best (on validation) or those after a number of
+        steps, their average where the run has one; None: average where it has one, else last.
       conv: how it convolves; None for the way of the default devices.
 
     Raises:
-      InputError: no run there, no checkpoint yet, or none that verifies.
+      InputError: no run there, no checkpoint yet, none that verifies, or no average.
     """
-    which = weights if isinstance(weights, int) else _WHICH.get(weights)
+    which = weights if isinstance(weights, int) else _WHICH.get(weights or "last")
     if which is None:
         raise unknown("weights", str(weights), _WHICH)
     config, facts, stored = run_folder.read(path)
     recipe = config.recipe
     compilation_cache.keep_compilations()
     parts = resolve(recipe)
+    averaged = parts.average is not None
+    if weights == "average" and not averaged:
+        raise InputError(f"{path} holds a run without --average; use --weights last")
     conv = conv or Convolution(devices.single_device().formulation)
     model = parts.build_model(facts.num_classes, recipe.compute_dtype, conv)
     tx = build_optimizer(recipe, parts, facts.steps_per_epoch(recipe.batch_size))
-    state = initial_state(model, tx, jax.random.key(0), facts.image_shape)
+    key = jax.random.key(0)
+    state = initial_state(model, tx, key, facts.image_shape, averaged=averaged)
     with manager.Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
         checkpoint = checkpoints.restore({"state": state, "totals": zero_totals()}, which=which)
     if checkpoint is None:
@@ -266,9 +286,9 @@ def load(path: Path, weights: str | int = "last", conv: Convolution | None = Non
         )
     apply_fn = apply_for_evaluation(model, facts, recipe.test_views, "features" in parts.loss_asks)
     changed = tuple(run_folder.changed_sources(stored, parts))
-    return Network(
-        config, parts, facts, apply_fn, checkpoint.tree["state"], checkpoint.step, changed
-    )
+    state = checkpoint.tree["state"]
+    state = state.last if weights == "last" else state
+    return Network(config, parts, facts, apply_fn, state, checkpoint.step, changed)
 
 
 def teacher_fn(
@@ -290,7 +310,7 @@ def teacher_fn(
             f"{recipe.dataset}"
         )
     # On the host: as constants of the step they go to whatever devices it is compiled for.
-    variables = jax.device_get(teacher.state.variables)
+    variables = jax.device_get(teacher.variables)
     params_first = variables["params"], variables["batch_stats"]
     leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(params_first)]
     digest = hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()

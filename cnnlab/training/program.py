@@ -129,7 +129,8 @@ class Program:
         """
         key = network.fold_in(keys, 0)
         shape = self.facts.image_shape
-        state = network.initial_state(self.model, self.step_parts.tx, key, shape, images)
+        averaged = self.step_parts.average is not None
+        state = network.initial_state(self.model, self.step_parts.tx, key, shape, images, averaged)
         return state, zero_totals(seeds=keys.shape)
 
     def abstract_start(self) -> tuple[TrainState, Totals, jax.Array]:
@@ -234,6 +235,7 @@ def build(
         prepare=partial(_prepare, operations, facts),
         pixels=lambda images: augment.pixels(images, *network.statistics(facts)),
         loss_scale=FLOAT16_SCALE if recipe.compute_dtype == "float16" else 1.0,
+        average=parts.build_average(total_steps, steps_per_epoch),
     )
     resident = is_resident(config.machine, facts.num_images, facts.image_shape)
     at_once = (

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from typing import Required, TypedDict
 
 import jax
 import numpy as np
@@ -44,6 +45,7 @@ class Run:
       network: with the weights that were tested, or those that were asked for.
       history: the metrics of each epoch.
       test: the network's metrics on the test images; empty where it was not tested.
+      test_last: with an average, those of the last weights in it; else empty.
       path: of its folder; None where it was kept in memory.
       summary: what summary.json says.
     """
@@ -53,6 +55,7 @@ class Run:
     test: Metrics
     path: Path | None = None
     summary: JsonObject = field(default_factory=dict)
+    test_last: Metrics = field(default_factory=dict)
 
     @property
     def config(self) -> Config:
@@ -116,9 +119,9 @@ def kept_in_memory(config: Config, console: Console, parts: Parts | None = None)
       InputError, Stopped, Diverged: as `in_memory`.
     """
     experiment, progress = in_memory(config, console, parts=parts)
-    (result,) = experiment.test(progress.state, console)
+    tests = _tested(experiment, progress, console)
     network = trained_network(experiment, progress, loop.steps_taken(progress.state))
-    return Run(network, progress.history, result)
+    return Run(network, progress.history, **tests)
 
 
 def load(path: Path, weights: str | None = None) -> Run:
@@ -126,7 +129,8 @@ def load(path: Path, weights: str | None = None) -> Run:
 
     Args:
       path: of the folder.
-      weights: last or best (on validation); None: those that were tested, the last before that.
+      weights: last, average or best, as for `network.load`; None: those that were tested, before
+        that the average of the last step, where the run has one.
 
     Raises:
       InputError: as `network.load`.
@@ -135,12 +139,17 @@ def load(path: Path, weights: str | None = None) -> Run:
     config, _, _ = run_folder.read(path)
     ended = summary.get("epochs") == config.recipe.epochs  # it may have been extended since
     tested = summary["tested_step"] if ended else None
+    test_last = summary.get("test_last", {})
     if weights is None and tested in layout.steps(path / "checkpoints"):
         with contextlib.suppress(CheckpointError):  # damaged: the last that verifies
-            return Run(networks.load(path, tested), tuple(history), summary["test"], path, summary)
-    network = networks.load(path, weights or "last")
-    test = summary["test"] if network.step == tested else {}
-    return Run(network, tuple(history), test, path, summary)
+            network = networks.load(path, tested)
+            return Run(network, tuple(history), summary["test"], path, summary, test_last)
+    network = networks.load(path, weights)
+    if network.step != tested:
+        return Run(network, tuple(history), {}, path, summary)
+    if weights == "last" and test_last:
+        return Run(network, tuple(history), test_last, path, summary)
+    return Run(network, tuple(history), summary["test"], path, summary, test_last)
 
 
 def in_folder(
@@ -177,18 +186,18 @@ def in_folder(
         saver = Saver(checkpoints, config.output.checkpoint_steps, command=run_folder.command())
         progress = train(experiment, saver, Kept(experiment, console, folder, start), console)
         tested, step = _to_test(config, saver, progress, console)
-        (result,) = experiment.test(tested.state, console)
+        tests = _tested(experiment, tested, console)
         summary = {
             "epochs": config.recipe.epochs,
             "test_on": config.output.test_on,
             "tested_step": step,
             "parameters": models.count_parameters(progress.state.params),
             "last_epoch": progress.history[-1],
-            "test": result,
+            **tests,
         }
         agree.on_first(lambda: _publish(experiment, progress, summary, path))
     reached = trained_network(experiment, tested, step)
-    return Run(reached, progress.history, result, path, summary)
+    return Run(reached, progress.history, path=path, summary=summary, **tests)
 
 
 def dataset_of(network: Network, data_dir: str | None = None) -> Dataset:
@@ -245,9 +254,26 @@ def evaluate(network: Network, dataset: Dataset, console: Console | None = None)
     )
     test = dataset.test
     batches = feeds.in_order(test.read, range(len(test)), recipe.batch_size)
-    variables = network.state.variables
+    variables = network.variables
     (result,) = loop.evaluate(jax.jit(sums), variables, batches, console, extra_metrics=extra)
     return result
+
+
+class _Tests(TypedDict, total=False):
+    """What a run is tested for: `Run.test`, and `Run.test_last` with an average."""
+
+    test: Required[Metrics]
+    test_last: Metrics
+
+
+def _tested(experiment: Experiment, progress: Progress, console: Console) -> _Tests:
+    """Test a network, and the last weights in its average, where it has one."""
+    state = progress.state
+    (test,) = experiment.test(state, console)
+    if not state.average:
+        return {"test": test}
+    (test_last,) = experiment.test(state.last, console)
+    return {"test": test, "test_last": test_last}
 
 
 def trained_network(experiment: Experiment, progress: Progress, step: int) -> Network:

@@ -26,6 +26,7 @@ from jax.typing import DTypeLike
 
 from cnnlab import collectives, metrics
 from cnnlab.data.dataset import Batch
+from cnnlab.optim import Average
 from cnnlab.softmax import predict
 from cnnlab.types import PyTree, Row
 
@@ -53,17 +54,31 @@ class TrainState(struct.PyTreeNode):
       step: int32[], steps taken.
       params, batch_stats: of the model.
       opt_state: of the optimizer.
+      average: of the variables over the steps; {} where the run keeps none. Batch statistics are
+        averaged by the same weights as the parameters; Izmailov et al. (2018) compute them again
+        for the averaged parameters, in a pass over the training images.
     """
 
     step: jax.Array
     params: Params
     batch_stats: PyTree
     opt_state: optax.OptState
+    average: Variables = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> Variables:
-        """What the model is applied with."""
+        """What the model is trained with."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def evaluation_variables(self) -> Variables:
+        """What is validated, tested and returned: the average, where there is one."""
+        return self.average or self.variables
+
+    @property
+    def last(self) -> TrainState:
+        """The state without its average, so that the last weights are what is evaluated."""
+        return self.replace(average={})
 
 
 @dataclass(frozen=True)
@@ -81,10 +96,20 @@ class Progress:
     history: tuple[Row, ...] = ()
 
 
-def create_state(variables: Variables, tx: optax.GradientTransformation) -> TrainState:
-    """Build the state before the first step from a model's initial variables."""
+def create_state(
+    variables: Variables, tx: optax.GradientTransformation, averaged: bool = False
+) -> TrainState:
+    """Build the state before the first step.
+
+    Args:
+      variables: a model's initial ones.
+      tx: optimizer.
+      averaged: whether the run keeps an average of the variables.
+    """
     params = variables["params"]
-    return TrainState(jnp.int32(0), params, variables.get("batch_stats", {}), tx.init(params))
+    state = TrainState(jnp.int32(0), params, variables.get("batch_stats", {}), tx.init(params))
+    # A copy, as the steps take over the memory of both.
+    return state.replace(average=jax.tree.map(jnp.copy, state.variables)) if averaged else state
 
 
 def zero_totals(dtype: DTypeLike = jnp.float32, seeds: tuple[int, ...] = ()) -> Totals:
@@ -178,6 +203,8 @@ class StepParts:
       pixels: normalised images -> the same in 0..255.
       loss_scale: by which gradients are larger on their way back, so that float16 holds them; a
         power of two.
+      average: step int32[] -> share in [0, 1] of the variables after it in their average; None:
+        none is kept.
     """
 
     apply_fn: TrainApplyFn
@@ -186,6 +213,7 @@ class StepParts:
     prepare: Callable[..., dict[str, jax.Array]]
     pixels: Callable[[jax.Array], jax.Array] = as_they_are
     loss_scale: float = 1.0
+    average: Average | None = None
 
 
 def train_step(
@@ -264,7 +292,21 @@ def train_step(
         "bad_step": jnp.minimum(totals["bad_step"], jnp.where(finite, NEVER, state.step)),
         "gradient_norms": totals["gradient_norms"].at[place].set(norm, mode="drop"),
     }
-    return TrainState(state.step + 1, params, batch_stats, opt_state), totals
+    after = TrainState(state.step + 1, params, batch_stats, opt_state)
+    if parts.average is not None:
+        weight = parts.average(state.step)
+        after = after.replace(average=_averaged(state.average, after.variables, weight))
+    return after, totals
+
+
+def _averaged(average: Variables, variables: Variables, weight: jax.Array) -> Variables:
+    """Move an average by a share of the way to the variables; exactly, for the shares 0 and 1."""
+
+    def moved(mean: jax.Array, value: jax.Array) -> jax.Array:
+        share = jnp.asarray(weight, mean.dtype)
+        return (1 - share) * mean + share * value
+
+    return jax.tree.map(moved, average, variables)
 
 
 def _interleaved(images: jax.Array, views: jax.Array) -> jax.Array:

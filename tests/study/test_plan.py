@@ -62,6 +62,23 @@ def test_values_take_the_type_of_their_flag():
     json.dumps(asked.to_json())
 
 
+def test_an_arm_is_a_loss_with_settings_of_its_own():
+    averaged = "focal,gamma=2@average=ema,decay=0.99@epochs=5"
+    asked = study(losses=("focal,gamma=2", averaged), vary=("schedule=constant,cosine",))
+    recipe = plan.config(asked, averaged, plan.conditions(asked)[0], seed=3).recipe
+    assert (recipe.loss, recipe.average, recipe.epochs) == ("focal,gamma=2", "ema,decay=0.99", 5)
+    assert (recipe.schedule, recipe.seed) == ("constant", 3)
+    plain = plan.config(asked, "focal,gamma=2", plan.conditions(asked)[0], seed=3).recipe
+    assert recipe == plain.replace(average="ema,decay=0.99", epochs=5)
+    assert plan.arm("my.loss,kind='a@b'")[0] == "my.loss,kind='a@b'"
+    varied = study(vary=("average=none,ema,decay=0.99,swa",))
+    assert [condition["average"] for condition in plan.conditions(varied)] == [
+        "none",
+        "ema,decay=0.99",
+        "swa",
+    ]
+
+
 def test_the_flags_of_the_issue():
     flags = (
         "--losses cross_entropy mean_squared_error focal,gamma=2 my_module.my_loss --dataset "
@@ -117,6 +134,13 @@ def test_the_flags_of_the_issue():
             r"a hyperparameter of its part now, as in --model cnn,widths=\[32,64\]",
         ),
         ({"vary": ("metrics=a,b",)}, "unknown flag to vary 'metrics'"),
+        ({"losses": ("ce", "ce@averge=ema")}, "did you mean 'average'"),
+        ({"losses": ("ce", "ce@average")}, "after an @ comes setting=value, each setting once"),
+        ({"losses": ("ce", "ce@lr=1@lr=2")}, "after an @ comes setting=value, each setting once"),
+        ({"losses": ("ce", "ce@epochs=2.5")}, "--losses ce@epochs=2.5: '2.5' is no int"),
+        ({"losses": ("ce", "ce@dropout=0.5")}, "a hyperparameter of its part now"),
+        ({"losses": ("ce", "ce@epochs=3"), "vary": ("epochs=1,2",)}, "epochs is varied by --vary"),
+        ({"losses": ("ce", "ce@lr=1"), "tune": "lr=1e-4..1e-1"}, "cannot be varied too"),
         ({"vary": ("optimizer=adam,sgd,",)}, "a part starts with a name"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 
 from cnnlab import spec
 from cnnlab.errors import InputError
-from cnnlab.study import cells, folder, plan, results, seeds
+from cnnlab.study import cells, folder, plan, report, results, seeds
 from cnnlab.study.board import Board
 from cnnlab.study.plan import Study
 from cnnlab.training import experiment
@@ -104,6 +104,52 @@ def test_a_cell_is_what_train_gives_each_seed_alone(whole):
         [wanted[k] for k in ("nll", "brier", "ece")],
         rtol=1e-4,
     )
+
+
+def test_averaged_weights_are_an_arm(tmp_path):
+    """Its last weights are those of the other arm, to the bit: it is trained alike."""
+    averaged = "mse@average=swa,start=0.5"
+    asked = study(tmp_path, losses=("mse", averaged), label_noise=(0.0,), schedule="constant")
+    found = run(asked)
+    (row,) = found.cells
+    plain, other = row
+    assert (other.loss, other.config["average"]) == (averaged, "swa,start=0.5")
+    assert (plain.config["average"], plain.config["loss"]) == ("none", other.config["loss"])
+    for mine, theirs in zip(other.runs, plain.runs, strict=True):
+        assert mine.test_last == theirs.test != mine.test
+        assert theirs.test_last is None
+        last = [epoch["validation_last_accuracy"] for epoch in mine.history]
+        assert last == [epoch["validation_accuracy"] for epoch in theirs.history]
+    gaps = results.differences(found, "nll")[0, 1]
+    own = results.values(other, "nll") - results.last_values(other, "nll")
+    np.testing.assert_array_equal(gaps, own)
+    assert np.all(np.isnan(results.last_values(plain, "nll")))
+    text = report.write(found, tmp_path)[1].read_text()
+    (line,) = re.findall(r"## Averaged weights.*?\n(\| mse@[^\n]*)", text, re.DOTALL)
+    shown = [f"{100 * results.values(other, 'accuracy').mean():.2f}"]
+    shown += [f"{100 * results.values(plain, 'accuracy').mean():.2f}"]
+    assert [cell.strip() for cell in line.split("|")][2:4] == shown
+    twins = asked.replace(losses=("mse", "mse@average=none"))
+    with pytest.raises(InputError, match="are the same under two names"):
+        run(twins)
+
+
+def test_a_cell_of_a_version_without_averages_is_read(tmp_path, monkeypatch, whole):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    for path in (tmp_path / "study" / "cells").iterdir():
+        cell = json.loads(path.read_text())
+        for settings in (cell["config"], cell["config"]["written"]):
+            settings.pop("average")
+        for one in cell["runs"]:
+            assert one.pop("test_last") is None
+        path.write_text(json.dumps(cell))
+    trained = []
+    pretend(monkeypatch, whole, trained)
+    assert [[cell.runs for cell in row] for row in run(asked).cells] == [
+        [cell.runs for cell in row] for row in whole.cells
+    ]
+    assert not trained
 
 
 def test_seeds_are_paired():

@@ -38,6 +38,10 @@ def polynomial(peak, total_steps, power=2.0):
     return optax.polynomial_schedule(peak, 0.0, power, total_steps)
 
 
+def tail(total_steps, start=0.5):
+    return lambda step: 1 / jnp.maximum(step - int(start * total_steps) + 1, 1)
+
+
 def jitter(keys, batch, strength=0.1):
     noise = jax.vmap(lambda key: jax.random.normal(key, batch["image"].shape[1:]))(keys)
     return batch | {"image": batch["image"] + strength * noise}

@@ -174,6 +174,23 @@ def test_stopping_at_and_around_a_save(build, never_stopped, tmp_path, stop_at):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("average", ["ema,decay=0.9", "swa,start=0.3"])
+def test_an_average_is_resumed(build, never_stopped, tmp_path, average):
+    """Stopped before, at and after the end of an epoch; the steps are those without an average."""
+    averaging = build(average=average)
+    whole, _, _ = run(averaging, tmp_path / "whole")
+    for stop_at in (3, 8, 9):
+        with pytest.raises(Stopped):
+            run(averaging, tmp_path / "stopped", stop_at=stop_at)
+    end, _, _ = run(averaging, tmp_path / "stopped")
+    assert_identical(end, whole)
+    plain = never_stopped()
+    for a, b in zip(jax.tree.leaves(end.state.last), jax.tree.leaves(plain.state), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    assert len(jax.tree.leaves(end.state.average)) == len(jax.tree.leaves(plain.state.variables))
+
+
+@pytest.mark.slow
 def test_both_feeds_train_the_same(never_stopped):
     assert_identical(never_stopped("resident"), never_stopped("streaming"))
 

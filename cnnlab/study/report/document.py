@@ -36,6 +36,7 @@ def sections(results: Results, verdicts: Sequence[Verdict]) -> list[Section]:
     parts = [
         _verdicts(results, verdicts),
         _seeds(results),
+        _averages(results),
         _spread(results),
         _curves(results),
         _gradients(results),
@@ -86,6 +87,23 @@ def _seeds(results: Results) -> Section:
                 lambda: [panel for i in places for panel in figures.seeds(results, i)], pairs=True
             ),
             _tabled(results, tables.seeds(results), "The same as a table"),
+        ],
+    )
+
+
+def _averages(results: Results) -> Section:
+    table = tables.averages(results)
+    if not table.rows:
+        return Section("Averaged weights", [])
+    return Section(
+        "Averaged weights",
+        [
+            Text(
+                "Where weights are averaged, all else in this report is of the averages. Here they "
+                "are next to the last weights of the same runs: to look at; a verdict needs an arm "
+                "of each, as --losses LOSS LOSS@average=..."
+            ),
+            _tabled(results, table),
         ],
     )
 

@@ -28,6 +28,7 @@ from cnnlab.study.results import (
     SeedRun,
     Verdict,
     differences,
+    last_values,
     spread,
     values,
 )
@@ -158,6 +159,29 @@ def seeds(results: Results) -> Table:
 
     head = ("finite seeds", f"mean {scale.label}", "95 % interval", "sd", "lowest", "highest")
     return _per_cell(results, head, row)
+
+
+def averages(results: Results) -> Table:
+    """Tabulate the study's metric of averaged weights next to that of the last weights of the same
+    runs, for the cells that average them.
+    """
+    metric = results.study.metric
+    scale = scales(results.study)[metric]
+    unit = f" ({scale.difference_unit})" if scale.difference_unit else ""
+    rows = []
+    for condition, cells in zip(results.conditions, results.cells, strict=True):
+        for cell in cells:
+            averaged, last = values(cell, metric), last_values(cell, metric)
+            if np.all(np.isnan(last)):
+                continue
+            means = [scale.value(series.mean(seed_values)) for seed_values in (averaged, last)]
+            gap = averaged - last
+            between = scale.interval(*series.interval(gap), signs=True)
+            difference = scale.difference(series.mean(gap))
+            rows.append((plan.label(condition), cell.loss, *means, difference, between))
+    label = scale.label
+    head = ("condition", "loss", f"averaged, {label}", f"last, {label}", f"difference{unit}")
+    return Table((*head, "95 % interval"), rows)
 
 
 def spreads(results: Results) -> Table:
