@@ -163,6 +163,9 @@ class Training(Settings):
     """Passes over the training images."""
     batch_size: Count = 128
     """Images per step, over all devices."""
+    microbatches: Count = 1
+    """Equal parts of each device's images of a step, trained on one after the other to save memory:
+    the same step, but that batch norm sees one part at a time."""
     test_views: Annotated[str, ("one", "mirror", "mirror_shift")] = "one"
     """How a test image is seen: one way, mirror (and mirrored), or mirror_shift (and moved by a
     pixel)."""

@@ -12,7 +12,9 @@ from cnnlab.config import PARTS, Config, Machine, Output, Recipe, Settings
 from cnnlab.errors import InputError
 
 NAN, INF = math.nan, math.inf
-POSITIVE_COUNTS = ("epochs", "batch_size", "keep", "devices", "image_size", "dispatch_steps")
+POSITIVE_COUNTS = (
+    "epochs", "batch_size", "microbatches", "keep", "devices", "image_size", "dispatch_steps",
+)  # fmt: skip
 COUNTS = ("workers", "checkpoint_steps", "seed", "split_seed")
 BAD = [
     *((field, value) for field in POSITIVE_COUNTS for value in (0, -1)),

@@ -184,13 +184,20 @@ class Experiment:
         parts = self.parts
         recipe = self.config.recipe
         shared = self.layout.mesh.shape[AXIS]
+        alone = shared > 1 and not parts.model.asks("axis_name")
         lines = []
-        if shared > 1 and not parts.model.asks("axis_name"):
+        if alone or recipe.microbatches > 1:
             state, _, _ = self.program.abstract_start()
-            if jax.tree.leaves(state.batch_stats):
+            images = recipe.batch_size // recipe.microbatches
+            if jax.tree.leaves(state.batch_stats) and alone:
                 lines.append(
                     f"model {parts.model} does not take axis_name: its batch statistics are those "
-                    f"of each device, {recipe.batch_size // shared} images"
+                    f"of each device, {images // shared} images"
+                )
+            elif jax.tree.leaves(state.batch_stats):
+                lines.append(
+                    f"model {parts.model} has batch statistics: with --microbatches "
+                    f"{recipe.microbatches} they are those of {images} images"
                 )
         if parts.loss.mark("head") and "head" not in parts.model.parameters:
             lines.append(
@@ -306,10 +313,20 @@ def choose_layout(
     be elsewhere.
 
     Raises:
-      InputError: more than there are, or a number that does not fit.
+      InputError: more than there are, or a number that does not fit; microbatches that do not
+        divide what a device has of a batch.
     """
     batch_size = config.recipe.batch_size
-    return devices.layout(config.machine, batch_size, num_seeds, parts.cpu_images, available)
+    count = config.recipe.microbatches
+    layout = devices.layout(config.machine, batch_size, num_seeds, parts.cpu_images, available)
+    shared = layout.mesh.shape[AXIS]
+    if batch_size // shared % count:
+        over = f" over {shared} devices" if shared > 1 else ""
+        raise InputError(
+            f"--microbatches {count} does not divide the {batch_size // shared} images of a device "
+            f"(--batch-size {batch_size}{over}); choose a divisor"
+        )
+    return layout
 
 
 def check_parts(recipe: Recipe, parts: Parts, dataset: datasets.Dataset) -> None:

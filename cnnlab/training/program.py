@@ -235,6 +235,7 @@ def build(
         prepare=partial(_prepare, operations, facts),
         pixels=lambda images: augment.pixels(images, *network.statistics(facts)),
         loss_scale=FLOAT16_SCALE if recipe.compute_dtype == "float16" else 1.0,
+        microbatches=recipe.microbatches,
         average=parts.build_average(total_steps, steps_per_epoch),
     )
     resident = is_resident(config.machine, facts.num_images, facts.image_shape)

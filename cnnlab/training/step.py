@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -203,6 +203,9 @@ class StepParts:
       pixels: normalised images -> the same in 0..255.
       loss_scale: by which gradients are larger on their way back, so that float16 holds them; a
         power of two.
+      microbatches: equal parts of a device's batch that are differentiated one after the other, to
+        save memory. What depends on an example, dropout included, stays as it is without them;
+        batch statistics are those of each part, and the running ones move once for each.
       average: step int32[] -> share in [0, 1] of the variables after it in their average; None:
         none is kept.
     """
@@ -213,6 +216,7 @@ class StepParts:
     prepare: Callable[..., dict[str, jax.Array]]
     pixels: Callable[[jax.Array], jax.Array] = as_they_are
     loss_scale: float = 1.0
+    microbatches: int = 1
     average: Average | None = None
 
 
@@ -239,40 +243,15 @@ def train_step(
     Returns:
       The state and the totals after, the same on every device.
     """
-    objective = parts.objective
-    scale = parts.loss_scale
     prepare_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
     run_key = jax.random.fold_in(key, RUN)
-    epoch = state.step // objective.steps_per_epoch
+    epoch = state.step // parts.objective.steps_per_epoch
     prepared = parts.prepare(batch | {"epoch": epoch}, prepare_key, run_key, axis_name)
-    images = prepared["image"]
-    labels = prepared["label"]
     views = prepared.get("views")
-
-    def mean_loss(params: Params) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        seen = images if views is None else _interleaved(images, views)
-        logits, batch_stats, features = parts.apply_fn(variables, seen, model_key)
-        view_logits = None
-        if views is not None:
-            logits, view_logits = _apart(logits, len(views))
-            features = None if features is None else _apart(features, len(views))[0]
-        losses = objective(
-            logits,
-            labels,
-            pixels=lambda: parts.pixels(images),
-            features=features,
-            view_logits=view_logits,
-            step=state.step,
-        )
-        return scale * jnp.mean(losses), (logits, batch_stats)
-
-    gradient_fn = jax.value_and_grad(mean_loss, has_aux=True)
-    (loss, (logits, batch_stats)), grads = gradient_fn(state.params)
-    loss, grads = jax.tree.map(lambda x: x / scale, (loss, grads))
-    # a float: one collective a step, for them all
-    hits = jnp.sum(predict(logits) == batch["label"], dtype=loss.dtype)
-    loss, grads, batch_stats, hits = collectives.mean((loss, grads, batch_stats, hits), axis_name)
+    examples = _Examples(prepared["image"], prepared["label"], batch["label"], views)
+    differentiate = _gradients if parts.microbatches == 1 else _accumulated
+    gradients = differentiate(state, examples, model_key, parts)
+    loss, grads, batch_stats, hits = collectives.mean(gradients, axis_name)
     update = optax.with_extra_args_support(parts.tx).update
     updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
@@ -307,6 +286,113 @@ def _averaged(average: Variables, variables: Variables, weight: jax.Array) -> Va
         return (1 - share) * mean + share * value
 
     return jax.tree.map(moved, average, variables)
+
+
+class _Examples(NamedTuple):
+    """What the loss of a batch is computed from.
+
+    Attributes:
+      images: float[B, H, W, C], augmented.
+      labels: int32[B] or float32[B, K], as the augmentations leave them.
+      classes: int32[B], as they were.
+      views: float[V, B, H, W, C]; None where there are none.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    classes: jax.Array
+    views: jax.Array | None = None
+
+    def divided(self, count: int) -> _Examples:
+        """Divide the examples into equal parts, in order, along a new first axis."""
+
+        def parts_of(values: jax.Array) -> jax.Array:
+            return values.reshape(count, -1, *values.shape[1:])
+
+        views = None if self.views is None else jax.vmap(parts_of, 0, 1)(self.views)
+        images, labels, classes = map(parts_of, (self.images, self.labels, self.classes))
+        return _Examples(images, labels, classes, views)
+
+
+class _Gradients(NamedTuple):
+    """What the examples of a device contribute to a step.
+
+    Attributes:
+      loss: float[], their mean.
+      grads: of it.
+      batch_stats: after them.
+      hits: float[], how many were right.
+    """
+
+    loss: jax.Array
+    grads: Params
+    batch_stats: PyTree
+    hits: jax.Array
+
+
+def _gradients(
+    state: TrainState, examples: _Examples, key: jax.Array, parts: StepParts
+) -> _Gradients:
+    """Differentiate the mean loss of examples.
+
+    Args:
+      state: before the step.
+      examples: of this device.
+      key: of the model's draws.
+      parts: what the step is made of.
+    """
+    images, labels, classes, views = examples
+
+    def mean_loss(params: Params) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        seen = images if views is None else _interleaved(images, views)
+        logits, batch_stats, features = parts.apply_fn(variables, seen, key)
+        view_logits = None
+        if views is not None:
+            logits, view_logits = _apart(logits, len(views))
+            features = None if features is None else _apart(features, len(views))[0]
+        losses = parts.objective(
+            logits,
+            labels,
+            pixels=lambda: parts.pixels(images),
+            features=features,
+            view_logits=view_logits,
+            step=state.step,
+        )
+        return parts.loss_scale * jnp.mean(losses), (logits, batch_stats)
+
+    gradient_fn = jax.value_and_grad(mean_loss, has_aux=True)
+    (loss, (logits, batch_stats)), grads = gradient_fn(state.params)
+    loss, grads = jax.tree.map(lambda x: x / parts.loss_scale, (loss, grads))
+    # a float: one collective a step, for them all
+    hits = jnp.sum(predict(logits) == classes, dtype=loss.dtype)
+    return _Gradients(loss, grads, batch_stats, hits)
+
+
+def _accumulated(
+    state: TrainState, examples: _Examples, key: jax.Array, parts: StepParts
+) -> _Gradients:
+    """Differentiate the mean loss of examples one microbatch after the other, so that only what one
+    of them needs is in memory. Batch statistics pass from each to the next.
+    """
+    count = parts.microbatches
+
+    def gradients_of(batch_stats: PyTree, number: jax.Array, examples: _Examples) -> _Gradients:
+        with collectives.microbatch(number, count):
+            return _gradients(state.replace(batch_stats=batch_stats), examples, key, parts)
+
+    def add(sums: _Gradients, numbered: tuple[jax.Array, _Examples]) -> tuple[_Gradients, None]:
+        new = gradients_of(sums.batch_stats, *numbered)
+        added = jax.tree.map(jnp.add, sums, new)
+        return added._replace(batch_stats=new.batch_stats), None
+
+    numbered = jnp.arange(count, dtype=jnp.int32), examples.divided(count)
+    first = jax.tree.map(lambda leaf: leaf[0], numbered)
+    shapes = jax.eval_shape(gradients_of, state.batch_stats, *first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    sums, _ = jax.lax.scan(add, zeros._replace(batch_stats=state.batch_stats), numbered)
+    loss, grads = jax.tree.map(lambda leaf: leaf / count, (sums.loss, sums.grads))
+    return sums._replace(loss=loss, grads=grads)
 
 
 def _interleaved(images: jax.Array, views: jax.Array) -> jax.Array:

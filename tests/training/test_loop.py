@@ -177,17 +177,28 @@ def test_stopping_at_and_around_a_save(build, never_stopped, tmp_path, stop_at):
 @pytest.mark.parametrize("average", ["ema,decay=0.9", "swa,start=0.3"])
 def test_an_average_is_resumed(build, never_stopped, tmp_path, average):
     """Stopped before, at and after the end of an epoch; the steps are those without an average."""
-    averaging = build(average=average)
-    whole, _, _ = run(averaging, tmp_path / "whole")
-    for stop_at in (3, 8, 9):
-        with pytest.raises(Stopped):
-            run(averaging, tmp_path / "stopped", stop_at=stop_at)
-    end, _, _ = run(averaging, tmp_path / "stopped")
-    assert_identical(end, whole)
+    end = resumed(build(average=average), tmp_path)
     plain = never_stopped()
     for a, b in zip(jax.tree.leaves(end.state.last), jax.tree.leaves(plain.state), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     assert len(jax.tree.leaves(end.state.average)) == len(jax.tree.leaves(plain.state.variables))
+
+
+@pytest.mark.slow
+def test_a_run_in_microbatches_is_resumed(build, tmp_path):
+    resumed(build(microbatches=4), tmp_path / "plain")
+    resumed(build(devices=2, microbatches=4, average="ema,decay=0.9"), tmp_path / "averaged")
+
+
+def resumed(experiment, folder):
+    """The end of a run that was stopped three times, which is that of one that never was."""
+    whole, _, _ = run(experiment, folder / "whole")
+    for stop_at in (3, 8, 9):
+        with pytest.raises(Stopped):
+            run(experiment, folder / "stopped", stop_at=stop_at)
+    end, _, _ = run(experiment, folder / "stopped")
+    assert_identical(end, whole)
+    return end
 
 
 @pytest.mark.slow
@@ -495,6 +506,23 @@ def test_the_airbench_recipe_survives_a_kill(worker, tmp_path):
         status, text = worker.run(*args, "--workdir", name)
         assert status == 0, text
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_averages_and_microbatches_survive_kills(worker, tmp_path):
+    args = [*ARGUMENTS, "--average", "swa,start=0.3", "--microbatches", "2"]
+    status, text = worker.run(*args, "--workdir", "whole")
+    assert status == 0 and "test, average weights" in text and "test, last weights" in text, text
+    wanted = outcome(tmp_path / "whole")
+    assert any(".average." in name for name in wanted[1])
+    for number, target in ((signal.SIGKILL, 5), (signal.SIGTERM, 13), (signal.SIGKILL, 27)):
+        pid = worker.start(*args, "--workdir", "killed")
+        wait_for(lambda target=target: newest(tmp_path / "killed") >= target, pid)
+        os.kill(pid, number)
+        assert worker.wait() == {signal.SIGKILL: -9, signal.SIGTERM: 75}[number]
+    status, text = worker.run(*args, "--workdir", "killed")
+    assert status == 0, text
+    assert outcome(tmp_path / "killed") == wanted
 
 
 @pytest.mark.slow
