@@ -162,10 +162,10 @@ def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list
     def run(seeds: Sequence[int]) -> list[JsonObject]:
         start = time.perf_counter()
         fresh = experiment.with_seeds(seeds)
-        items = list(fresh.items(0, fresh.steps_per_epoch * config.recipe.epochs))
-        end = fresh.advance(fresh.start(), items)
+        steps = fresh.steps_per_epoch * config.recipe.epochs
+        end = fresh.advance(fresh.start(), list(fresh.items(0, steps)))
         sums = fresh.program.test_sums
-        variables = end.state.evaluation_variables
+        variables = fresh.estimate(end.state, steps).evaluation_variables
         results = loop.evaluate(sums, variables, test, num_seeds=len(seeds))
         jax.block_until_ready(end.totals)
         seconds = (time.perf_counter() - start) / len(seeds)

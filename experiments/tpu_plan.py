@@ -157,10 +157,10 @@ def what_fits(plan: Plan, where: slices.Slice) -> str:
             continue
         more = plan.recipe.batch_size // smaller.recipe.batch_size
         needs = f"with {memory / slices.GIB:.1f} GiB a device"
+        parts = more * plan.recipe.microbatches
         return (
             f"--batch-size {smaller.recipe.batch_size} does, {needs}, and so should this batch on "
-            f"{more} "
-            "times the chips"
+            f"{more} times the chips, or with --microbatches {parts}"
         )
     return "no smaller batch does: fewer --seeds, narrower layers or --feed streaming"
 
@@ -179,6 +179,7 @@ def report(plan: Plan, where: slices.Slice, compiled: Program, cost: slices.Cost
         "mesh": [compiled.layout.mesh.shape[axis] for axis in ("seed", "data")],
         "seeds": compiled.layout.num_seeds or 1,
         "batch_size": plan.recipe.batch_size,
+        "microbatches": plan.recipe.microbatches,
         "steps_per_epoch": compiled.steps_per_epoch,
         "dispatch_steps": compiled.dispatch_steps,
         "capacity": where.chip.memory / where.chip.cores,
@@ -207,6 +208,8 @@ def lines(plan: Plan, figures: JsonObject) -> list[str]:
     used = figures["devices_used"]
     memory = sum(figures[name] for name in ("arguments", "temporaries", "outputs"))
     unused = f", {used} of them used" if used < figures["devices"] else ""
+    count = plan.recipe.microbatches
+    parts = f" in {count:,} microbatches" if count > 1 else ""
     compiler = f"{figures['seconds'] * 1e3:.3f} ms" if figures["seconds"] else "none given"
     said = [
         f"{plan.topology}: {many(figures['chips'], 'chip')} on {many(figures['hosts'], 'host')}, "
@@ -216,8 +219,7 @@ def lines(plan: Plan, figures: JsonObject) -> list[str]:
         f"{many(figures['dispatch_steps'], 'step')} a dispatch",
         f"mesh         {apart}x{shared}: {many(figures['seeds'] // apart, 'seed')} a device, each "
         f"seed's batch over {many(shared, 'device')}, "
-        f"{many(plan.recipe.batch_size // shared, 'image')} "
-        "each",
+        f"{many(plan.recipe.batch_size // shared, 'image')} each{parts}",
         f"memory       {mib('arguments')} MiB arguments + {mib('temporaries')} temporaries + "
         f"{mib('outputs')} output, {memory / figures['capacity']:.1%} of a device's "
         f"{figures['capacity'] / 2**30:.0f} GiB",

@@ -4,9 +4,10 @@ An average is `(...) -> (step int32[]) -> weight float32[] in [0, 1]`. After eac
 
     average <- (1 - weight) average + weight variables
 
-for the parameters and the batch statistics, from the initial ones on. `step` is the number of the
-step just taken, from 0, as a schedule counts. An average without the parameter `total_steps` does
-not depend on the length of the run, which can then be extended.
+from the initial variables on; at the end of an epoch the batch statistics are estimated for the
+averaged parameters. `step` is the number of the step just taken, from 0, as a schedule counts. An
+average without the parameter `total_steps` does not depend on the length of the run, which can then
+be extended.
 """
 
 from __future__ import annotations

@@ -164,6 +164,11 @@ class TooLarge(InputError):
 def cost(program: Program) -> Cost:
     """Compile a program's step for its devices and read what it needs.
 
+    The compiler counts the body of a loop once. Operations, traffic and seconds of a step in
+    microbatches are therefore multiplied by their number, with what little is outside of the loop
+    (unrolled for v5e, two and eight of them have 0.1 % and 0.5 % fewer operations, and 10 % more
+    and 2 % less traffic); collectives of batch norm, which are inside, are listed once.
+
     Raises:
       TooLarge: it does not fit.
     """
@@ -178,13 +183,14 @@ def cost(program: Program) -> Cost:
         raise TooLarge(words[0] if words else one_line(error)) from error
     memory, counts = compiled.memory_analysis(), compiled.cost_analysis()
     seconds = counts.get("optimal_seconds", -1)
+    repeats = program.config.recipe.microbatches
     return Cost(
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        counts["flops"],
-        counts["bytes accessed"],
-        seconds if seconds > 0 else None,
+        repeats * counts["flops"],
+        repeats * counts["bytes accessed"],
+        repeats * seconds if seconds > 0 else None,
         collectives(compiled.as_text(), program.layout.device_count),
     )
 

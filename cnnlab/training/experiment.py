@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TypedDict
 
 import jax
@@ -25,7 +26,7 @@ from cnnlab.models.convolution import Convolution
 from cnnlab.parts import Parts, resolve
 from cnnlab.training import devices, loop, network, program
 from cnnlab.training.devices import AXIS, SEEDS, Layout
-from cnnlab.training.step import Progress, Sums, TrainState
+from cnnlab.training.step import ESTIMATION_STEPS, Progress, Sums, TrainState
 from cnnlab.types import Device, Metrics, PyTree
 
 
@@ -144,6 +145,28 @@ class Experiment:
             self.rates,
         )
         return dataclasses.replace(progress, state=state, totals=totals)
+
+    def estimate(self, state: TrainState, step: int) -> TrainState:
+        """Estimate the batch statistics of the average after `step` steps, on the batches of the
+        last of them; without an average or batch statistics the state stays as it is.
+        """
+        if not jax.tree.leaves(state.average.get("batch_stats", {})):
+            return state
+        average = state.average
+        first = max(step - min(self.steps_per_epoch, ESTIMATION_STEPS), 0)
+        items = iter(self.items(first, step))
+        while dispatched := list(islice(items, self.dispatch_steps)):
+            average = self.program.estimate(
+                average,
+                np.int32(first),
+                self.device_images,
+                self.program.stack(dispatched),
+                np.int32(len(dispatched)),
+                self.run_keys,
+            )
+            first += len(dispatched)
+            jax.block_until_ready(average)  # a bounded queue, as `loop.IN_FLIGHT`
+        return state.replace(average=average)
 
     def validate(self, state: TrainState) -> list[Metrics]:
         """Compute each network's metrics on the held-out images; empty where none are held out."""

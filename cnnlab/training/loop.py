@@ -43,6 +43,8 @@ class Trainable(Protocol):
 
     def advance(self, progress: Progress, items: Sequence[Batch]) -> Progress: ...
 
+    def estimate(self, state: TrainState, step: int) -> TrainState: ...
+
     def validate(self, state: TrainState) -> list[Metrics]: ...
 
 
@@ -231,13 +233,13 @@ class _Loop:
     def end_epoch(self, progress: Progress, row: Row) -> tuple[Progress, bool]:
         """Validate and save; return the progress for the next epoch, and whether it was saved."""
         totals = progress.totals["loss"]
-        state = progress.state
+        state = self.experiment.estimate(progress.state, row["step"])
         several = totals.ndim > 0
         row |= _validation(self.experiment.validate(state), several)
         if state.average:
             row |= _validation(self.experiment.validate(state.last), several, "validation_last")
         zeros = transfer.put(zero_totals(totals.dtype, totals.shape), totals.sharding)
-        progress = Progress(progress.state, zeros, (*progress.history, row))
+        progress = Progress(state, zeros, (*progress.history, row))
         self.stopped_by = self.stop.seen()
         saved = False
         if self.stopped_by or time.monotonic() - self.saver.saved >= self.saver.every_seconds:

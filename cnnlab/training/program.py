@@ -30,6 +30,7 @@ from cnnlab.training.step import (
     Totals,
     TrainState,
     Variables,
+    estimate_step,
     eval_step,
     train_step,
     zero_totals,
@@ -97,9 +98,7 @@ class Program:
         # The rate is data, so that one program serves all of them.
         tx = network.build_optimizer(self.config.recipe, self.parts, self.steps_per_epoch, rate)
         step = partial(train_step, parts=replace(self.step_parts, tx=tx), axis_name=axis_name)
-        fetch = feeds.as_read
-        if self.is_resident:
-            fetch = partial(feeds.gathered, self.facts.image_shape)
+        fetch = self._fetch
 
         def take(i: int | jax.Array, carry: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
             item = jax.tree.map(lambda x: x[i], items)
@@ -109,6 +108,32 @@ class Program:
             return take(0, (state, totals))
         steps = self.dispatch_steps if self.single_dispatch else count
         return jax.lax.fori_loop(0, steps, take, (state, totals))
+
+    @cached_property
+    def estimate(self) -> Callable[..., Variables]:
+        """(average, step, data, items, count, keys) -> the average, its batch statistics moved by
+        the batches of `count` steps from `step` on; compiled.
+        """
+        per_seed, _, data, items, count, keys, _ = self.specs
+        specs = per_seed, SHARED, data, items, count, keys
+        return self.layout.compile(self._estimated, specs, per_seed)
+
+    def _estimated(self, *args: PyTree, axis_name: str | None) -> Variables:
+        average, first, data, items, count, key = args
+        move = partial(estimate_step, parts=self.step_parts, axis_name=axis_name)
+
+        def take(i: jax.Array, average: Variables) -> Variables:
+            item = jax.tree.map(lambda x: x[i], items)
+            return move(average, first + i, self._fetch(data, item), key)
+
+        return jax.lax.fori_loop(0, count, take, average)
+
+    @property
+    def _fetch(self) -> Callable[..., augment.Batch]:
+        """(data, item) -> the batch of a step."""
+        if self.is_resident:
+            return partial(feeds.gathered, self.facts.image_shape)
+        return feeds.as_read
 
     def stack(self, items: Sequence[Batch]) -> Batch:
         """Stack the items of a dispatch, filled up to `dispatch_steps`, so that one program serves

@@ -83,6 +83,77 @@ def test_averages_agree_over_devices_and_seeds(changes, seeds):
             np.testing.assert_allclose(first, leaf, rtol=0, atol=1e-10, err_msg=name)
 
 
+@pytest.mark.slow
+def test_batch_statistics_are_estimated_for_the_averaged_parameters():
+    """As training moves them, on the batches of the last steps; by hand, dropout and crops too."""
+    config = CONFIG.replace(
+        model="mlp,hidden=[8],batch_norm=true,dropout=0.2", augment="flip+crop,padding=1"
+    )
+    with jax.enable_x64(True), quick_compile(True):
+        built, progress = stepped(config, None, 4, "float64")
+        state = progress.state
+        found = built.estimate(state, 4)
+        parts = built.program.step_parts
+        batch_stats = state.average["batch_stats"]
+        for step, item in enumerate(built.items(0, 4)):
+            images = built.data.read(np.asarray(item["image"]))["image"]
+            batch = {"image": images, "label": item["label"], "index": item["image"]}
+            key = jax.random.fold_in(built.run_keys, step)
+            prepare_key, model_key = jax.random.split(key)
+            batch |= {"epoch": np.int32(0)}
+            prepared = parts.prepare(batch, prepare_key, built.run_keys, None)
+            variables = {"params": state.average["params"], "batch_stats": batch_stats}
+            _, batch_stats, _ = parts.apply_fn(variables, prepared["image"], model_key)
+    same(leaves(found.average["params"]), leaves(state.average["params"]))
+    same(leaves(found.last), leaves(state.last))
+    wanted, before = leaves(batch_stats), leaves(state.average["batch_stats"])
+    for name, value in leaves(found.average["batch_stats"]).items():
+        np.testing.assert_allclose(value, wanted[name], rtol=0, atol=1e-6, err_msg=name)
+        assert np.abs(value - before[name]).max() > 1e-3
+    plain = dataclasses.replace(built, config=config).estimate(state.last, 4)
+    assert plain.average == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "seeds"),
+    [
+        ({"devices": 8}, None),
+        ({"devices": 8, "parallel": "pmap"}, None),
+        ({"devices": 4, "dispatch_steps": 3}, [0, 1]),
+        ({"feed": "streaming"}, None),
+        ({"microbatches": 1, "dispatch_steps": 4}, None),
+    ],
+)
+def test_estimates_agree_over_devices_seeds_and_feeds(changes, seeds):
+    def estimated(config, seeds):
+        with jax.enable_x64(True), quick_compile(True):
+            built, progress = stepped(config, seeds, 4, "float64")
+            return leaves(built.estimate(progress.state, 4).average)
+
+    found = estimated(CONFIG.replace(**changes), seeds)
+    for name, leaf in estimated(CONFIG, None).items():
+        first = found[name] if seeds is None else found[name][0]
+        np.testing.assert_allclose(first, leaf, rtol=0, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.slow
+def test_estimates_are_of_the_last_hundred_steps(monkeypatch):
+    monkeypatch.setattr(experiment, "ESTIMATION_STEPS", 2)
+    built, progress = stepped(CONFIG, None, 4, "float32")
+    asked = []
+
+    def items(self, first, last):
+        asked.append((first, last))
+        return self.feed.items(first, last)
+
+    monkeypatch.setattr(experiment.Experiment, "items", items)
+    built.estimate(progress.state, 4)
+    assert asked == [(2, 4)]
+    built.estimate(progress.state.last, 4)  # nothing to estimate
+    assert asked == [(2, 4)]
+
+
 def test_state_and_average_share_no_memory():
     """The steps take over the memory of both."""
     variables = {"params": {"a": np.ones(3, np.float32)}}
@@ -200,7 +271,7 @@ def test_an_average_of_the_user_s_own():
         return lambda step: (step == total_steps - 1).astype(jnp.float32)
 
     data = open_dataset("tiny")
-    trained = cnnlab.train(data, **SMALL, average=latest)
+    trained = cnnlab.train(data, **SMALL | {"model": "mlp,hidden=[8]"}, average=latest)
     assert trained.config.recipe.average == "object"
     assert trained.test == trained.test_last
     same(leaves(trained.network.state.average), leaves(trained.network.state.variables))

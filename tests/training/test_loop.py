@@ -69,6 +69,7 @@ class Watched:
         self.steps_per_epoch = experiment.steps_per_epoch
         self.dispatch_steps = experiment.dispatch_steps
         self.advance = advance or experiment.advance
+        self.estimate = experiment.estimate
         self.validate = experiment.validate
         self.seen = []
 
