@@ -56,7 +56,8 @@ def test_an_exponential_average_forgets_early_weights_and_then_decays():
     [
         (8, 0.75, [6, 7, 8]),
         (10, 0.75, [8, 9, 10]),
-        (10, 0.7, [7, 8, 9, 10]),  # 0.7 * 10 is more than 7 in binary
+        (10, 0.7, [7, 8, 9, 10]),
+        (25, 0.28, [*range(7, 26)]),  # 0.28 * 25 is more than 7 in floats
         (3, 0.0, [1, 2, 3]),
         (2, 0.5, [1, 2]),
     ],

@@ -16,6 +16,7 @@ from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
 from cnnlab.models import MLP
 from cnnlab.parts import resolve
+from cnnlab.tpu import slices
 from cnnlab.training import devices, experiment, network, program
 from cnnlab.training.step import Objective, StepParts, create_state, train_step, zero_totals
 
@@ -174,16 +175,14 @@ def test_batch_norm_sees_a_microbatch_and_its_statistics_pass_on():
     assert min(jax.tree.leaves(gap)) > 1e-3
 
 
-def temporaries(microbatches, batch_size=512):
+def cost(microbatches, model="cnn,widths=[16,32],hidden=[32]"):
+    """What a step of 512 images needs, by the compiler's count."""
     config = Config.of(
-        batch_size=batch_size, microbatches=microbatches, devices=1, augment="none",
-        model="cnn,widths=[16,32],hidden=[32]",
-    )  # fmt: skip
+        batch_size=512, microbatches=microbatches, devices=1, augment="none", model=model
+    )
     parts = resolve(config.recipe)
     layout = experiment.choose_layout(config, parts)
-    built = program.build(config, parts, layout, FACTS)
-    compiled = built.dispatch.lower(*built.arguments()).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    return slices.cost(program.build(config, parts, layout, FACTS))
 
 
 @pytest.mark.slow
@@ -191,9 +190,18 @@ def test_memory_falls():
     """By the compiler's count. What stays is the batch itself, prepared: 512 x 32 x 32 x 3 float32
     are 6.3 MB, which XLA holds up to three times.
     """
-    need = {count: temporaries(count) for count in (1, 2, 8, 32)}
+    need = {count: cost(count).temporaries for count in (1, 2, 8, 32)}
     assert need[1] > 1.5 * need[2] > 1.5 * need[8] > need[32], need
     assert need[32] < 0.2 * need[1], need
+
+
+@pytest.mark.slow
+def test_plans_count_the_operations_of_all_microbatches():
+    """XLA counts the body of a loop once. Products, which are nearly all here, are those of the
+    whole batch; what is outside of the loop is counted eight times.
+    """
+    whole_batch, parts = cost(1, "mlp,hidden=[512]"), cost(8, "mlp,hidden=[512]")
+    np.testing.assert_allclose(parts.flops, whole_batch.flops, rtol=0.05)
 
 
 @pytest.mark.parametrize(
