@@ -201,7 +201,7 @@ def test_plans_count_the_operations_of_all_microbatches():
     whole batch; what is outside of the loop is counted eight times.
     """
     whole_batch, parts = cost(1, "mlp,hidden=[512]"), cost(8, "mlp,hidden=[512]")
-    np.testing.assert_allclose(parts.flops, whole_batch.flops, rtol=0.05)
+    np.testing.assert_allclose(parts.flops, whole_batch.flops, rtol=0.1)
 
 
 @pytest.mark.parametrize(
