@@ -107,7 +107,7 @@ def initial_state(
     """
     images = jnp.zeros((1, *image_shape)) if images is None else images
     try:
-        state = _initial(model, tx, averaged, key, images)
+        state = _initial(model, tx, key, images, averaged)
     except InputError:
         raise
     except (ValueError, ZeroDivisionError) as error:
@@ -123,13 +123,13 @@ def initial_state(
     return state
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def _initial(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    averaged: bool,
     key: jax.Array,
     images: jax.Array,
+    averaged: bool = False,
 ) -> TrainState:
     def state_of_seed(key: jax.Array) -> TrainState:
         return create_state(dict(model.init(key, images, train=False)), tx, averaged)
