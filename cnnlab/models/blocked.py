@@ -249,7 +249,7 @@ def _strided_products(
 
 def _accumulated_in(kernel: jax.Array) -> np.dtype:
     """Return the type that gradients are summed in: half precision would lose those of blocks."""
-    return jnp.promote_types(kernel.dtype, jnp.float32)
+    return kernel.dtype if kernel.dtype.itemsize >= 4 else np.dtype(np.float32)
 
 
 def _direct(kernel: jax.Array, pads: Pads, x: jax.Array) -> jax.Array:
