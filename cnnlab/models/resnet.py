@@ -99,6 +99,7 @@ class ResNet(nn.Module):
                     conv,
                     norm,
                     partial(Dropout, self.dropout, self.axis_name),
+                    self.conv.kept,
                     self.bottleneck,
                     self.shortcut,
                     self.preactivation,
@@ -122,6 +123,7 @@ class Block(nn.Module):
       width: channels of the 3x3 convolutions.
       stride: of the block.
       conv, norm, dropout: make the layers.
+      kept: of `Convolution`.
       bottleneck, shortcut, preactivation, zero_scale: as for `ResNet`.
     """
 
@@ -130,6 +132,7 @@ class Block(nn.Module):
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     dropout: Callable[..., nn.Module]
+    kept: Callable[[jax.Array], jax.Array]
     bottleneck: bool
     shortcut: str
     preactivation: bool
@@ -147,7 +150,7 @@ class Block(nn.Module):
         if shortcut.shape != y.shape:
             shortcut = self._shortcut(shortcut, y.shape[-1], train)
         y = y + shortcut if self.preactivation else nn.relu(y + shortcut)
-        return self.conv.keywords["conv_general_dilated"].kept(y)
+        return self.kept(y)
 
     def _plain(
         self, x: jax.Array, layers: Sequence[tuple[int, int, int]], train: bool
