@@ -1,8 +1,9 @@
-"""Convolutions at stride 1 that are fast on a CPU, with the max pooling that follows.
+"""Convolutions that are fast on a CPU, with the max pooling that follows.
 
-XLA has a quick kernel for a convolution of NHWC with HWIO there and for little else. Both gradients
-are written as such a convolution, or by Winograd's filtering where there are channels enough, and a
-few images at a time go through them, so that what a block makes stays in the core's cache.
+XLA has a quick kernel for a convolution of NHWC with HWIO there and for little else. At stride 1
+both gradients are written as such a convolution, or all three by Winograd's filtering where there
+are channels enough, and a few images at a time go through them, so that what a block makes stays in
+the core's cache.
 """
 
 from __future__ import annotations
@@ -138,9 +139,9 @@ def _convolver(kernel: jax.Array, pads: Pads, axis: int = 2) -> Callable[[jax.Ar
     """Choose how to convolve images float[B, H, W, C] with a kernel float[h, w, C, D]; `axis` is
     that of the images' channels, 2 or 3.
 
-    Measured on a core of an AMD Zen 5, in GFLOP/s of the direct convolution: 3x3x16x16 98 (packed
-    160), 3x3x32x32 246 (Winograd 249), 3x3x32x64 229 (300), 3x3x64x64 213 (351), 3x3x256x256 228
-    (471).
+    Measured on a core of an AMD Zen 5, in GFLOP/s of the direct convolution: 3x3x3x16 29 (packed
+    100), 3x3x16x16 98 (118); 3x3x32x32 246 (Winograd 249), 3x3x32x64 229 (300), 3x3x64x64 213
+    (351), 3x3x256x256 228 (471).
     """
     if _is_winograd(kernel):  # products take either side of a matrix; XLA is slow to transpose it
         return functools.partial(winograd.convolve, winograd.transformed(kernel), axis - 2, pads)
@@ -280,7 +281,7 @@ def _packed(kernel: jax.Array, pads: Pads, x: jax.Array) -> jax.Array:
         for shift in (first, first + 1)
     ]
     packed = jnp.concatenate(shifted, 3).reshape(h, taps, 2 * channels, 2 * features)
-    # What is computed for pairs of columns, XLA computes slowly.
+    # XLA computes slowly what it computes for pairs of columns.
     pairs = kept(x).reshape(*x.shape[:2], columns // 2, 2 * channels)
     after = (width - columns) // 2 - before + taps - 1
     y = lax.conv_general_dilated(
