@@ -13,14 +13,17 @@ device.
 from cnnlab.models.airnet import AirNet, first_filters_pass_on, small_head, whitening
 from cnnlab.models.catalogue import MODELS, count_parameters, model_dtype
 from cnnlab.models.cnn import CNN, CPU_IMAGES
+from cnnlab.models.cnn8 import CNN8
 from cnnlab.models.convolution import Convolution, conv_output_size
 from cnnlab.models.dense import MLP, SoftmaxRegression
 from cnnlab.models.heads import HEADS, CosineHead
 from cnnlab.models.layers import ACTIVATIONS, INCREASING
+from cnnlab.models.resnet import ResNet, WideResNet
 
 __all__ = [
     "ACTIVATIONS",
     "CNN",
+    "CNN8",
     "CPU_IMAGES",
     "HEADS",
     "INCREASING",
@@ -29,7 +32,9 @@ __all__ = [
     "AirNet",
     "Convolution",
     "CosineHead",
+    "ResNet",
     "SoftmaxRegression",
+    "WideResNet",
     "conv_output_size",
     "count_parameters",
     "first_filters_pass_on",

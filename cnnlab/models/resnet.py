@@ -65,18 +65,23 @@ class ResNet(nn.Module):
 
     cpu_images = CPU_IMAGES
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Compute the logits: float[B, H, W, C] -> float32[B, K]."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.blocks) != len(self.widths):
             raise ValueError(f"blocks and widths must be as many, got {self.blocks}, {self.widths}")
         if self.shortcut not in SHORTCUTS:
             raise unknown("shortcut", self.shortcut, SHORTCUTS)
+        if self.stem not in STEMS:
+            raise unknown("stem", self.stem, STEMS)
         if self.zero_scale and self.preactivation:
             raise ValueError(
                 "zero_scale needs a batch norm at the end of each block, which there "
                 "is none of with preactivation"
             )
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Compute the logits: float[B, H, W, C] -> float32[B, K]."""
         conv = partial(
             nn.Conv,
             use_bias=False,
@@ -85,12 +90,13 @@ class ResNet(nn.Module):
             conv_general_dilated=self.conv,
         )
         norm = partial(BatchNorm, dtype=self.dtype, axis_name=self.axis_name)
-        side, stride, pool = named("stem", self.stem, STEMS)
+        side, stride, pool = STEMS[self.stem]
         x = conv(self.stem_width, (side, side), stride, padding=side // 2)(x)
         if not self.preactivation:
             x = nn.relu(norm()(x, train=train))
         if pool:
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            # flax takes pairs too; its default makes pyright expect a str
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         for stage, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True)):
             for block in range(count):
                 x = Block(
@@ -129,7 +135,7 @@ class Block(nn.Module):
 
     width: int
     stride: int
-    conv: Callable[..., nn.Module]
+    conv: partial[nn.Conv]
     norm: Callable[..., nn.Module]
     dropout: Callable[..., nn.Module]
     kept: Callable[[jax.Array], jax.Array]
@@ -189,22 +195,14 @@ class Block(nn.Module):
         return x if self.preactivation else self.norm()(x, train=train)
 
 
-def wide_resnet(
-    num_classes: int = 10,
-    depth: int = 28,
-    width: int = 10,
-    dropout: float = 0.0,
-    dtype: DTypeLike | None = None,
-    head: str = "linear",
-    conv: Convolution = Convolution(),  # noqa: B008 (frozen)
-    axis_name: str | None = None,
-) -> ResNet:
-    """A wide residual network: three stages of preactivated blocks.
+class WideResNet(nn.Module):
+    """A wide residual network: three stages of preactivated blocks, with the parameters of that
+    `ResNet`.
 
     Source: Zagoruyko & Komodakis, 2016, "Wide residual networks", arXiv 1605.07146.
 
     Args:
-      depth: in [10, inf), convolutions on the way and the head: 6 n + 4, with n blocks per stage.
+      depth: in [10, inf), layers with weights: 6 n + 4, with n blocks per stage.
       width: in [1, inf), times 16, 32 and 64 channels.
       dropout: in [0, 1), share of values dropped between the convolutions of a block.
       head: linear or cosine.
@@ -212,33 +210,53 @@ def wide_resnet(
     Raises:
       ValueError: another depth.
     """
-    count, rest = divmod(depth - 4, 6)
-    if rest or count < 1:
-        raise ValueError(f"depth must be 6 n + 4, such as 16, 28 or 40, got {depth}")
-    return ResNet(
-        num_classes,
-        blocks=(count,) * 3,
-        widths=(16 * width, 32 * width, 64 * width),
-        stem_width=16,
-        preactivation=True,
-        dropout=dropout,
-        dtype=dtype,
-        head=head,
-        conv=conv,
-        axis_name=axis_name,
-    )
+
+    num_classes: int = 10
+    depth: int = 28
+    width: int = 10
+    dropout: float = 0.0
+    dtype: DTypeLike | None = None
+    head: str = "linear"
+    conv: Convolution = Convolution()
+    axis_name: str | None = None
+
+    cpu_images = CPU_IMAGES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.depth < 10 or (self.depth - 4) % 6:
+            raise ValueError(f"depth must be 6 n + 4, such as 16, 28 or 40, got {self.depth}")
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Compute the logits: float[B, H, W, C] -> float32[B, K]."""
+        network = ResNet(
+            self.num_classes,
+            blocks=((self.depth - 4) // 6,) * 3,
+            widths=(16 * self.width, 32 * self.width, 64 * self.width),
+            stem_width=16,
+            preactivation=True,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            head=self.head,
+            conv=self.conv,
+            axis_name=self.axis_name,
+        )
+        # Its parameters are named as if it were called alone
+        nn.share_scope(self, network)
+        return network(x, train=train)
 
 
 _thin = partial(ResNet, widths=(16, 32, 64), stem_width=16, shortcut="pad")
 
 RESNETS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": ResNet,
+    "resnet34": partial(ResNet, blocks=(3, 4, 6, 3)),
+    "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
     "resnet20": partial(_thin, blocks=(3, 3, 3)),
     "resnet32": partial(_thin, blocks=(5, 5, 5)),
     "resnet44": partial(_thin, blocks=(7, 7, 7)),
     "resnet56": partial(_thin, blocks=(9, 9, 9)),
     "resnet110": partial(_thin, blocks=(18, 18, 18)),
-    "resnet18": partial(ResNet, blocks=(2, 2, 2, 2)),
-    "resnet34": partial(ResNet, blocks=(3, 4, 6, 3)),
-    "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
-    "wide_resnet": wide_resnet,
+    "wide_resnet": WideResNet,
 }
