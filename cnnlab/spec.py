@@ -215,6 +215,15 @@ class Kind:
         return dict(_at(self.aliases)) if self.aliases else {}
 
 
+def _unwrapped(function: Callable) -> tuple[Callable, dict[str, object]]:
+    """Return what a `functools.partial` wraps, and the keywords that it sets; other functions
+    unchanged, with none.
+    """
+    if not isinstance(function, functools.partial):
+        return function, {}
+    return function.func, {key: frozen(value) for key, value in function.keywords.items()}
+
+
 def _at(place: str) -> Any:
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
@@ -342,7 +351,15 @@ class Part:
         return self.name if "." in self.name else ""
 
     def canonical(self) -> Spec:
-        """Build the shortest spec of the same part, without hyperparameters at their defaults."""
+        """Build the shortest spec of the same part: under the name that leaves the fewest
+        hyperparameters to write, and without those at their defaults.
+        """
+        return min(
+            (part._without_defaults() for part in self._under_other_names()),
+            key=lambda spec: len(spec.keywords),
+        )
+
+    def _without_defaults(self) -> Spec:
         changed = {
             k: v
             for k, v in self.keywords.items()
@@ -352,6 +369,21 @@ class Part:
             self.name,
             {name: self._as_default(name, value) for name, value in sorted(changed.items())},
         )
+
+    def _under_other_names(self) -> list[Part]:
+        """List this part, then what it is called after the other built-in parts of its function."""
+        if not self.is_builtin:
+            return [self]
+        function, preset = _unwrapped(self.function)
+        parameters = inspect.signature(function).parameters
+        parts = [self]
+        for name, other in self.kind.builtin().items():
+            wrapped, other_preset = _unwrapped(other)
+            if name != self.name and wrapped is function:
+                undone = {key: frozen(parameters[key].default) for key in other_preset}
+                keywords = {**undone, **preset, **self.keywords}
+                parts.append(Part(self.kind, name, other, keywords))
+        return parts
 
     def resolved(self) -> Spec:
         """Build the spec with every default, except of what the run supplies, for storage: a later
@@ -587,6 +619,13 @@ def where(error: BaseException) -> str:
     return f"{type(error).__name__}: {reason}{place}"
 
 
+def _longhand(kind: Kind, function: Callable) -> Spec | None:
+    """Return the spec of a part that is another built-in one with some hyperparameters set."""
+    wrapped, preset = _unwrapped(function)
+    names = [name for name, known in kind.builtin().items() if known is wrapped]
+    return Spec(names[0], preset) if preset and names else None
+
+
 def listing(kind: Kind) -> str:
     """Describe every built-in part of a kind for the terminal: its formula, hyperparameters,
     defaults and source.
@@ -594,6 +633,9 @@ def listing(kind: Kind) -> str:
     short = kind.short()
     blocks = []
     for name, function in kind.builtin().items():
+        if longhand := _longhand(kind, function):
+            blocks.append(f"{name}: short for {longhand}")
+            continue
         part = Part(kind, name, function, {})
         about = docstrings.entry(function)
         aliases = [alias for alias, other in short.items() if other is function]

@@ -1,4 +1,4 @@
-"""Optimizers of Optax whose weight decay touches kernels only."""
+"""Optimizers of Optax whose weight decay touches kernels only, unless it is asked to touch all."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ def _kernels(params: PyTree) -> PyTree:
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def _decayed(tx: optax.GradientTransformation, weight_decay: float) -> optax.GradientTransformation:
-    """Wrap an optimizer so that it gets the gradient plus `weight_decay` times the kernels."""
+def _decayed(
+    tx: optax.GradientTransformation, weight_decay: float, decay_all: bool = False
+) -> optax.GradientTransformation:
+    """Wrap an optimizer so that it gets the gradient plus `weight_decay` times the kernels, or
+    times all parameters.
+    """
     if not weight_decay:
         return tx
-    return optax.chain(optax.add_decayed_weights(weight_decay, mask=_kernels), tx)
+    mask = None if decay_all else _kernels
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask=mask), tx)
 
 
 def adam(
@@ -68,6 +73,7 @@ def sgd(
     momentum: float = 0.9,
     nesterov: bool | None = None,
     weight_decay: float = 0.0,
+    decay_all: bool = False,
 ) -> optax.GradientTransformation:
     """Gradient descent with momentum, and L2 regularisation of the kernels. It wants rates about
     0.05.
@@ -77,14 +83,18 @@ def sgd(
       momentum: in [0, 1), the decay of the running sum of gradients.
       nesterov: Nesterov's form of momentum; none: with momentum.
       weight_decay: in [0, inf), times each kernel is added to its gradient.
+      decay_all: weight decay of biases and of the scales of batch norm too, as in PyTorch.
 
     Raises:
-      ValueError: nesterov without momentum.
+      ValueError: nesterov without momentum, or decay_all without weight decay.
 
     Source: Sutskever et al., 2013, "On the importance of initialization and momentum in deep
     learning", ICML.
     """
     if nesterov is not None and not momentum:
         raise ValueError("nesterov is a form of momentum, which is 0")
+    if decay_all and not weight_decay:
+        raise ValueError("decay_all is a form of weight_decay, which is 0")
     use_nesterov = momentum > 0 and nesterov is not False
-    return _decayed(optax.sgd(learning_rate, momentum or None, nesterov=use_nesterov), weight_decay)
+    descent = optax.sgd(learning_rate, momentum or None, nesterov=use_nesterov)
+    return _decayed(descent, weight_decay, decay_all)

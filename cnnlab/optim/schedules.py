@@ -68,6 +68,7 @@ def steps(
     factor: float = 0.1,
     steps_per_epoch: int = 1,
     warmup: float = 0.0,
+    warmup_share: float | None = None,
 ) -> optax.Schedule:
     """A staircase: the rate is multiplied by a factor at each of some epochs.
 
@@ -77,18 +78,25 @@ def steps(
       factor: in (0, inf), what the rate is multiplied by at each.
       steps_per_epoch: the unit of epochs.
       warmup: in [0, inf), epochs of linear warm-up from zero.
+      warmup_share: in (0, 1], share of the peak at which the rate stays during the warm-up; none: it
+        rises from zero.
 
     Raises:
-      ValueError: no epoch.
+      ValueError: no epoch, or a share without warm-up.
     """
     if not len(at):
         raise ValueError("at must name at least one epoch")
+    if warmup_share is not None and not warmup:
+        raise ValueError("warmup_share is the rate of a warm-up, which is 0 epochs")
     early = round(warmup * steps_per_epoch)
     drops: dict[int, float] = {}
     for epoch in at:  # several may fall into one step
         step = round(epoch * steps_per_epoch) - early
         drops[step] = drops.get(step, 1.0) * factor
-    return _warmed(optax.piecewise_constant_schedule(peak, drops), peak, early)
+    after = optax.piecewise_constant_schedule(peak, drops)
+    if warmup_share is None:
+        return _warmed(after, peak, early)
+    return optax.join_schedules([optax.constant_schedule(warmup_share * peak), after], [early])
 
 
 def one_cycle(

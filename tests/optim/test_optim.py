@@ -59,6 +59,10 @@ def cosine_down(share):
             "steps,at=[2,4],factor=0.5,warmup=1",
             {0: 0, 5: 0.25, 10: 0.5, 19: 0.5, 20: 0.25, 39: 0.25, 40: 0.125},
         ),
+        (
+            "steps,at=[2,4],factor=0.5,warmup=1,warmup_share=0.1",
+            {0: 0.05, 9: 0.05, 10: 0.5, 19: 0.5, 20: 0.25, 39: 0.25, 40: 0.125},
+        ),
         ("one_cycle", {0: 0.02, 15: 0.26, 30: 0.5, 65: 0.250001, 100: 2e-6, 120: 2e-6}),
         (
             "one_cycle,rise=0.5,start_divisor=1,end_divisor=2",
@@ -96,6 +100,11 @@ def test_a_warmup_longer_than_the_run_is_refused(name):
         optim.SCHEDULES[name](0.5, 100, steps_per_epoch=10, warmup=11)
 
 
+def test_a_share_of_the_peak_needs_a_warmup():
+    with pytest.raises(ValueError, match="warmup_share is the rate of a warm-up, which is 0"):
+        optim.steps(0.5, [2], warmup_share=0.1)
+
+
 PARAMS = {"kernel": [[1.0, -2.0], [3.0, 0.5]], "bias": [0.25, -1.0]}
 GRADIENTS = [
     {"kernel": [[0.1, -0.4], [2.0, 0.0]], "bias": [1.0, -0.3]},
@@ -108,9 +117,11 @@ def as_arrays(tree, dtype):
     return {name: np.asarray(value, dtype) for name, value in tree.items()}
 
 
-def reference(name, rate, momentum=0.9, nesterov=True, weight_decay=0.0, clip_norm=None):
-    """The textbook's update in float64, decay on kernels only; adamw's is decoupled and scaled by
-    the rate.
+def reference(
+    name, rate, momentum=0.9, nesterov=True, weight_decay=0.0, decay_all=False, clip_norm=None
+):
+    """The textbook's update in float64, decay on kernels unless on all; adamw's is decoupled and
+    scaled by the rate.
     """
     params = as_arrays(PARAMS, np.float64)
     first, second = ({k: np.zeros_like(v) for k, v in params.items()} for _ in range(2))
@@ -119,7 +130,7 @@ def reference(name, rate, momentum=0.9, nesterov=True, weight_decay=0.0, clip_no
         norm = math.sqrt(sum((g**2).sum() for g in gradient.values()))
         for k, p in params.items():
             g = gradient[k] * (1 if clip_norm is None else min(1, clip_norm / norm))
-            decay = weight_decay * p if k == "kernel" else 0
+            decay = weight_decay * p if k == "kernel" or decay_all else 0
             if name != "adamw":
                 g = g + decay
             if name == "sgd":
@@ -148,9 +159,10 @@ def built(optimizer, rate, clip_norm=None):
         ("adamw", {"weight_decay": 0.1}, None),
         ("sgd", {"weight_decay": 0.1}, None),
         ("sgd", {"weight_decay": 0.1, "momentum": 0.9, "nesterov": False}, 1.0),
+        ("sgd", {"weight_decay": 0.1, "decay_all": True}, 1.0),
     ],
 )
-def test_decay_is_of_kernels_only_and_comes_after_clipping(name, options, clip_norm):
+def test_decay_is_of_what_it_says_and_comes_after_clipping(name, options, clip_norm):
     """What is ours in them; the updates themselves are Optax's."""
     wanted = reference(name, 0.1, clip_norm=clip_norm, **options)
     tx = built(str(spec.Spec(name, options)), 0.1, clip_norm)
@@ -195,3 +207,8 @@ def test_nesterov_is_a_form_of_momentum():
     for nesterov in (True, False):
         with pytest.raises(ValueError, match="nesterov is a form of momentum, which is 0"):
             optim.sgd(0.1, momentum=0.0, nesterov=nesterov)
+
+
+def test_decay_of_all_is_a_form_of_decay():
+    with pytest.raises(ValueError, match="decay_all is a form of weight_decay, which is 0"):
+        optim.sgd(0.1, decay_all=True)
