@@ -376,7 +376,7 @@ class Part:
             return [self]
         function, preset = _unwrapped(self.function)
         parameters = inspect.signature(function).parameters
-        parts = [self]
+        parts: list[Part] = [self]
         for name, other in self.kind.builtin().items():
             wrapped, other_preset = _unwrapped(other)
             if name != self.name and wrapped is function:

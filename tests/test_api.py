@@ -21,7 +21,7 @@ from cnnlab.data.dataset import Dataset, from_arrays
 from cnnlab.data.source import open_dataset
 from cnnlab.errors import InputError
 from cnnlab.losses import focal, ldam
-from cnnlab.models import CNN, MLP
+from cnnlab.models import CNN, MLP, MODELS, ResNet, WideResNet
 from cnnlab.optim import sgd
 from cnnlab.training import run as runs
 from cnnlab.training import run_folder
@@ -301,6 +301,36 @@ def test_a_module_s_fields_are_hyperparameters_where_they_differ():
     own = user_parts.Configured(3, table=user_parts.Table(2), kind=jnp.dtype("float32"))
     assert str(parts.part_of("model", own)) == "user_parts.Configured"  # equal, not identical
     assert parts.part_of("model", user_parts.Configured(3, table=np.ones(2))).name == parts.OBJECT
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (ResNet, "resnet18"),
+        (ResNet(), "resnet18"),
+        (ResNet(10, stem="imagenet"), "resnet18,stem=imagenet"),
+        (ResNet(blocks=(3, 4, 6, 3), bottleneck=True), "resnet50"),
+        (partial(ResNet, blocks=[3, 4, 6, 3]), "resnet34"),
+        (MODELS["resnet20"], "resnet20"),
+        (MODELS["resnet20"](head="cosine"), "resnet20,head=cosine"),
+        (partial(MODELS["resnet20"], blocks=(5, 5, 5)), "resnet32"),
+        (WideResNet(depth=16, width=4), "wide_resnet,depth=16,width=4"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_residual_networks_from_python_have_the_names_of_the_command_line(model, name):
+    part = parts.part_of("model", model)
+    assert part.is_builtin and str(part.canonical()) == name
+    supply = {"num_classes": 10, "head": "linear", "axis_name": "data"}
+    assert part.call(**supply) == parts.find("model", name).call(**supply)
+
+
+@pytest.mark.slow
+def test_a_residual_network_from_python_is_the_one_by_name(tiny):
+    network = ResNet(blocks=(1, 1), widths=(4, 4), stem_width=4, preactivation=True)
+    by_object = cnnlab.train(tiny, network, **SMALL)
+    written = "resnet18,blocks=[1,1],widths=[4,4],stem_width=4,preactivation=true"
+    same_weights(by_object, cnnlab.train(tiny, written, **SMALL))
 
 
 def test_fields_may_be_arrays():

@@ -313,6 +313,75 @@ def test_the_shortest_and_the_whole_spec_of_a_part(kind, text, shortest, whole):
     assert not set(part.resolved().keywords) & (set(KINDS[kind].supplies) - set(part.keywords))
 
 
+@pytest.mark.parametrize(
+    ("text", "shortest"),
+    [
+        ("resnet18", "resnet18"),
+        ("resnet20", "resnet20"),
+        ("resnet18,blocks=[3,4,6,3]", "resnet34"),
+        ("resnet34,bottleneck=true", "resnet50"),
+        ("resnet50,bottleneck=false", "resnet34"),
+        ("resnet20,blocks=[5,5,5]", "resnet32"),
+        ("resnet20,blocks=[9,9,9],dropout=0", "resnet56"),
+        ("resnet110,blocks=[7,7,7],shortcut=projection", "resnet44,shortcut=projection"),
+        (
+            "resnet18,blocks=[3,3,3],widths=[16,32,64],stem_width=16,shortcut=pad",
+            "resnet20",
+        ),
+        ("resnet20,blocks=[1,1,1],stem_width=8", "resnet20,blocks=[1,1,1],stem_width=8"),
+        (
+            "resnet18,stem=imagenet,preactivation=true",
+            "resnet18,preactivation=true,stem=imagenet",
+        ),
+        ("resnet18,dropout=1e-1,head=cosine", "resnet18,dropout=0.1,head=cosine"),
+        ("cnnlab.models.ResNet,bottleneck=true,blocks=[3,4,6,3]", "resnet50"),
+        ("wide_resnet,depth=28", "wide_resnet"),
+        ("wide_resnet,width=2,depth=40", "wide_resnet,depth=40,width=2"),
+    ],
+)
+def test_a_network_with_several_names_has_one_spec(text, shortest):
+    """What is stored and what is compared both name the network that was written."""
+    part = find("model", text)
+    assert str(part.canonical()) == shortest
+    written = part.call(num_classes=10)
+    for form in (part.canonical(), part.resolved()):
+        assert find("model", str(form)).call(num_classes=10) == written
+        assert str(find("model", str(form)).canonical()) == shortest
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("resnet19", "unknown model 'resnet19': did you mean 'resnet18'"),
+        ("wide_resnets", "did you mean 'wide_resnet'"),
+        ("resnet18,steem=imagenet", "model resnet18 has no hyperparameter 'steem'; its"),
+        ("resnet34,depth=34", "model resnet34 has no hyperparameter 'depth'; its"),
+        ("resnet20,blocks=3", "blocks must be a list, got 3"),
+        ("resnet20,widths=[16,0,64]", "widths must lie in [1, inf)"),
+        ("resnet18,dropout=1", "dropout must lie in [0, 1)"),
+        ("wide_resnet,depth=4", "depth must lie in [10, inf)"),
+        ("resnet18,conv=blocked", "conv comes from the run"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_by_name(text, words):
+    assert words in failure(find, "model", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("resnet18,stem=imagnet", "unknown stem 'imagnet': did you mean 'imagenet'"),
+        ("resnet20,shortcut=padding", "unknown shortcut 'padding': did you mean 'pad'"),
+        ("resnet20,blocks=[1,1]", "model resnet20,blocks=[1,1]: blocks and widths must be as many"),
+        ("resnet18,zero_scale=true,preactivation=true", "zero_scale needs a batch norm"),
+        ("resnet20,widths=[8,16,32]", "shortcut=pad takes no channels away: stem_width 16, widths"),
+        ("wide_resnet,depth=30", "depth must be 6 n + 4, such as 16, 28 or 40, got 30; its"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused_before_data_is_read(text, words):
+    assert words in failure(lambda: find("model", text).call(num_classes=10))
+
+
 def test_the_whole_spec_names_every_hyperparameter_with_a_default():
     assert (
         str(find("model", "mlp").resolved())
@@ -320,7 +389,7 @@ def test_the_whole_spec_names_every_hyperparameter_with_a_default():
     )
     assert (
         str(find("optimizer", "sgd").resolved())
-        == "sgd,momentum=0.9,nesterov=none,weight_decay=0.0"
+        == "sgd,decay_all=false,momentum=0.9,nesterov=none,weight_decay=0.0"
     )
     for kind in KINDS.values():
         for name, function in kind.builtin().items():
@@ -634,6 +703,15 @@ def test_a_listing_names_every_part_and_hyperparameter(kind):
     assert text.endswith(
         f"\n\n{KINDS[kind].flag} also takes your own, by its dotted path: {KINDS[kind].contract}"
     )
+
+
+def test_a_part_that_is_another_with_presets_takes_a_line():
+    lines = spec.listing(KINDS["model"]).split("\n\n")
+    assert "resnet34: short for resnet18,blocks=[3,4,6,3]" in lines
+    thin = "widths=[16,32,64],stem_width=16,shortcut=pad"
+    assert f"resnet20: short for resnet18,{thin},blocks=[3,3,3]" in lines
+    (whole,) = (block for block in lines if block.startswith("resnet18: "))
+    assert "\n  stem (default cifar): cifar (" in whole and "arXiv 1512.03385" in whole
 
 
 def test_an_entry_of_what_has_no_docstring():

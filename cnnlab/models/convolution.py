@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax import lax
@@ -88,7 +88,7 @@ class Convolution:
                 return blocked.conv_pool(lhs, rhs, pads, self.max_pool)
             if strides != (1, 1) and lhs.shape[3] >= FEWEST_CHANNELS and len(lhs):
                 y = blocked.strided(lhs, rhs, strides, pads)
-                return max_pooling(y, self.max_pool, self.formulation)
+                return max_pooling(cast(jax.Array, y), self.max_pool, self.formulation)
         y = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
         return max_pooling(y, self.max_pool, self.formulation)
 

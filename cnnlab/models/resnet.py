@@ -73,6 +73,15 @@ class ResNet(nn.Module):
             raise unknown("shortcut", self.shortcut, SHORTCUTS)
         if self.stem not in STEMS:
             raise unknown("stem", self.stem, STEMS)
+        channels = [
+            self.stem_width,
+            *(width * (4 if self.bottleneck else 1) for width in self.widths),
+        ]
+        if self.shortcut == "pad" and channels != sorted(channels):
+            raise ValueError(
+                f"shortcut=pad takes no channels away: stem_width {self.stem_width}, widths "
+                f"{self.widths} must not fall"
+            )
         if self.zero_scale and self.preactivation:
             raise ValueError(
                 "zero_scale needs a batch norm at the end of each block, which there "
@@ -135,7 +144,7 @@ class Block(nn.Module):
 
     width: int
     stride: int
-    conv: partial[nn.Conv]
+    conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     dropout: Callable[..., nn.Module]
     kept: Callable[[jax.Array], jax.Array]

@@ -78,8 +78,8 @@ def steps(
       factor: in (0, inf), what the rate is multiplied by at each.
       steps_per_epoch: the unit of epochs.
       warmup: in [0, inf), epochs of linear warm-up from zero.
-      warmup_share: in (0, 1], share of the peak at which the rate stays during the warm-up; none: it
-        rises from zero.
+      warmup_share: in (0, 1], share of the peak at which the rate stays during the warm-up; none:
+        it rises from zero.
 
     Raises:
       ValueError: no epoch, or a share without warm-up.

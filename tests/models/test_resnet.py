@@ -201,6 +201,31 @@ def test_dropout_is_in_front_of_the_second_convolution():
     assert_close(model.apply({"params": params, "batch_stats": stats}, images), row["eval_logits"])
 
 
+def test_a_wide_network_is_the_residual_network_of_its_widths():
+    """The same parameters by the same names, and the same draws."""
+    wide = build("wide_resnet,depth=10,width=2,dropout=0.5")
+    same = build(
+        "resnet18,blocks=[1,1,1],widths=[32,64,128],stem_width=16,preactivation=true,dropout=0.5"
+    )
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 3)))
+    variables = jax.jit(wide.init)(jax.random.key(0), images)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def logits(model, key):
+        rngs = {"dropout": key}
+        return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+
+    assert list(shapes(wide)) == list(shapes(same))
+    jax.tree.map(
+        np.testing.assert_array_equal, variables, jax.jit(same.init)(jax.random.key(0), images)
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        logits(wide, jax.random.key(1)),
+        logits(same, jax.random.key(1)),
+    )
+
+
 @pytest.mark.parametrize(
     ("written", "said"),
     [
@@ -214,5 +239,4 @@ def test_dropout_is_in_front_of_the_second_convolution():
 )
 def test_what_does_not_fit_is_refused(written, said):
     with pytest.raises((ValueError, InputError), match=said):
-        model = build(written)
-        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        build(written)

@@ -100,6 +100,33 @@ def test_the_step_lowers_for_every_platform(platform, monkeypatch):
     assert "callback" not in text  # nothing goes back to the host
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("seeds", [None, 16])
+@pytest.mark.parametrize(
+    ("model", "convolutions"),
+    [
+        ("resnet20,blocks=[1,1,1],widths=[4,8,8],stem_width=4", 7),
+        ("resnet18,blocks=[1,1],widths=[4,8],preactivation=true,stem=imagenet", 7),
+        ("wide_resnet,depth=10,width=1,dropout=0.3", 9),
+        ("cnn8,widths=[4,8],hidden=6", 4),
+    ],
+)
+def test_networks_of_the_papers_lower_with_native_convolutions(
+    model, convolutions, seeds, platform, monkeypatch
+):
+    """A convolution forward and two back for each that the network has, projections too, the first
+    without its gradient in the images; as many for two seeds on each of eight devices.
+    """
+    monkeypatch.setattr(devices.Layout, "platform", platform)
+    made = build(CONFIG.replace(model=model), jax.devices(), seeds)
+    with jax.numpy_dtype_promotion("standard"):
+        text = (
+            made.dispatch.trace(*made.arguments()).lower(lowering_platforms=(platform,)).as_text()
+        )
+    assert text.count("stablehlo.convolution") == 3 * convolutions - 1
+    assert "callback" not in text
+
+
 HLO = """
   %a = f32[128]{0} all-reduce(%x), replica_groups={{0,1},{2,3}}
   %b = (bf16[8,4]{1,0}, pred[3]{0}) all-reduce-start(%x, %y), replica_groups=[4,2]<=[8]
@@ -179,7 +206,7 @@ def test_slices_that_cannot_be(name, words):
         slices.describe(name)
 
 
-def plan(*flags, path=None):
+def plan(*flags, path=None, timeout=540):
     command = [
         sys.executable,
         "experiments/tpu_plan.py",
@@ -191,7 +218,7 @@ def plan(*flags, path=None):
         "JAX_NUMPY_DTYPE_PROMOTION": "standard",
     }
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=540, env=lenient
+        command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=lenient
     )
 
 
@@ -244,6 +271,49 @@ def test_a_plan_by_the_compiler_of_the_tpu(flags, collectives, mesh, tmp_path):
     assert lines[0].startswith(f"{flags[1]}: ") and len(lines) == 9
     for word in ("mesh", "memory", "arithmetic", "traffic", "collectives", "step time", "run"):
         assert any(line.startswith(word) for line in lines), word
+
+
+# Input side, output side and channels in and out of each 3x3 convolution, and how many there are
+RESNET18 = [
+    (32, 32, 3, 64, 1),
+    (32, 32, 64, 64, 4),
+    *((2 * side, side, wide // 2, wide, 1) for side, wide in ((16, 128), (8, 256), (4, 512))),
+    *((side, side, wide, wide, 3) for side, wide in ((16, 128), (8, 256), (4, 512))),
+]
+
+
+def products(before, after, channels, filters, count):
+    """Multiplications of 3x3 convolutions with an image, none of them with the zeros around it."""
+    missed = 2 if before == after else 1
+    return count * (3 * after - missed) ** 2 * channels * filters
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_plan_of_a_residual_network(tmp_path):
+    """The README's: arithmetic by hand, and what batch norm adds to the collectives."""
+    flags = ["--model", "resnet18", "--optimizer", "sgd", "--compute-dtype", "bfloat16"]
+    flags += ["--topology", "v5e:2x4", "--batch-size", "1024"]
+    run = plan(*flags, path=tmp_path / "plan.json", timeout=1800)
+    assert run.returncode == 0, run.stderr
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert told["mesh"] == [1, 8]
+    assert {(each["kind"], each["devices"]) for each in told["collectives"]} == {("all-reduce", 8)}
+    variables = jax.eval_shape(
+        models.ResNet().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    )
+    # gradients, running statistics, loss, hits; of batch norm two moments of each channel forward
+    # and two sums back, one of which is the same at both ends of a projection
+    channels = models.count_parameters(variables["batch_stats"]) // 2
+    weights = models.count_parameters(variables["params"])
+    shared = 128 + 256 + 512
+    agreed = sum(each["bytes"] for each in told["collectives"])
+    assert agreed == 4 * (weights + 2 * channels + 2 + 4 * channels - shared)
+    # 128 images: forward and two products back, the first convolution without its gradient in
+    # the images; projections and the head are 3 % of it
+    first, *rest = (products(*row) for row in RESNET18)
+    np.testing.assert_allclose(told["flops"], 128 * 2 * (2 * first + 3 * sum(rest)), rtol=0.05)
+    assert told["arguments"] + told["temporaries"] < 0.04 * told["capacity"]
 
 
 def initial(_, key):

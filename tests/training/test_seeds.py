@@ -11,6 +11,8 @@ from stepping import stepped
 
 from cnnlab.config import Config, Machine
 from cnnlab.errors import InputError
+from cnnlab.models import CPU_IMAGES
+from cnnlab.parts import resolve
 from cnnlab.training import devices, experiment, network
 
 SEEDS = (3, 0, 7, 11)
@@ -56,9 +58,29 @@ def taken(config, seeds, steps, dtype):
 
 
 @functools.cache
-def alone(seed, steps, dtype):
-    config = CONFIG.replace(seed=seed, parallel="jit")
+def alone(seed, steps, dtype, model=CONFIG.recipe.model):
+    config = CONFIG.replace(seed=seed, parallel="jit", model=model)
     return taken(config, None, steps, dtype)[0]
+
+
+def assert_as_alone(together, model, steps, dtype, tolerance):
+    """Each seed's state, totals and validation are those of the seed alone."""
+    for seed, found in zip(SEEDS, together, strict=False):
+        wanted = alone(seed, steps, dtype, model)
+        paths = jax.tree_util.tree_leaves_with_path(wanted[:2])
+        for (path, theirs), ours in zip(paths, jax.tree.leaves(found[:2]), strict=True):
+            assert ours.dtype == theirs.dtype
+            # A sum over examples
+            scale = (
+                steps * CONFIG.recipe.batch_size if "'loss'" in jax.tree_util.keystr(path) else 1
+            )
+            np.testing.assert_allclose(
+                ours, theirs, rtol=0, atol=tolerance * scale, err_msg=f"{seed} {path}"
+            )
+        assert found[2]["count"] == wanted[2]["count"] == 40
+        np.testing.assert_allclose(found[2]["nll"], wanted[2]["nll"], rtol=1e-4)
+    kernels = [state.params["Conv_0"]["kernel"] for state, _, _ in together]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.01  # the seeds differ
 
 
 @pytest.mark.slow
@@ -77,22 +99,48 @@ def test_together_as_alone(devices, seeds, at_once, steps, dtype, tolerance):
     config = CONFIG.replace(devices=devices, dispatch_steps=at_once)
     together = taken(config, SEEDS[:seeds], steps, dtype)
     assert len(together) == seeds
-    for seed, found in zip(SEEDS, together, strict=False):
-        wanted = alone(seed, steps, dtype)
-        paths = jax.tree_util.tree_leaves_with_path(wanted[:2])
-        for (path, theirs), ours in zip(paths, jax.tree.leaves(found[:2]), strict=True):
-            assert ours.dtype == theirs.dtype
-            # A sum over examples
-            scale = (
-                steps * CONFIG.recipe.batch_size if "'loss'" in jax.tree_util.keystr(path) else 1
-            )
-            np.testing.assert_allclose(
-                ours, theirs, rtol=0, atol=tolerance * scale, err_msg=f"{seed} {path}"
-            )
-        assert found[2]["count"] == wanted[2]["count"] == 40
-        np.testing.assert_allclose(found[2]["nll"], wanted[2]["nll"], rtol=1e-4)
-    kernels = [state.params["Conv_0"]["kernel"] for state, _, _ in together]
-    assert np.abs(kernels[0] - kernels[1]).max() > 0.01  # the seeds differ
+    assert_as_alone(together, CONFIG.recipe.model, steps, dtype, tolerance)
+
+
+# With channels enough for each way that a CPU convolves, at any stride
+THIN = "resnet20,blocks=[1,1,1],widths=[16,16,32]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "devices", "seeds", "at_once"),
+    [
+        (THIN, 2, 2, 1),  # a device for each
+        (THIN, 2, 4, 4),  # two seeds a device, in turn
+        (THIN, 4, 2, 3),  # two devices for each
+        ("resnet18,blocks=[1,1],widths=[4,8],stem_width=4", 1, 2, 1),
+        ("resnet50,blocks=[1,1],widths=[4,4],stem_width=4,stem=imagenet,zero_scale=true", 1, 2, 1),
+        ("wide_resnet,depth=10,width=1,dropout=0.3", 1, 2, 1),
+        ("cnn8,widths=[4,8],hidden=6", 1, 2, 1),
+    ],
+)
+def test_networks_of_the_papers_together_as_alone(model, devices, seeds, at_once):
+    config = CONFIG.replace(model=model, devices=devices, dispatch_steps=at_once)
+    together = taken(config, SEEDS[:seeds], 6, "float64")
+    assert len(together) == seeds
+    assert_as_alone(together, model, 6, "float64", 1e-10)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "wide_resnet", "cnn8"])
+def test_networks_of_the_papers_are_laid_out_as_the_seed_network_is(name):
+    """On two cores: a seed a core, or both share a batch, each of at least 32 images."""
+    parts = resolve(CONFIG.replace(model=name).recipe)
+    assert parts.cpu_images == CPU_IMAGES
+
+    def shape(batch_size, seeds):
+        config = CONFIG.replace(model=name, batch_size=batch_size)
+        made = experiment.choose_layout(config, parts, seeds, jax.devices()[:2])
+        return dict(made.mesh.shape)
+
+    assert shape(128, None) == {"seed": 1, "data": 2}
+    assert shape(48, None) == {"seed": 1, "data": 1}
+    assert shape(128, 4) == shape(48, 4) == {"seed": 2, "data": 1}
+    assert shape(128, 3) == {"seed": 1, "data": 2}
 
 
 @pytest.mark.slow
