@@ -3,7 +3,6 @@ any platform.
 """
 
 import json
-import re
 import shlex
 import stat
 import sys
@@ -295,18 +294,6 @@ def test_the_recipe_is_airbench_s():
         )
     own = {"validation": 0.9, "batch_size": 500, "epochs": 4, "optimizer": tenth.optimizer}
     assert tenth == whole.replace(**own)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments/configs").iterdir()), ids=str)
-def test_a_published_configuration_says_what_to_expect_and_is_understood(path):
-    text = path.read_text()
-    assert re.findall(r"^# (Source|Command|Result|Time) ", text, re.MULTILINE) == [
-        "Source", "Command", "Result", "Time",
-    ]  # fmt: skip
-    resolve(cli.parse(Config, ["--config", str(path)]).recipe)
-    for name, flags in re.findall(r"python experiments/(\w+)\.py (.*)", text):
-        settings = {"train": Config, "speedrun": speedrun.SpeedRun}[name]
-        cli.parse(settings, shlex.split(flags.replace("experiments/", f"{ROOT}/experiments/")))
 
 
 def test_the_readme_s_commands_are_understood(monkeypatch):
