@@ -20,7 +20,7 @@ The map of the package; a module imports only modules above it in this list
     collectives.py  means and sums over the devices that share a batch; keys of its examples
     softmax/        logits -> probabilities: softmax, sigmoid, sparsemax, entmax, tempered; predict
     losses/         logits, labels -> one loss per example; functions from losses to losses
-    models/         Flax linen modules: SoftmaxRegression, MLP, CNN, AirNet; their layers and heads
+    models/         Flax linen modules: dense, convolutional, residual; their layers and heads
     optim/          optimizers besides Optax's own, Muon among them; schedules; weight averages
     augment/        keys, batch -> batch, on the device; the pipeline; views of test images
     data/           data sets from TFDS or arrays, their order, corruptions, streaming or in memory

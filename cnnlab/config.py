@@ -130,8 +130,8 @@ class Training(Settings):
     """
 
     model: Part = "cnn"
-    """cnn, mlp, softmax_regression, airnet, or your own, with hyperparameters: cnn,widths=[32,64]
-    (--list model)."""
+    """cnn, mlp, softmax_regression, airnet, cnn8, resnet18 (20, 32, 34, 44, 50, 56, 110),
+    wide_resnet, or your own, with hyperparameters: cnn,widths=[32,64] (--list model)."""
     compute_dtype: Annotated[str, ("float32", "bfloat16", "float16")] = "float32"
     """float32, bfloat16 or float16 (its gradients scaled up on the way); parameters, logits and
     loss are float32."""

@@ -4,6 +4,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -173,6 +174,21 @@ def test_numbers_of_parameters_are_the_papers():
     for name, millions in published.items():
         digits = 1 if millions >= 1 else 2
         assert round(GOLDEN["parameters"][name] / 1e6, digits) == millions
+
+
+def test_numbers_of_parameters_are_the_readme_s():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    table = re.search(r"^## Models\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    rows = [row for row in rows if "--model" not in row[0]]
+    stated = {}
+    for row in rows:
+        counts = [int(count.replace(",", "")) for count in re.findall(r"[\d,]+\d", row[-1])]
+        stated |= dict(zip(re.findall(r"`([^`]*)`", row[0]), counts, strict=True))
+    assert {name.split(",")[0] for name in stated} == MODELS.keys()
+    for name, count in stated.items():
+        variables = jax.eval_shape(build(name).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        assert count_parameters(variables["params"]) == count, name
 
 
 def test_dropout_is_in_front_of_the_second_convolution():
