@@ -328,6 +328,10 @@ def test_the_shortest_and_the_whole_spec_of_a_part(kind, text, shortest, whole):
             "resnet18,blocks=[3,3,3],widths=[16,32,64],stem_width=16,shortcut=pad",
             "resnet20",
         ),
+        (
+            "resnet18,blocks=[3,3,3],widths=[16,32,64]",
+            "resnet18,blocks=[3,3,3],widths=[16,32,64]",
+        ),
         ("resnet20,blocks=[1,1,1],stem_width=8", "resnet20,blocks=[1,1,1],stem_width=8"),
         (
             "resnet18,stem=imagenet,preactivation=true",
