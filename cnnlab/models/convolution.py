@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from cnnlab.models import blocked
@@ -39,7 +40,7 @@ class Convolution:
     Attributes:
       formulation: native or blocked. Blocked covers two-dimensional kernels of any size under any
         padding without dilation or groups; anything else is native. It has no forward-mode
-        derivative (jax.jvp).
+        derivative (jax.jvp), and under jax.shard_map no gradient with check_vma.
       max_pool: side and stride of the pooling windows; 1 for none.
 
     Raises:
@@ -60,7 +61,7 @@ class Convolution:
         """Return x float[B, ...], and let the compiler keep it in memory: XLA for CPU computes sums
         again wherever they are read, and so those of all residual blocks before.
         """
-        return blocked.kept(x) if self.formulation == "blocked" else x
+        return blocked.kept(x) if self.formulation == "blocked" and x.size else x
 
     def __call__(
         self,
@@ -73,33 +74,35 @@ class Convolution:
         """Convolve images float[B, H, W, C] with a kernel float[h, w, C, D], as
         lax.conv_general_dilated does, and apply max pooling: float[B, H', W', D].
         """
-        if self.formulation == "blocked" and _is_plain(lhs, **options):
+        if self.formulation == "blocked" and _is_plain(lhs, rhs, **options):
+            strides = tuple(window_strides)
             if isinstance(padding, str):
-                sides = lhs.shape[1:3], rhs.shape[:2]
-                padding = lax.padtype_to_pads(*sides, window_strides, padding)
+                padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
             (top, bottom), (left, right) = padding
             pads = (int(top), int(bottom)), (int(left), int(right))
-            if rhs.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
-                return max_pooling(
-                    blocked.pointwise(lhs, rhs, window_strides), self.max_pool, self.formulation
-                )
-            strides = tuple(window_strides)
-            if strides == (1, 1) and self._has_output(lhs, rhs, pads):
-                return blocked.conv_pool(lhs, rhs, pads, self.max_pool)
-            if strides != (1, 1) and lhs.shape[3] >= FEWEST_CHANNELS and len(lhs):
-                y = blocked.strided(lhs, rhs, strides, pads)
-                return max_pooling(cast(jax.Array, y), self.max_pool, self.formulation)
+            if self._has_output(lhs, rhs, strides, pads):
+                if rhs.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
+                    y = blocked.pointwise(lhs, rhs, strides)
+                    return max_pooling(y, self.max_pool, self.formulation)
+                if strides == (1, 1):
+                    return blocked.conv_pool(lhs, rhs, pads, self.max_pool)
+                if lhs.shape[3] >= FEWEST_CHANNELS:
+                    y = cast(jax.Array, blocked.strided(lhs, rhs, strides, pads))
+                    return max_pooling(y, self.max_pool, self.formulation)
         y = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
         return max_pooling(y, self.max_pool, self.formulation)
 
-    def _has_output(self, lhs: jax.Array, rhs: jax.Array, pads: Pads) -> bool:
-        """Return whether anything comes out of convolution and pooling, at stride 1."""
-        sides = (lhs.shape[i + 1] + sum(pads[i]) - rhs.shape[i] + 1 for i in (0, 1))
-        return len(lhs) > 0 and min(sides) >= self.max_pool
+    def _has_output(
+        self, lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], pads: Pads
+    ) -> bool:
+        """Return whether anything goes into convolution and pooling, and comes out."""
+        sides = ((lhs.shape[i + 1] + sum(pads[i]) - rhs.shape[i]) // strides[i] + 1 for i in (0, 1))
+        return lhs.size > 0 and rhs.size > 0 and min(sides) >= self.max_pool
 
 
 def _is_plain(
     x: jax.Array,
+    kernel: jax.Array,
     *,
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
@@ -108,9 +111,13 @@ def _is_plain(
     batch_group_count: int = 1,
     **kinds: object,
 ) -> bool:
-    """Return whether a convolution is one of images NHWC, without dilation or groups."""
+    """Return whether a convolution is one of images NHWC in real numbers of one type, without
+    dilation or groups.
+    """
     # The other arguments are a precision and a type of the result.
     if x.ndim != 4 or any(kind is not None for kind in kinds.values()):
+        return False
+    if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
         return False
     ones = (
         *(lhs_dilation or ()),

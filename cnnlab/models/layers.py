@@ -112,7 +112,9 @@ class BatchNorm(nn.Module):
         """Compute the mean and variance of each channel over the global batch: float[C] each."""
         axes = tuple(range(x.ndim - 1))
         moments = jnp.mean(x, axes), jnp.mean(x * x, axes)
-        mean, mean_of_squares = collectives.mean(moments, self.axis_name)
+        # Initialised on one device, where the axis is none
+        axis_name = None if self.is_initializing() else self.axis_name
+        mean, mean_of_squares = collectives.mean(moments, axis_name)
         return mean, jnp.maximum(mean_of_squares - mean**2, 0)
 
 
