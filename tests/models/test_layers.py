@@ -7,16 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from convolutions import Direct, Winograd, assert_within, drawn
 from jax_modes import quick_compile
 
 from cnnlab import models
-from cnnlab.models import convolution, pooling
+from cnnlab.models import blocked, convolution, pooling, winograd
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
-
-
-def drawn(shape, dtype="float64", seed=0):
-    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
 
 
 def value_and_gradients(function, *arguments, weights):
@@ -86,6 +83,201 @@ def test_blocked_equals_native(case, dtype):
         assert ours.dtype == dtype and ours.shape == theirs.shape
         atol = 4 * EPS[dtype] * float(np.max(scale, initial=0))
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol, err_msg=name)
+
+
+ALGORITHMS = {
+    "packed": {"_packed", "_direct_products"},
+    "direct": {"_direct", "_direct_products"},
+    "Winograd": {"convolve", "_direct_products"},
+    "Winograd, gradient too": {"convolve", "kernel_products"},
+    "pointwise": {"pointwise"},
+    "strided": {"_strided_products"},
+    "lax": set(),
+}
+REACHED = [
+    # algorithm, batch, side, channels, features, kernel, strides, padding, pooling
+    ("packed", 9, 6, 16, 16, 3, (1, 1), 1, 1),
+    ("packed", 5, 8, 3, 16, 5, (1, 1), 2, 2),
+    ("direct", 3, 6, 17, 8, 3, (1, 1), 1, 1),
+    ("direct", 2, 6, 32, 32, 3, (1, 1), 1, 1),
+    ("direct", 2, 6, 64, 64, 5, (1, 1), "SAME", 2),
+    ("direct", 2, 5, 31, 64, 3, (1, 1), 1, 1),
+    ("Winograd", 9, 5, 32, 64, 3, (1, 1), 1, 1),
+    ("Winograd", 3, 7, 64, 32, 3, (1, 1), "VALID", 1),
+    ("Winograd", 11, 7, 32, 64, 3, (1, 1), 1, 2),
+    ("Winograd, gradient too", 3, 6, 64, 64, 3, (1, 1), 1, 1),
+    ("Winograd, gradient too", 9, 5, 64, 64, 3, (1, 1), ((2, 0), (-1, 3)), 2),
+    ("Winograd, gradient too", 2, 6, 128, 128, 3, (1, 1), 1, 1),
+    ("Winograd, gradient too", 9, 1, 64, 72, 3, (1, 1), 1, 1),
+    ("Winograd, gradient too", 3, 32, 64, 64, 3, (1, 1), 1, 1),  # blocks of 2 images
+    ("pointwise", 3, 7, 16, 8, 1, (2, 2), 0, 1),
+    ("pointwise", 3, 6, 5, 64, 1, (1, 1), "SAME", 2),
+    ("strided", 9, 8, 16, 32, 3, (2, 2), 1, 1),
+    ("strided", 3, 7, 64, 64, 3, (2, 1), "SAME", 2),
+    ("lax", 3, 7, 15, 32, 3, (2, 2), 1, 1),
+]
+QUICK = [REACHED[i] for i in (0, 2, 8, 9, 14, 16)]
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Names of the algorithms that a trace comes by."""
+    names = set()
+
+    def listen(module, name):
+        function = getattr(module, name)
+
+        def listening(*args, **kwargs):
+            names.add(name)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, listening)
+
+    for name in ("_packed", "_direct", "_direct_products", "_strided_products", "pointwise"):
+        listen(blocked, name)
+    for name in ("convolve", "kernel_products"):
+        listen(winograd, name)
+    return names
+
+
+def direct_or_winograd(algorithm, strides, pads, x, kernel, dy, dtype):
+    """Value and gradients by definition, and the bounds of an algorithm."""
+    direct = Direct(pads, strides)
+    wanted = (
+        direct.value(x, kernel),
+        direct.by_images(dy, kernel, x.shape),
+        direct.by_kernel(x, dy, kernel.shape),
+    )
+    if not algorithm.startswith("Winograd"):
+        return wanted, direct.bounds(x, kernel, dy, dtype)
+    return wanted, Winograd(pads).bounds(x, kernel, dy, dtype, algorithm.endswith("too"))
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        pytest.param(
+            case,
+            dtype,
+            id=f"{case}-{dtype}",
+            marks=() if case in QUICK and dtype == "float32" else pytest.mark.slow,
+        )
+        for case in REACHED
+        for dtype in ("float32", "float64")
+    ],
+)
+def test_every_algorithm_is_reached_and_within_its_bound(case, dtype, traced):
+    """Value and both gradients against the definition in float64, element by element.
+
+    Bounds: a sum of n products in any order is off by at most n eps / 2 of the sum of their
+    magnitudes; Winograd's filtering by C + 10 of |A^T| ((|G||g||G^T|) * (|B^T||d||B|)) |A|, its
+    gradient by the kernel by n + 8 of |G^T| ((|B^T||d||B|) * (|A||dy||A^T|)) |G| over n tiles
+    (support/convolutions.py). A maximum is off by no more than the pixels of its window.
+    """
+    algorithm, batch, side, channels, features, k, strides, padding, pool = case
+    x, w = drawn((batch, side, side, channels), dtype), drawn((k, k, channels, features), dtype, 1)
+    pads = ((padding,) * 2,) * 2 if isinstance(padding, int) else padding
+    if isinstance(padding, str):
+        pads = jax.lax.padtype_to_pads((side, side), (k, k), strides, padding)
+    double = [x.astype(np.float64), w.astype(np.float64)]
+    z = Direct(pads, strides).value(*double)
+    windows = np.zeros(z.shape)  # 1 at the winners
+    heights, widths = z.shape[1] // pool, z.shape[2] // pool
+    cut = z[:, : heights * pool, : widths * pool]
+    cut = cut.reshape(batch, heights, pool, widths, pool, features)
+    most = cut.max((2, 4), keepdims=True)
+    windows[:, : heights * pool, : widths * pool] = (cut == most).reshape(
+        batch, heights * pool, widths * pool, features
+    )
+    weights = drawn((batch, heights, widths, features), dtype, 2)
+    spread = np.zeros(z.shape)
+    spread[:, : heights * pool, : widths * pool] = weights.repeat(pool, 1).repeat(pool, 2)
+    wanted, bounds = direct_or_winograd(algorithm, strides, pads, *double, spread * windows, dtype)
+    value_bound = bounds[0][:, : heights * pool, : widths * pool].reshape(cut.shape).max((2, 4))
+
+    def convolve(x, w):
+        return convolution.Convolution("blocked", pool)(
+            x, w, strides, padding if isinstance(padding, str) else pads,
+            dimension_numbers=convolution.NHWC,
+        )  # fmt: skip
+
+    with jax.enable_x64(dtype == "float64"), quick_compile(True):
+        found = value_and_gradients(convolve, x, w, weights=weights.ravel())
+    assert_within(found[0], most[:, :, 0, :, 0], value_bound, dtype, "value")
+    assert_within(found[1], wanted[1], bounds[1], dtype, "by x")
+    assert_within(found[2], wanted[2], bounds[2], dtype, "by kernel")
+    # The gradient by the kernel is a direct convolution in several of them
+    assert traced - ALGORITHMS[algorithm] <= {"_direct"} and traced >= ALGORITHMS[algorithm]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_does_without_winograd(dtype, traced):
+    """Its sums and differences would lose digits; so would products of pixels in two roundings."""
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in ((9, 8, 8, 64), (3, 3, 64, 64))]
+    for pool in (1, 2):
+
+        def total(x, w, pool=pool):
+            y = convolution.Convolution("blocked", pool)(
+                x, w, (1, 1), "SAME", dimension_numbers=convolution.NHWC
+            )
+            return y.astype(jnp.float32).sum()
+
+        gradients = jax.eval_shape(jax.grad(total, (0, 1)), *shapes)
+        assert [gradient.dtype for gradient in gradients] == [dtype, dtype]
+    assert traced == {"_direct", "_direct_products"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "strides", "padding"),
+    [
+        ((0, 5, 5, 64), (3, 3, 64, 64), (1, 1), "SAME"),
+        ((0, 5, 5, 16), (3, 3, 16, 4), (2, 2), "SAME"),
+        ((0, 5, 5, 4), (1, 1, 4, 4), (2, 2), "SAME"),
+        ((2, 2, 5, 16), (3, 3, 16, 4), (2, 2), "VALID"),  # no output
+        ((2, 2, 5, 64), (3, 3, 64, 64), (1, 1), "VALID"),
+        ((2, 5, 5, 0), (3, 3, 0, 4), (1, 1), "SAME"),
+        ((2, 5, 5, 64), (3, 3, 64, 0), (1, 1), "SAME"),
+        ((2, 5, 5, 16), (3, 3, 16, 0), (2, 2), "SAME"),
+        ((2, 0, 4, 64), (3, 3, 64, 64), (1, 1), ((2, 2), (1, 1))),
+    ],
+)
+def test_nothing_in_or_out_is_lax_s_own(shape, kernel, strides, padding):
+    """No images, pixels, channels, features or outputs: value and gradients of lax's shapes, all
+    zeros.
+    """
+
+    def parts(formulation, pool):
+        def convolve(x, w):
+            return convolution.Convolution(formulation, pool)(
+                x, w, strides, padding, dimension_numbers=convolution.NHWC
+            )
+
+        y, back = jax.vjp(convolve, jnp.zeros(shape), jnp.zeros(kernel))
+        return y, *back(jnp.ones_like(y))
+
+    for pool in (1, 2):
+        for ours, theirs in zip(parts("blocked", pool), parts("native", pool), strict=True):
+            assert ours.shape == theirs.shape
+            np.testing.assert_array_equal(ours, np.zeros(theirs.shape))
+
+
+@pytest.mark.parametrize("side", [1, 3])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_integers_are_lax_s_and_mixed_types_its_errors(side, strides):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-9, 9, (2, 4, 4, 64), dtype=np.int32)
+    kernel = rng.integers(-9, 9, (side, side, 64, 64), dtype=np.int32)
+
+    def convolve(x, kernel, formulation="blocked"):
+        return convolution.Convolution(formulation)(
+            x, kernel, strides, "SAME", dimension_numbers=convolution.NHWC
+        )
+
+    found, wanted = convolve(x, kernel), convolve(x, kernel, "native")
+    assert found.dtype == wanted.dtype == np.int32
+    np.testing.assert_array_equal(found, wanted)
+    with jax.numpy_dtype_promotion("standard"), pytest.raises(TypeError, match="same dtypes"):
+        convolve(jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.float32))
 
 
 def test_half_precision_gradients_are_summed_in_single():

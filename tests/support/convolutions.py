@@ -145,5 +145,5 @@ def assert_within(ours, wanted, bound, dtype, name=""):
     assert np.all(excess <= 0), (name, float(excess.max()))
 
 
-def drawn(shape, seed=0, dtype="float64"):
+def drawn(shape, dtype="float64", seed=0):
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
