@@ -27,7 +27,7 @@ SMALL = {
 }
 THIN = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 # The other thin networks differ in their number of blocks alone
-QUICK = ("mlp", "softmax_regression", "airnet", "cnn8", "resnet20")
+QUICK = ("softmax_regression", "cnn8", "resnet20")
 BATCH = 16
 
 

@@ -24,11 +24,16 @@ def test_a_tile_by_hand():
     """
     d = jnp.asarray([[1.0, 2, 0, 1], [0, 1, 3, 1], [2, 0, 1, 0], [1, 1, 0, 2]]).reshape(1, 4, 4, 1)
     g = jnp.asarray([[1.0, 0, 2], [0, 1, 0], [1, 0, 0]]).reshape(3, 3, 1, 1)
-    none = ((0, 0), (0, 0))
-    y = winograd.convolve(winograd.transformed(g), 0, none, d)
-    np.testing.assert_array_equal(y[0, :, :, 0], [[4, 7], [7, 5]])
     dy = jnp.asarray([[1.0, 0], [0, 2]]).reshape(1, 2, 2, 1)
-    gradient = winograd.kernel_gradient(winograd.kernel_products(d, dy, none))
+    none = ((0, 0), (0, 0))
+
+    @jax.jit
+    def parts(d, g, dy):
+        y = winograd.convolve(winograd.transformed(g), 0, none, d)
+        return y, winograd.kernel_gradient(winograd.kernel_products(d, dy, none))
+
+    y, gradient = parts(d, g, dy)
+    np.testing.assert_array_equal(y[0, :, :, 0], [[4, 7], [7, 5]])
     np.testing.assert_array_equal(gradient[..., 0, 0], [[3, 8, 2], [0, 3, 3], [4, 0, 5]])
 
 
@@ -75,7 +80,7 @@ CASES = [
     (1, 3, 3, 2, 2, ((0, 0), (0, 0))),
     (1, 2, 4, 2, 2, ((5, -3), (-1, 4))),
 ]
-QUICK = CASES[1], CASES[4]
+QUICK = CASES[4:5]
 
 
 @pytest.mark.parametrize(
