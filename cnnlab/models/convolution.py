@@ -80,7 +80,7 @@ class Convolution:
                 padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
             (top, bottom), (left, right) = padding
             pads = (int(top), int(bottom)), (int(left), int(right))
-            if self._has_output(lhs, rhs, strides, pads):
+            if self._has_output(lhs, rhs, pads):
                 if rhs.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
                     y = blocked.pointwise(lhs, rhs, strides)
                     return max_pooling(y, self.max_pool, self.formulation)
@@ -92,11 +92,11 @@ class Convolution:
         y = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
         return max_pooling(y, self.max_pool, self.formulation)
 
-    def _has_output(
-        self, lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], pads: Pads
-    ) -> bool:
-        """Return whether anything goes into convolution and pooling, and comes out."""
-        sides = ((lhs.shape[i + 1] + sum(pads[i]) - rhs.shape[i]) // strides[i] + 1 for i in (0, 1))
+    def _has_output(self, lhs: jax.Array, rhs: jax.Array, pads: Pads) -> bool:
+        """Return whether anything goes into the convolution, and comes out at stride 1 and of the
+        pooling then.
+        """
+        sides = (lhs.shape[i + 1] + sum(pads[i]) - rhs.shape[i] + 1 for i in (0, 1))
         return lhs.size > 0 and rhs.size > 0 and min(sides) >= self.max_pool
 
 

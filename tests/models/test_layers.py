@@ -102,7 +102,7 @@ REACHED = [
     ("direct", 2, 6, 32, 32, 3, (1, 1), 1, 1),
     ("direct", 2, 6, 64, 64, 5, (1, 1), "SAME", 2),
     ("direct", 2, 5, 31, 64, 3, (1, 1), 1, 1),
-    ("Winograd", 9, 5, 32, 64, 3, (1, 1), 1, 1),
+    ("Winograd", 9, 5, 32, 64, 3, (1, 1), ((2, 0), (0, 3)), 1),
     ("Winograd", 3, 7, 64, 32, 3, (1, 1), "VALID", 1),
     ("Winograd", 11, 7, 32, 64, 3, (1, 1), 1, 2),
     ("Winograd, gradient too", 3, 6, 64, 64, 3, (1, 1), 1, 1),
@@ -234,6 +234,7 @@ def test_half_precision_does_without_winograd(dtype, traced):
         ((0, 5, 5, 16), (3, 3, 16, 4), (2, 2), "SAME"),
         ((0, 5, 5, 4), (1, 1, 4, 4), (2, 2), "SAME"),
         ((2, 2, 5, 16), (3, 3, 16, 4), (2, 2), "VALID"),  # no output
+        ((2, 3, 3, 4), (3, 3, 4, 4), (1, 1), "VALID"),  # none after pooling
         pytest.param((2, 2, 5, 64), (3, 3, 64, 64), (1, 1), "VALID", marks=pytest.mark.slow),
         ((2, 5, 5, 0), (3, 3, 0, 4), (1, 1), "SAME"),
         ((2, 5, 5, 64), (3, 3, 64, 0), (1, 1), "SAME"),
