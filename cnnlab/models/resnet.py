@@ -205,13 +205,15 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """A wide residual network: three stages of preactivated blocks, with the parameters of that
-    `ResNet`.
+    """A wide residual network: three stages of preactivated blocks.
+
+    Its parameters are named as those of the `ResNet` that it is.
 
     Source: Zagoruyko & Komodakis, 2016, "Wide residual networks", arXiv 1605.07146.
 
     Args:
-      depth: in [10, inf), layers with weights: 6 n + 4, with n blocks per stage.
+      depth: in [10, inf), convolutions, projections included: 6 n + 4, with n blocks per
+        stage.
       width: in [1, inf), times 16, 32 and 64 channels.
       dropout: in [0, 1), share of values dropped between the convolutions of a block.
       head: linear or cosine.
@@ -251,7 +253,6 @@ class WideResNet(nn.Module):
             conv=self.conv,
             axis_name=self.axis_name,
         )
-        # Its parameters are named as if it were called alone
         nn.share_scope(self, network)
         return network(x, train=train)
 
