@@ -15,7 +15,32 @@ from cnnlab.types import Device
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4  # of malloc.h
-M_ARENA_MAX = -8
+
+
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+HUGE_PAGES_SETTING = "/sys/kernel/mm/transparent_hugepage/enabled"
+
+
+def restart_with_huge_pages() -> None:
+    """Run this program's command again, with malloc on huge pages, where Linux gives them to those
+    who ask.
+
+    XLA asks for its temporaries anew each step, and threads other than the first give back what is
+    larger than 64 MB: ResNet-18's step faults in 190,000 pages, or 1,400 huge ones, with which it
+    is 1.4 times as fast on two cores. glibc reads its settings only when a program starts. Without
+    effect where GLIBC_TUNABLES is set, and in a program that was not started as a script.
+    """
+    script = sys.argv[0]
+    if "GLIBC_TUNABLES" in os.environ or not script or script not in sys.orig_argv[1:]:
+        return
+    try:
+        with open(HUGE_PAGES_SETTING) as file:
+            on_request = "[madvise]" in file.read()
+    except OSError:  # another system
+        return
+    if on_request:
+        os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def start() -> list[Device]:
@@ -70,9 +95,6 @@ def _keep_freed_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):  # another libc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
-        # Of the arenas that threads get, only the first keeps more than 64 MB: with it alone
-        # ResNet-20's step, which takes 260 MB, is 1.3 times as fast.
-        mallopt(M_ARENA_MAX, 1)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
-from cnnlab import config
+from cnnlab import backend, config
 from cnnlab.errors import InputError, explained, unknown
 from cnnlab.multihost import agree, processes, shutdown, supervise
 from cnnlab.multihost.join import join
@@ -170,7 +170,9 @@ def main(
     Raises:
       SystemExit: 0, or one of the statuses above.
     """
-    args = sys.argv[1:] if args is None else args
+    if args is None:
+        backend.restart_with_huge_pages()
+        args = sys.argv[1:]
     instead = (alone or {}).get(args[0]) if args else None
     try:
         if instead:

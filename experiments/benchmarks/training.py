@@ -206,6 +206,14 @@ def torch_obstacle(arguments: Arguments, python: str) -> str:
     return complaint[-1] if done.returncode else ""
 
 
+def environment(kind: str) -> dict[str, str]:
+    """Return the environment of a kind of contestant: huge pages are ours (`cnnlab.backend`)."""
+    inherited = dict(os.environ) | SHARE
+    if kind == "torch":
+        inherited.pop("GLIBC_TUNABLES", None)
+    return inherited
+
+
 class Worker:
     """A contestant's process: asleep until its turn."""
 
@@ -228,7 +236,7 @@ class Worker:
             stdin=pipe,
             stdout=pipe,
             text=True,
-            env=os.environ | SHARE | variables,
+            env=environment(kind) | variables,
         )
         self.seeds = int(options[0]) if kind == "step" and options else 1
         self._read("ready")
