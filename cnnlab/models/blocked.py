@@ -139,16 +139,14 @@ def _convolver(kernel: jax.Array, pads: Pads, axis: int = 2) -> Callable[[jax.Ar
     """Choose how to convolve images float[B, H, W, C] with a kernel float[h, w, C, D]; `axis` is
     that of the images' channels, 2 or 3.
 
-    Measured on a core of an AMD Zen 5, in GFLOP/s of the direct convolution: 3x3x3x16 29 (packed
-    100), 3x3x16x16 98 (118); 3x3x32x32 246 (Winograd 249), 3x3x32x64 229 (300), 3x3x64x64 213
-    (351), 3x3x256x256 228 (471).
+    Measured on a core of an AMD Zen 5, in GFLOP/s of the direct convolution: 3x3x32x32 246
+    (Winograd 249), 3x3x32x64 229 (300), 3x3x64x64 213 (351), 3x3x256x256 228 (471).
     """
     if _is_winograd(kernel):  # products take either side of a matrix; XLA is slow to transpose it
         return functools.partial(winograd.convolve, winograd.transformed(kernel), axis - 2, pads)
     if axis == 3:
         kernel = kernel.swapaxes(2, 3)
-    few = max(kernel.shape[2:]) <= 16
-    return functools.partial(_packed if few else _direct, kernel, pads)
+    return functools.partial(_direct, kernel, pads)
 
 
 def _is_winograd(kernel: jax.Array, fewest: int = 32) -> bool:
@@ -283,40 +281,37 @@ def _accumulated_in(kernel: jax.Array) -> np.dtype:
 
 
 def _direct(kernel: jax.Array, pads: Pads, x: jax.Array) -> jax.Array:
-    # XLA's kernel takes four times as long on three channels as on four (jax 0.10)
-    missing = max(0, 4 - x.shape[-1])
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing)))
-    kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))
-    return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=NHWC)
+    """Convolve images so that each place of the kernel makes as many columns as fill its vectors.
 
-
-def _packed(kernel: jax.Array, pads: Pads, x: jax.Array) -> jax.Array:
-    """Convolve images whose pairs of columns count as one pixel, as few channels fill no vector.
-
-    Half of the packed kernel is zeros: for the first output of a pair its taps start one column
-    earlier than for the second.
+    The kernel of the second column is that of the first, moved by one column, and so on.
     """
-    h, w, channels, features = kernel.shape
+    w, channels, features = kernel.shape[1:]
     rows, (left, right) = pads
-    columns = x.shape[2]
-    width = columns + left + right - w + 1
-    if columns % 2 or width % 2 or min(left, right) < 0:
-        return _direct(kernel, pads, x)
-    before = (left + 1) // 2  # pairs that the kernel reaches to the left
-    taps = before + (w - left) // 2 + 1
-    first = 2 * before - left
-    shifted = [
-        jnp.pad(kernel, ((0, 0), (shift, 2 * taps - w - shift), (0, 0), (0, 0)))
-        for shift in (first, first + 1)
+    columns = _columns(channels, features)
+    width = x.shape[2] + left + right - w + 1
+    moved = [
+        jnp.pad(kernel, ((0, 0), (column, columns - 1 - column), (0, 0), (0, 0)))
+        for column in range(columns)
     ]
-    packed = jnp.concatenate(shifted, 3).reshape(h, taps, 2 * channels, 2 * features)
-    # XLA computes slowly what it computes for pairs of columns.
-    pairs = kept(x).reshape(*x.shape[:2], columns // 2, 2 * channels)
-    after = (width - columns) // 2 - before + taps - 1
     y = lax.conv_general_dilated(
-        pairs, packed, (1, 1), (rows, (before, after)), dimension_numbers=NHWC
+        x,
+        jnp.concatenate(moved, -1),
+        (1, columns),
+        (rows, (left, right + -width % columns)),
+        dimension_numbers=NHWC,
     )
-    return y.reshape(*y.shape[:2], width, features)
+    return y.reshape(*y.shape[:2], -1, features)[:, :, :width]
+
+
+def _columns(channels: int, features: int) -> int:
+    """Choose how many columns of outputs `_direct` makes at once.
+
+    Measured as in `_convolver`, with 1, 2, 4 and 8 columns: 3x3x16x16 102, 173, 110, 67; 3x3x8x8
+    36, 63, 104, 67; 3x3x24x24 158, 142, 108, 62; 3x3x32x16 192, 173, 112, 60; 3x3x3x16 23, 25, 110,
+    60; 3x3x3x32 33, 164, 112, 63; 3x3x3x64 194, 154, 100, 65; 3x3x16x2 12, 20, 28, 32.
+    """
+    enough = 64 if channels < 4 else 32 if channels < 32 else 1
+    return min(8, max(1, enough // features))
 
 
 def _direct_products(x: jax.Array, dz: jax.Array, pads: Pads) -> jax.Array:
@@ -332,7 +327,8 @@ def _direct_products(x: jax.Array, dz: jax.Array, pads: Pads) -> jax.Array:
         planes, kernel = lax.optimization_barrier(
             (planes.transpose(0, 2, 3, 1), jnp.stack(list(dz), 2))
         )
-        return _direct(kernel, pads, planes).transpose(1, 2, 0, 3)
+        products = lax.conv_general_dilated(planes, kernel, (1, 1), pads, dimension_numbers=NHWC)
+        return products.transpose(1, 2, 0, 3)
     # Few channels make too few rows for that: one product of all that each place of the kernel saw.
     edges = [(0, 0, 0), (0, 0, 0), *((*pad, 0) for pad in pads)]  # negative ones cut
     planes = lax.pad(lax.optimization_barrier(planes), jnp.zeros((), planes.dtype), edges)

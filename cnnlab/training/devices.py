@@ -176,6 +176,7 @@ class Layout:
             in_shardings=tuple(shardings[:-1]),
             out_shardings=shardings[-1],
             donate_argnums=tuple(donate),
+            compiler_options=backend.compiler_options(list(self.mesh.devices.flat)),
         )
         if processes.count() == 1:
             return run

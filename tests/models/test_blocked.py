@@ -19,76 +19,39 @@ def in_double():
         yield
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """Names of the functions of `blocked` that are traced."""
-    names = set()
-
-    def listen(name):
-        function = getattr(blocked, name)
-
-        def listening(*args, **kwargs):
-            names.add(name)
-            return function(*args, **kwargs)
-
-        monkeypatch.setattr(blocked, name, listening)
-
-    for name in ("_packed", "_direct"):
-        listen(name)
-    return names
-
-
-def assert_packed(shape, kernel_shape, pads, calls):
-    """The value, and whether pairs of columns were packed: where both sides are even and nothing is
-    cut.
-    """
+def assert_direct(shape, kernel_shape, pads):
     x, kernel = drawn(shape), drawn(kernel_shape)
     wanted = Direct(pads).value(x, kernel)
-    calls.clear()
-    found = jax.jit(lambda x, kernel: blocked._packed(kernel, pads, x))(x, kernel)
-    is_packed = shape[2] % 2 == 0 and wanted.shape[2] % 2 == 0 and min(pads[1]) >= 0
-    assert ("_direct" not in calls) == is_packed
+    found = jax.jit(lambda x, kernel: blocked._direct(kernel, pads, x))(x, kernel)
     bound = Direct(pads).bounds(x, kernel, wanted, "float64")[0]
     assert_within(found, wanted, bound, "float64", (shape, kernel_shape, pads))
-    return is_packed
 
 
 @pytest.mark.parametrize(
     ("columns", "kernel", "pads"),
     [
         (6, (3, 3), ((1, 1), (1, 1))),
+        (5, (3, 3), ((1, 1), (1, 1))),
         (4, (2, 1), ((0, 1), (0, 0))),
-        (6, (3, 2), ((1, 0), (0, 1))),
         (8, (1, 4), ((0, 0), (3, 2))),
-        (6, (5, 5), ((2, 2), (2, 2))),
+        (6, (3, 1), ((1, 1), (-1, 1))),
         (4, (3, 3), ((2, -1), (5, 3))),  # more to the left than the kernel is wide
-        (4, (1, 1), ((0, 0), (1, 3))),
     ],
 )
-def test_pairs_of_columns(columns, kernel, pads, in_double, calls):
-    assert assert_packed((2, 5, columns, 3), (*kernel, 3, 2), pads, calls)
-
-
-@pytest.mark.parametrize(
-    ("columns", "kernel", "pads"),
-    [(5, (3, 3), ((1, 1), (1, 1))), (6, (3, 2), ((1, 1), (1, 1))), (6, (3, 1), ((1, 1), (-1, 1)))],
-)
-def test_odd_columns_and_cuts_are_not_packed(columns, kernel, pads, in_double, calls):
-    assert not assert_packed((2, 5, columns, 3), (*kernel, 3, 2), pads, calls)
+def test_columns_at_once(columns, kernel, pads, in_double):
+    """Two and four columns, where that many divide the output's and where they do not."""
+    assert_direct((2, 5, columns, 4), (*kernel, 4, 16), pads)
+    assert_direct((2, 5, columns, 5), (*kernel, 5, 8), pads)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", range(1, 6))
-def test_pairs_under_every_padding(width, in_double, calls):
-    """Paddings of 0 to 3 to the left and the right; channels up to 16."""
-    channels = {1: 1, 2: 4, 3: 16, 4: 7, 5: 8}[width]
-    count = 0
+def test_columns_under_every_padding(width, in_double):
+    """Paddings of 0 to 3 to the left and the right; one to many columns at once."""
+    channels, features = {1: (1, 16), 2: (4, 2), 3: (16, 1), 4: (7, 10), 5: (3, 32)}[width]
     for left, right, columns in itertools.product(range(4), range(4), (5, 6, 8)):
         pads = (1, 1), (left, right)
-        kernel_shape = (3, width, channels, 17 - channels)
-        count += assert_packed((1, 3, columns, channels), kernel_shape, pads, calls)
-    # Half of the paddings leave an even width, at two of three widths
-    assert count == 16
+        assert_direct((1, 3, columns, channels), (3, width, channels, features), pads)
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1), (1, 3)])

@@ -86,7 +86,7 @@ def test_blocked_equals_native(case, dtype):
 
 
 ALGORITHMS = {
-    "packed": {"_packed", "_direct_products"},
+    "columns": {"_direct", "_direct_products"},
     "direct": {"_direct", "_direct_products"},
     "Winograd": {"convolve", "_direct_products"},
     "Winograd, gradient too": {"convolve", "kernel_products"},
@@ -96,8 +96,8 @@ ALGORITHMS = {
 }
 REACHED = [
     # algorithm, batch, side, channels, features, kernel, strides, padding, pooling
-    ("packed", 9, 6, 16, 16, 3, (1, 1), 1, 1),
-    ("packed", 5, 8, 3, 16, 5, (1, 1), 2, 2),
+    ("columns", 9, 6, 16, 16, 3, (1, 1), 1, 1),
+    ("columns", 5, 8, 3, 16, 5, (1, 1), 2, 2),
     ("direct", 3, 6, 17, 8, 3, (1, 1), 1, 1),
     ("direct", 2, 6, 32, 32, 3, (1, 1), 1, 1),
     ("direct", 2, 6, 64, 64, 5, (1, 1), "SAME", 2),
@@ -133,7 +133,7 @@ def traced(monkeypatch):
 
         monkeypatch.setattr(module, name, listening)
 
-    for name in ("_packed", "_direct", "_direct_products", "_strided_products", "pointwise"):
+    for name in ("_direct", "_direct_products", "_strided_products", "pointwise"):
         listen(blocked, name)
     for name in ("convolve", "kernel_products"):
         listen(winograd, name)
