@@ -34,8 +34,9 @@ def restart_with_huge_pages() -> None:
     is 1.4 times as fast on two cores. glibc reads its settings only when a program starts. Without
     effect where GLIBC_TUNABLES is set, and in a program that was not started as a script.
     """
-    script = sys.argv[0]
-    if "GLIBC_TUNABLES" in os.environ or not script or script not in sys.orig_argv[1:]:
+    script = next(iter(sys.argv), "")
+    is_script = script in sys.orig_argv[1:] and os.path.isfile(script)  # not -m, -c or stdin
+    if "GLIBC_TUNABLES" in os.environ or not is_script:
         return
     try:
         with open(HUGE_PAGES_SETTING) as file:
