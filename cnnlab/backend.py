@@ -8,18 +8,13 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from cnnlab.errors import InputError
-from cnnlab.multihost import processes
 from cnnlab.types import Device
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4  # of malloc.h
-ONE_CORE: dict[str, str | bool] = {
-    "xla_cpu_multi_thread_eigen": False,
-    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-}
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 HUGE_PAGES_SETTING = "/sys/kernel/mm/transparent_hugepage/enabled"
@@ -86,22 +81,11 @@ def configure_cpu_devices() -> None:
     )
     if not asked:
         with contextlib.suppress(RuntimeError):  # JAX has started already, with the devices it has
-            jax.config.update("jax_num_cpu_devices", _cores())
+            jax.config.update("jax_num_cpu_devices", cores())
 
 
-def compiler_options(devices: Sequence[Device]) -> dict[str, str | bool]:
-    """Choose XLA's options for a step over these devices.
-
-    Where each core is a device, it computes in one thread and one operation after the other: there
-    is nothing left to run them beside. On two cores the steps of ResNet-18, ResNet-20 and airnet
-    are 1.03 to 1.1 times as fast.
-    """
-    ours = [device for device in devices if device.process_index == processes.index()]
-    return ONE_CORE if devices[0].platform == "cpu" and len(ours) >= _cores() else {}
-
-
-def _cores() -> int:
-    """Return how many this process may use."""
+def cores() -> int:
+    """Count the CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,10 +1,8 @@
-"""How a program starts JAX: memory, devices, and XLA's options for them."""
+"""How a program starts: the memory that it asks for."""
 
 import os
 import sys
-from types import SimpleNamespace
 
-import jax
 import pytest
 
 from cnnlab import backend
@@ -54,28 +52,3 @@ def test_a_script_restarts_with_its_own_command(restarts):
 def test_nothing_else_restarts(settings, restarts):
     calls, environment = restarts(**settings)
     assert not calls and environment == dict(settings.get("environment", ()))
-
-
-def device(platform, process=0):
-    return SimpleNamespace(platform=platform, process_index=process)
-
-
-@pytest.mark.parametrize(
-    ("devices", "cores", "is_one_core"),
-    [
-        ([device("cpu")] * 2, 2, True),
-        ([device("cpu")] * 8, 2, True),
-        ([device("cpu")], 1, True),
-        ([device("cpu")], 2, False),
-        ([device("cpu"), device("cpu", process=1)], 2, False),
-        ([device("tpu")] * 8, 2, False),
-    ],
-)
-def test_a_device_for_each_core_computes_in_one_thread(devices, cores, is_one_core, monkeypatch):
-    monkeypatch.setattr(backend, "_cores", lambda: cores)
-    assert bool(backend.compiler_options(devices)) == is_one_core
-
-
-def test_xla_knows_the_options():
-    double = jax.jit(lambda x: 2 * x, compiler_options=backend.ONE_CORE)
-    assert double(1.0) == 2

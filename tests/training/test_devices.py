@@ -5,6 +5,7 @@ import functools
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 from jax_modes import lenient, quick_compile
 from small_data import drawn
 
-from cnnlab import collectives, losses, metrics, optim
+from cnnlab import backend, collectives, losses, metrics, optim
 from cnnlab.config import Config, Machine
 from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
@@ -309,3 +310,28 @@ print(faults() - before)
     )
     # Numpy asks for huge pages where there are any: then 32 faults each
     assert 4 * with_layout < without
+
+
+def device(platform, process=0):
+    return SimpleNamespace(platform=platform, process_index=process)
+
+
+@pytest.mark.parametrize(
+    ("available", "cores", "is_one_core"),
+    [
+        ([device("cpu")] * 2, 2, True),
+        ([device("cpu")] * 8, 2, True),
+        ([device("cpu")], 1, True),
+        ([device("cpu")], 2, False),
+        ([device("cpu"), device("cpu", process=1)], 2, False),
+        ([device("tpu")] * 8, 2, False),
+    ],
+)
+def test_a_device_for_each_core_computes_in_one_thread(available, cores, is_one_core, monkeypatch):
+    monkeypatch.setattr(backend, "cores", lambda: cores)
+    assert bool(devices._compiler_options(available)) == is_one_core
+
+
+def test_xla_knows_the_options():
+    double = jax.jit(lambda x: 2 * x, compiler_options=devices.ONE_CORE)
+    assert double(1.0) == 2
