@@ -27,7 +27,8 @@ def restart_with_huge_pages() -> None:
     XLA asks for its temporaries anew each step, and threads other than the first give back what is
     larger than 64 MB: ResNet-18's step faults in 190,000 pages, or 1,400 huge ones, with which it
     is 1.4 times as fast on two cores. glibc reads its settings only when a program starts. Without
-    effect where GLIBC_TUNABLES is set, and in a program that was not started as a script.
+    effect where GLIBC_TUNABLES is set, and in a program that was not started as a script. What a
+    script did before is done again.
     """
     script = next(iter(sys.argv), "")
     is_script = script in sys.orig_argv[1:] and os.path.isfile(script)  # not -m, -c or stdin

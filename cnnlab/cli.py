@@ -171,7 +171,8 @@ def main(
       SystemExit: 0, or one of the statuses above.
     """
     if args is None:
-        backend.restart_with_huge_pages()
+        if getattr(body, "__module__", None) == "__main__":
+            backend.restart_with_huge_pages()
         args = sys.argv[1:]
     instead = (alone or {}).get(args[0]) if args else None
     try:

@@ -86,7 +86,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f" did you mean '{near[0]}'?" if near else ""
+    hint = f": did you mean '{near[0]}'?" if near else "."
     every = (
         f" Known: {', '.join(known)}."
         if len(known) <= MOST_NAMED
@@ -94,4 +94,4 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
         if hint
         else f" {len(known)} are known."
     )
-    return InputError(f"unknown {kind} '{name}':{hint}{every}")
+    return InputError(f"unknown {kind} '{name}'{hint}{every}")

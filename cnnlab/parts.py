@@ -105,7 +105,7 @@ KINDS = {
         "cnnlab.augment:AUGMENTATIONS",
         positional=2,
         supplies=("key", "run_key", "num_classes", "axis_name", *STATISTICS),
-        overridable=STATISTICS,
+        defaulted=STATISTICS,
     ),
     "dataset": Kind(
         "data set",

@@ -189,6 +189,7 @@ class Kind:
       positional: how many arguments come with the call; the others are hyperparameters.
       supplies: what the run passes to the functions that have a parameter of that name.
       overridable: what of that may be written in a spec too.
+      defaulted: what of that is a hyperparameter instead, where the function has a default for it.
       libraries: modules whose functions also keep the contract, by their dotted paths.
       hidden: parameters that are not hyperparameters.
       fallback: name -> function for names that are in no table.
@@ -202,6 +203,7 @@ class Kind:
     positional: int = 0
     supplies: tuple[str, ...] = ()
     overridable: tuple[str, ...] = ()
+    defaulted: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
     fallback: str = ""
@@ -426,7 +428,12 @@ class Part:
     def hyperparameters(self) -> dict[str, inspect.Parameter]:
         """Return the parameters that a spec may set, by name."""
         fixed = set(self.kind.supplies) - set(self.kind.overridable)
-        return {name: parameter for name, parameter in self.parameters.items() if name not in fixed}
+        return {
+            name: parameter
+            for name, parameter in self.parameters.items()
+            if name not in fixed
+            or (name in self.kind.defaulted and parameter.default is not parameter.empty)
+        }
 
     def __str__(self) -> str:
         return str(Spec(self.name, self.keywords))

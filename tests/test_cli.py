@@ -266,6 +266,24 @@ def test_a_flag_that_stands_alone_takes_the_words_after_it(capsys):
     assert len(seen) == 3
 
 
+@pytest.mark.parametrize(
+    ("module", "args", "restarts"),
+    [("__main__", None, 1), ("__main__", [], 0), ("experiments.train", None, 0)],
+)
+def test_only_a_script_starts_again_for_huge_pages(module, args, restarts, monkeypatch):
+    """Not a test that calls a script's body under pytest, nor one with its own words."""
+    calls = []
+    monkeypatch.setattr(cli.backend, "restart_with_huge_pages", lambda: calls.append(1))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+    def body(flags):
+        pass
+
+    body.__module__ = module
+    cli.main(body, Small, args)
+    assert len(calls) == restarts
+
+
 def test_a_defect_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         cli.main(raises(ZeroDivisionError()), Small, [])

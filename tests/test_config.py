@@ -81,7 +81,7 @@ CHOICES = [
 @pytest.mark.parametrize(("field", "known"), CHOICES)
 def test_an_unknown_choice_names_the_known_ones(field, known):
     needed = {"label_noise": 0.2} if field == "noise" else {}
-    with pytest.raises(InputError, match=f"unknown {field} 'xyzzy': Known: {', '.join(known)}"):
+    with pytest.raises(InputError, match=f"unknown {field} 'xyzzy'. Known: {', '.join(known)}"):
         Config.of(**{field: "xyzzy"}, **needed)
     for name in known:
         assert dict(Config.of(**{field: name}, **needed).items())[field] == name

@@ -505,7 +505,7 @@ BROKEN = [
     ("augment", "views+augmix", "it makes views, and there are some already"),
     ("augment", "random_resized_crop,scale=[1,0.5]", "the least and the greatest value, got [1.0"),
     ("augment", "cutmix,p=0", "p must lie in (0, 1], got 0"),
-    ("augment", "user_parts.in_pixels,std=3", "fails on images float32[20, 8, 8, 3]"),
+    ("augment", "user_parts.in_pixels,std=3", "std comes from the run"),
     ("metrics", ("user_parts.blocks",), "must be a cnnlab.metrics.Metric"),
     (
         "metrics",
@@ -713,10 +713,15 @@ def test_an_augmentation_is_given_the_statistics_that_it_requires():
     # Half of the pixels 10, 20, 30, normalised again.
     np.testing.assert_allclose(changed("user_parts.in_pixels"), [-2.5, -2.5, -3.0])
     np.testing.assert_allclose(changed("user_parts.in_pixels,factor=1"), np.zeros(3))
-    # A default of one's own makes a hyperparameter of it.
+    # With a default it is a hyperparameter instead.
     for text, value in (("user_parts.shifted", 0.25), ("user_parts.shifted,mean=0.5", 0.5)):
         np.testing.assert_array_equal(changed(text), np.full(3, value))
-    assert parts.resolve(Recipe.of(augment="trivial_augment")).augmentations[0].keywords == {}
+    for text in ("trivial_augment,mean=3", "augmix,std=[1,2,3]", "user_parts.in_pixels,mean=1"):
+        with pytest.raises(InputError, match="comes from the run"):
+            parts.resolve(Recipe.of(augment=text))
+    with pytest.raises(InputError) as error:
+        parts.resolve(Recipe.of(augment="augmix,width=0"))
+    assert "mean" not in str(error.value)
 
 
 def _augmented(found, mode, devices, batch, key, run_key):

@@ -20,7 +20,8 @@ class CNN8(nn.Module):
     """The 8-layer network of the papers on noisy labels: two convolutions 3x3 and maxima per stage,
     then two dense layers.
 
-    Batch norm and relu follow every layer but the last. A bias in front of batch norm has no
+    Batch norm and relu follow every layer but the last; kernels start from He et al.'s truncated
+    normal distribution (fan-in). A bias in front of batch norm has no
     effect, so there is none; with them the original has 1,032 parameters more.
 
     Source: Wang et al., 2019, "Symmetric cross entropy for robust learning with noisy labels",
@@ -45,7 +46,10 @@ class CNN8(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Compute the logits: float[B, H, W, C] -> float32[B, K]."""
+        """Compute the logits: float[B, H, W, C] -> float32[B, K]; H and W of 8 pixels or more."""
+        smallest = 2 ** len(self.widths)
+        if min(x.shape[1:3]) < smallest:
+            raise ValueError(f"images must have {smallest} x {smallest} pixels or more")
 
         def norm_relu(x: jax.Array) -> jax.Array:
             norm = BatchNorm(dtype=self.dtype, axis_name=self.axis_name)

@@ -68,7 +68,9 @@ class ResNet(nn.Module):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.blocks) != len(self.widths):
-            raise ValueError(f"blocks and widths must be as many, got {self.blocks}, {self.widths}")
+            raise ValueError(
+                f"blocks and widths must have the same length, got {self.blocks}, {self.widths}"
+            )
         if self.shortcut not in SHORTCUTS:
             raise unknown("shortcut", self.shortcut, SHORTCUTS)
         if self.stem not in STEMS:

@@ -25,7 +25,7 @@ WARMUP_POWER = 8  # Shamir and Zhang's eta; TensorFlow's warm-up has it too, a s
 
 
 def ema(decay: float = 0.999) -> Average:
-    """An exponential moving average of the weights, whose memory grows with the run at first.
+    """An exponential moving average of the weights, which looks back further as the run grows.
 
         weight_t = max(1 - decay, 9 / (9 + t)), t = 0, 1, ...
 
@@ -51,8 +51,9 @@ def ema(decay: float = 0.999) -> Average:
 def swa(total_steps: int, steps_per_epoch: int, start: float = 0.75) -> Average:
     """Stochastic weight averaging: the mean of the weights at the ends of the last epochs.
 
-    Until then the average is the current weights. It goes with a rate that stays high, as under
-    --schedule constant: weights that hardly move have nothing to average.
+    Until then the average is the current weights, but for its batch statistics, which are estimated
+    anew. Use it with a learning rate that stays high (--schedule constant): weights that hardly
+    move leave nothing to average.
 
     Args:
       total_steps: of the run.

@@ -210,7 +210,7 @@ def _setting(text: str, where: str) -> tuple[str, object, str]:
             f"{where}: {former} is a hyperparameter of its part now, as in {FORMER[former]}"
         )
     if name not in kinds:
-        raise unknown("flag to vary", name, sorted(kinds))
+        raise unknown("flag", name, sorted(kinds))
     return name, kinds[name], listed
 
 

@@ -193,8 +193,8 @@ class Layout:
 def _compiler_options(devices: Sequence[Device]) -> dict[str, str | bool]:
     """Choose XLA's options for a step over these devices.
 
-    Where each core is a device, it computes in one thread and one operation after the other: there
-    is nothing left to run them beside. On two cores the steps of ResNet-18, ResNet-20 and airnet
+    Where each core is a device, it computes in one thread and one operation after the other: no
+    core is left for a second thread. On two cores the steps of ResNet-18, ResNet-20 and airnet
     are 1.03 to 1.1 times as fast.
     """
     ours = [device for device in devices if device.process_index == processes.index()]

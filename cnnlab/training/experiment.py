@@ -215,12 +215,12 @@ class Experiment:
             if jax.tree.leaves(state.batch_stats) and alone:
                 lines.append(
                     f"model {parts.model} does not take axis_name: its batch statistics are those "
-                    f"of each device, {images // shared} images"
+                    f"of each device, {_images(images // shared)}"
                 )
             elif jax.tree.leaves(state.batch_stats):
                 lines.append(
                     f"model {parts.model} has batch statistics: with --microbatches "
-                    f"{recipe.microbatches} they are those of {images} images"
+                    f"{recipe.microbatches} they are those of {_images(images)}"
                 )
         if parts.loss.mark("head") and "head" not in parts.model.parameters:
             lines.append(
@@ -290,6 +290,10 @@ def build(
     seeded = _seeded(data, compiled, seeds, rates)
     device_images = layout.place(seeded["feed"].data)
     return Experiment(config, parts, data, compiled, init_images, device_images, **seeded)
+
+
+def _images(count: int) -> str:
+    return "one image" if count == 1 else f"{count} images"
 
 
 class _OfSeeds(TypedDict):

@@ -187,6 +187,13 @@ def test_numbers_of_parameters_are_the_readme_s():
         assert count_parameters(variables["params"]) == count, name
 
 
+def test_cnn8_needs_a_pixel_after_all_maxima():
+    model = build("cnn8")
+    with pytest.raises(ValueError, match="images must have 8 x 8 pixels or more"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 7, 3)))
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+
 def test_dropout_is_in_front_of_the_second_convolution():
     """Where that is zero a mask changes nothing; else it does."""
     name = "wide_resnet,depth=10,width=1"
