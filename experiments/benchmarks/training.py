@@ -7,7 +7,7 @@ PyTorch for comparison.
         --contestants "bare step" "bare step, lax convolution" pytorch "pytorch, malloc tuned"
 
 Each contestant is a process of its own, started and warmed up before the first round. In a round
-each takes its turn, in random order, while the others sleep; figures are medians over the rounds.
+each takes its turn, in random order, while the others sleep, and its first steps do not count; figures are medians over the rounds.
 The bare steps, PyTorch's too, take 32x32 images of noise, already normalised and on the device; the
 others are experiments/train.py itself (a short run each round) and the step that it compiles, on
 --dataset. PyTorch's contestants need a Python that has PyTorch, and a network of torch_networks.py.
@@ -44,6 +44,10 @@ HERE = Path(__file__).parent
 SHARE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 # glibc gives nothing back.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
+
+# Steps at the start of a turn that do not count: who has slept finds cold caches, and virtual
+# machines take free memory back meanwhile.
+WARM_UP = 3
 
 # name -> the optimizer's spec and its learning rate; torch_step.py has the same by these names
 OPTIMIZERS = {"adam": ("adam", 1e-3), "sgd": ("sgd,momentum=0.9,nesterov=false", 0.01)}
@@ -240,7 +244,6 @@ class Worker:
         )
         self.seeds = int(options[0]) if kind == "step" and options else 1
         self._read("ready")
-        self.turn(2)
 
     def _read(self, wanted: str | None = None) -> str:
         assert self.process.stdout
@@ -257,11 +260,16 @@ class Worker:
         """Measure the images per second over some steps."""
         if self.script:
             return self._run_script()
+        self._time(WARM_UP)
+        return steps * self.batch_size * self.seeds / self._time(steps)
+
+    def _time(self, steps: int) -> float:
+        """Measure the seconds that some steps take."""
         assert self.process.stdin
         with contextlib.suppress(BrokenPipeError):  # _read says that it has ended
             self.process.stdin.write(f"{steps}\n")
             self.process.stdin.flush()
-        return steps * self.batch_size * self.seeds / float(self._read())
+        return float(self._read())
 
     def _run_script(self) -> float:
         with tempfile.TemporaryDirectory() as folder:
