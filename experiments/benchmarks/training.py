@@ -7,7 +7,8 @@ PyTorch for comparison.
         --contestants "bare step" "bare step, lax convolution" pytorch "pytorch, malloc tuned"
 
 Each contestant is a process of its own, started and warmed up before the first round. In a round
-each takes its turn, in random order, while the others sleep, and its first steps do not count; figures are medians over the rounds.
+each takes its turn, in random order, while the others sleep, and its first steps do not count;
+figures are medians over the rounds. Long turns (--steps) are kinder to those who need much memory.
 The bare steps, PyTorch's too, take 32x32 images of noise, already normalised and on the device; the
 others are experiments/train.py itself (a short run each round) and the step that it compiles, on
 --dataset. PyTorch's contestants need a Python that has PyTorch, and a network of torch_networks.py.
