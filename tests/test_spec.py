@@ -376,7 +376,10 @@ def test_a_network_that_cannot_be_is_refused_by_name(text, words):
     [
         ("resnet18,stem=imagnet", "unknown stem 'imagnet': did you mean 'imagenet'"),
         ("resnet20,shortcut=padding", "unknown shortcut 'padding': did you mean 'pad'"),
-        ("resnet20,blocks=[1,1]", "model resnet20,blocks=[1,1]: blocks and widths must have the same length"),
+        (
+            "resnet20,blocks=[1,1]",
+            "model resnet20,blocks=[1,1]: blocks and widths must have the same",
+        ),
         ("resnet18,zero_scale=true,preactivation=true", "zero_scale needs a batch norm"),
         ("resnet20,widths=[8,16,32]", "shortcut=pad takes no channels away: stem_width 16, widths"),
         ("wide_resnet,depth=30", "depth must be 6 n + 4, such as 16, 28 or 40, got 30; its"),
