@@ -21,8 +21,8 @@ class CNN8(nn.Module):
     then two dense layers.
 
     Batch norm and relu follow every layer but the last; kernels start from He et al.'s truncated
-    normal distribution (fan-in). A bias in front of batch norm has no
-    effect, so there is none; with them the original has 1,032 parameters more.
+    normal distribution (fan-in). A bias in front of batch norm has no effect, so there is none;
+    with them the original has 1,032 parameters more.
 
     Source: Wang et al., 2019, "Symmetric cross entropy for robust learning with noisy labels",
     arXiv 1908.06112; Ma et al., 2020, "Normalized loss functions for deep learning with noisy
