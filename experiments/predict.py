@@ -21,7 +21,7 @@ class Arguments:
     run: tyro.conf.Positional[str]
     """Run folder."""
     images: tyro.conf.Positional[tuple[str, ...]]
-    """Image files, PNG or JPEG, of any size and mode; scaled and cropped to what the network takes.
+    """JPEG, PNG, GIF, BMP or WebP files of any size; scaled and cropped to what the network takes.
     """
     top: int = 3
     """Classes to show for each."""

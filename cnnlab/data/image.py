@@ -1,9 +1,24 @@
-"""One image from anywhere, made to fit a network's input."""
+"""One decoder of image files, for training, evaluation and prediction alike.
+
+`decode` gives the pixels that TensorFlow's `tf.image.decode_image` gives for 1 or 3 channels:
+
+- JPEG: libjpeg-turbo's fast integer transform. One channel is the luma that the file stores. CMYK
+  is converted by the product with black, as Adobe stores it.
+- PNG, GIF, BMP, WebP: palettes are looked up, 1, 2 and 4 bits are spread over 0..255, of 16 bits
+  the upper 8 are kept, and of an animation the first frame. One channel of a colour image is its
+  luma of ITU-R BT.601.
+- An EXIF orientation is ignored, and so is transparency: a pixel has the colour that is stored,
+  however transparent it is (in a GIF, which stores none there, black).
+
+TensorFlow refuses some of these files, or reads palette indices (BMP); here each is its colours.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,12 +28,93 @@ from cnnlab.errors import InputError
 if TYPE_CHECKING:
     import PIL.Image
 
+# Part of the names of what is cached: raise it when some file gives other pixels.
+DECODER_VERSION = 2
+FORMATS = ("PNG", "GIF", "BMP", "WEBP")  # those that Pillow decodes; not EPS, which runs a program
+JPEG = b"\xff\xd8\xff"
+ADOBE = b"\xff\xee\x00\x0eAdobe"  # a marker: its CMYK is stored inverted
+TRUNCATED = "Premature end of JPEG file"
+# Of red, green and blue in the luma of BT.601, in 1/32768, as libpng rounds them.
+LUMA = np.array([9797, 19234, 3737])
+
+
+def decode(data: bytes, channels: int) -> np.ndarray:
+    """Decode an image file.
+
+    Args:
+      data: contents of a JPEG, PNG, GIF, BMP or WebP file.
+      channels: wanted, 1 or 3.
+
+    Returns:
+      uint8[h, w, channels].
+
+    Raises:
+      ValueError: another format, or a damaged file. Pillow's readers raise anything on those.
+    """
+    pixels = _decode_jpeg(data, channels) if data.startswith(JPEG) else _decode_other(data)
+    return with_channels(pixels, channels)
+
+
+def _decode_jpeg(data: bytes, channels: int) -> np.ndarray:
+    """Decode a JPEG file: uint8[h, w, 1 or 3]."""
+    import simplejpeg
+
+    cmyk = simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK")
+    colours = "CMYK" if cmyk else "GRAY" if channels == 1 else "RGB"
+    try:
+        pixels = simplejpeg.decode_jpeg(data, colours, fastdct=True)
+    except ValueError as error:
+        if str(error) == TRUNCATED:
+            raise
+        pixels = simplejpeg.decode_jpeg(data, colours, fastdct=True, strict=False)
+    if not cmyk:
+        return pixels
+    inks = pixels.astype(np.int32) if ADOBE in data else 255 - pixels.astype(np.int32)
+    return (inks[..., 3:] * inks[..., :3] // 255).astype(np.uint8)
+
+
+def _decode_other(data: bytes) -> np.ndarray:
+    """Decode a file of `FORMATS`: uint8[h, w, 1 or 3]."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data), formats=FORMATS) as picture,
+        ):
+            picture.load()
+            return _pixels(picture)
+    except UnidentifiedImageError as error:
+        raise ValueError("not a JPEG, PNG, GIF, BMP or WebP file") from error
+
+
+def _pixels(picture: PIL.Image.Image) -> np.ndarray:
+    """Return a picture's pixels without transparency: uint8[h, w, 1 or 3]."""
+    if picture.mode.startswith("I"):  # 16 bits
+        return (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)[..., None]
+    if picture.mode in ("1", "L", "LA"):
+        return np.asarray(picture.convert("L"))[..., None]
+    pixels = np.array(picture.convert("RGBA" if picture.mode == "RGBA" else "RGB"))[..., :3]
+    transparent = picture.info.get("transparency")
+    if picture.format == "GIF" and picture.mode == "P" and transparent is not None:
+        pixels[np.asarray(picture) == transparent] = 0
+    return pixels
+
+
+def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Convert uint8[h, w, 1 or 3] to as many channels as are wanted: grey to colour or to luma."""
+    if pixels.shape[-1] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, -1)
+    return (pixels @ LUMA >> 15).astype(np.uint8)[..., None]
+
 
 def fit(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Scale the shorter side (antialiased, bilinear), cut out the centre, make the channels fit.
 
     Args:
-      image: uint8[h, w, c].
+      image: uint8[h, w, 1 or 3].
       shape: (H, W, C) wanted, C being 1 or 3.
 
     Returns:
@@ -28,28 +124,23 @@ def fit(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return image
     from PIL import Image
 
-    return _fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), shape)
-
-
-def _fit(picture: PIL.Image.Image, shape: tuple[int, ...]) -> np.ndarray:
-    from PIL import Image
-
     height, width, channels = shape
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    image = with_channels(image, channels)
+    if image.shape == shape:
+        return image
+    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
     scale = min(picture.height / height, picture.width / width)  # picture pixels per pixel wanted
     left, top = (picture.width - width * scale) / 2, (picture.height - height * scale) / 2
     box = left, top, left + width * scale, top + height * scale
-    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box)).reshape(
-        shape
-    )
+    scaled = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(scaled).reshape(shape)
 
 
 def read(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarray:
-    """Read an image file of any size and mode: turned as its EXIF says, transparency over white, 16
-    bits to 8.
+    """Read an image file of any size, made to fit.
 
     Args:
-      path: PNG, JPEG or whatever Pillow reads.
+      path: of a regular file, as `decode` takes it.
       shape: (H, W, C) wanted.
 
     Returns:
@@ -58,30 +149,13 @@ def read(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarray:
     Raises:
       InputError: no such file, or no image.
     """
-    from PIL import Image, ImageOps
-
+    file = Path(path)
+    if not file.exists():
+        raise InputError(f"there is no image file {path}")
+    if not file.is_file():
+        raise InputError(f"{path} is not a regular file")
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
-            picture.load()
-            picture = ImageOps.exif_transpose(picture)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no image file {path}") from error
+        return fit(decode(file.read_bytes(), shape[-1]), shape)
     # Pillow's readers raise anything on damaged files, struct.error among them.
     except Exception as error:
         raise InputError(f"{path} cannot be read as an image ({error})") from error
-    if picture.mode.startswith(("I", "F")):  # convert("L") would clip, not scale
-        values = np.nan_to_num(np.asarray(picture, np.float64))
-        # The file does not say its range: the smallest usual one that holds the values.
-        top = next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), values.max())
-        top = (
-            65535.0
-            if picture.mode.startswith("I;16")
-            else max(top, 255.0)
-            if picture.mode == "I"
-            else top
-        )
-        picture = Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return _fit(picture, shape)

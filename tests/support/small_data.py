@@ -16,7 +16,7 @@ def write_dataset(
     file_format: str = "array_record",
 ) -> pathlib.Path:
     """Prepares `root/name/1.0.0` from {split: (images, labels)}; None in `shape` for sizes that
-    vary.
+    vary. Images are arrays or the contents of image files.
     """
     import tensorflow_datasets as tfds
     from PIL import Image
@@ -40,8 +40,9 @@ def write_dataset(
 
         def _generate_examples(self, images, labels):
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-                picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-                yield i, {"image": picture, "label": int(label)}
+                if not isinstance(image, bytes):
+                    image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+                yield i, {"image": image, "label": int(label)}
 
     Builder.name = name
     with builders._quiet():

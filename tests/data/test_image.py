@@ -1,0 +1,137 @@
+"""Every file gives the pixels that TensorFlow's decoder gave, whoever reads it."""
+
+import base64
+import builtins
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_data import write_dataset
+
+from cnnlab.data import image, source
+from cnnlab.errors import InputError
+
+TABLE = json.loads((Path(__file__).parents[1] / "golden" / "pictures.json").read_text())
+PICTURES = TABLE["pictures"]
+# TensorFlow reads a BMP's palette indices as brightness; here they are looked up.
+NOT_LOOKED_UP = "bmp, palette"
+# TensorFlow computes the luma of 16-bit colours before it cuts them to 8 bits, Pillow gives 8.
+ROUNDED = ("png, 16 bit colour", 1)
+
+
+def contents(name: str) -> bytes:
+    return base64.b64decode(PICTURES[name]["file"])
+
+
+def wanted(name: str, channels: int) -> np.ndarray | None:
+    """Return the pixels in the table; None where TensorFlow refuses the file."""
+    row = PICTURES[name][str(channels)]
+    if "refused" in row:
+        return None
+    pixels = np.frombuffer(base64.b64decode(row["pixels"]), np.uint8)
+    return pixels.reshape(*TABLE["shape"], channels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", PICTURES)
+def test_pixels_are_those_of_tensorflow(name, channels):
+    found = image.decode(contents(name), channels)
+    assert (found.shape, found.dtype) == ((*TABLE["shape"], channels), np.uint8)
+    pixels = wanted(name, channels)
+    if pixels is None:
+        pixels = image.with_channels(image.decode(contents(name), 3), channels)
+    if name != NOT_LOOKED_UP:
+        bound = 1 if (name, channels) == ROUNDED else 0
+        np.testing.assert_allclose(found.astype(int), pixels, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_data_set_and_a_file_give_the_same_pixels(channels, tmp_path, monkeypatch):
+    monkeypatch.setenv("CNNLAB_CACHE", str(tmp_path / "cache"))
+    files = [contents(name) for name in PICTURES]
+    labels = range(len(files))
+    height, width = TABLE["shape"]
+    shape = (height, width, channels)
+    splits = {"train": (files, labels), "test": (files, labels)}
+    write_dataset(tmp_path, "pictures", splits, len(files), shape)
+    dataset = source.open_dataset("pictures", str(tmp_path))
+    images, summary = source.decoded(dataset.train)
+    streamed = dataset.test.read(range(len(files)))
+    for split_images, split_labels in (
+        (images, summary.labels),
+        (streamed["image"], streamed["label"]),
+    ):
+        assert sorted(split_labels) == list(labels)
+        for pixels, label in zip(split_images, split_labels, strict=True):
+            (tmp_path / "file").write_bytes(files[label])
+            np.testing.assert_array_equal(pixels, image.read(tmp_path / "file", shape))
+
+
+def test_what_tensorflow_refuses_has_its_own_colours():
+    """By hand: alpha is dropped, a palette looked up, one bit is black or white."""
+    drawn = image.decode(contents("png"), 3)
+    np.testing.assert_array_equal(image.decode(contents("webp, alpha"), 3), drawn)
+    few = image.decode(contents("png, palette"), 3)
+    np.testing.assert_array_equal(image.decode(contents("bmp, palette"), 3), few)
+    bits = image.decode(contents("png, 1 bit"), 3)
+    np.testing.assert_array_equal(image.decode(contents("bmp, 1 bit"), 3), bits)
+    assert set(bits.ravel()) == {0, 255}
+
+
+def test_luma_by_hand():
+    colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [7, 7, 7]]], np.uint8)
+    # 0.299, 0.587 and 0.114 of 255, rounded down
+    assert image.with_channels(colours, 1).ravel().tolist() == [76, 149, 29, 7]
+    grey = colours[:, :, :1]
+    np.testing.assert_array_equal(image.with_channels(grey, 3), np.concatenate([grey] * 3, -1))
+
+
+def jpeg(side: int = 40) -> bytes:
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(noise).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"no picture", jpeg()[:-2], jpeg()[:400], b"\xff\xd8\xff", contents("png")[:60],
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"RIFF0000WEBPVP8 ",
+    contents("gif")[:-30], contents("bmp")[:-30],
+])  # fmt: skip
+def test_what_is_no_whole_picture_is_an_error(data, tmp_path):
+    (tmp_path / "file.png").write_bytes(data)
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        image.read(tmp_path / "file.png", (8, 8, 3))
+
+
+def test_extra_bytes_are_no_error():
+    pixels = image.decode(jpeg(), 3)
+    np.testing.assert_array_equal(image.decode(jpeg() + b"more", 3), pixels)
+    # A marker in the middle: libjpeg warns, and so does TensorFlow.
+    data = jpeg()
+    half = len(data) // 2
+    damaged = image.decode(data[:half] + b"\xff\xd9" + data[half + 2 :], 3)
+    assert damaged.shape == pixels.shape
+
+
+def test_opencv_is_not_used(monkeypatch):
+    """Neither is it imported: what decodes does not depend on what else is installed."""
+    imported = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        assert name.partition(".")[0] != "cv2"
+        return imported(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    for name in PICTURES:
+        image.decode(contents(name), 3)
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(InputError, match="there is no image file"):
+        image.read(tmp_path / "nothing.png", (8, 8, 3))
+    with pytest.raises(InputError, match="not a regular file"):
+        image.read(tmp_path, (8, 8, 3))
