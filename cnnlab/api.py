@@ -162,7 +162,7 @@ def evaluate(
     config = network.config
     part = part_of("dataset", data)
     resolved = replace(network.parts, dataset=part)
-    dataset = resolved.open_dataset(data_dir or config.machine.data_dir, config.recipe.image_size)
+    dataset = resolved.open_dataset(data_dir or config.machine.data_dir, config.recipe)
     if not network.fits(dataset):
         raise InputError(f"{part} has other classes or images than the run's data")
     return runs.evaluate(network, dataset)

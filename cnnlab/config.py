@@ -117,12 +117,22 @@ class Training(Settings):
     """How networks are trained and on what: what all runs of a study have in common."""
 
     dataset: Part = "shapes10"
-    """shapes10 (drawn here), cifar10, mnist, any TFDS image-classification set prepared as
-    array_record, or your own: my_data.load,size=64. Corruptions follow after a +:
-    cifar10+label_noise,rate=0.4 (--list dataset, corruption)."""
+    """shapes10 (drawn here), cifar10, mnist, any prepared image-classification set by its TFDS name
+    (emnist/letters, cifar10:3.0.2), or your own: my_data.load,size=64. Corruptions follow after a
+    +: cifar10+label_noise,rate=0.4 (--list dataset, corruption)."""
     image_size: Count | None = None
     """Side in pixels to which images are scaled and cropped; needed only where their sizes differ.
     """
+    image_key: str | None = None
+    """Feature of a TFDS data set that is the image. None: image, or the only one."""
+    label_key: str | None = None
+    """Feature of a TFDS data set that is the label: a class, a whole number or a text. None: label,
+    or the only class."""
+    test_split: str | None = None
+    """Split of a TFDS data set to test on. None: test."""
+    test_fraction: Annotated[float, "(0, 1)"] | None = None
+    """Share of the training split to test on, of a data set without one for that; stratified by
+    class, always the same images."""
     validation: Share = 0.1
     """Share of the training split held out for validation, stratified by class."""
     split_seed: Size = 0

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from cnnlab import augment, backend, contracts, spec
-from cnnlab.config import Recipe
+from cnnlab.config import Recipe, flag
 from cnnlab.contracts import LOSS_INPUTS
 from cnnlab.data import dataset as datasets
 from cnnlab.errors import InputError, unknown
@@ -40,6 +40,8 @@ READY: dict[str, tuple[type, ...]] = {
     "metric": (Metric,),
 }
 
+# Settings of a run that a data set may ask for.
+DATA_SETTINGS = ("image_size", "image_key", "label_key", "test_split", "test_fraction")
 # Of the data set; also names that hyperparameters of the user's augmentations may have.
 STATISTICS = ("mean", "std")
 
@@ -111,9 +113,10 @@ KINDS = {
         "data set",
         "--dataset",
         "(...) -> Dataset, or a dict of arrays",
-        "cnnlab.data.source:DATASETS",
-        supplies=("data_dir", "image_size"),
-        fallback="cnnlab.data.source:prepared",
+        "cnnlab.data.catalogue:DATASETS",
+        supplies=("data_dir", *DATA_SETTINGS),
+        overridable=DATA_SETTINGS,
+        fallback="cnnlab.data.catalogue:named",
     ),
     "corruption": Kind(
         "corruption",
@@ -124,6 +127,17 @@ KINDS = {
     ),
     "metric": Kind("metric", "--metrics", "Metric, or (...) -> Metric", "cnnlab.metrics:METRICS"),
 }
+
+
+def _refuse_settings(part: Part, settings: Mapping[str, object]) -> None:
+    """Refuse settings that a data set does not take.
+
+    Raises:
+      InputError: there are any.
+    """
+    if settings:
+        name, value = next(iter(settings.items()))
+        raise InputError(f"data set '{part}' takes no {name}: {flag(name)} {value} has no effect")
 
 
 @dataclass(frozen=True)
@@ -192,16 +206,30 @@ class Parts:
         """Whether the loss compares with a teacher's logits."""
         return self.loss.asks("teacher_logits")
 
-    def open_dataset(self, data_dir: str | None, image_size: int | None) -> datasets.Dataset:
+    def open_dataset(self, data_dir: str | None, recipe: Recipe) -> datasets.Dataset:
         """Open the data set as it is, before any corruption.
 
+        Args:
+          data_dir: TFDS data directory; None for the default.
+          recipe: of the run, whose DATA_SETTINGS the data set may ask for.
+
         Raises:
-          InputError: whatever is wrong with it.
+          InputError: whatever is wrong with it, or a setting that it does not take.
         """
-        dataset = self.dataset.call(data_dir=data_dir, image_size=image_size)
+        part = self.dataset
+        settings = {name: getattr(recipe, name) for name in DATA_SETTINGS}
+        dataset = part.call(data_dir=data_dir, **settings)
+        left = {
+            name: value
+            for name, value in settings.items()
+            if value is not None and not part.asks(name)
+        }
+        image_size = left.pop("image_size", None)
         if isinstance(dataset, Mapping):
-            size = None if self.dataset.asks("image_size") else image_size
-            return datasets.from_arrays(self.dataset.name, dataset, size)
+            test_fraction = left.pop("test_fraction", None)
+            _refuse_settings(part, left)
+            return datasets.from_arrays(part.name, dataset, image_size, test_fraction)
+        _refuse_settings(part, left)
         if not isinstance(dataset, datasets.Dataset):
             raise InputError(
                 f"data set '{self.dataset}' must return a Dataset or a dict of arrays, got "

@@ -137,6 +137,15 @@ def split(text: str, separator: str) -> list[str]:
     return pieces
 
 
+def is_path(name: str) -> bool:
+    """Return whether a name is a dotted path; others may hold dots next to / or : only.
+
+    >>> is_path("my_data.load"), is_path("cifar10:3.0.2"), is_path("mnist")
+    (True, False, False)
+    """
+    return "." in name and not set(name) & set("/:")
+
+
 def as_name(text: str) -> str:
     """Turn a text into the name of a part: characters that mean something in a spec become "_".
 
@@ -350,7 +359,7 @@ class Part:
     @property
     def path(self) -> str:
         """The dotted path, where the part has one."""
-        return self.name if "." in self.name else ""
+        return self.name if is_path(self.name) else ""
 
     def canonical(self) -> Spec:
         """Build the shortest spec of the same part: under the name that leaves the fewest
@@ -501,7 +510,7 @@ def _look_up(kind: Kind, name: str) -> tuple[str, Callable, str]:
     builtin = kind.builtin()
     module = ""
     known = builtin | kind.short()
-    if "." in name:
+    if is_path(name):
         function, module = _load(kind, name)
         if name.split(".")[0] != "cnnlab":
             public = _public_path(kind, function) if "._" in name else ""

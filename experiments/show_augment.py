@@ -66,7 +66,7 @@ def main(arguments: Arguments) -> None:
         validation=0.0,
     )
     parts = resolve(recipe)
-    dataset = parts.open_dataset(arguments.data_dir, recipe.image_size)
+    dataset = parts.open_dataset(arguments.data_dir, recipe)
     if arguments.images > len(dataset.train):
         raise InputError(
             f"--images {arguments.images} is more than the {len(dataset.train)} training images of "

@@ -188,14 +188,14 @@ def rival(
     import numpy as np
 
     from cnnlab import backend
-    from cnnlab.data import order, source
+    from cnnlab.data import contents, order
     from cnnlab.parts import resolve
 
     if not Path(config.beside or "").is_file():
         raise InputError(f"--beside {config.beside} is no file; give a copy of airbench94_muon.py")
     on_cpu = ["cpu"] if backend.start()[0].platform == "cpu" else []
-    dataset = resolve(config.recipe).open_dataset(config.machine.data_dir, config.recipe.image_size)
-    images, summary = source.decoded(
+    dataset = resolve(config.recipe).open_dataset(config.machine.data_dir, config.recipe)
+    images, summary = contents.decoded(
         dataset.train, console.track(f"decoding {dataset.train.name}", "reads")
     )
     training, _ = order.split(summary.labels, config.recipe.validation, config.recipe.split_seed)

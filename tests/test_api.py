@@ -17,8 +17,8 @@ import user_parts
 import cnnlab
 from cnnlab import augment, parts
 from cnnlab.config import Config, Recipe
+from cnnlab.data.catalogue import open_dataset
 from cnnlab.data.dataset import Dataset, from_arrays
-from cnnlab.data.source import open_dataset
 from cnnlab.errors import InputError
 from cnnlab.losses import focal, ldam
 from cnnlab.models import CNN, MLP, MODELS, ResNet, WideResNet
@@ -415,7 +415,7 @@ def test_the_name_of_a_data_set_object_is_no_spec(name, written, tiny):
     part = parts.part_of("dataset", named)
     config = Config.of(dataset=str(part), label_noise=0.4)
     resolved = parts.resolve(config.recipe, {"dataset": (part,)})
-    assert str(part) == written and resolved.open_dataset(None, None) is named
+    assert str(part) == written and resolved.open_dataset(None, Recipe()) is named
     assert [str(corruption) for corruption in resolved.corruptions] == ["label_noise,rate=0.4"]
     assert run_folder.stored_form(config)["written"]["dataset"] == written
 

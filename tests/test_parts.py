@@ -102,7 +102,7 @@ def test_short_names_and_paths_of_cnnlab_are_the_same_part():
 def test_an_unknown_name_is_an_error(kind):
     if kind == "dataset":
         message = failure(
-            parts.resolve(TINY.replace(dataset="cifar11").recipe).open_dataset, None, None
+            parts.resolve(TINY.replace(dataset="cifar11").recipe).open_dataset, None, Recipe()
         )
     else:
         message = failure(spec.find, KINDS[kind], "surely_unknown")
@@ -142,7 +142,7 @@ def test_optimizers_of_optax_take_their_own_step(text, tfds_root):
             models.MLP(3, hidden=(8,)).apply({"params": params}, images), labels
         ).mean()
 
-    dataset = parts.resolve(TINY.recipe).open_dataset(None, None)
+    dataset = parts.resolve(TINY.recipe).open_dataset(None, TINY.recipe)
     mean, std = (np.array(values, np.float32) for values in (built.facts.mean, built.facts.std))
     for item in built.items(0, built.steps_per_epoch):
         images = augment.normalise(

@@ -1,20 +1,20 @@
 """Data sets: of TFDS without TensorFlow, of arrays; their order, and how a step is fed.
 
-cnnlab.data.cifar10, mnist and shapes10 are those of source.py, imported when they are used: Grain's
-reader processes import this package, and need nothing else of it.
+cnnlab.data.cifar10, mnist and shapes10 are those of catalogue.py, imported when they are used:
+Grain's reader processes import this package, and need nothing else of it.
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cnnlab.data.source import cifar10, mnist, shapes10
+    from cnnlab.data.catalogue import cifar10, mnist, shapes10
 
 __all__ = ["cifar10", "mnist", "shapes10"]
 
 
 def __getattr__(name: str) -> object:
     if name in __all__:
-        from cnnlab.data import source
+        from cnnlab.data import catalogue
 
-        return getattr(source, name)
+        return getattr(catalogue, name)
     raise AttributeError(f"module 'cnnlab.data' has no attribute '{name}'")

@@ -3,7 +3,7 @@ arrays.
 
 A data set is a part: `(**hyperparameters) -> Dataset`, or a function that returns arrays, {"train":
 (images uint8[N, H, W, C], labels int[N]), "test": (images, labels), "class_names": [...]}. It may
-ask for `data_dir` and `image_size`.
+ask for `data_dir`, `image_size`, `image_key`, `label_key`, `test_split` and `test_fraction`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cnnlab.data import order
 from cnnlab.data.image import fit
 from cnnlab.errors import InputError
 
@@ -35,7 +36,7 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitems__(self, positions: Sequence[int]) -> list[Example]: ...
+    def __getitems__(self, positions: Sequence[int], /) -> list[Example]: ...
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,14 @@ class Split:
         Raises:
           InputError: a record that cannot be read, or a label outside [0, K).
         """
-        with readable(self.name):
-            examples = self.records.__getitems__([int(p) for p in positions])
+        places = [int(p) for p in positions]
+        try:
+            examples = self.records.__getitems__(places)
+        except Exception:
+            for place in places:  # say which
+                with readable(f"{self.name}, image {place}"):
+                    self.records.__getitems__([place])
+            raise
         label = np.array([example["label"] for example in examples], np.int32)
         if len(label) and not (label.min() >= 0 and label.max() < self.num_classes):
             raise InputError(
@@ -146,7 +153,12 @@ class Arrays:
         return self.images.shape[1:] == tuple(image_shape)
 
 
-def from_arrays(name: str, arrays: Mapping[str, Any], image_size: int | None = None) -> Dataset:
+def from_arrays(
+    name: str,
+    arrays: Mapping[str, Any],
+    image_size: int | None = None,
+    test_fraction: float | None = None,
+) -> Dataset:
     """Build a data set from arrays.
 
     Args:
@@ -155,13 +167,17 @@ def from_arrays(name: str, arrays: Mapping[str, Any], image_size: int | None = N
         labels int[N]); class_names, else the numbers of the classes; mirror and taken_for as in
         `Dataset`.
       image_size: side to which the images are scaled; None keeps theirs.
+      test_fraction: share of train to test on, where there is no test; stratified by class, always
+        the same images.
 
     Raises:
       InputError: whatever in them does not fit.
     """
+    arrays = arrays if test_fraction is None else _divided(name, arrays, test_fraction)
     if missing := {"train", "test"} - set(arrays):
         raise InputError(
             f"data set {name} has no {' and no '.join(sorted(missing))}; it has {sorted(arrays)}"
+            + ("; --test-fraction 0.1 tests on a tenth of train" if missing == {"test"} else "")
         )
     if strange := set(arrays) - {"train", "test", "class_names", "mirror", "taken_for"}:
         raise InputError(
@@ -203,6 +219,18 @@ def from_arrays(name: str, arrays: Mapping[str, Any], image_size: int | None = N
     )
 
 
+def _divided(name: str, arrays: Mapping[str, Any], test_fraction: float) -> dict[str, Any]:
+    """Take the test images from those to train on."""
+    if "test" in arrays or "train" not in arrays:
+        raise InputError(f"data set {name}: --test-fraction is for data with train and no test")
+    train = _checked(f"{name} train", arrays["train"])
+    kept, held_out = order.split(train.labels, test_fraction, order.TEST_SEED)
+    if not len(held_out):
+        raise InputError(f"data set {name}: --test-fraction {test_fraction} holds out no image")
+    pairs = {"train": kept, "test": held_out}
+    return {**arrays, **{k: (train.images[v], train.labels[v]) for k, v in pairs.items()}}
+
+
 def _checked(name: str, pair: Iterable[ArrayLike]) -> Arrays:
     try:
         images, labels = (np.asarray(array) for array in pair)
@@ -239,6 +267,6 @@ def readable(name: str) -> Iterator[None]:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"{name}: the prepared files cannot be read ({reason}); delete that folder, prepare "
+            f"{name} cannot be read ({reason}); if its files are damaged, prepare the data set "
             "again"
         ) from error

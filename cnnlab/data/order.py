@@ -8,6 +8,8 @@ import functools
 
 import numpy as np
 
+TEST_SEED = 0  # of the images that --test-fraction takes: always the same ones
+
 
 def split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hold out a stratified share of a data set.

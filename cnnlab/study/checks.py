@@ -9,11 +9,11 @@ import numpy as np
 from cnnlab import compilation_cache
 from cnnlab.config import Recipe
 from cnnlab.console import Console
+from cnnlab.data.contents import Summary
 from cnnlab.data.dataset import Dataset
 from cnnlab.data.facts import DataFacts
-from cnnlab.data.source import Summary
 from cnnlab.errors import InputError
-from cnnlab.parts import Parts, resolve
+from cnnlab.parts import DATA_SETTINGS, Parts, resolve
 from cnnlab.spec import where
 from cnnlab.study import folder as folders
 from cnnlab.study import plan
@@ -36,14 +36,14 @@ def check(study: Study, console: Console) -> dict[str, Digests]:
     # JAX looks whether there is a cache when it first compiles, and never again
     compilation_cache.keep_compilations()
     digests: dict[str, Digests] = {}
-    opened: dict[tuple[str, int | None], tuple[Dataset, Summary]] = {}
+    opened: dict[tuple[object, ...], tuple[Dataset, Summary]] = {}
     for loss, condition in plan.grid(study):
         config = folders.config(study, loss, condition)
         recipe = config.recipe
         parts = resolve(config.recipe)
-        key = str(parts.dataset), recipe.image_size
+        key = str(parts.dataset), *(getattr(recipe, name) for name in DATA_SETTINGS)
         if key not in opened:
-            dataset = parts.open_dataset(study.machine.data_dir, recipe.image_size)
+            dataset = parts.open_dataset(study.machine.data_dir, recipe)
             opened[key] = dataset, experiment.read_split(study.machine, dataset.train, console)[1]
         data = experiment.training_data(recipe, parts, opened[key][0], None, opened[key][1])
         for num_seeds in (study.seeds, study.budget) if study.tune else (study.seeds,):

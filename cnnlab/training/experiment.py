@@ -16,9 +16,9 @@ import numpy as np
 from cnnlab import augment, compilation_cache, contracts
 from cnnlab.config import Config, Machine, Recipe
 from cnnlab.console import Console
+from cnnlab.data import contents, order
 from cnnlab.data import dataset as datasets
 from cnnlab.data import feed as feeds
-from cnnlab.data import order, source
 from cnnlab.data.dataset import Batch
 from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
@@ -274,7 +274,7 @@ def build(
     parts = parts or resolve(recipe)
     layout = choose_layout(config, parts, None if seeds is None else len(seeds))
     network.run_keys(recipe.seed if seeds is None else seeds)  # refuse them before data is read
-    dataset = parts.open_dataset(config.machine.data_dir, recipe.image_size)
+    dataset = parts.open_dataset(config.machine.data_dir, recipe)
     check_parts(recipe, parts, dataset)
     teacher, digest = None, None
     if parts.needs_teacher:
@@ -395,14 +395,14 @@ def check_parts(recipe: Recipe, parts: Parts, dataset: datasets.Dataset) -> None
 
 def read_split(
     machine: Machine, split: datasets.Split, console: Console
-) -> tuple[np.ndarray | None, source.Summary]:
+) -> tuple[np.ndarray | None, contents.Summary]:
     """Read a training split, showing a bar: its images where they are kept in memory, and its
     summary.
     """
     track = console.track(f"decoding {split.name}", "reads")
     if program.is_resident(machine, len(split), split.image_shape):
-        return source.decoded(split, track)
-    return None, source.summary(split, track)
+        return contents.decoded(split, track)
+    return None, contents.summary(split, track)
 
 
 def training_data(
@@ -410,7 +410,7 @@ def training_data(
     parts: Parts,
     dataset: datasets.Dataset,
     images: np.ndarray | None,
-    summary: source.Summary,
+    summary: contents.Summary,
     teacher_digest: str | None = None,
 ) -> TrainingData:
     """Divide a training split into what is trained on and what is held out.

@@ -213,7 +213,7 @@ def dataset_of(network: Network, data_dir: str | None = None) -> Dataset:
     config = network.config
     data_dir = data_dir or config.machine.data_dir
     try:
-        dataset = network.parts.open_dataset(data_dir, config.recipe.image_size)
+        dataset = network.parts.open_dataset(data_dir, config.recipe)
     except InputError as error:
         if network.parts.dataset.name != OBJECT:
             raise

@@ -25,7 +25,7 @@ import numpy as np
 
 from cnnlab import losses, models, optim
 from cnnlab.console import Console
-from cnnlab.data import order, source
+from cnnlab.data import catalogue, contents, order
 from cnnlab.lesson import Claim, Lesson, lines, run
 from cnnlab.models import convolution
 from cnnlab.training import devices, network
@@ -112,10 +112,10 @@ def teach(flags: Flags):
         measured,
     )
 
-    data = source.open_dataset("cifar10", flags.data_dir)
+    data = catalogue.open_dataset("cifar10", flags.data_dir)
     track = Console().track
     (images, known), (tests, answers) = (
-        source.decoded(part, track("decoding")) for part in (data.train, data.test)
+        contents.decoded(part, track("decoding")) for part in (data.train, data.test)
     )
     shifted = [
         after_shifts(trained(model, images, known.labels), tests, answers.labels) for model in pair

@@ -544,7 +544,10 @@ def test_folder_that_cannot_be_written(tmp_path):
 @pytest.mark.parametrize(
     ("info", "message"),
     [
-        ('{"name": "mnist", "splits": []}', "prepared as tfrecord, wanted array_record"),
+        (
+            '{"name": "mnist", "splits": [], "fileFormat": "riegeli"}',
+            "prepared as riegeli, wanted array_record or tfrecord",
+        ),
         ("{", "is damaged"),
         (None, "holds no dataset_info.json"),
         (

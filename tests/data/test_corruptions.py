@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cnnlab.data import corruptions, dataset, source
+from cnnlab.data import catalogue, corruptions, dataset
 from cnnlab.errors import InputError
 
 K = 10
@@ -58,7 +58,7 @@ def test_asymmetric_noise_takes_the_classes_of_cifar10_for_their_likes():
         "ship",
         "truck",
     ]
-    other = corruptions.taken_for(source.TAKEN_FOR["cifar10"], K)
+    other = corruptions.taken_for(catalogue.TAKEN_FOR["cifar10"], K)
     pairs = {names[k]: names[j] for k, j in enumerate(other) if k != j}
     assert pairs == {
         "truck": "automobile",

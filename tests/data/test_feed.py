@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from cnnlab.data import feed, order, source
+from cnnlab.data import catalogue, contents, feed, order
 
 BATCH = 16
 SEED = 5
@@ -17,16 +17,16 @@ SEED = 5
 
 @pytest.fixture(scope="module")
 def train(tfds_root):
-    return source.open_dataset("tiny", str(tfds_root)).train
+    return catalogue.open_dataset("tiny", str(tfds_root)).train
 
 
 @pytest.fixture(scope="module")
 def own(train):
-    return order.split(source.summary(train).labels, 0.1, 0)[0]
+    return order.split(contents.summary(train).labels, 0.1, 0)[0]
 
 
 def batches(train, own, kind, first, last, workers=0):
-    images, summary = source.decoded(train)
+    images, summary = contents.decoded(train)
     chosen = feed.Order(summary.labels, own, SEED, BATCH)
     if kind == "resident":
         feeding = feed.resident(images, chosen)
@@ -55,7 +55,7 @@ def test_streaming_is_resident(train, own, workers):
 @pytest.mark.parametrize("kind", ["resident", "streaming"])
 def test_batches_say_which_images_of_the_split_they_hold(train, own, kind):
     per_epoch = len(own) // BATCH
-    images, summary = source.decoded(train)
+    images, summary = contents.decoded(train)
     found = batches(train, own, kind, 0, 2 * per_epoch)
     for part in found:
         np.testing.assert_array_equal(part["image"], images[part["index"]])
@@ -90,7 +90,7 @@ def test_an_epoch_sees_each_training_image_at_most_once_and_no_other(train, own)
 
 
 def test_split_is_stratified_exact_and_its_own(train):
-    labels = source.summary(train).labels
+    labels = contents.summary(train).labels
     kept, held_out = order.split(labels, 0.1, 0)
     assert sorted([*kept, *held_out]) == list(range(200)) and len(held_out) == 20
     np.testing.assert_allclose(np.bincount(labels[held_out]), 0.1 * np.bincount(labels), atol=1)
@@ -118,9 +118,9 @@ def test_in_order_shows_every_image_once(train, count):
 
 @pytest.mark.slow
 def test_shapes10_streams_like_it_is(shapes10_root):
-    train = source.open_dataset("shapes10", str(shapes10_root)).train
+    train = catalogue.open_dataset("shapes10", str(shapes10_root)).train
     own = np.arange(0, len(train), 3)
-    images, summary = source.decoded(train)
+    images, summary = contents.decoded(train)
     chosen = feed.Order(summary.labels, own, 0, 64)
     resident = feed.resident(images, chosen)
     streaming = feed.streaming(train, chosen)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from small_data import write_dataset
 
-from cnnlab.data import image, source
+from cnnlab.data import catalogue, contents, image
 from cnnlab.errors import InputError
 
 TABLE = json.loads((Path(__file__).parents[1] / "golden" / "pictures.json").read_text())
@@ -22,7 +22,7 @@ NOT_LOOKED_UP = "bmp, palette"
 ROUNDED = ("png, 16 bit colour", 1)
 
 
-def contents(name: str) -> bytes:
+def picture(name: str) -> bytes:
     return base64.b64decode(PICTURES[name]["file"])
 
 
@@ -38,11 +38,11 @@ def wanted(name: str, channels: int) -> np.ndarray | None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", PICTURES)
 def test_pixels_are_those_of_tensorflow(name, channels):
-    found = image.decode(contents(name), channels)
+    found = image.decode(picture(name), channels)
     assert (found.shape, found.dtype) == ((*TABLE["shape"], channels), np.uint8)
     pixels = wanted(name, channels)
     if pixels is None:
-        pixels = image.with_channels(image.decode(contents(name), 3), channels)
+        pixels = image.with_channels(image.decode(picture(name), 3), channels)
     if name != NOT_LOOKED_UP:
         bound = 1 if (name, channels) == ROUNDED else 0
         np.testing.assert_allclose(found.astype(int), pixels, rtol=0, atol=bound)
@@ -51,14 +51,14 @@ def test_pixels_are_those_of_tensorflow(name, channels):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_data_set_and_a_file_give_the_same_pixels(channels, tmp_path, monkeypatch):
     monkeypatch.setenv("CNNLAB_CACHE", str(tmp_path / "cache"))
-    files = [contents(name) for name in PICTURES]
+    files = [picture(name) for name in PICTURES]
     labels = range(len(files))
     height, width = TABLE["shape"]
     shape = (height, width, channels)
     splits = {"train": (files, labels), "test": (files, labels)}
     write_dataset(tmp_path, "pictures", splits, len(files), shape)
-    dataset = source.open_dataset("pictures", str(tmp_path))
-    images, summary = source.decoded(dataset.train)
+    dataset = catalogue.open_dataset("pictures", str(tmp_path))
+    images, summary = contents.decoded(dataset.train)
     streamed = dataset.test.read(range(len(files)))
     for split_images, split_labels in (
         (images, summary.labels),
@@ -72,12 +72,12 @@ def test_a_data_set_and_a_file_give_the_same_pixels(channels, tmp_path, monkeypa
 
 def test_what_tensorflow_refuses_has_its_own_colours():
     """By hand: alpha is dropped, a palette looked up, one bit is black or white."""
-    drawn = image.decode(contents("png"), 3)
-    np.testing.assert_array_equal(image.decode(contents("webp, alpha"), 3), drawn)
-    few = image.decode(contents("png, palette"), 3)
-    np.testing.assert_array_equal(image.decode(contents("bmp, palette"), 3), few)
-    bits = image.decode(contents("png, 1 bit"), 3)
-    np.testing.assert_array_equal(image.decode(contents("bmp, 1 bit"), 3), bits)
+    drawn = image.decode(picture("png"), 3)
+    np.testing.assert_array_equal(image.decode(picture("webp, alpha"), 3), drawn)
+    few = image.decode(picture("png, palette"), 3)
+    np.testing.assert_array_equal(image.decode(picture("bmp, palette"), 3), few)
+    bits = image.decode(picture("png, 1 bit"), 3)
+    np.testing.assert_array_equal(image.decode(picture("bmp, 1 bit"), 3), bits)
     assert set(bits.ravel()) == {0, 255}
 
 
@@ -97,9 +97,9 @@ def jpeg(side: int = 40) -> bytes:
 
 
 @pytest.mark.parametrize("data", [
-    b"", b"no picture", jpeg()[:-2], jpeg()[:400], b"\xff\xd8\xff", contents("png")[:60],
+    b"", b"no picture", jpeg()[:-2], jpeg()[:400], b"\xff\xd8\xff", picture("png")[:60],
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"RIFF0000WEBPVP8 ",
-    contents("gif")[:-30], contents("bmp")[:-30],
+    picture("gif")[:-30], picture("bmp")[:-30],
 ])  # fmt: skip
 def test_what_is_no_whole_picture_is_an_error(data, tmp_path):
     (tmp_path / "file.png").write_bytes(data)
@@ -127,7 +127,7 @@ def test_opencv_is_not_used(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     for name in PICTURES:
-        image.decode(contents(name), 3)
+        image.decode(picture(name), 3)
 
 
 def test_files_that_are_none(tmp_path):

@@ -98,9 +98,9 @@ def taught(script, monkeypatch, chances):
     monkeypatch.setattr(script, "trained", trained)
     monkeypatch.setattr(script, "shuffled", shuffled)
     monkeypatch.setattr(
-        script.source, "open_dataset", lambda *args: type("Data", (), {"train": 0, "test": 0})
+        script.catalogue, "open_dataset", lambda *args: type("Data", (), {"train": 0, "test": 0})
     )
-    monkeypatch.setattr(script.source, "decoded", lambda *args: (plain, summary))
+    monkeypatch.setattr(script.contents, "decoded", lambda *args: (plain, summary))
     return [claim.holds for claim in claims(script, script.Flags())]
 
 

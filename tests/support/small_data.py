@@ -7,6 +7,38 @@ import numpy as np
 from cnnlab.data import builders
 
 
+def write_features(
+    root: pathlib.Path,
+    name: str,
+    features: dict,
+    splits: dict,
+    file_format: str = "array_record",
+) -> pathlib.Path:
+    """Prepares `root/name/1.0.0` from {split: [example, ...]} with these features of TFDS."""
+    import tensorflow_datasets as tfds
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        name = "placeholder"
+        pkg_dir_path = pathlib.Path(root)
+
+        def _info(self):
+            described = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=described)
+
+        def _split_generators(self, dl_manager):
+            return {split: iter(enumerate(examples)) for split, examples in splits.items()}
+
+        def _generate_examples(self):
+            raise NotImplementedError  # TFDS asks for the method
+
+    Builder.name = name
+    with builders._quiet():
+        builder = Builder(data_dir=root, file_format=file_format)
+        builder.download_and_prepare()
+    return pathlib.Path(builder.data_dir)
+
+
 def write_dataset(
     root: pathlib.Path,
     name: str,
@@ -19,36 +51,28 @@ def write_dataset(
     vary. Images are arrays or the contents of image files.
     """
     import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(shape=shape),
+        "label": tfds.features.ClassLabel(names=[f"class {k}" for k in range(classes)]),
+    }
+    examples = {
+        split: [
+            {"image": _as_stored(image), "label": int(label)}
+            for image, label in zip(*arrays, strict=True)
+        ]
+        for split, arrays in splits.items()
+    }
+    return write_features(root, name, features, examples, file_format)
+
+
+def _as_stored(image):
+    """What TFDS takes: the contents of a file, or a picture."""
     from PIL import Image
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-        name = "placeholder"
-        pkg_dir_path = pathlib.Path(root)
-
-        def _info(self):
-            features = tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=shape),
-                    "label": tfds.features.ClassLabel(names=[f"class {k}" for k in range(classes)]),
-                }
-            )
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
-
-        def _generate_examples(self, images, labels):
-            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-                if not isinstance(image, bytes):
-                    image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-                yield i, {"image": image, "label": int(label)}
-
-    Builder.name = name
-    with builders._quiet():
-        builder = Builder(data_dir=root, file_format=file_format)
-        builder.download_and_prepare()
-    return pathlib.Path(builder.data_dir)
+    if isinstance(image, bytes):
+        return image
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def drawn(

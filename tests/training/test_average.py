@@ -12,7 +12,7 @@ from stepping import stepped, taken
 
 import cnnlab
 from cnnlab.config import Config
-from cnnlab.data.source import open_dataset
+from cnnlab.data.catalogue import open_dataset
 from cnnlab.errors import InputError
 from cnnlab.parts import resolve
 from cnnlab.training import experiment, loop, network, run

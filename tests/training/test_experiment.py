@@ -12,7 +12,7 @@ from small_data import drawn
 from cnnlab import models, parts
 from cnnlab.config import Config, Recipe
 from cnnlab.console import Console
-from cnnlab.data import order, source
+from cnnlab.data import catalogue, contents, order
 from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
 from cnnlab.training import devices, experiment, program, run
@@ -41,20 +41,13 @@ def failure(call, *args) -> str:
         ("flowers", 3, True),
     ],
 )
-def test_which_data_sets_are_mirrored(name, channels, mirror, monkeypatch, tmp_path):
-    """Colour images that are not digits or letters, unless the data set says otherwise."""
-    facts = {
-        "version": np.array("1.0.0"), "image_shape": np.array([8, 8, channels]),
-        "class_names": np.array(["a", "b"]),
-        "train": np.array(10), "test": np.array(5),
-    }  # fmt: skip
-    monkeypatch.setattr(source, "data_root", lambda data_dir: tmp_path)
-    monkeypatch.setattr(source, "_prepared", lambda name, root: tmp_path)
-    monkeypatch.setattr(source, "_identity", lambda folder: f"{name} {channels} {tmp_path}")
-    monkeypatch.setattr(source, "_facts", lambda name, folder: facts)
-    monkeypatch.setattr(source.builders, "prepare", lambda name, root: tmp_path)
-    assert source.open_dataset(name).mirror is mirror
-    assert source.open_dataset(name, mirror=not mirror).mirror is not mirror
+def test_which_data_sets_are_mirrored(name, channels, mirror):
+    assert catalogue.may_be_mirrored(name, channels) is mirror
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_a_data_set_may_say_itself_whether_it_is_mirrored(mirror):
+    assert catalogue.open_dataset("tiny", mirror=mirror).mirror is mirror
 
 
 @pytest.mark.parametrize(
@@ -178,7 +171,7 @@ def test_facts_and_parts(tfds_root):
     assert facts.counts == {"train": 180, "validation": 20, "test": 50}
     assert facts.class_names == ("class 0", "class 1", "class 2")
     assert facts.image_shape == (8, 8, 3)
-    images, summary = source.decoded(source.open_dataset("tiny", str(tfds_root)).train)
+    images, summary = contents.decoded(catalogue.open_dataset("tiny", str(tfds_root)).train)
     own, held_out = order.split(summary.labels, 0.1, 0)
     mean = images[own].mean((0, 1, 2), dtype=np.float64)
     std = images[own].std((0, 1, 2), dtype=np.float64)
@@ -227,7 +220,7 @@ def test_the_head_fits_the_loss(name, head, loss, built, tmp_path, monkeypatch):
 def test_the_loss_is_told_how_many_images_each_class_has(tfds_root):
     config = TINY.replace(data_dir=str(tfds_root), loss="ldam+class_balanced")
     facts = experiment.build(config).facts
-    _, summary = source.decoded(source.open_dataset("tiny", str(tfds_root)).train)
+    _, summary = contents.decoded(catalogue.open_dataset("tiny", str(tfds_root)).train)
     own, _ = order.split(summary.labels, config.recipe.validation, config.recipe.split_seed)
     assert facts.class_counts == tuple(np.bincount(summary.labels[own]).tolist())
     assert sum(facts.class_counts) == 180

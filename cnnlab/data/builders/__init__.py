@@ -24,6 +24,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from cnnlab.data.records import FORMATS
 from cnnlab.errors import InputError, unknown
 
 OWN: tuple[str, ...] = ("cifar10", "mnist", "shapes10")
@@ -95,13 +96,14 @@ def _is_done(folder: pathlib.Path) -> bool:
         raise InputError(
             f"{folder}/dataset_info.json is damaged: move the folder away and run again."
         ) from None
-    if kind != "array_record":
+    if kind not in FORMATS:
         raise InputError(
-            f"{folder} is prepared as {kind}, wanted array_record: choose another data folder."
+            f"{folder} is prepared as {kind}, wanted {' or '.join(FORMATS)}: choose another data "
+            "folder."
         )
     for split, count in counts.items():
         for shard in range(count):
-            path = folder / f"{info['name']}-{split}.array_record-{shard:05d}-of-{count:05d}"
+            path = folder / f"{info['name']}-{split}.{kind}-{shard:05d}-of-{count:05d}"
             if not path.is_file():
                 raise InputError(f"{path} is missing: move the folder {folder} away and run again.")
     return True

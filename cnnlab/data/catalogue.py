@@ -1,0 +1,154 @@
+"""cnnlab's data sets, and those of TFDS, by name."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+
+from cnnlab import files
+from cnnlab.data import builders, prepared, storage
+from cnnlab.data.dataset import Dataset
+from cnnlab.data.prepared import NAME, Choice
+from cnnlab.data.storage import Folder
+from cnnlab.errors import InputError, unknown
+
+# What TFDS does not say of its sets. Colour images whose mirror image is another class, or none
+# (starts of names):
+NOT_TO_MIRROR = ("svhn", "colored_mnist", "omniglot", "cmaterdb")
+# Classes that are taken for others: those of CIFAR-10 and MNIST of Patrini et al., 2017, arXiv
+# 1609.03683. In CIFAR-10: truck for car, bird for plane, deer for horse, cat for dog, dog for cat.
+TAKEN_FOR = {
+    "cifar10": {9: 1, 2: 0, 4: 7, 3: 5, 5: 3},
+    "mnist": {7: 1, 2: 7, 5: 6, 6: 5, 3: 8},
+}
+
+
+def data_root(data_dir: str | None) -> Folder:
+    """Resolve the TFDS data directory: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Raises:
+      InputError: a directory was named and is not there.
+    """
+    if data_dir is None:
+        return Folder.at(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    if not storage.is_remote(data_dir) and not files.expanded(data_dir).is_dir():
+        raise InputError(
+            f"--data-dir {data_dir} is not a directory; make it first, or leave the flag out"
+        )
+    return Folder.at(data_dir)
+
+
+def named(name: str) -> Callable[..., Dataset]:
+    """Return the data set of a TFDS name as a part."""
+    return functools.partial(open_dataset, name)
+
+
+def open_dataset(  # noqa: PLR0913 (hyperparameters)
+    name: str,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    mirror: bool | None = None,
+    image_key: str | None = None,
+    label_key: str | None = None,
+    test_split: str | None = None,
+    test_fraction: float | None = None,
+) -> Dataset:
+    """Open a data set of TFDS, after preparing it if it is one of ours.
+
+    Args:
+      name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION of an image-classification set,
+        prepared as array_record or TFRecord; ours are prepared where they are missing.
+      data_dir: TFDS data directory, or a URL of one; None for the default.
+      image_size: side of the images in pixels; None keeps the features' own, which must then be
+        fixed.
+      mirror: whether a mirrored image is of the same class; none: for colour images that are not
+        digits or letters.
+      image_key: feature that is the image; none: image, or the only one.
+      label_key: feature that is its class, a ClassLabel, a whole number or a text; none: label, or
+        the only ClassLabel.
+      test_split: split to test on; none: test.
+      test_fraction: in (0, 1), share of the training split to test on, where there is no test
+        split; stratified, always the same images.
+
+    Returns:
+      The data set; nothing is read but its description.
+
+    Raises:
+      InputError: no such data set, another file format, no image and label, sizes that vary, no
+        network.
+    """
+    root = data_root(data_dir)
+    folder = _own(name, root) or prepared.find(name, root)
+    if folder is None:
+        raise unknown("data set", name, dict.fromkeys([*builders.OWN, *prepared.names(root)]))
+    choice = Choice(image_key, label_key, test_split, test_fraction)
+    opened = prepared.open_folder(name, folder, image_size, choice)
+    base = name.partition(":")[0].partition("/")[0]
+    if mirror is None:
+        mirror = may_be_mirrored(base, opened.train.image_shape[2])
+    return Dataset(
+        name,
+        opened.facts.version,
+        opened.train,
+        opened.test,
+        opened.facts.class_names,
+        mirror=mirror,
+        taken_for=TAKEN_FOR.get(base, {}),
+    )
+
+
+def may_be_mirrored(name: str, channels: int) -> bool:
+    """Return whether the images of a data set of TFDS keep their class when mirrored: where they
+    are colour images and not digits or letters.
+    """
+    return channels == 3 and not name.startswith(NOT_TO_MIRROR)
+
+
+def _own(name: str, root: Folder) -> Folder | None:
+    """Prepare one of cnnlab's data sets on this machine; None where the name is of another set, or
+    of another version.
+    """
+    match = NAME.fullmatch(name)
+    if match is None or match["name"] not in builders.OWN or match["config"] or root.is_remote:
+        return None
+    base = match["name"]
+    if match["version"] not in (None, builders.VERSIONS[base]):
+        return None
+    return Folder.at(builders.prepare(base, root.path))
+
+
+def shapes10(data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+    """Ten drawn shapes in any place, size and colour: 10,000 and 2,000 images of 32x32x3, made on
+    the spot.
+
+    Args:
+      image_size: side to which they are scaled; none: 32.
+    """
+    return open_dataset("shapes10", data_dir, image_size)
+
+
+def cifar10(data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+    """Ten kinds of animals and vehicles: 50,000 and 10,000 images of 32x32x3, downloaded through
+    TFDS.
+
+    Args:
+      image_size: side to which they are scaled; none: 32.
+
+    Source: Krizhevsky, 2009, "Learning multiple layers of features from tiny images".
+    """
+    return open_dataset("cifar10", data_dir, image_size)
+
+
+def mnist(data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+    """Handwritten digits: 60,000 and 10,000 images of 28x28x1, downloaded through TFDS.
+
+    Args:
+      image_size: side to which they are scaled; none: 28.
+
+    Source: LeCun, Cortes & Burges, 1998, "The MNIST database of handwritten digits".
+    """
+    return open_dataset("mnist", data_dir, image_size)
+
+
+DATASETS: dict[str, Callable[..., Dataset]] = {f.__name__: f for f in (shapes10, cifar10, mnist)}
