@@ -39,8 +39,9 @@ def main(arguments: Arguments) -> None:
     for module in trained.changed:
         print(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
     weights = arguments.weights or ("average" if trained.state.average else "last")
-    dataset = run.dataset_of(trained, arguments.data_dir)
-    result = run.evaluate(trained, dataset, Console("off" if arguments.json else "auto"))
+    console = Console("off" if arguments.json else "auto")
+    dataset = run.dataset_of(trained, arguments.data_dir, console)
+    result = run.evaluate(trained, dataset, console)
     if arguments.json:
         about = {"run": arguments.run, "step": trained.step, "weights": weights}
         print(json.dumps({**about, **result}))

@@ -75,8 +75,8 @@ def main(arguments: Arguments) -> None:
     shape = dataset.train.image_shape
     parts.augmented_shapes(dataset.num_classes, shape, arguments.images, dataset.mirror)
     machine = Machine(data_dir=arguments.data_dir)
-    images, summary = experiment.read_split(machine, dataset.train, Console("auto"))
-    data = experiment.training_data(recipe, parts, dataset, images, summary)
+    read = experiment.read_dataset(machine, dataset, Console("auto"))
+    data = experiment.training_data(recipe, parts, dataset, read)
     rng = np.random.default_rng(arguments.seed)
     chosen = np.sort(rng.choice(len(dataset.train), arguments.images, replace=False))
     columns = list(draw(parts, data, chosen, arguments))

@@ -29,12 +29,14 @@ class Summary:
     Attributes:
       labels: int32[N].
       sums, squares: int64[N, C], exact sums over pixels of values and of their squares.
+      hashes: uint8[N, 16], of the pixels of each.
       pixels: pixels per image and channel.
     """
 
     labels: np.ndarray
     sums: np.ndarray
     squares: np.ndarray
+    hashes: np.ndarray
     pixels: int
 
     def mean_std(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -49,15 +51,30 @@ class Summary:
         return mean, np.sqrt(np.maximum(variance, 1.0))
 
     def digest(self) -> str:
-        """Hash labels and per-image sums with SHA-256.
+        """Hash the pixels and labels of all images, in order, with SHA-256.
 
         Another data set under the same name is thus noticed.
         """
-        parts = [
-            np.ascontiguousarray(array).tobytes()
-            for array in (self.labels, self.sums, self.squares)
-        ]
+        parts = [np.ascontiguousarray(array).tobytes() for array in (self.labels, self.hashes)]
         return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is in a data set.
+
+    Attributes:
+      images: uint8[N, H, W, C], the training split in memory; None where it is streamed.
+      train, test: what is known of the splits.
+    """
+
+    images: np.ndarray | None
+    train: Summary
+    test: Summary
+
+    def digest(self) -> str:
+        """Hash the pixels and labels of both splits with SHA-256."""
+        return hashlib.sha256((self.train.digest() + self.test.digest()).encode()).hexdigest()
 
 
 def summary(split: Split, progress: Progress = iter) -> Summary:
@@ -76,14 +93,9 @@ def summary(split: Split, progress: Progress = iter) -> Summary:
     arrays = (
         compute()
         if isinstance(split.records, Arrays)
-        else cache.arrays(f"{split.fingerprint[:24]}-summary", compute)
+        else cache.arrays(f"{split.fingerprint[:24]}-summary2", compute)
     )
-    return Summary(
-        arrays["labels"],
-        arrays["sums"],
-        arrays["squares"],
-        split.image_shape[0] * split.image_shape[1],
-    )
+    return _summary(split, arrays)
 
 
 def decoded(split: Split, progress: Progress = iter) -> tuple[np.ndarray, Summary]:
@@ -99,9 +111,13 @@ def decoded(split: Split, progress: Progress = iter) -> tuple[np.ndarray, Summar
 
     if isinstance(split.records, Arrays) and split.records.fit(split.image_shape):
         return split.records.images, summary(split, progress)
-    arrays = cache.arrays(f"{split.fingerprint[:24]}-images", compute)
-    pixels = split.image_shape[0] * split.image_shape[1]
-    return arrays["images"], Summary(arrays["labels"], arrays["sums"], arrays["squares"], pixels)
+    arrays = cache.arrays(f"{split.fingerprint[:24]}-images2", compute)
+    return arrays["images"], _summary(split, arrays)
+
+
+def _summary(split: Split, arrays: dict[str, np.ndarray]) -> Summary:
+    facts = {name: arrays[name] for name in ("labels", "sums", "squares", "hashes")}
+    return Summary(**facts, pixels=split.image_shape[0] * split.image_shape[1])
 
 
 def _passes(split: Split, progress: Progress) -> Iterator[Batch]:
@@ -111,7 +127,13 @@ def _passes(split: Split, progress: Progress) -> Iterator[Batch]:
 
 def _sums(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     images = part["image"].astype(np.int64)
-    return {"labels": part["label"], "sums": images.sum((1, 2)), "squares": (images**2).sum((1, 2))}
+    hashes = [hashlib.blake2b(image.data, digest_size=16).digest() for image in part["image"]]
+    return {
+        "labels": part["label"],
+        "sums": images.sum((1, 2)),
+        "squares": (images**2).sum((1, 2)),
+        "hashes": np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16),
+    }
 
 
 def _concatenate(parts: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

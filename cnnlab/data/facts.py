@@ -21,7 +21,8 @@ class DataFacts:
       image_shape: (H, W, C).
       mean, std: of each channel over all training images that are not held out, in 0..255.
       class_counts: for each class how many images are trained on, by their right labels.
-      digest: SHA-256 of the training split.
+      digest: SHA-256 of the pixels and labels of both splits.
+      test_digest: SHA-256 of those of the test split; empty for a run of an earlier version.
       num_images: of the training split, those that are held out or left out included.
       counts: images by split: train (those trained on), validation and test.
       mirror: whether a mirrored image is of the same class.
@@ -34,6 +35,7 @@ class DataFacts:
     std: tuple[float, ...]
     class_counts: tuple[int, ...]
     digest: str = ""
+    test_digest: str = ""
     num_images: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     mirror: bool = True

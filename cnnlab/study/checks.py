@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import numpy as np
 from cnnlab import compilation_cache
 from cnnlab.config import Recipe
 from cnnlab.console import Console
-from cnnlab.data.contents import Summary
+from cnnlab.data.contents import Contents
 from cnnlab.data.dataset import Dataset
 from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
@@ -36,7 +38,7 @@ def check(study: Study, console: Console) -> dict[str, Digests]:
     # JAX looks whether there is a cache when it first compiles, and never again
     compilation_cache.keep_compilations()
     digests: dict[str, Digests] = {}
-    opened: dict[tuple[object, ...], tuple[Dataset, Summary]] = {}
+    opened: dict[tuple[object, ...], tuple[Dataset, Contents]] = {}
     for loss, condition in plan.grid(study):
         config = folders.config(study, loss, condition)
         recipe = config.recipe
@@ -44,8 +46,9 @@ def check(study: Study, console: Console) -> dict[str, Digests]:
         key = str(parts.dataset), *(getattr(recipe, name) for name in DATA_SETTINGS)
         if key not in opened:
             dataset = parts.open_dataset(study.machine.data_dir, recipe)
-            opened[key] = dataset, experiment.read_split(study.machine, dataset.train, console)[1]
-        data = experiment.training_data(recipe, parts, opened[key][0], None, opened[key][1])
+            read = experiment.read_dataset(study.machine, dataset, console)
+            opened[key] = dataset, dataclasses.replace(read, images=None)
+        data = experiment.training_data(recipe, parts, *opened[key])
         for num_seeds in (study.seeds, study.budget) if study.tune else (study.seeds,):
             experiment.choose_layout(config, parts, num_seeds)
         experiment.check_parts(recipe, parts, data.dataset)

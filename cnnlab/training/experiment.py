@@ -19,6 +19,7 @@ from cnnlab.console import Console
 from cnnlab.data import contents, order
 from cnnlab.data import dataset as datasets
 from cnnlab.data import feed as feeds
+from cnnlab.data.contents import Contents
 from cnnlab.data.dataset import Batch
 from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
@@ -279,8 +280,8 @@ def build(
     teacher, digest = None, None
     if parts.needs_teacher:
         teacher, digest = network.teacher_fn(recipe, dataset, Convolution(layout.formulation))
-    images, summary = read_split(config.machine, dataset.train, console)
-    data = training_data(recipe, parts, dataset, images, summary, digest)
+    read = read_dataset(config.machine, dataset, console)
+    data = training_data(recipe, parts, dataset, read, digest)
     compiled = program.build(config, parts, layout, data.facts, teacher, single_dispatch)
     compiled.abstract_start()  # refuses a model that the images are too small for
     init_images = None
@@ -393,24 +394,29 @@ def check_parts(recipe: Recipe, parts: Parts, dataset: datasets.Dataset) -> None
         )
 
 
-def read_split(
-    machine: Machine, split: datasets.Split, console: Console
-) -> tuple[np.ndarray | None, contents.Summary]:
-    """Read a training split, showing a bar: its images where they are kept in memory, and its
-    summary.
+def read_dataset(machine: Machine, dataset: datasets.Dataset, console: Console) -> Contents:
+    """Go through the splits of a data set, showing a bar: an image that cannot be decoded, or a
+    label that is none, is found before training.
+
+    Raises:
+      InputError: there is one.
     """
-    track = console.track(f"decoding {split.name}", "reads")
-    if program.is_resident(machine, len(split), split.image_shape):
-        return contents.decoded(split, track)
-    return None, contents.summary(split, track)
+    train = dataset.train
+    images = None
+    track = console.track(f"decoding {train.name}", "reads")
+    if program.is_resident(machine, len(train), train.image_shape):
+        images, summary = contents.decoded(train, track)
+    else:
+        summary = contents.summary(train, track)
+    track = console.track(f"decoding {dataset.test.name}", "reads")
+    return Contents(images, summary, contents.summary(dataset.test, track))
 
 
 def training_data(
     recipe: Recipe,
     parts: Parts,
     dataset: datasets.Dataset,
-    images: np.ndarray | None,
-    summary: contents.Summary,
+    read: Contents,
     teacher_digest: str | None = None,
 ) -> TrainingData:
     """Divide a training split into what is trained on and what is held out.
@@ -419,13 +425,13 @@ def training_data(
       InputError: no image is held out though some should be, or fewer are left than a batch takes.
     """
     split = dataset.train
-    kept, held_out = order.split(summary.labels, recipe.validation, recipe.split_seed)
+    labels = read.train.labels
+    kept, held_out = order.split(labels, recipe.validation, recipe.split_seed)
     if recipe.validation and not len(held_out):
         raise InputError(
             f"--validation {recipe.validation} of {len(split)} images holds out none; take more, "
             "or 0"
         )
-    labels = summary.labels
     clean = dataclasses.replace(dataset, labels=labels, targets=labels, positions=kept)
     counts = parts.corrupt(clean, recipe.seed).class_counts()
     if counts.sum() < recipe.batch_size:
@@ -433,14 +439,15 @@ def training_data(
             f"--batch-size {recipe.batch_size} is larger than the {counts.sum()} training images"
         )
     # Of all images, whichever of them are trained on: the same under all conditions of a study.
-    mean, std = summary.mean_std(kept)
+    mean, std = read.train.mean_std(kept)
     facts = DataFacts(
         class_names=tuple(dataset.class_names),
         image_shape=tuple(split.image_shape),
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
         class_counts=tuple(counts.tolist()),
-        digest=summary.digest(),
+        digest=read.digest(),
+        test_digest=read.test.digest(),
         num_images=len(split),
         counts={
             "train": int(counts.sum()),
@@ -450,4 +457,4 @@ def training_data(
         mirror=dataset.mirror,
         teacher_digest=teacher_digest,
     )
-    return TrainingData(clean, images, held_out, facts)
+    return TrainingData(clean, read.images, held_out, facts)

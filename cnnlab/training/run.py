@@ -19,6 +19,7 @@ from cnnlab.checkpoint import layout
 from cnnlab.checkpoint.manager import CheckpointError, Checkpoints
 from cnnlab.config import Config
 from cnnlab.console import Console
+from cnnlab.data import contents
 from cnnlab.data import feed as feeds
 from cnnlab.data.dataset import Dataset
 from cnnlab.errors import InputError
@@ -200,17 +201,21 @@ def in_folder(
     return Run(reached, progress.history, path=path, summary=summary, **tests)
 
 
-def dataset_of(network: Network, data_dir: str | None = None) -> Dataset:
+def dataset_of(
+    network: Network, data_dir: str | None = None, console: Console | None = None
+) -> Dataset:
     """Open the data set that a network was trained on.
 
     Args:
       network: of a run.
       data_dir: TFDS data directory; None: the run's own.
+      console: shows progress.
 
     Raises:
       InputError: it is not there, or another one of this name is.
     """
     config = network.config
+    console = console or Console("off")
     data_dir = data_dir or config.machine.data_dir
     try:
         dataset = network.parts.open_dataset(data_dir, config.recipe)
@@ -219,10 +224,13 @@ def dataset_of(network: Network, data_dir: str | None = None) -> Dataset:
             raise
         raise InputError("the run was trained on data without a name: give it as data") from error
     facts = network.facts
-    as_large = len(dataset.test) == facts.counts["test"]
+    same = network.fits(dataset) and len(dataset.test) == facts.counts["test"]
     if facts.num_images:  # not in data.json of the first version
-        as_large &= len(dataset.train) == facts.num_images
-    if not (network.fits(dataset) and as_large):
+        same &= len(dataset.train) == facts.num_images
+    if same and facts.test_digest:
+        track = console.track(f"decoding {dataset.test.name}", "reads")
+        same = contents.summary(dataset.test, track).digest() == facts.test_digest
+    if not same:
         where = f" in {data_dir}" if data_dir else ""
         raise InputError(
             f"{config.recipe.dataset}{where} is not the data set that the run was trained on"

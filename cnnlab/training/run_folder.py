@@ -318,8 +318,9 @@ class RunFolder:
                 f"{k}: {old.get(k)} -> {v}" for k, v in environment.items() if old.get(k) != v
             ]
             stored = stored_form(config)
-            if config.machine.data_dir:  # so that it is found from any directory
-                stored["data_dir"] = os.path.abspath(os.path.expanduser(config.machine.data_dir))
+            data_dir = config.machine.data_dir
+            if data_dir and "://" not in data_dir:  # so that it is found from any directory
+                stored["data_dir"] = os.path.abspath(os.path.expanduser(data_dir))
             for name, value in (("config", stored), ("versions", environment), ("data", data)):
                 files.write_json(path / f"{name}.json", value)
         except BaseException:

@@ -171,7 +171,9 @@ def test_facts_and_parts(tfds_root):
     assert facts.counts == {"train": 180, "validation": 20, "test": 50}
     assert facts.class_names == ("class 0", "class 1", "class 2")
     assert facts.image_shape == (8, 8, 3)
-    images, summary = contents.decoded(catalogue.open_dataset("tiny", str(tfds_root)).train)
+    dataset = catalogue.open_dataset("tiny", str(tfds_root))
+    images, summary = contents.decoded(dataset.train)
+    test = contents.summary(dataset.test)
     own, held_out = order.split(summary.labels, 0.1, 0)
     mean = images[own].mean((0, 1, 2), dtype=np.float64)
     std = images[own].std((0, 1, 2), dtype=np.float64)
@@ -182,7 +184,8 @@ def test_facts_and_parts(tfds_root):
         True,
         "jit",
     )
-    assert facts.digest == summary.digest()
+    assert facts.digest == contents.Contents(None, summary, test).digest()
+    assert facts.test_digest == test.digest() != summary.digest()
     seen = np.concatenate([item["image"] for item in built.items(0, 11)])
     assert len(set(seen.tolist())) == 176 and not set(seen.tolist()) & set(held_out.tolist())
     first = jax.device_get(built.start().state)

@@ -273,7 +273,8 @@ BOUND = {
     "fraction": 0.5, "image_size": 8, "validation": 0.2, "split_seed": 1,
     "compute_dtype": "bfloat16", "teacher": "/t",
     "learning_rate": 0.1, "clip_norm": 1.0, "epochs": 11, "batch_size": 64, "test_views": "mirror",
-    "seed": 1, "average": "ema", "microbatches": 2,
+    "seed": 1, "average": "ema", "microbatches": 2, "image_key": "a", "label_key": "b",
+    "test_split": "c", "test_fraction": 0.1,
 }  # fmt: skip
 
 

@@ -1,0 +1,121 @@
+"""Both splits of a run are known by their pixels and labels: other data are noticed before anything
+is trained, resumed or evaluated on them.
+"""
+
+import shutil
+
+import numpy as np
+import pytest
+from small_data import drawn, write_dataset
+
+from cnnlab.config import Config
+from cnnlab.data import catalogue, contents
+from cnnlab.data.dataset import from_arrays
+from cnnlab.errors import InputError
+from cnnlab.training import network, run
+
+SHAPE = (8, 8, 3)
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Of a run on `mine` in tmp_path, as `write` wrote it."""
+    monkeypatch.setenv("CNNLAB_CACHE", str(tmp_path / "cache"))
+    return Config.of(
+        dataset="mine", data_dir=str(tmp_path), model="softmax_regression", epochs=1, batch_size=16,
+        augment="none", optimizer="sgd", schedule="constant", devices=1, tensorboard=False,
+    )  # fmt: skip
+
+
+def write(root, **changes):
+    """Prepares `mine` anew, a split of it changed."""
+    shutil.rmtree(root / "mine", ignore_errors=True)
+    splits = {"train": drawn(64, 3, SHAPE, 0), "test": drawn(20, 3, SHAPE, 1)}
+    for split, change in changes.items():
+        splits[split] = change(*splits[split])
+    write_dataset(root, "mine", splits, 3, SHAPE)
+
+
+def shifted(images, labels):
+    return images, (labels + 1) % 3
+
+
+def turned(images, labels):
+    """By 90 degrees: the same sums over pixels."""
+    return np.rot90(images, axes=(1, 2)), labels
+
+
+@pytest.mark.parametrize("change", [shifted, turned])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_other_data_under_the_same_name(split, change, config, tmp_path):
+    write(tmp_path)
+    run.in_folder(config, tmp_path / "run")
+    run.in_folder(config, tmp_path / "run")  # the same data
+    write(tmp_path, **{split: change})
+    with pytest.raises(InputError, match="trained on other data under the same name"):
+        run.in_folder(config, tmp_path / "run")
+    trained = network.load(tmp_path / "run")
+    if split == "test":
+        with pytest.raises(InputError, match="is not the data set that the run was trained on"):
+            run.dataset_of(trained)
+    write(tmp_path)
+    assert run.evaluate(trained, run.dataset_of(trained))
+
+
+def test_a_run_of_an_earlier_version_is_evaluated(config, tmp_path):
+    """It does not know the digest of its test split."""
+    write(tmp_path)
+    run.in_folder(config, tmp_path / "run")
+    data = tmp_path / "run" / "data.json"
+    data.write_text(data.read_text().replace("test_digest", "another_fact"))
+    trained = network.load(tmp_path / "run")
+    assert trained.facts.test_digest == "" and run.dataset_of(trained)
+
+
+@pytest.mark.parametrize("workers", ["resident", "streaming"])
+def test_a_test_image_that_is_none_is_found_before_training(workers, config, tmp_path):
+    images, labels = drawn(20, 3, SHAPE, 1)
+    files = [b"no picture" if i == 7 else image for i, image in enumerate(images)]
+    write(tmp_path, test=lambda *_: (files, labels))
+    with pytest.raises(InputError, match=r"mine 1.0.0 test, image \d+ cannot be read"):
+        run.in_folder(config.replace(feed=workers), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_of_the_test_split_are_checked_before_training(config, tmp_path):
+    write(tmp_path)
+    folder = tmp_path / "mine" / "1.0.0"
+    write(tmp_path, test=lambda images, labels: (images, np.full(20, 2)))
+    features = folder / "features.json"
+    features.write_text(features.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
+    (folder / "label.labels.txt").write_text("a\nb\n")
+    with pytest.raises(InputError, match=r"labels must lie in \[0, 2\)"):
+        run.in_folder(config, tmp_path / "run")
+
+
+def test_what_a_digest_covers():
+    images, labels = drawn(6, 3, SHAPE, 0)
+
+    def digest(images, labels):
+        pair = images, labels
+        dataset = from_arrays("mine", {"train": pair, "test": pair, "class_names": "abc"})
+        return contents.summary(dataset.train).digest()
+
+    before = digest(images, labels)
+    assert digest(images.copy(), labels.astype(np.int64)) == before
+    one_pixel = images.copy()
+    one_pixel[3, 2, 1, 0] ^= 1
+    swapped = images.copy()
+    swapped[0, 0, 0], swapped[0, 0, 1] = images[0, 0, 1], images[0, 0, 0]
+    for other in (one_pixel, swapped, np.rot90(images, axes=(1, 2)), images[:, :, ::-1]):
+        assert digest(other, labels) != before
+    assert digest(*shifted(images, labels)) != before
+    assert digest(images[::-1], labels[::-1]) != before  # the order of the images is the run's
+
+
+def test_a_data_set_that_is_decoded_again_has_the_same_digest(tmp_path, config, monkeypatch):
+    write(tmp_path)
+    streamed = contents.summary(catalogue.open_dataset("mine", str(tmp_path)).train).digest()
+    monkeypatch.setenv("CNNLAB_CACHE", str(tmp_path / "other cache"))
+    _, summary = contents.decoded(catalogue.open_dataset("mine", str(tmp_path)).train)
+    assert summary.digest() == streamed
