@@ -16,6 +16,7 @@ where the function has a parameter of that name. Imports no jax.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -36,7 +37,13 @@ CONSTANTS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf"
 # What `isinstance` takes, of a hyperparameter's values; None: they may be anything.
 Allowed: TypeAlias = type | tuple[type, ...] | None
 
-TYPES: dict[str, Allowed] = {"bool": bool, "int": int, "float": (int, float), "str": str}
+TYPES: dict[str, Allowed] = {
+    "bool": bool,
+    "int": int,
+    "float": (int, float),
+    "str": str,
+    "Path": str,
+}
 DEFAULTS: dict[type, Allowed] = {
     bool: bool,
     int: (int, float),
@@ -459,6 +466,7 @@ def find(kind: Kind, spec: Spec | str) -> Part:
     spec = parse(spec) if isinstance(spec, str) else spec
     name, function, module = _look_up(kind, spec.name)
     part = Part(kind, name, function, dict(spec.keywords), module)
+    part = dataclasses.replace(part, keywords=_with_absolute_paths(part))
     for key, value in spec.keywords.items():
         if key in part.hyperparameters():
             _check_value(part, key, value)
@@ -474,6 +482,21 @@ def find(kind: Kind, spec: Spec | str) -> Part:
         if part.requires(key) and key not in kind.supplies:
             raise InputError(f"{kind.name} {spec.name} needs {key}; {part.accepted()}")
     return part
+
+
+def _with_absolute_paths(part: Part) -> dict[str, object]:
+    """Return a part's keywords, those of parameters annotated Path made absolute, so that a run
+    that stores them finds them from any directory. URLs stay.
+    """
+    return {
+        key: os.path.abspath(os.path.expanduser(value))
+        if isinstance(value, str)
+        and "://" not in value
+        and key in part.parameters
+        and _annotated(part.parameters[key]) == "Path"
+        else value
+        for key, value in part.keywords.items()
+    }
 
 
 def name_of(kind: Kind, function: object) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
+from pathlib import Path
+from zipfile import BadZipFile
 
-from cnnlab import files
+import numpy as np
+
 from cnnlab.data import builders, prepared, storage
 from cnnlab.data.dataset import Dataset
+from cnnlab.data.pictures import folder
 from cnnlab.data.prepared import NAME, Choice
 from cnnlab.data.storage import Folder
-from cnnlab.errors import InputError, unknown
+from cnnlab.errors import InputError, one_line, unknown
 
 # What TFDS does not say of its sets. Colour images whose mirror image is another class, or none
 # (starts of names):
@@ -24,19 +27,13 @@ TAKEN_FOR = {
 }
 
 
-def data_root(data_dir: str | None) -> Folder:
-    """Resolve the TFDS data directory: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-
-    Raises:
-      InputError: a directory was named and is not there.
-    """
-    if data_dir is None:
-        return Folder.at(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    if not storage.is_remote(data_dir) and not files.expanded(data_dir).is_dir():
-        raise InputError(
-            f"--data-dir {data_dir} is not a directory; make it first, or leave the flag out"
-        )
-    return Folder.at(data_dir)
+# What Keras calls the arrays of its data sets.
+KERAS = {
+    "x_train": "train_images",
+    "y_train": "train_labels",
+    "x_test": "test_images",
+    "y_test": "test_labels",
+}
 
 
 def named(name: str) -> Callable[..., Dataset]:
@@ -78,7 +75,7 @@ def open_dataset(  # noqa: PLR0913 (hyperparameters)
       InputError: no such data set, another file format, no image and label, sizes that vary, no
         network.
     """
-    root = data_root(data_dir)
+    root = storage.data_root(data_dir)
     folder = _own(name, root) or prepared.find(name, root)
     if folder is None:
         raise unknown("data set", name, dict.fromkeys([*builders.OWN, *prepared.names(root)]))
@@ -151,4 +148,35 @@ def mnist(data_dir: str | None = None, image_size: int | None = None) -> Dataset
     return open_dataset("mnist", data_dir, image_size)
 
 
-DATASETS: dict[str, Callable[..., Dataset]] = {f.__name__: f for f in (shapes10, cifar10, mnist)}
+def npz(path: Path) -> dict[str, object]:
+    """Arrays in a file of NumPy: train_images and train_labels, test_images and test_labels (or
+    x_train, y_train, x_test, y_test, as Keras names them), and class_names if there are any.
+
+    Args:
+      path: of the file. Images are uint8[N, H, W] or [N, H, W, C] with 1 or 3 channels, labels
+        int[N] or [N, 1].
+
+    Raises:
+      InputError: no such file, or other arrays in it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {KERAS.get(name, name): file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise InputError(f"{path} cannot be read as an .npz file ({one_line(error)})") from error
+    splits = {}
+    for split in ("train", "test"):
+        pair = [arrays.pop(f"{split}_{what}", None) for what in ("images", "labels")]
+        if not any(part is None for part in pair):
+            images, labels = pair
+            splits[split] = images, labels[:, 0] if labels.ndim == 2 else labels
+    if not splits:
+        raise InputError(
+            f"{path} holds no train_images and train_labels, only {', '.join(arrays) or 'nothing'}"
+        )
+    return {**splits, **arrays}
+
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    f.__name__: f for f in (shapes10, cifar10, mnist, folder, npz)
+}

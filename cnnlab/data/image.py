@@ -43,24 +43,26 @@ def decode(data: bytes, channels: int) -> np.ndarray:
 
     Args:
       data: contents of a JPEG, PNG, GIF, BMP or WebP file.
-      channels: wanted, 1 or 3.
+      channels: wanted, 1 or 3; 0 for those of the file, 1 if it is grey.
 
     Returns:
-      uint8[h, w, channels].
+      uint8[h, w, 1 or 3].
 
     Raises:
       ValueError: another format, or a damaged file. Pillow's readers raise anything on those.
     """
     pixels = _decode_jpeg(data, channels) if data.startswith(JPEG) else _decode_other(data)
-    return with_channels(pixels, channels)
+    return with_channels(pixels, channels or pixels.shape[-1])
 
 
 def _decode_jpeg(data: bytes, channels: int) -> np.ndarray:
     """Decode a JPEG file: uint8[h, w, 1 or 3]."""
     import simplejpeg
 
-    cmyk = simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK")
-    colours = "CMYK" if cmyk else "GRAY" if channels == 1 else "RGB"
+    stored = simplejpeg.decode_jpeg_header(data)[2]
+    cmyk = stored in ("CMYK", "YCCK")
+    grey = channels == 1 or (channels == 0 and stored == "Gray")
+    colours = "CMYK" if cmyk else "GRAY" if grey else "RGB"
     try:
         pixels = simplejpeg.decode_jpeg(data, colours, fastdct=True)
     except ValueError as error:

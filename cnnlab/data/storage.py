@@ -132,3 +132,18 @@ def _state(entry: os.DirEntry[str]) -> str:
         return ""
     status = entry.stat()
     return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def data_root(data_dir: str | None) -> Folder:
+    """Resolve the TFDS data directory: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Raises:
+      InputError: a directory was named and is not there.
+    """
+    if data_dir is None:
+        return Folder.at(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    if not is_remote(data_dir) and not files.expanded(data_dir).is_dir():
+        raise InputError(
+            f"--data-dir {data_dir} is not a directory; make it first, or leave the flag out"
+        )
+    return Folder.at(data_dir)

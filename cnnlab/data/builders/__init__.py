@@ -21,7 +21,7 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cnnlab.data.records import FORMATS
@@ -38,9 +38,6 @@ RETRIES = 2  # TFDS's own: no limit, no limit, 10
 
 def prepare(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path:
     """Prepare one of our data sets as array_record, unless that is done already.
-
-    Two processes may call it at once: the second waits for the first. One that was killed leaves a
-    hidden folder, which the next call removes; the finished folder appears in one rename.
 
     Args:
       name: one of OWN.
@@ -59,22 +56,64 @@ def prepare(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path:
         raise unknown("data set", name, OWN)
     root = pathlib.Path(data_dir).expanduser().absolute()
     folder = root / name / VERSIONS[name]
+
+    def write(stage: pathlib.Path) -> pathlib.Path:
+        module = importlib.import_module(f"{__name__}.{name}.{name}_dataset_builder")
+        builder = module.Builder(data_dir=stage, file_format="array_record")
+        by_hand = root / "downloads" / "manual"
+        if builder.url_infos:
+            by_hand.mkdir(parents=True, exist_ok=True)
+        return build(name, builder, by_hand)
+
+    prepare_folder(name, root, folder, lambda: _is_done(folder), write)
+    return folder
+
+
+def prepare_folder(
+    name: str,
+    root: pathlib.Path,
+    folder: pathlib.Path,
+    is_done: Callable[[], bool],
+    write: Callable[[pathlib.Path], pathlib.Path],
+) -> None:
+    """Make a folder of prepared data, unless that is done already.
+
+    Two processes may call it at once: the second waits for the first. One that was killed leaves a
+    hidden folder, which the next call removes; the finished folder appears in one rename.
+
+    Args:
+      name: of the lock.
+      root: data directory, which is made where missing.
+      folder: to be made below it; what is there is replaced.
+      is_done: whether it holds what is wanted.
+      write: hidden folder -> the one in it that becomes `folder`.
+
+    Raises:
+      InputError: the folder cannot be written, or what `write` raises.
+    """
+    stage = root / f".{name}.preparing"  # which only the holder of the lock touches
     try:
-        if _is_done(folder):
-            return folder
+        if is_done():
+            return
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f".{name}.lock"):
-            if not _is_done(folder):
-                _prepare(name, root, folder)
+            if is_done():
+                return
+            shutil.rmtree(stage, ignore_errors=True)  # of a call that was killed
+            try:
+                made = write(stage)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
+                os.rename(made, folder)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
     except InputError:
         raise
     except OSError as error:
         reason = f"{error.strerror or error} ({error.filename or root})"
-        message = (
+        raise InputError(
             f"cannot prepare {name} in {root}: {reason}; fix that or choose another data folder."
-        )
-        raise InputError(message) from error
-    return folder
+        ) from error
 
 
 def _is_done(folder: pathlib.Path) -> bool:
@@ -109,33 +148,17 @@ def _is_done(folder: pathlib.Path) -> bool:
     return True
 
 
-def _prepare(name: str, root: pathlib.Path, folder: pathlib.Path) -> None:
-    """Prepare in a folder of our own, which only the holder of the lock touches, and rename the
-    result into place.
-    """
+def build(name: str, builder: Any, by_hand: pathlib.Path) -> pathlib.Path:
+    """Let a builder of TFDS prepare; return the folder that it made."""
     import tensorflow_datasets.public_api as tfds
 
-    stage = root / f".{name}.preparing"
-    by_hand = root / "downloads" / "manual"
-    shutil.rmtree(stage, ignore_errors=True)  # of a call that was killed
-    try:
-        with _quiet():
-            builder = importlib.import_module(f"{__name__}.{name}.{name}_dataset_builder").Builder(
-                data_dir=stage, file_format="array_record"
-            )
-            if builder.url_infos:
-                by_hand.mkdir(parents=True, exist_ok=True)
-            config = tfds.download.DownloadConfig(
-                manual_dir=by_hand, try_download_gcs=False, force_checksums_validation=True
-            )
-            with _patience(), _download_errors(name, by_hand, builder.url_infos or {}):
-                builder.download_and_prepare(
-                    download_dir=stage / "downloads", download_config=config
-                )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(builder.data_dir, folder)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    stage = pathlib.Path(builder.data_dir_root)
+    config = tfds.download.DownloadConfig(
+        manual_dir=by_hand, try_download_gcs=False, force_checksums_validation=True
+    )
+    with _quiet(), _patience(), _download_errors(name, by_hand, builder.url_infos or {}):
+        builder.download_and_prepare(download_dir=stage / "downloads", download_config=config)
+    return pathlib.Path(builder.data_dir)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,277 @@
+"""A folder of pictures as a data set: train/CLASS/* and test/CLASS/*, or CLASS/* with a share to
+test on.
+
+The files are looked at once and prepared as array_record next to the other data sets, so that they
+are read as fast as those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnlab.console import Console
+from cnnlab.data import builders, image, prepared, storage
+from cnnlab.data.dataset import Dataset
+from cnnlab.data.prepared import Choice
+from cnnlab.data.storage import Folder
+from cnnlab.errors import InputError, one_line
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+# Pictures that cannot be read: not left out without a word.
+FOREIGN = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".svg")
+SPLITS = ("train", "test")
+MOST_LISTED = 5  # files that a message names
+REPORT = "pictures.json"  # in the prepared folder: of which files it was made
+VERSION = "1.0.0"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file of a folder.
+
+    Attributes:
+      path: relative to the folder.
+      split: train or test.
+      label: name of its class.
+    """
+
+    path: str
+    split: str
+    label: str
+
+
+def folder(
+    path: Path,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    test_fraction: float | None = None,
+    unreadable: float = 0.0,
+    mirror: bool | None = None,
+) -> Dataset:
+    """Pictures in folders named after their classes: path/train/CLASS/* and path/test/CLASS/*, or
+    path/CLASS/* with a share to test on; JPEG, PNG, GIF, BMP and WebP.
+
+    Args:
+      path: of the folder.
+      image_size: side to which they are scaled and cropped; none: theirs, where all are alike.
+      test_fraction: in (0, 1), share to test on where there is no folder test; stratified by class,
+        always the same pictures.
+      unreadable: in [0, 1), share of the files that may be no pictures that can be read; they are
+        listed in pictures.json of the prepared folder.
+      mirror: whether a mirrored picture is of the same class; none: where they are in colour.
+
+    Raises:
+      InputError: no such folder, no pictures in it, or more unreadable ones than allowed.
+    """
+    root = Path(os.path.abspath(os.path.expanduser(path)))
+    found = pictures(root)
+    where = prepare(root, found, storage.data_root(data_dir), unreadable)
+    fraction = test_fraction
+    if fraction is None and not any(picture.split == "test" for picture in found):
+        raise InputError(
+            f"{path} has no folder test: --test-fraction 0.1 holds out a tenth of its pictures"
+        )
+    name = f"folder {root.name}"
+    opened = prepared.open_folder(name, where, image_size, Choice(test_fraction=fraction))
+    return Dataset(
+        root.name,
+        VERSION,
+        opened.train,
+        opened.test,
+        opened.facts.class_names,
+        mirror=opened.train.image_shape[2] == 3 if mirror is None else mirror,
+    )
+
+
+def pictures(root: Path) -> list[Picture]:
+    """List the pictures of a folder, sorted.
+
+    Raises:
+      InputError: there are none, or not the folders that are wanted.
+    """
+    if not root.is_dir():
+        raise InputError(f"there is no folder {root}")
+    inside = {entry.name for entry in root.iterdir() if _counts(entry) and entry.is_dir()}
+    divided = "train" in inside
+    splits = {split: root / split for split in SPLITS if split in inside} if divided else {}
+    if divided and (strange := inside - {*SPLITS}):
+        raise InputError(
+            f"{root} holds train and {', '.join(sorted(strange))}; wanted are train and test, or "
+            "a folder for each class"
+        )
+    found = [
+        Picture(str(file.relative_to(root)), split, label.name)
+        for split, place in (splits or {"train": root}).items()
+        for label in sorted(place.iterdir())
+        if _counts(label) and label.is_dir()
+        for file in sorted(label.rglob("*"))
+        if _counts(file) and file.suffix.lower() in (*SUFFIXES, *FOREIGN)
+    ]
+    if not any(picture.split == "train" for picture in found):
+        raise InputError(
+            f"{root} holds no pictures as CLASS/NAME or train/CLASS/NAME ({', '.join(SUFFIXES)})"
+        )
+    return found
+
+
+def _counts(entry: Path) -> bool:
+    return not entry.name.startswith(".")
+
+
+def prepare(root: Path, found: Sequence[Picture], data: Folder, unreadable: float) -> Folder:
+    """Prepare the pictures as array_record, unless that was done since they changed.
+
+    Args:
+      root: their folder.
+      found: all of them.
+      data: data directory.
+      unreadable: share of them that may be no pictures.
+
+    Returns:
+      The prepared folder.
+    """
+    if data.is_remote:
+        raise InputError(f"pictures are prepared on a local disk: --data-dir {data} is a URL")
+    states = [(p.path, (root / p.path).stat()) for p in found]
+    stamps = [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+    identity = hashlib.sha256(json.dumps([str(root), stamps]).encode()).hexdigest()
+    place = hashlib.sha256(str(root).encode()).hexdigest()[:8]
+    target = data.path / "folder" / f"{_plain(root.name)}-{place}" / VERSION
+
+    def is_done() -> bool:
+        try:
+            report = json.loads((target / REPORT).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return False
+        if report["identity"] != identity:
+            return False
+        _allow(root, report["unreadable"], len(found), unreadable)
+        return True
+
+    def write(stage: Path) -> Path:
+        shapes, faults = look_at(root, found)
+        _allow(root, faults, len(found), unreadable)
+        sound = [picture for picture in found if picture.path not in faults]
+        made = _write(stage, target.parent.name, root, sound, _common_shape(shapes))
+        report = {"identity": identity, "folder": str(root), "unreadable": faults}
+        (made / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
+        return made
+
+    builders.prepare_folder(f"folder-{place}", data.path, target, is_done, write)
+    return Folder.at(target)
+
+
+def _plain(name: str) -> str:
+    """Turn a folder's name into one that TFDS takes for a config."""
+    return "".join(char if char.isalnum() or char in "-_" else "_" for char in name) or "pictures"
+
+
+def _allow(root: Path, faults: Mapping[str, str], count: int, unreadable: float) -> None:
+    """Refuse more unreadable files than allowed.
+
+    Raises:
+      InputError: there are more.
+    """
+    if len(faults) <= unreadable * count:
+        return
+    listed = [f"{path} ({why})" for path, why in list(faults.items())[:MOST_LISTED]]
+    more = f" and {len(faults) - MOST_LISTED} more" if len(faults) > MOST_LISTED else ""
+    share = len(faults) / count
+    raise InputError(
+        f"{root}: {len(faults)} of {count} files cannot be read: {', '.join(listed)}{more}. Remove "
+        f"them, or allow for them with folder,unreadable={share:.2g}"
+    )
+
+
+def look_at(
+    root: Path, found: Sequence[Picture]
+) -> tuple[list[tuple[int, int, int]], dict[str, str]]:
+    """Decode every picture.
+
+    Returns:
+      The shapes of those that can be read, and why the others cannot, by path.
+    """
+    shapes: list[tuple[int, int, int]] = []
+    faults: dict[str, str] = {}
+    track = Console("auto" if os.isatty(1) else "off").track(f"decoding {root}", "pictures")
+    with ThreadPoolExecutor() as threads:
+        looked = threads.map(lambda picture: _look_at(root / picture.path), found)
+        for picture in track(found):
+            outcome = next(looked)
+            if isinstance(outcome, str):
+                faults[picture.path] = outcome
+            else:
+                shapes.append(outcome)
+    return shapes, faults
+
+
+def _look_at(path: Path) -> tuple[int, int, int] | str:
+    """Return a picture's shape, or why it cannot be read."""
+    if path.suffix.lower() in FOREIGN:
+        return "not a JPEG, PNG, GIF, BMP or WebP file"
+    try:
+        data = path.read_bytes()
+        height, width, channels = image.decode(data, 0).shape
+        return height, width, channels
+    except Exception as error:  # Pillow's readers raise anything on damaged files
+        return one_line(error)
+
+
+def _common_shape(shapes: Sequence[tuple[int, int, int]]) -> tuple[int | None, int | None, int]:
+    """Return the shape of all pictures, None for a side that varies; in colour if any is."""
+    heights, widths, channels = map(set, zip(*shapes, strict=True))
+    height = heights.pop() if len(heights) == 1 else None
+    width = widths.pop() if len(widths) == 1 else None
+    return height, width, max(channels)
+
+
+def _write(
+    stage: Path,
+    config: str,
+    root: Path,
+    found: Sequence[Picture],
+    shape: tuple[int | None, int | None, int],
+) -> Path:
+    """Prepare pictures as the config of a data set of TFDS; their files are stored as they are."""
+    import tensorflow_datasets.public_api as tfds
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+        name = "folder"
+        VERSION = tfds.core.Version(VERSION)
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)]  # noqa: RUF012
+        pkg_dir_path = stage
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            classes = sorted({picture.label for picture in found})
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(
+                    {
+                        "id": tfds.features.Text(),
+                        "image": tfds.features.Image(shape=shape),
+                        "label": tfds.features.ClassLabel(names=classes),
+                    }
+                ),
+                supervised_keys=("image", "label"),
+            )
+
+        def _split_generators(
+            self, dl_manager: tfds.download.DownloadManager
+        ) -> dict[str, Iterator[tuple[int, dict]]]:
+            del dl_manager  # nothing to download
+            splits = sorted({picture.split for picture in found})
+            return {split: self._generate_examples(split) for split in splits}
+
+        def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+            chosen = [picture for picture in found if picture.split == split]
+            for number, picture in enumerate(chosen):
+                data = (root / picture.path).read_bytes()
+                yield number, {"id": picture.path, "image": data, "label": picture.label}
+
+    return builders.build("folder", Builder(data_dir=stage, file_format="array_record"), stage)
