@@ -79,6 +79,7 @@ def test_a_built_in_part_is_documented_listed_and_named_in_one_way(kind, name):
         "share": 0.5,
         "weights": (1, 2),
         "t": 2,
+        "path": "/somewhere",
     }
     written = spec.Spec(name, {key: examples[key] for key in required})
     found = spec.find(KINDS[kind], str(written))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -148,7 +149,7 @@ def mnist(data_dir: str | None = None, image_size: int | None = None) -> Dataset
     return open_dataset("mnist", data_dir, image_size)
 
 
-def npz(path: Path) -> dict[str, object]:
+def npz(path: Path) -> dict[str, Any]:
     """Arrays in a file of NumPy: train_images and train_labels, test_images and test_labels (or
     x_train, y_train, x_test, y_test, as Keras names them), and class_names if there are any.
 
@@ -161,14 +162,15 @@ def npz(path: Path) -> dict[str, object]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {KERAS.get(name, name): file[name] for name in file.files}
+            arrays: dict[str, np.ndarray] = {
+                KERAS.get(name, name): file[name] for name in map(str, file.files)
+            }
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise InputError(f"{path} cannot be read as an .npz file ({one_line(error)})") from error
     splits = {}
     for split in ("train", "test"):
-        pair = [arrays.pop(f"{split}_{what}", None) for what in ("images", "labels")]
-        if not any(part is None for part in pair):
-            images, labels = pair
+        if {f"{split}_images", f"{split}_labels"} <= arrays.keys():
+            images, labels = arrays.pop(f"{split}_images"), arrays.pop(f"{split}_labels")
             splits[split] = images, labels[:, 0] if labels.ndim == 2 else labels
     if not splits:
         raise InputError(
@@ -177,6 +179,6 @@ def npz(path: Path) -> dict[str, object]:
     return {**splits, **arrays}
 
 
-DATASETS: dict[str, Callable[..., Dataset]] = {
+DATASETS: dict[str, Callable[..., Dataset | dict[str, Any]]] = {
     f.__name__: f for f in (shapes10, cifar10, mnist, folder, npz)
 }

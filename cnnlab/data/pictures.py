@@ -245,7 +245,7 @@ def _write(
         name = "folder"
         VERSION = tfds.core.Version(VERSION)
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)]  # noqa: RUF012
-        pkg_dir_path = stage
+        pkg_dir_path = stage  # type: ignore[assignment]
 
         def _info(self) -> tfds.core.DatasetInfo:
             classes = sorted({picture.label for picture in found})
