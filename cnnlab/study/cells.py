@@ -29,13 +29,13 @@ class Job:
     Attributes:
       study: whose cells they are.
       folder: of the study, shared by all that train it.
-      digests: of each loss, as `check` found them.
+      digests: of each cell, as `check` computed them.
       command: to run again, for messages.
     """
 
     study: Study
     folder: Path
-    digests: dict[str, Digests]
+    digests: dict[tuple[str, str], Digests]
     command: str
 
     def read(self, cell: Cell) -> CellResult | None:
@@ -45,7 +45,7 @@ class Job:
           InputError: it is damaged, or of other data.
         """
         study = self.study
-        wanted = folders.Wanted(plan.seeds(study), self.digests[cell.loss], [*plan.metrics(study)])
+        wanted = folders.Wanted(plan.seeds(study), self.digests[cell.key], [*plan.metrics(study)])
         return agree.on_first(lambda: folders.read(self.folder, cell, wanted))
 
     def train(self, cell: Cell, board: Board) -> CellResult | None:

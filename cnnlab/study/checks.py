@@ -25,11 +25,11 @@ from cnnlab.training import experiment, network
 from cnnlab.training.step import Objective
 
 
-def check(study: Study, console: Console) -> dict[str, Digests]:
+def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
     """Refuse, before any training, what can be known to fail.
 
     Returns:
-      The digests of each loss.
+      The digests of each cell, by `Cell.key`.
 
     Raises:
       InputError: no such data set, a loss that does not keep the contract or is not finite, too few
@@ -37,7 +37,8 @@ def check(study: Study, console: Console) -> dict[str, Digests]:
     """
     # JAX looks whether there is a cache when it first compiles, and never again
     compilation_cache.keep_compilations()
-    digests: dict[str, Digests] = {}
+    digests: dict[tuple[str, str], Digests] = {}
+    teachers: dict[str, str | None] = {}
     opened: dict[tuple[object, ...], tuple[Dataset, Contents]] = {}
     for loss, condition in plan.grid(study):
         config = folders.config(study, loss, condition)
@@ -53,11 +54,11 @@ def check(study: Study, console: Console) -> dict[str, Digests]:
             experiment.choose_layout(config, parts, num_seeds)
         experiment.check_parts(recipe, parts, data.dataset)
         _check_values(recipe, parts, data.facts)
-        if loss not in digests:
-            teacher = None
+        if loss not in teachers:
+            teachers[loss] = None
             if parts.needs_teacher:
-                _, teacher = network.teacher_fn(recipe, data.dataset)
-            digests[loss] = Digests(data.facts.digest, teacher)
+                _, teachers[loss] = network.teacher_fn(recipe, data.dataset)
+        digests[loss, plan.label(condition)] = Digests(data.facts.digest, teachers[loss])
     return digests
 
 

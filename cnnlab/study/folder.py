@@ -119,7 +119,7 @@ class Digests:
     """What a cell's numbers depend on besides its configuration.
 
     Attributes:
-      digest: of the training data.
+      digest: of the pixels and labels of both splits.
       teacher_digest: of the teacher's weights.
     """
 

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from cnnlab import spec
+from cnnlab.console import Console
 from cnnlab.errors import InputError
 from cnnlab.study import cells, folder, plan, report, results, seeds
 from cnnlab.study.board import Board
+from cnnlab.study.checks import check
 from cnnlab.study.plan import Study
 from cnnlab.training import experiment
 
@@ -456,6 +458,18 @@ def test_a_loss_that_no_rate_trains_is_reported_as_diverged(tmp_path):
     found = run(asked)
     assert all(run.diverged is not None for run in found.cells[0][0].runs)
     assert [trial.accuracy for trial in found.cells[0][0].tuning] == [None, None]
+
+
+def test_each_cell_is_compared_with_the_images_of_its_own_condition(tmp_path):
+    varied = study(tmp_path, label_noise=(0.0,), vary=("image_size=8,16",))
+    digests = check(varied, Console("silent"))
+    assert len(digests) == 4
+    by_condition = {
+        condition: {digests[loss, condition].digest for loss in SMALL.losses}
+        for _, condition in digests
+    }
+    small, large = by_condition.values()
+    assert len(small) == len(large) == 1 and small != large
 
 
 @pytest.mark.parametrize(
