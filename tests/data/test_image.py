@@ -6,13 +6,17 @@ import io
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from small_data import write_dataset
 
+from cnnlab.config import Config
 from cnnlab.data import catalogue, contents, image
 from cnnlab.errors import InputError
+from cnnlab.training import experiment
 
 TABLE = json.loads((Path(__file__).parents[1] / "golden" / "pictures.json").read_text())
 PICTURES = TABLE["pictures"]
@@ -68,6 +72,31 @@ def test_a_data_set_and_a_file_give_the_same_pixels(channels, tmp_path, monkeypa
         for pixels, label in zip(split_images, split_labels, strict=True):
             (tmp_path / "file").write_bytes(files[label])
             np.testing.assert_array_equal(pixels, image.read(tmp_path / "file", shape))
+
+
+@pytest.mark.parametrize("feed", ["resident", "streaming"])
+def test_training_and_testing_see_the_pixels_in_the_table(feed, tmp_path, monkeypatch):
+    """Colour pictures in ten formats and more, as the steps and `predict` get them."""
+    monkeypatch.setenv("CNNLAB_CACHE", str(tmp_path / "cache"))
+    names = [n for n in PICTURES if wanted(n, 3) is not None and n != NOT_LOOKED_UP]
+    assert len({n.partition(",")[0] for n in names}) == 5 and len(names) >= 10
+    shape = (*TABLE["shape"], 3)
+    pairs = ([picture(name) for name in names], range(len(names)))
+    write_dataset(tmp_path, "pictures", {"train": pairs, "test": pairs}, len(names), shape)
+    config = Config.of(
+        dataset="pictures", data_dir=str(tmp_path), feed=feed, model="softmax_regression",
+        batch_size=len(names), validation=0.0, augment="none", devices=1,
+    )  # fmt: skip
+    built = experiment.build(config)
+    (item,) = built.items(0, 1)
+    trained = built.feed.fetch(jnp.asarray(built.feed.data), jax.tree.map(jnp.asarray, item))
+    (tested,) = built.test_batches()
+    for batch in (trained, tested):
+        for label, pixels in zip(np.asarray(batch["label"]), batch["image"], strict=True):
+            np.testing.assert_array_equal(pixels, wanted(names[label], 3))
+    (tmp_path / "file").write_bytes(picture(names[0]))
+    read = image.read(tmp_path / "file", shape)  # as experiments/predict.py does
+    np.testing.assert_array_equal(read, wanted(names[0], 3))
 
 
 def test_what_tensorflow_refuses_has_its_own_colours():
