@@ -25,7 +25,7 @@ from cnnlab.errors import InputError, one_line
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 # Pictures that cannot be read: not left out without a word.
 FOREIGN = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".svg")
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "validation", "valid", "val")
 MOST_LISTED = 5  # files that a message names
 REPORT = "pictures.json"  # in the prepared folder: of which files it was made
 VERSION = "1.0.0"
@@ -37,7 +37,7 @@ class Picture:
 
     Attributes:
       path: relative to the folder.
-      split: train or test.
+      split: one of SPLITS.
       label: name of its class.
     """
 
@@ -50,6 +50,7 @@ def folder(
     path: Path,
     data_dir: str | None = None,
     image_size: int | None = None,
+    test_split: str | None = None,
     test_fraction: float | None = None,
     unreadable: float = 0.0,
     mirror: bool | None = None,
@@ -60,6 +61,7 @@ def folder(
     Args:
       path: of the folder.
       image_size: side to which they are scaled and cropped; none: theirs, where all are alike.
+      test_split: folder next to train to test on; none: test.
       test_fraction: in (0, 1), share to test on where there is no folder test; stratified by class,
         always the same pictures.
       unreadable: in [0, 1), share of the files that may be no pictures that can be read; they are
@@ -70,15 +72,9 @@ def folder(
       InputError: no such folder, no pictures in it, or more unreadable ones than allowed.
     """
     root = Path(os.path.abspath(os.path.expanduser(path)))
-    found = pictures(root)
-    where = prepare(root, found, storage.data_root(data_dir), unreadable)
-    fraction = test_fraction
-    if fraction is None and not any(picture.split == "test" for picture in found):
-        raise InputError(
-            f"{path} has no folder test: --test-fraction 0.1 holds out a tenth of its pictures"
-        )
-    name = f"folder {root.name}"
-    opened = prepared.open_folder(name, where, image_size, Choice(test_fraction=fraction))
+    prepared_folder = prepare(root, pictures(root), storage.data_root(data_dir), unreadable)
+    choice = Choice(test_split=test_split, test_fraction=test_fraction)
+    opened = prepared.open_folder(f"folder {root.name}", prepared_folder, image_size, choice)
     return Dataset(
         root.name,
         VERSION,
@@ -98,17 +94,16 @@ def pictures(root: Path) -> list[Picture]:
     if not root.is_dir():
         raise InputError(f"there is no folder {root}")
     inside = {entry.name for entry in root.iterdir() if _counts(entry) and entry.is_dir()}
-    divided = "train" in inside
-    splits = {split: root / split for split in SPLITS if split in inside} if divided else {}
-    if divided and (strange := inside - {*SPLITS}):
+    splits = sorted(inside & {*SPLITS}) if "train" in inside else []
+    if splits and (strange := inside - {*SPLITS}):
         raise InputError(
             f"{root} holds train and {', '.join(sorted(strange))}; wanted are train and test, or "
             "a folder for each class"
         )
     found = [
         Picture(str(file.relative_to(root)), split, label.name)
-        for split, place in (splits or {"train": root}).items()
-        for label in sorted(place.iterdir())
+        for split in splits or ["train"]
+        for label in sorted((root / split if splits else root).iterdir())
         if _counts(label) and label.is_dir()
         for file in sorted(label.rglob("*"))
         if _counts(file) and file.suffix.lower() in (*SUFFIXES, *FOREIGN)
@@ -116,6 +111,11 @@ def pictures(root: Path) -> list[Picture]:
     if not any(picture.split == "train" for picture in found):
         raise InputError(
             f"{root} holds no pictures as CLASS/NAME or train/CLASS/NAME ({', '.join(SUFFIXES)})"
+        )
+    if not splits and all(picture.path.count("/") > 1 for picture in found):
+        raise InputError(
+            f"{root} holds {', '.join(sorted(inside))} with folders inside: are these the classes? "
+            "Name a folder to train on train, or put the pictures into CLASS/NAME"
         )
     return found
 

@@ -12,7 +12,7 @@ from small_data import drawn
 from cnnlab import parts
 from cnnlab.config import Recipe
 from cnnlab.data import catalogue, contents
-from cnnlab.data.pictures import folder, pictures
+from cnnlab.data.pictures import folder
 from cnnlab.errors import InputError
 
 CLASSES = ("cat", "dog")
@@ -126,16 +126,22 @@ def test_files_that_cannot_be_read(photos, data_dir):
 @pytest.mark.parametrize(("make", "message"), [
     (lambda root: None, "there is no folder"),
     (lambda root: root.mkdir(), "holds no pictures"),
-    (lambda root: write(root, {"test": 3}), "holds no pictures|holds train"),
-    (lambda root: write(root, {"train": 3, "val": 3}), "holds train and val; wanted are train and"),
+    (lambda root: write(root, {"training": 3, "test": 3}), "holds test, training with folders"),
+    (lambda root: write(root, {"train": 3, "old": 3}), "holds train and old; wanted are train and"),
+    (lambda root: write(root, {"train": 3, "val": 3}), "--test-split val tests on that one"),
+    (lambda root: write(root, {"train": 3}), "--test-fraction 0.1 holds out a tenth"),
     (lambda root: (root / "train" / "cat").mkdir(parents=True), "holds no pictures"),
 ])  # fmt: skip
 def test_folders_of_another_form(make, message, tmp_path):
     make(tmp_path / "photos")
-    if "|" in message:  # a folder test alone is a tree of one class, test/CLASS/NAME deep in it
-        assert {picture.label for picture in pictures(tmp_path / "photos")} == {"test"}
-    else:
-        assert message in failure(folder, tmp_path / "photos")
+    assert message in failure(folder, tmp_path / "photos")
+
+
+def test_which_folder_is_tested_on(tmp_path):
+    photos = write(tmp_path / "photos", {"train": 12, "val": 6, "test": 4})
+    assert len(folder(photos).test) == 4
+    assert len(folder(photos, test_split="val").test) == 6
+    assert "has a split test" in failure(folder, photos, test_fraction=0.1)
 
 
 def test_a_killed_preparation_leaves_nothing_in_the_way(photos, data_dir):
