@@ -26,6 +26,17 @@ TAKEN_FOR = {
     "cifar10": {9: 1, 2: 0, 4: 7, 3: 5, 5: 3},
     "mnist": {7: 1, 2: 7, 5: 6, 6: 5, 3: 8},
 }
+# Superclasses of the fine classes of CIFAR-100, both in the order of their names: the first, apple,
+# is of 4, fruit and vegetables.
+SUPERCLASSES = {
+    "cifar100": (
+        *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11),
+        *(6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5),
+        *(5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17),
+        *(10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13),
+        *(16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13),
+    ),
+}
 
 
 # What Keras calls the arrays of its data sets.
@@ -93,7 +104,16 @@ def open_dataset(  # noqa: PLR0913 (hyperparameters)
         opened.facts.class_names,
         mirror=mirror,
         taken_for=TAKEN_FOR.get(base, {}),
+        superclasses=superclasses_of(base, len(opened.facts.class_names)),
     )
+
+
+def superclasses_of(name: str, num_classes: int) -> tuple[int, ...]:
+    """Return the superclass of each class of a data set of TFDS; none where that is not known, or
+    its label is another than the fine one.
+    """
+    known = SUPERCLASSES.get(name, ())
+    return known if len(known) == num_classes else ()
 
 
 def may_be_mirrored(name: str, channels: int) -> bool:

@@ -1,4 +1,4 @@
-"""What is done to a training set on purpose: wrong labels, a long tail, fewer images. Pure
+"""What is done to a training set on purpose: wrong labels, rare classes, fewer images. Pure
 functions of a seed.
 
 A corruption is `(dataset, seed, **hyperparameters) -> dataset`: it returns the data set with other
@@ -10,12 +10,12 @@ wrong in the same way at 0.4, and a half of the images holds the quarter.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from cnnlab.data.dataset import Dataset
-from cnnlab.errors import unknown
+from cnnlab.errors import InputError, unknown
 
 KINDS = ("symmetric", "asymmetric")
 
@@ -45,6 +45,30 @@ def label_noise(dataset: Dataset, seed: int, rate: float, kind: str = "symmetric
     return dataclasses.replace(dataset, targets=targets)
 
 
+def superclass_noise(dataset: Dataset, seed: int, rate: float) -> Dataset:
+    """Take a share of the training labels for the next class of their superclass, the last for the
+    first; the images are those of label_noise at this rate.
+
+    Args:
+      rate: in (0, 1), share of the labels of classes that have another in their superclass.
+
+    Raises:
+      InputError: the superclasses of the data set are not known.
+
+    Source: Patrini et al., 2017, "Making deep neural networks robust to label noise",
+    https://arxiv.org/abs/1609.03683
+    """
+    if len(dataset.superclasses) != dataset.num_classes:
+        raise InputError(
+            f"superclass_noise needs the superclass of each class, and those of {dataset.name} are "
+            "not known; label_noise takes any data set"
+        )
+    other = next_of_superclass(dataset.superclasses)
+    return dataclasses.replace(
+        dataset, targets=asymmetric_noise(dataset.targets, rate, other, seed)
+    )
+
+
 def long_tail(dataset: Dataset, seed: int, factor: float) -> Dataset:
     """Keep fewer and fewer images of each class, exponentially from the first class to the last.
 
@@ -65,14 +89,27 @@ def fraction(dataset: Dataset, seed: int, share: float) -> Dataset:
     return _thinned(dataset, seed, class_counts(dataset.class_counts(), share, 1.0))
 
 
+def step_imbalance(dataset: Dataset, seed: int, factor: float, share: float = 0.5) -> Dataset:
+    """Keep all images of the first classes, and fewer of each of the last.
+
+    Args:
+      factor: in (1, inf), by which the images of the last classes are divided.
+      share: in (0, 1), of the classes, rounded up: so many lose images, the first never.
+
+    Source: Buda et al., 2018, "A systematic study of the class imbalance problem in convolutional
+    neural networks", https://arxiv.org/abs/1710.05381
+    """
+    return _thinned(dataset, seed, step_counts(dataset.class_counts(), factor, share))
+
+
 def _thinned(dataset: Dataset, seed: int, counts: np.ndarray) -> Dataset:
     return dataclasses.replace(
-        dataset, positions=subset(dataset.labels, dataset.positions, counts, seed)
+        dataset, positions=choose(dataset.labels, dataset.positions, counts, seed)
     )
 
 
 CORRUPTIONS: dict[str, Callable[..., Dataset]] = {
-    f.__name__: f for f in (label_noise, long_tail, fraction)
+    f.__name__: f for f in (label_noise, superclass_noise, long_tail, step_imbalance, fraction)
 }
 
 
@@ -85,6 +122,21 @@ def taken_for(pairs: Mapping[int, int], num_classes: int) -> np.ndarray:
     if not pairs:
         return (np.arange(num_classes, dtype=np.int32) + 1) % num_classes
     return np.array([pairs.get(k, k) for k in range(num_classes)], np.int32)
+
+
+def next_of_superclass(superclasses: Sequence[int]) -> np.ndarray:
+    """Return the next class in the superclass of each class, the first after the last: int32[K].
+
+    >>> next_of_superclass([7, 1, 7, 7])
+    array([2, 1, 3, 0], dtype=int32)
+    """
+    members: dict[int, list[int]] = {}
+    for k, superclass in enumerate(superclasses):
+        members.setdefault(superclass, []).append(k)
+    other = np.zeros(len(superclasses), np.int32)
+    for classes in members.values():
+        other[classes] = np.roll(classes, -1)
+    return other
 
 
 def symmetric_noise(labels: np.ndarray, rate: float, num_classes: int, seed: int) -> np.ndarray:
@@ -139,7 +191,25 @@ def class_counts(counts: np.ndarray, fraction: float, long_tail: float) -> np.nd
     return np.minimum(counts, np.maximum(1, np.round(kept))).astype(int)
 
 
-def subset(labels: np.ndarray, positions: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
+def step_counts(counts: np.ndarray, factor: float, share: float) -> np.ndarray:
+    """Compute how many images of each class are kept when the last classes lose some.
+
+    Args:
+      counts: int[K], how many there are.
+      factor: by which those of the last classes are divided, rounding down.
+      share: of the classes that lose images, rounded up, but never all.
+
+    Returns:
+      int[K], at least one of each class that there is.
+    """
+    first = max(1, int((1 - share) * len(counts) + 1e-9))
+    # 25,250 images of CIFAR-10 at 100, as of Cao et al., 2019, arXiv 1906.07413
+    divided = np.maximum(1, np.floor(counts / factor + 1e-9))
+    is_last = np.arange(len(counts)) >= first
+    return np.minimum(counts, np.where(is_last, divided, counts)).astype(int)
+
+
+def choose(labels: np.ndarray, positions: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
     """Choose positions of as many images of each class as `counts` says, drawn by the seed.
 
     Args:

@@ -22,6 +22,8 @@ from cnnlab.data.image import fit
 from cnnlab.errors import InputError
 
 Batch = dict[str, np.ndarray]  # as `Split.read` and `feed` make it
+# What arrays may come with.
+DESCRIBED = ("class_names", "mirror", "taken_for", "superclasses")
 
 
 class Example(TypedDict):
@@ -104,6 +106,7 @@ class Dataset:
       mirror: whether a mirrored image is of the same class.
       taken_for: class -> the class that it is taken for where labels err; for no class: the next
         one.
+      superclasses: the number of each class's superclass; empty where that is not known.
       labels: int32[N], the right ones of the training split. These three are filled in before
         corruptions change them.
       targets: int32[N], the labels as they are taught.
@@ -117,6 +120,7 @@ class Dataset:
     class_names: tuple[str, ...]
     mirror: bool = True
     taken_for: Mapping[int, int] = field(default_factory=dict)
+    superclasses: tuple[int, ...] = ()
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     targets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     positions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -164,8 +168,8 @@ def from_arrays(
     Args:
       name: for messages and folders.
       arrays: train and test, each (images uint8[N, H, W] or [N, H, W, C] with 1 or 3 channels,
-        labels int[N]); class_names, else the numbers of the classes; mirror and taken_for as in
-        `Dataset`.
+        labels int[N]); class_names, else the numbers of the classes; mirror, taken_for and
+        superclasses as in `Dataset`.
       image_size: side to which the images are scaled; None keeps theirs.
       test_fraction: share of train to test on, where there is no test; stratified by class, always
         the same images.
@@ -179,10 +183,10 @@ def from_arrays(
             f"data set {name} has no {' and no '.join(sorted(missing))}; it has {sorted(arrays)}"
             + ("; --test-fraction 0.1 tests on a tenth of train" if missing == {"test"} else "")
         )
-    if strange := set(arrays) - {"train", "test", "class_names", "mirror", "taken_for"}:
+    if strange := set(arrays) - {"train", "test", *DESCRIBED}:
         raise InputError(
-            f"data set {name}: {sorted(strange)} is not used; it takes train, test, class_names, "
-            "mirror and taken_for"
+            f"data set {name}: {sorted(strange)} is not used; it takes train, test, "
+            f"{', '.join(DESCRIBED[:-1])} and {DESCRIBED[-1]}"
         )
     splits = {which: _checked(f"{name} {which}", arrays[which]) for which in ("train", "test")}
     highest = max(int(split.labels.max(initial=0)) for split in splits.values())
@@ -216,7 +220,21 @@ def from_arrays(
         names,
         mirror=bool(mirror),
         taken_for=arrays.get("taken_for", {}),
+        superclasses=_superclasses(name, arrays.get("superclasses", ()), len(names)),
     )
+
+
+def _superclasses(name: str, numbers: ArrayLike, num_classes: int) -> tuple[int, ...]:
+    """Check the superclass of each class."""
+    array = np.asarray(numbers)
+    if not array.size:
+        return ()
+    if array.shape != (num_classes,) or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(
+            f"data set {name}: superclasses must be int[{num_classes}], one for each class, got "
+            f"{array.dtype}{list(array.shape)}"
+        )
+    return tuple(array.tolist())
 
 
 def _divided(name: str, arrays: Mapping[str, Any], test_fraction: float) -> dict[str, Any]:
