@@ -162,7 +162,10 @@ def evaluate(
     config = network.config
     part = part_of("dataset", data)
     resolved = replace(network.parts, dataset=part)
-    dataset = resolved.open_dataset(data_dir or config.machine.data_dir, config.recipe)
+    data_dir = data_dir or config.machine.data_dir
+    dataset = resolved.open_whole(data_dir, config.recipe)
+    if not network.fits(dataset):  # it may have all classes, and the run some of them
+        dataset = resolved.select(dataset, data_dir)
     if not network.fits(dataset):
         raise InputError(f"{part} has other classes or images than the run's data")
     return runs.evaluate(network, dataset)

@@ -24,6 +24,7 @@ from cnnlab import augment, backend, contracts, spec
 from cnnlab.config import Recipe, flag
 from cnnlab.contracts import LOSS_INPUTS
 from cnnlab.data import dataset as datasets
+from cnnlab.data.corruptions import AT_OPENING
 from cnnlab.errors import InputError, unknown
 from cnnlab.metrics import METRICS, Metric
 from cnnlab.models import CPU_IMAGES, model_dtype
@@ -124,9 +125,24 @@ KINDS = {
         "(dataset, seed, ...) -> dataset",
         "cnnlab.data.corruptions:CORRUPTIONS",
         positional=2,
+        supplies=("data_dir",),
     ),
     "metric": Kind("metric", "--metrics", "Metric, or (...) -> Metric", "cnnlab.metrics:METRICS"),
 }
+
+
+def _corrupted(
+    part: Part, dataset: datasets.Dataset, seed: int, data_dir: str | None
+) -> datasets.Dataset:
+    """Apply a corruption.
+
+    Raises:
+      InputError: it fails, or returns something else.
+    """
+    changed = part.call(dataset, seed, data_dir=data_dir)
+    if not isinstance(changed, datasets.Dataset):
+        raise InputError(f"corruption '{part}' must return a Dataset, got {type(changed).__name__}")
+    return changed
 
 
 def _refuse_settings(part: Part, settings: Mapping[str, object]) -> None:
@@ -206,8 +222,13 @@ class Parts:
         """Whether the loss compares with a teacher's logits."""
         return self.loss.asks("teacher_logits")
 
+    @property
+    def selections(self) -> tuple[Part, ...]:
+        """The corruptions that act when the data set is opened."""
+        return tuple(part for part in self.corruptions if part.mark(AT_OPENING))
+
     def open_dataset(self, data_dir: str | None, recipe: Recipe) -> datasets.Dataset:
-        """Open the data set as it is, before any corruption.
+        """Open the data set, before any corruption that is drawn by a seed.
 
         Args:
           data_dir: TFDS data directory; None for the default.
@@ -216,6 +237,10 @@ class Parts:
         Raises:
           InputError: whatever is wrong with it, or a setting that it does not take.
         """
+        return self.select(self.open_whole(data_dir, recipe), data_dir)
+
+    def open_whole(self, data_dir: str | None, recipe: Recipe) -> datasets.Dataset:
+        """Open the data set as it is, before any corruption; arguments as for `open_dataset`."""
         part = self.dataset
         settings = {name: getattr(recipe, name) for name in DATA_SETTINGS}
         dataset = part.call(data_dir=data_dir, **settings)
@@ -242,23 +267,44 @@ class Parts:
             )
         return dataset
 
-    def corrupt(self, dataset: datasets.Dataset, seed: int) -> datasets.Dataset:
-        """Apply all corruptions to the data set, in order.
+    def select(self, dataset: datasets.Dataset, data_dir: str | None) -> datasets.Dataset:
+        """Apply the corruptions that act on both splits, in order.
+
+        Args:
+          dataset: opened.
+          data_dir: TFDS data directory; None for the default.
+
+        Raises:
+          InputError: one that fails, or does not return a data set.
+        """
+        for part in self.selections:
+            dataset = _corrupted(part, dataset, 0, data_dir)
+            for split in (dataset.train, dataset.test):
+                if not len(split) or split.num_classes != dataset.num_classes:
+                    raise InputError(
+                        f"corruption '{part}' must leave images in {split.name}, of as many "
+                        "classes as there are names"
+                    )
+        return dataset
+
+    def corrupt(
+        self, dataset: datasets.Dataset, seed: int, data_dir: str | None
+    ) -> datasets.Dataset:
+        """Apply the corruptions of the training split, in order.
 
         Args:
           dataset: its labels, targets and positions filled in.
           seed: of the draws.
+          data_dir: TFDS data directory; None for the default.
 
         Raises:
           InputError: a corruption that fails, or does not return what can be trained on.
         """
         for part in self.corruptions:
+            if part.mark(AT_OPENING):
+                continue
             before = dataset
-            dataset = part.call(dataset, seed)
-            if not isinstance(dataset, datasets.Dataset):
-                raise InputError(
-                    f"corruption '{part}' must return a Dataset, got {type(dataset).__name__}"
-                )
+            dataset = _corrupted(part, dataset, seed, data_dir)
             wrong = dataset.targets.shape != before.labels.shape or not np.all(
                 (dataset.targets >= 0) & (dataset.targets < dataset.num_classes)
             )
@@ -662,6 +708,7 @@ def resolve(recipe: Recipe, objects: Mapping[str, tuple[Part, ...]] | None = Non
         augmentations=None if recipe.augment == "auto" else augmentations,
         metrics=parts_of("metrics", "metric", [*map(spec.parse, recipe.metrics)]),
     )
+    _check_order(parts)
     if recipe.teacher and not parts.loss.asks("teacher_logits"):
         raise InputError(
             "--teacher is for losses that take teacher_logits, such as distillation; "
@@ -674,6 +721,22 @@ def resolve(recipe: Recipe, objects: Mapping[str, tuple[Part, ...]] | None = Non
     if not recipe.teacher and parts.loss.asks("teacher_logits"):  # it can do without one
         parts = dataclasses.replace(parts, loss=_without(parts.loss, "teacher_logits"))
     return parts
+
+
+def _check_order(parts: Parts) -> None:
+    """Refuse a corruption of the whole data set behind one that is drawn by a seed.
+
+    Raises:
+      InputError: there is one.
+    """
+    drawn = None
+    for part in parts.corruptions:
+        if not part.mark(AT_OPENING):
+            drawn = drawn or part
+        elif drawn:
+            raise InputError(
+                f"corruption '{part}' acts when the data set is opened: write it before '{drawn}'"
+            )
 
 
 def _without(part: Part, name: str) -> Part:

@@ -52,7 +52,7 @@ def main(arguments: Arguments) -> None:
     import numpy as np
 
     from cnnlab import plots
-    from cnnlab.config import Machine, Recipe
+    from cnnlab.config import Config, Machine, Recipe
     from cnnlab.console import Console
     from cnnlab.parts import resolve
     from cnnlab.training import experiment
@@ -76,7 +76,7 @@ def main(arguments: Arguments) -> None:
     parts.augmented_shapes(dataset.num_classes, shape, arguments.images, dataset.mirror)
     machine = Machine(data_dir=arguments.data_dir)
     read = experiment.read_dataset(machine, dataset, Console("auto"))
-    data = experiment.training_data(recipe, parts, dataset, read)
+    data = experiment.training_data(Config(recipe, machine), parts, dataset, read)
     rng = np.random.default_rng(arguments.seed)
     chosen = np.sort(rng.choice(len(dataset.train), arguments.images, replace=False))
     columns = list(draw(parts, data, chosen, arguments))

@@ -80,6 +80,7 @@ def test_a_built_in_part_is_documented_listed_and_named_in_one_way(kind, name):
         "weights": (1, 2),
         "t": 2,
         "path": "/somewhere",
+        "classes": (3, 5),
     }
     written = spec.Spec(name, {key: examples[key] for key in required})
     found = spec.find(KINDS[kind], str(written))

@@ -4,20 +4,53 @@ functions of a seed.
 A corruption is `(dataset, seed, **hyperparameters) -> dataset`: it returns the data set with other
 `targets` or `positions` (`dataset.Dataset`), by `dataclasses.replace`. How many images are left
 must not depend on the seed. The draws of a seed are nested: whatever is wrong at a rate of 0.2 is
-wrong in the same way at 0.4, and a half of the images holds the quarter.
+wrong in the same way at 0.4, and a half of the images holds the quarter. It may ask for `data_dir`.
+
+One that is marked `at_opening` changes the data set itself, test images too: it is called once,
+when that is opened, with 0 in place of a seed and before the labels are filled in.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from cnnlab.data.classes import keep
 from cnnlab.data.dataset import Dataset
 from cnnlab.errors import InputError, unknown
 
 KINDS = ("symmetric", "asymmetric")
+AT_OPENING = "at_opening"  # the attribute that `at_opening` sets
+C = TypeVar("C", bound=Callable)
+
+
+def at_opening(corruption: C) -> C:
+    """Mark a corruption, your own too, as a change of the data set itself: it acts on both splits
+    when the data set is opened, before those that are drawn by a seed.
+
+    >>> at_opening(lambda dataset, seed: dataset).at_opening
+    True
+    """
+    vars(corruption)[AT_OPENING] = True
+    return corruption
+
+
+@at_opening
+def subset(dataset: Dataset, seed: int, classes: Sequence[int | str]) -> Dataset:
+    """Keep some classes, of the test images too, numbered from 0 in the order in which they are
+    written; stands before what is drawn by a seed.
+
+    Args:
+      classes: numbers or names, at least two, such as [3,5] or [cat,dog].
+
+    Raises:
+      InputError: a class that there is not, one twice, or fewer than two.
+    """
+    del seed
+    return keep(dataset, classes)
 
 
 def label_noise(dataset: Dataset, seed: int, rate: float, kind: str = "symmetric") -> Dataset:
@@ -29,7 +62,7 @@ def label_noise(dataset: Dataset, seed: int, rate: float, kind: str = "symmetric
         dog).
 
     Raises:
-      InputError: another kind.
+      InputError: another kind, or no class is like another.
 
     Source: Patrini et al., 2017, "Making deep neural networks robust to label noise",
     https://arxiv.org/abs/1609.03683
@@ -39,9 +72,13 @@ def label_noise(dataset: Dataset, seed: int, rate: float, kind: str = "symmetric
     if kind == "symmetric":
         targets = symmetric_noise(dataset.targets, rate, dataset.num_classes, seed)
     else:
-        targets = asymmetric_noise(
-            dataset.targets, rate, taken_for(dataset.taken_for, dataset.num_classes), seed
-        )
+        other = taken_for(dataset.taken_for, dataset.num_classes)
+        if np.array_equal(other, np.arange(len(other))):
+            raise InputError(
+                f"no class of {dataset.name} is known to be taken for another of them: leave "
+                "kind=asymmetric out"
+            )
+        targets = asymmetric_noise(dataset.targets, rate, other, seed)
     return dataclasses.replace(dataset, targets=targets)
 
 
@@ -109,7 +146,8 @@ def _thinned(dataset: Dataset, seed: int, counts: np.ndarray) -> Dataset:
 
 
 CORRUPTIONS: dict[str, Callable[..., Dataset]] = {
-    f.__name__: f for f in (label_noise, superclass_noise, long_tail, step_imbalance, fraction)
+    f.__name__: f
+    for f in (label_noise, superclass_noise, long_tail, step_imbalance, fraction, subset)
 }
 
 

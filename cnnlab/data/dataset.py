@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -39,6 +39,20 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitems__(self, positions: Sequence[int], /) -> list[Example]: ...
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """Examples whose labels can be read without the images."""
+
+    def class_numbers(self, positions: Sequence[int], /) -> Sequence[int]: ...
+
+
+def class_numbers(records: Examples, positions: Sequence[int]) -> list[int]:
+    """Read labels, without the images where that is possible."""
+    if isinstance(records, Labelled):
+        return list(records.class_numbers(positions))
+    return [int(example["label"]) for example in records.__getitems__(positions)]
 
 
 @dataclass(frozen=True)
@@ -83,16 +97,33 @@ class Split:
                 with readable(f"{self.name}, image {place}"):
                     self.records.__getitems__([place])
             raise
-        label = np.array([example["label"] for example in examples], np.int32)
+        label = self._checked([example["label"] for example in examples])
+        images = np.empty((len(examples), *self.image_shape), np.uint8)
+        for i, example in enumerate(examples):
+            images[i] = fit(example["image"], self.image_shape)
+        return {"image": images, "label": label}
+
+    def read_labels(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Read labels, int32[B]; without the images where that is possible.
+
+        Args:
+          positions: int[B], each in [0, len).
+
+        Raises:
+          InputError: as `read`.
+        """
+        with readable(self.name):
+            found = class_numbers(self.records, [int(p) for p in positions])
+        return self._checked(found)
+
+    def _checked(self, numbers: Sequence[int]) -> np.ndarray:
+        label = np.array(numbers, np.int32)
         if len(label) and not (label.min() >= 0 and label.max() < self.num_classes):
             raise InputError(
                 f"{self.name}: labels must lie in [0, {self.num_classes}), got "
                 f"{label.min()}..{label.max()}"
             )
-        images = np.empty((len(examples), *self.image_shape), np.uint8)
-        for i, example in enumerate(examples):
-            images[i] = fit(example["image"], self.image_shape)
-        return {"image": images, "label": label}
+        return label
 
 
 @dataclass(frozen=True)
@@ -151,6 +182,10 @@ class Arrays:
 
     def __getitems__(self, positions: Sequence[int]) -> list[Example]:
         return [{"image": self.images[p], "label": self.labels[p]} for p in positions]
+
+    def class_numbers(self, positions: Sequence[int]) -> list[int]:
+        """Return labels."""
+        return self.labels[np.asarray(positions, np.int64)].tolist()
 
     def fit(self, image_shape: tuple[int, ...]) -> bool:
         """Return whether the images have this shape as they are."""

@@ -156,6 +156,10 @@ class Records:
         key = self.fields.label
         return [stored_label(parsed(r)[key]) for r in self.shards.__getitems__(positions)]
 
+    def class_numbers(self, positions: Sequence[int]) -> list[int]:
+        """Read labels without decoding the images."""
+        return [self.fields.number_of(label) for label in self.labels(positions)]
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -173,4 +177,11 @@ class Chosen:
         return len(self.positions)
 
     def __getitems__(self, positions: Sequence[int]) -> list[Example]:
-        return self.records.__getitems__(self.positions[np.asarray(positions, np.int64)].tolist())
+        return self.records.__getitems__(self._places(positions))
+
+    def class_numbers(self, positions: Sequence[int]) -> list[int]:
+        """Read labels without decoding the images."""
+        return self.records.class_numbers(self._places(positions))
+
+    def _places(self, positions: Sequence[int]) -> list[int]:
+        return self.positions[np.asarray(positions, np.int64)].tolist()

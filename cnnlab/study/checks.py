@@ -44,12 +44,13 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
         config = folders.config(study, loss, condition)
         recipe = config.recipe
         parts = resolve(config.recipe)
-        key = str(parts.dataset), *(getattr(recipe, name) for name in DATA_SETTINGS)
+        settings = (getattr(recipe, name) for name in DATA_SETTINGS)
+        key = str(parts.dataset), *map(str, parts.selections), *settings
         if key not in opened:
             dataset = parts.open_dataset(study.machine.data_dir, recipe)
             read = experiment.read_dataset(study.machine, dataset, console)
             opened[key] = dataset, dataclasses.replace(read, images=None)
-        data = experiment.training_data(recipe, parts, *opened[key])
+        data = experiment.training_data(config, parts, *opened[key])
         for num_seeds in (study.seeds, study.budget) if study.tune else (study.seeds,):
             experiment.choose_layout(config, parts, num_seeds)
         experiment.check_parts(recipe, parts, data.dataset)

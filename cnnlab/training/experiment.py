@@ -61,7 +61,7 @@ class TrainingData:
         """
         recipe = config.recipe
         num_images = self.facts.counts["train"]
-        used = parts.corrupt(self.dataset, seed)
+        used = parts.corrupt(self.dataset, seed, config.machine.data_dir)
         if len(used.positions) != num_images:
             raise InputError(
                 f"{recipe.dataset} leaves {len(used.positions)} images under seed {seed} and "
@@ -281,7 +281,7 @@ def build(
     if parts.needs_teacher:
         teacher, digest = network.teacher_fn(recipe, dataset, Convolution(layout.formulation))
     read = read_dataset(config.machine, dataset, console)
-    data = training_data(recipe, parts, dataset, read, digest)
+    data = training_data(config, parts, dataset, read, digest)
     compiled = program.build(config, parts, layout, data.facts, teacher, single_dispatch)
     compiled.abstract_start()  # refuses a model that the images are too small for
     init_images = None
@@ -413,7 +413,7 @@ def read_dataset(machine: Machine, dataset: datasets.Dataset, console: Console) 
 
 
 def training_data(
-    recipe: Recipe,
+    config: Config,
     parts: Parts,
     dataset: datasets.Dataset,
     read: Contents,
@@ -424,6 +424,7 @@ def training_data(
     Raises:
       InputError: no image is held out though some should be, or fewer are left than a batch takes.
     """
+    recipe = config.recipe
     split = dataset.train
     labels = read.train.labels
     kept, held_out = order.split(labels, recipe.validation, recipe.split_seed)
@@ -433,7 +434,7 @@ def training_data(
             "or 0"
         )
     clean = dataclasses.replace(dataset, labels=labels, targets=labels, positions=kept)
-    counts = parts.corrupt(clean, recipe.seed).class_counts()
+    counts = parts.corrupt(clean, recipe.seed, config.machine.data_dir).class_counts()
     if counts.sum() < recipe.batch_size:
         raise InputError(
             f"--batch-size {recipe.batch_size} is larger than the {counts.sum()} training images"

@@ -40,13 +40,15 @@ def build(config):
     parts = resolve(config.recipe)
     labels = np.repeat(np.arange(10, dtype=np.int32), 5000)
     positions = np.arange(0, 50_000 * (1 - config.recipe.validation), dtype=np.int64)
-    whole = Dataset("cifar10", "1", None, None, NAMES, True, {}, labels, labels, positions)
+    whole = Dataset(
+        "cifar10", "1", None, None, NAMES, labels=labels, targets=labels, positions=positions
+    )
     facts = DataFacts(
         class_names=NAMES,
         image_shape=(32, 32, 3),
         mean=(125.3, 123.0, 113.9),
         std=(63.0, 62.1, 66.7),
-        class_counts=tuple(parts.corrupt(whole, 0).class_counts().tolist()),
+        class_counts=tuple(parts.corrupt(whole, 0, None).class_counts().tolist()),
         num_images=50_000,
     )
     layout = experiment.choose_layout(config, parts, available=jax.devices()[:1])

@@ -9,6 +9,8 @@ import numpy as np
 import optax
 
 from cnnlab import augment
+from cnnlab.data.classes import keep
+from cnnlab.data.corruptions import at_opening
 from cnnlab.losses import cross_entropy, effective_number, focal, ldam, made_for_cosines
 from cnnlab.metrics import Metric
 
@@ -83,6 +85,22 @@ def without(dataset, seed, label=0):
 def without_seed(dataset, seed):
     """A corruption that leaves out as many images as the seed says."""
     return dataclasses.replace(dataset, positions=dataset.positions[seed:])
+
+
+@at_opening
+def without_first(dataset, seed):
+    """A corruption of both splits."""
+    return keep(dataset, range(1, dataset.num_classes))
+
+
+@at_opening
+def one_name(dataset, seed):
+    return dataclasses.replace(dataset, class_names=dataset.class_names[:1])
+
+
+@at_opening
+def nothing(dataset, seed):
+    return None
 
 
 def smallest_first(logits, labels, mask):
