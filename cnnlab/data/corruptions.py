@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from cnnlab.data import human_labels
 from cnnlab.data.classes import keep
 from cnnlab.data.dataset import Dataset
 from cnnlab.errors import InputError, unknown
@@ -106,6 +107,27 @@ def superclass_noise(dataset: Dataset, seed: int, rate: float) -> Dataset:
     )
 
 
+def human_noise(
+    dataset: Dataset, seed: int, kind: str | None = None, data_dir: str | None = None
+) -> Dataset:
+    """Take the training labels that people gave to CIFAR-10 or CIFAR-100; they are the same under
+    every seed. Their file is downloaded, or placed in downloads/manual of the data folder.
+
+    Args:
+      kind: worse, aggregate, random1, random2 or random3 of cifar10, which err in 9 to 40 % of the
+        images and have no default; noisy of cifar100, which may be left out.
+
+    Raises:
+      InputError: another data set or kind, or no file.
+
+    Source: Wei et al., 2022, "Learning with noisy labels revisited: a study using real-world human
+    annotations", https://arxiv.org/abs/2110.12088
+    """
+    del seed
+    targets = human_labels.given(dataset.name, kind, dataset.labels, data_dir)
+    return dataclasses.replace(dataset, targets=targets)
+
+
 def long_tail(dataset: Dataset, seed: int, factor: float) -> Dataset:
     """Keep fewer and fewer images of each class, exponentially from the first class to the last.
 
@@ -147,7 +169,15 @@ def _thinned(dataset: Dataset, seed: int, counts: np.ndarray) -> Dataset:
 
 CORRUPTIONS: dict[str, Callable[..., Dataset]] = {
     f.__name__: f
-    for f in (label_noise, superclass_noise, long_tail, step_imbalance, fraction, subset)
+    for f in (
+        label_noise,
+        superclass_noise,
+        human_noise,
+        long_tail,
+        step_imbalance,
+        fraction,
+        subset,
+    )
 }
 
 

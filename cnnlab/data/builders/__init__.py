@@ -21,10 +21,12 @@ import pathlib
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from cnnlab.data.records import FORMATS
+from cnnlab.data.storage import Folder
 from cnnlab.errors import InputError, unknown
 
 OWN: tuple[str, ...] = ("cifar10", "mnist", "shapes10")
@@ -161,6 +163,37 @@ def build(name: str, builder: Any, by_hand: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(builder.data_dir)
 
 
+def download(name: str, url: str, size: int, sha256: str, by_hand: Folder) -> bytes:
+    """Download a file as TFDS does.
+
+    Args:
+      name: of what needs it, for messages.
+      url: of the file.
+      size: of it, in bytes.
+      sha256: of it.
+      by_hand: where the user may place it, for messages.
+
+    Raises:
+      InputError: no network, or a wrong checksum.
+    """
+    import tensorflow_datasets.public_api as tfds
+    from tensorflow_datasets.core import utils
+    from tensorflow_datasets.core.download import checksums
+
+    file = url.rpartition("/")[2]
+    info = checksums.UrlInfo(size=utils.Size(size), checksum=sha256, filename=file)
+    with (
+        tempfile.TemporaryDirectory() as stage,
+        _quiet(),
+        _patience(),
+        _download_errors(name, by_hand, {url: info}),
+    ):
+        manager = tfds.download.DownloadManager(
+            download_dir=stage, url_infos={url: info}, force_checksums_validation=True
+        )
+        return pathlib.Path(manager.download(url)).read_bytes()
+
+
 @contextlib.contextmanager
 def _lock(path: pathlib.Path) -> Iterator[None]:
     """Hold an exclusive lock.
@@ -214,7 +247,9 @@ def _patience() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _download_errors(name: str, by_hand: pathlib.Path, url_infos: dict[str, Any]) -> Iterator[None]:
+def _download_errors(
+    name: str, by_hand: pathlib.Path | Folder, url_infos: dict[str, Any]
+) -> Iterator[None]:
     """Turn what the download may raise into one line that says what to do."""
     import requests
     from tensorflow_datasets.core.download import download_manager, util
