@@ -124,7 +124,7 @@ def human_noise(
     annotations", https://arxiv.org/abs/2110.12088
     """
     del seed
-    targets = human_labels.given(dataset.name, kind, dataset.labels, data_dir)
+    targets = human_labels.read(dataset.name, kind, dataset.labels, data_dir)
     return dataclasses.replace(dataset, targets=targets)
 
 

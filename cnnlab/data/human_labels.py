@@ -79,7 +79,7 @@ PUBLISHED = {
 }
 
 
-def given(name: str, kind: str | None, right: np.ndarray, data_dir: str | None) -> np.ndarray:
+def read(name: str, kind: str | None, right: np.ndarray, data_dir: str | None) -> np.ndarray:
     """Return the labels that people gave, int32[N].
 
     Args:
