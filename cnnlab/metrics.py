@@ -18,9 +18,11 @@ from jax.typing import ArrayLike
 
 from cnnlab.losses import cross_entropy, mean_squared_error
 from cnnlab.softmax import predict, softmax
-from cnnlab.types import Metrics
+from cnnlab.types import JsonObject, Metrics
 
 ECE_BINS = 15
+# Classes up to which a confusion matrix is stored as numbers: 10,000 of them, 40 kB at most.
+WRITTEN_OUT = 100
 
 
 def mean(total: np.ndarray, count: float) -> float:
@@ -209,22 +211,41 @@ def sums(
     }
 
 
+def add(total: dict[str, np.ndarray], part: Mapping[str, ArrayLike]) -> None:
+    """Add the sums of a batch to a total, in float64. With many classes a batch's confusion matrix
+    is large, so those of several batches are not collected.
+
+    Args:
+      total: changed in place; empty before the first batch.
+      part: what `sums` returned, on device or host.
+    """
+    for name, value in jax.device_get(dict(part)).items():
+        if name in total:
+            total[name] += value
+        else:
+            total[name] = np.array(value, np.float64)
+
+
+def _added(parts: Iterable[Mapping[str, ArrayLike]]) -> dict[str, np.ndarray]:
+    total: dict[str, np.ndarray] = {}
+    for part in parts:
+        add(total, part)
+    return total
+
+
 def summarise(parts: Iterable[Mapping[str, ArrayLike]], extra: Sequence[Metric] = ()) -> Metrics:
     """Compute the metrics of a whole data set from the sums of its batches.
 
     Args:
-      parts: what `sums` returned for each batch, on device or host.
+      parts: what `sums` returned for each batch, on device or host, or the total of several.
       extra: metrics besides METRICS.
 
     Returns:
       count; loss and each metric: floats; per_class_accuracy: K shares (None for a class without
-      examples); confusion: K rows of K counts; calibration: for each of 15 bins of confidence the
-      count, the sum of confidences, the hits.
+      examples); confusion: as `written_confusion`; calibration: for each of 15 bins of confidence
+      the count, the sum of confidences, the hits.
     """
-    added: dict[str, np.ndarray] = {}
-    for part in jax.device_get(list(parts)):
-        for name, value in part.items():
-            added[name] = added.get(name, np.float64(0)) + np.asarray(value, np.float64)
+    added = _added(parts)
     count = float(added["count"])
     confusion = added["confusion"]
     per_class = [
@@ -239,8 +260,107 @@ def summarise(parts: Iterable[Mapping[str, ArrayLike]], extra: Sequence[Metric] 
         },
         "calibration": added["ece"].tolist(),
         "per_class_accuracy": [None if share is None else float(share) for share in per_class],
-        "confusion": confusion.astype(int).tolist(),
+        "confusion": written_confusion(confusion),
     }
+
+
+def summarise_seeds(
+    parts: Iterable[Mapping[str, ArrayLike]], extra: Sequence[Metric] = ()
+) -> list[Metrics]:
+    """Compute the same for each of several networks, from sums with a leading axis for them."""
+    total = _added(parts)
+    num_seeds = len(total["count"])
+    return [
+        summarise([{name: value[i] for name, value in total.items()}], extra)
+        for i in range(num_seeds)
+    ]
+
+
+def written_confusion(matrix: np.ndarray) -> list[list[int]] | list[str]:
+    """Write a confusion matrix as it is stored: K rows, true class by true class.
+
+    Args:
+      matrix: counts [K, K] (true class, predicted class).
+
+    Returns:
+      Up to WRITTEN_OUT classes K lists of K counts. Above that K texts such as "0:48 17:2", the
+      predicted classes with their counts, without those of count 0: a thousand classes would be a
+      million numbers, nearly all of them 0.
+    """
+    rows = matrix.astype(int)
+    if len(rows) <= WRITTEN_OUT:
+        return rows.tolist()
+    return [" ".join(f"{k}:{row[k]}" for k in np.flatnonzero(row)) for row in rows]
+
+
+def confusion_matrix(result: Metrics) -> np.ndarray:
+    """Read the confusion matrix of what `summarise` returned, or of a file that it was written to.
+
+    Returns:
+      int64[K, K] (true class, predicted class).
+    """
+    rows = result["confusion"]
+    if not isinstance(rows[0], str):
+        return np.array(rows, np.int64)
+    matrix = np.zeros((len(rows), len(rows)), np.int64)
+    for true, row in enumerate(rows):
+        for pair in row.split():
+            predicted, _, count = pair.partition(":")
+            matrix[true, int(predicted)] = int(count)
+    return matrix
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """Images of a class that were taken for another.
+
+    Attributes:
+      true, predicted: the classes.
+      count: how many.
+      share: of the images of the true class.
+    """
+
+    true: int
+    predicted: int
+    count: float
+    share: float
+
+
+def largest_confusions(matrix: np.ndarray, most: int = 20) -> list[Mistake]:
+    """Find the largest entries off the diagonal of a confusion matrix, by their counts.
+
+    Args:
+      matrix: counts [K, K] (true class, predicted class).
+      most: how many.
+
+    Returns:
+      The largest first; equal ones by the larger share, then in the order of the classes.
+    """
+    of_class = matrix.sum(1)
+    true, predicted = np.nonzero(matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype)))
+    counts = matrix[true, predicted]
+    shares = counts / of_class[true]
+    chosen = np.lexsort((predicted, true, -shares, -counts))[:most]
+    return [
+        Mistake(int(true[i]), int(predicted[i]), counts[i].item(), float(shares[i])) for i in chosen
+    ]
+
+
+def named_confusions(result: Metrics, class_names: Sequence[str]) -> list[JsonObject]:
+    """Describe the largest confusions with the names of their classes, as summary.json has them.
+
+    Returns:
+      {"true", "predicted", "count", "share"} of each.
+    """
+    return [
+        {
+            "true": class_names[mistake.true],
+            "predicted": class_names[mistake.predicted],
+            "count": mistake.count,
+            "share": mistake.share,
+        }
+        for mistake in largest_confusions(confusion_matrix(result))
+    ]
 
 
 def numbers(result: Metrics) -> dict[str, float]:

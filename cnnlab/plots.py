@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, ParamSpec, TypeAlias, cast
 
 from cnnlab.types import Row
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
+
+    from cnnlab.metrics import Mistake
+
+P = ParamSpec("P")
 
 # (axis, x, loss, gradient), as report_card.curve gives it.
 Curve: TypeAlias = "tuple[str, np.ndarray, np.ndarray, np.ndarray]"
@@ -17,12 +24,36 @@ Curve: TypeAlias = "tuple[str, np.ndarray, np.ndarray, np.ndarray]"
 TRAIN, VALIDATION = "#4477aa", "#cc6677"  # colour-blind safe (Tol), as is SERIES
 SERIES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#666666", "#000000")
 GREY = "#bbbbbb"
+# Classes up to which a confusion matrix is drawn as one: with names and numbers that can be read.
+MATRIX_CLASSES = 50
+LONGEST_NAME = 28  # characters of a class's name that are drawn
 # Prefixes of columns of an epoch's metrics, with the colour and the name of their curve.
 KINDS = {
     "train": (TRAIN, "train"),
     "validation": (VALIDATION, "validation"),
     "validation_last": (GREY, "validation, last weights"),  # where their average is kept
 }
+
+
+def literally(draw: Callable[P, None]) -> Callable[P, None]:
+    """Wrap a function that draws, so that a text such as "$5" is drawn as it is and not as TeX, and
+    a character that the font lacks costs no warning.
+    """
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
+        import matplotlib
+
+        with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            draw(*args, **kwargs)
+
+    return drawn
+
+
+def clipped(text: str, length: int) -> str:
+    """Shorten a text to a number of characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _figure(columns: int, width: float, height: float):
@@ -32,6 +63,7 @@ def _figure(columns: int, width: float, height: float):
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
+@literally
 def curves(history: Sequence[Row], path: Path, title: str = "") -> None:
     """Plot loss and accuracy over the epochs; with an average of the weights, those of the last
     weights too.
@@ -73,43 +105,96 @@ def curves(history: Sequence[Row], path: Path, title: str = "") -> None:
     figure.savefig(path, dpi=120)
 
 
-def confusion(
-    matrix: Sequence[Sequence[int]], class_names: Sequence[str], path: Path, title: str = ""
-) -> None:
-    """Plot a confusion matrix: rows true, columns predicted, each row as shares of its class.
+def confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path, title: str = "") -> None:
+    """Plot a confusion matrix; of many classes the largest confusions.
 
     Args:
-      matrix: K rows of K counts.
+      matrix: int[K, K], counts (true class, predicted class).
       class_names: K names.
       path: PNG to write.
       title: above the figure.
     """
+    if len(matrix) <= MATRIX_CLASSES:
+        _matrix(matrix, class_names, path, title)
+    else:
+        _largest(matrix, class_names, path, title)
+
+
+@literally
+def _matrix(matrix: np.ndarray, class_names: Sequence[str], path: Path, title: str) -> None:
+    """Draw rows true, columns predicted, each row as shares of its class."""
     classes = len(matrix)
+    names = [clipped(name, LONGEST_NAME) for name in class_names]
     side = min(3 + 0.45 * classes, 16)
     figure, (axis,) = _figure(1, side + 1, side)
-    shares = [[n / max(sum(row), 1) for n in row] for row in matrix]
+    shares = [[n / max(sum(row), 1) for n in row] for row in matrix.tolist()]
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, shrink=0.8, label="share of the true class")
-    if classes <= 30:
-        axis.set_xticks(range(classes), class_names, rotation=45, ha="right")
-        axis.set_yticks(range(classes), class_names)
-        for i, row in enumerate(shares):
-            for j, share in enumerate(row):
-                if share >= 0.005:
-                    axis.text(
-                        j,
-                        i,
-                        f"{100 * share:.0f}",
-                        ha="center",
-                        va="center",
-                        fontsize=8,
-                        color="white" if share > 0.5 else "black",
-                    )
+    axis.set_xticks(range(classes), names, rotation=45, ha="right")
+    axis.set_yticks(range(classes), names)
+    for i, row in enumerate(shares):
+        for j, share in enumerate(row):
+            if share >= 0.005:
+                axis.text(
+                    j,
+                    i,
+                    f"{100 * share:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if share > 0.5 else "black",
+                )
     axis.set(xlabel="predicted", ylabel="true")
     axis.set_title(title, fontsize=10)
     figure.savefig(path, dpi=120)
 
 
+@literally
+def _largest(matrix: np.ndarray, class_names: Sequence[str], path: Path, title: str) -> None:
+    """Draw a bar for each of the largest confusions."""
+    from cnnlab.metrics import largest_confusions  # here: it imports jax
+
+    mistakes = largest_confusions(matrix)
+    figure, (axis,) = _figure(1, 9, 1.6 + 0.27 * max(len(mistakes), 2))
+    confusion_bars(axis, mistakes, class_names, LONGEST_NAME)
+    for bar, mistake in enumerate(mistakes):
+        axis.text(
+            mistake.share,
+            bar,
+            f" {100 * mistake.share:.0f} % ({mistake.count:,})",
+            va="center",
+            fontsize=8,
+        )
+    axis.set_xlim(0, 1.15 * max([mistake.share for mistake in mistakes], default=1.0))
+    axis.set_title(f"{title}\nlargest confusions of {len(matrix):,} classes".strip(), fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def confusion_bars(
+    axis: Axes, mistakes: Sequence[Mistake], class_names: Sequence[str], length: int
+) -> None:
+    """Draw confusions as bars, the first on top: true class, predicted class, share of the former.
+
+    Args:
+      axis: to draw on.
+      mistakes: as `metrics.largest_confusions` gives them.
+      class_names: K names.
+      length: characters of a name that are drawn.
+    """
+    names = [
+        " → ".join(clipped(class_names[k], length) for k in (mistake.true, mistake.predicted))
+        for mistake in mistakes
+    ]
+    axis.barh(range(len(mistakes)), [mistake.share for mistake in mistakes], 0.7, color=SERIES[0])
+    axis.set_yticks(range(len(mistakes)), names, fontsize=8)
+    axis.set(ylim=(max(len(mistakes), 1) - 0.5, -0.5), xlabel="share of the true class")
+    axis.tick_params(axis="y", length=0)
+    if not mistakes:
+        axis.text(0.5, 0.5, "no mistakes", transform=axis.transAxes, ha="center", va="center")
+
+
+@literally
 def loss_curves(
     curves: Mapping[str, Curve], path: Path | IO[bytes], reference: Curve | None = None
 ) -> None:
@@ -236,6 +321,7 @@ def scaling(
     figure.savefig(path, dpi=120)
 
 
+@literally
 def contact_sheet(
     columns: Sequence[tuple[str, np.ndarray, Sequence[str]]], path: Path | str, title: str = ""
 ) -> None:

@@ -1,6 +1,8 @@
 """Metrics against plain loops in float64, and by hand."""
 
+import json
 import math
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -199,3 +201,80 @@ def test_describe():
         metrics.describe(result)
         == "accuracy 0.5000  NLL 0.6931  Brier 0.5000  ECE 0.0000  (4 images)"
     )
+
+
+def test_a_data_set_of_many_classes_is_added_up_without_keeping_its_batches():
+    """A batch's confusion matrix of 1000 classes is 4 MB."""
+    alive = []
+
+    def batches():
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            part = {
+                "count": np.int32(5),
+                "loss": np.float32(1.0),
+                "confusion": np.zeros((300, 300), np.int32),
+                "ece": np.ones((3, 15), np.float32),
+                **dict.fromkeys(("accuracy", "nll", "brier", "top5"), np.float32(1.0)),
+            }
+            part["confusion"][rng.integers(300), rng.integers(300)] = 5
+            alive.append(weakref.ref(part["confusion"]))
+            yield part
+            del part
+            assert sum(matrix() is not None for matrix in alive) <= 1
+
+    result = metrics.summarise(batches())
+    assert result["count"] == metrics.confusion_matrix(result).sum() == 100
+
+
+def test_several_seeds_are_summarised_as_each_of_them_alone():
+    logits, labels, losses = example(40, 4)
+    other, _, _ = example(40, 4, seed=1)
+    mask = np.ones(20, bool)
+    batches = [
+        [compiled(z[half], labels[half], losses[half], mask) for half in (slice(20), slice(20, 40))]
+        for z in (logits, other)
+    ]
+    both = [jax.tree.map(lambda *x: np.stack(x), *parts) for parts in zip(*batches, strict=True)]
+    assert metrics.summarise_seeds(both) == [metrics.summarise(parts) for parts in batches]
+
+
+@pytest.mark.parametrize("classes", [1, 3, 100, 101, 1000])
+def test_a_confusion_matrix_is_read_as_it_was_written(classes):
+    rng = np.random.default_rng(classes)
+    matrix = rng.integers(0, 10**6, (classes, classes)) * (rng.random((classes, classes)) < 0.02)
+    stored = json.loads(json.dumps(metrics.written_confusion(matrix)))
+    found = metrics.confusion_matrix({"confusion": stored})
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, matrix)
+
+
+def test_a_confusion_matrix_of_many_classes_is_written_small():
+    """As many images as ImageNet has to test on, a quarter of them mistaken, each its own way; the
+    file has two such tests where weights are averaged.
+    """
+    rng = np.random.default_rng(0)
+    true = np.repeat(np.arange(1000), 50)
+    predicted = np.where(rng.random(50_000) < 0.75, true, rng.integers(0, 1000, 50_000))
+    matrix = np.zeros((1000, 1000), int)
+    np.add.at(matrix, (true, predicted), 1)
+    rows = metrics.written_confusion(matrix)
+    assert rows[3].split()[0].count(":") == 1
+    assert len(json.dumps(rows, indent=2)) < 150_000
+    few = metrics.written_confusion(matrix[:100, :100])
+    assert few == matrix[:100, :100].tolist() and len(json.dumps(few)) < 40_000
+
+
+def test_the_largest_confusions_by_hand():
+    matrix = np.array([[90, 4, 0, 6], [0, 5, 4, 1], [0, 0, 0, 0], [4, 0, 6, 0]])
+    found = metrics.largest_confusions(matrix, 4)
+    assert [(m.true, m.predicted, m.count, m.share) for m in found] == [
+        (3, 2, 6, 0.6),  # of equal counts the larger share first
+        (0, 3, 6, 0.06),
+        (1, 2, 4, 0.4),
+        (3, 0, 4, 0.4),
+    ]
+    assert metrics.largest_confusions(np.eye(3, dtype=int)) == []
+    named = metrics.named_confusions({"confusion": matrix.tolist()}, ["cat", "dog", "owl", "bee"])
+    assert named[0] == {"true": "bee", "predicted": "owl", "count": 6, "share": 0.6}
+    assert len(named) == 6

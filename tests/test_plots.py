@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from cnnlab import plots
@@ -56,7 +57,10 @@ def test_curves_without_validation(drawn, tmp_path):
 
 def test_confusion_rows_are_shares_of_the_true_class(drawn, tmp_path):
     plots.confusion(
-        [[8, 2, 0], [0, 0, 0], [1, 0, 3]], ["cat", "dog", "owl"], tmp_path / "confusion.png", "test"
+        np.array([[8, 2, 0], [0, 0, 0], [1, 0, 3]]),
+        ["cat", "dog", "owl"],
+        tmp_path / "confusion.png",
+        "test",
     )
     axis = drawn[0].axes[0]
     assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("predicted", "true", "test")
@@ -69,13 +73,45 @@ def test_confusion_rows_are_shares_of_the_true_class(drawn, tmp_path):
     assert (tmp_path / "confusion.png").read_bytes().startswith(PNG)
 
 
-def test_many_classes_stay_readable(drawn, tmp_path):
-    plots.confusion(
-        np.eye(100, dtype=int).tolist(), [str(k) for k in range(100)], tmp_path / "confusion.png"
-    )
-    assert not drawn[0].axes[0].texts
+def test_of_many_classes_the_largest_confusions_are_drawn(drawn, tmp_path):
+    matrix = 20 * np.eye(1000, dtype=int)
+    matrix[7, 3] = 30
+    matrix[1, 999] = 5
+    for k in range(100, 150):  # more than are drawn
+        matrix[k, k + 1] = 1
+    names = [f"class {k} of a long and very long family" for k in range(1000)]
+    names[3] = "$5 or $10"
+    plots.confusion(matrix, names, tmp_path / "confusion.png", "a title")
+    (axis,) = drawn[0].axes
+    bars = [bar.get_width() for bar in axis.patches]
+    np.testing.assert_allclose(bars, [30 / 50, 5 / 25, *[1 / 21] * 18])
+    labels = [text.get_text() for text in axis.get_yticklabels()]
+    assert labels[0] == "class 7 of a long and very … → $5 or $10"
+    assert [text.get_text() for text in axis.texts][:2] == [" 60 % (30)", " 20 % (5)"]
+    assert axis.get_title() == "a title\nlargest confusions of 1,000 classes"
     with Image.open(tmp_path / "confusion.png") as image:
-        assert max(image.size) <= 17 * 120
+        assert max(image.size) <= 9 * 120
+
+
+def test_a_perfect_network_of_many_classes_has_a_picture_too(drawn, tmp_path):
+    plots.confusion(np.eye(100, dtype=int), [str(k) for k in range(100)], tmp_path / "it.png")
+    assert [text.get_text() for text in drawn[0].axes[0].texts] == ["no mistakes"]
+
+
+@pytest.mark.parametrize("name", ["$5 or $10", r"x$\frac$y", "$", r"\$", "日本語", "a_b^c"])
+@pytest.mark.parametrize("classes", [2, 60])
+def test_names_are_drawn_as_they_are(drawn, tmp_path, name, classes):
+    """As TeX some of them raise, and others become something else."""
+    names = [name, *[str(k) for k in range(1, classes)]]
+    matrix = np.ones((classes, classes), int)
+    plots.confusion(matrix, names, tmp_path / "confusion.png", name)
+    plots.curves(HISTORY, tmp_path / "curves.png", name)
+    images = np.zeros((1, 2, 2, 3), np.uint8)
+    plots.contact_sheet([(name, images, [name])], tmp_path / "contact.png", name)
+    for figure in drawn:
+        texts = figure.findobj(Text)
+        assert texts and not any(text.get_parse_math() for text in texts)
+        assert any(name in text.get_text() for text in texts)
 
 
 def test_a_contact_sheet_has_a_row_for_each_image_and_a_column_for_each_way_to_see_it(

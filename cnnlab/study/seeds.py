@@ -230,7 +230,7 @@ def _test(trained: Experiment, state: TrainState) -> tuple[list[Metrics], np.nda
     """Compute the metrics of each seed on the test set, and where it was right: bool[seeds, N]."""
     extra = trained.program.metrics
     measure = jax.jit(jax.vmap(partial(_measured, extra_metrics=extra), (0, None)))
-    parts = []
+    total: dict[str, np.ndarray] = {}
     right = []
     for batch in trained.test_batches():
         logits = trained.logits(state, batch)
@@ -239,13 +239,9 @@ def _test(trained: Experiment, state: TrainState) -> tuple[list[Metrics], np.nda
         if processes.count() > 1:
             logits, known = transfer.fetch((logits, known))
         sums, hits = jax.device_get(measure(logits, known))
-        parts.append(sums)
+        metrics.add(total, sums)
         right.append(hits[:, known["mask"]])
-    hits = np.concatenate(right, 1)
-    by_seed = [
-        [jax.tree.map(lambda leaf, i=i: leaf[i], part) for part in parts] for i in range(len(hits))
-    ]
-    return [metrics.summarise(sums, extra) for sums in by_seed], hits
+    return metrics.summarise_seeds([total], extra), np.concatenate(right, 1)
 
 
 def _measured(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, Protocol
@@ -370,16 +370,22 @@ def evaluate(
     Returns:
       `metrics.summarise` of each seed; a list of one where there is no seed axis.
     """
-    parts: list[Mapping[str, jax.Array | np.ndarray]] = []
+    parts = _fetched(sums, variables, batches, console or Console("off"))
+    if num_seeds is None:
+        return [metrics.summarise(parts, extra_metrics)]
+    return metrics.summarise_seeds(parts, extra_metrics)
+
+
+def _fetched(
+    sums: Sums, variables: Variables, batches: Iterable[Batch], console: Console
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the metric sums of each batch on the host, while the devices work on the next ones."""
     waiting: deque[dict[str, jax.Array]] = deque()
-    with (console or Console("off")).progress("evaluating", None, "batches") as show:
+    with console.progress("evaluating", None, "batches") as show:
         for batch in batches:
             waiting.append(sums(variables, batch))
             if len(waiting) > IN_FLIGHT:
-                parts.append(transfer.fetch(waiting.popleft()))
+                yield transfer.fetch(waiting.popleft())
             show()
-    parts += transfer.fetch(list(waiting))
-    if num_seeds is None:
-        return [metrics.summarise(parts, extra_metrics)]
-    by_seed = [[{k: v[i] for k, v in part.items()} for part in parts] for i in range(num_seeds)]
-    return [metrics.summarise(seed_parts, extra_metrics) for seed_parts in by_seed]
+        while waiting:
+            yield transfer.fetch(waiting.popleft())

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import monitoring
 
-from cnnlab import files, models
+from cnnlab import files, metrics, models
 from cnnlab.checkpoint import layout
 from cnnlab.checkpoint.manager import CheckpointError, Checkpoints
 from cnnlab.config import Config
@@ -22,7 +22,7 @@ from cnnlab.console import Console
 from cnnlab.data import contents
 from cnnlab.data import feed as feeds
 from cnnlab.data.dataset import Dataset
-from cnnlab.errors import InputError
+from cnnlab.errors import InputError, one_line
 from cnnlab.multihost import agree, processes
 from cnnlab.parts import OBJECT, Parts
 from cnnlab.training import experiment as experiments
@@ -195,8 +195,11 @@ def in_folder(
             "parameters": models.count_parameters(progress.state.params),
             "last_epoch": progress.history[-1],
             **tests,
+            "largest_confusions": metrics.named_confusions(
+                tests["test"], experiment.facts.class_names
+            ),
         }
-        agree.on_first(lambda: _publish(experiment, progress, summary, path))
+        agree.on_first(lambda: _publish(experiment, progress, summary, path, console))
     reached = trained_network(experiment, tested, step)
     return Run(reached, progress.history, path=path, summary=summary, **tests)
 
@@ -410,16 +413,28 @@ def _to_test(
     return best or progress, step
 
 
-def _publish(experiment: Experiment, progress: Progress, summary: JsonObject, path: Path) -> None:
-    """Draw the curves and the confusion matrix, and write the summary."""
+def _publish(
+    experiment: Experiment, progress: Progress, summary: JsonObject, path: Path, console: Console
+) -> None:
+    """Write the summary, then draw the curves and the confusion matrix: a picture that fails costs
+    a line, and never the result.
+    """
     from cnnlab import plots
 
+    files.write_json(path / "summary.json", summary)
     recipe = experiment.config.recipe
     result = summary["test"]
     title = f"{recipe.dataset}, {recipe.model}, {recipe.loss}, seed {recipe.seed}"
-    with files.written(path / "curves.png") as file:
-        plots.curves(list(progress.history), file, title)
-    title += f"\ntest accuracy {result['accuracy']:.2%} of {result['count']:,} images"
-    with files.written(path / "confusion.png") as file:
-        plots.confusion(result["confusion"], experiment.facts.class_names, file, title)
-    files.write_json(path / "summary.json", summary)
+    tested = f"{title}\ntest accuracy {result['accuracy']:.2%} of {result['count']:,} images"
+    names = experiment.facts.class_names
+    matrix = metrics.confusion_matrix(result)
+    pictures = {
+        "curves.png": lambda file: plots.curves(list(progress.history), file, title),
+        "confusion.png": lambda file: plots.confusion(matrix, names, file, tested),
+    }
+    for name, draw in pictures.items():
+        try:
+            with files.written(path / name) as file:
+                draw(file)
+        except Exception as error:  # matplotlib raises anything
+            console.say(f"{path / name} could not be drawn: {one_line(error)}")

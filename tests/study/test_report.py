@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import study_example
 
+from cnnlab import metrics
 from cnnlab.errors import InputError
 from cnnlab.html import markdown, style, svg
 from cnnlab.metrics import Metric
@@ -380,11 +381,12 @@ def test_eight_losses_six_conditions_a_hundred_classes_and_a_long_name(tmp_path)
     parts = {part.title: part for part in document.sections(found, decide(found))}
     assert {"Accuracy against label noise", "Accuracy against fraction"} <= set(parts)
     assert "Accuracy against long tail" not in parts
-    assert len(parts["Confusion matrices"].blocks) == 7
+    assert len(parts["Largest confusions"].blocks) == 7 and "Confusion matrices" not in parts
     assert len(figures.seeds(found, 5)) == 2
     panel = figures.confusion(found, 5, 7)
-    assert "(number)" in panel.svg and "class 42" not in panel.svg
-    assert len(panel.svg) < 30_000
+    assert panel.svg.count("→") == figures.BARS and len(panel.svg) < 30_000
+    largest = metrics.largest_confusions(series.confusion(found.cells[5][7]))[0]
+    assert f">class {largest.true} → class {largest.predicted}<" in panel.svg
     assert (
         len(
             {
@@ -409,7 +411,8 @@ def test_figures_are_drawn_from_what_the_runs_hold():
     good, bad = found.cells[0][:2]
     kept = [run.test for run in bad.runs if run.seed != 1]
     counts = np.sum([test["confusion"] for test in kept], axis=0)
-    np.testing.assert_allclose(series.confusion(bad), counts / counts.sum(1, keepdims=True))
+    np.testing.assert_array_equal(series.confusion(bad), counts)
+    np.testing.assert_allclose(series.shares(counts), counts / counts.sum(1, keepdims=True))
     count, confidence, accuracy = series.calibration(good)
     added = sum(np.array(run.test["calibration"]) for run in good.runs)
     np.testing.assert_array_equal(count, added[0])

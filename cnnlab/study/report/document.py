@@ -20,6 +20,7 @@ from cnnlab.html.blocks import (
     Terms,
     Text,
 )
+from cnnlab.plots import MATRIX_CLASSES
 from cnnlab.study import plan
 from cnnlab.study.report import claims, figures, series, tables
 from cnnlab.study.report.numbers import scales
@@ -212,13 +213,17 @@ def _calibration(results: Results) -> Section:
 
 def _confusion(results: Results) -> Section:
     losses = range(len(results.study.losses))
+    bars = any(len(cell.class_names) > MATRIX_CLASSES for cell in _cells(results))
     return Section(
-        "Confusion matrices",
+        "Largest confusions" if bars else "Confusion matrices",
         [
             Text(
-                "Shares of each true class (a row) on the test set in percent, summed over seeds; "
-                "shares under 0.5 % have no number. The shade grows with the share’s square root, "
-                "so that mistakes can be seen."
+                "The mistakes that most images of the test set suffer, summed over seeds: true "
+                "class → predicted class, as a share of the true class."
+                if bars
+                else "Shares of each true class (a row) on the test set in percent, summed over "
+                "seeds; shares under 0.5 % have no number. The shade grows with the share’s "
+                "square root, so that mistakes can be seen."
             ),
             *_panels_per_condition(
                 results, lambda i: [figures.confusion(results, i, j) for j in losses]

@@ -12,7 +12,8 @@ import numpy as np
 
 from cnnlab.html.blocks import Panel
 from cnnlab.html.svg import INK, draw, look, plain_log
-from cnnlab.plots import SERIES
+from cnnlab.metrics import largest_confusions
+from cnnlab.plots import MATRIX_CLASSES, SERIES, clipped, confusion_bars
 from cnnlab.study import plan
 from cnnlab.study.report import series, tables
 from cnnlab.study.report.numbers import ECE, number_of, scales, short
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 ROW = 40
 STRIP = 280
 LABELLED = 12  # classes up to which a confusion matrix has names and numbers
+BARS = 12  # confusions that are drawn of more classes than a matrix is drawn of
+BAR_NAME = 18  # characters of a name next to a bar
 
 
 def seeds(results: Results, place: int) -> list[Panel]:
@@ -101,7 +104,7 @@ def _strips(axis: Axes, losses: Sequence[str], rows: Sequence[np.ndarray]) -> No
         axis.text(
             0.01,
             j - 0.24,
-            _clipped(loss, 42 - len(lost)) + lost,
+            clipped(loss, 42 - len(lost)) + lost,
             transform=axis.get_yaxis_transform(),
             va="center",
             fontsize=10,
@@ -121,10 +124,6 @@ def _under(condition: plan.Condition) -> str:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _clipped(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _lines(
@@ -220,24 +219,38 @@ def reliability(results: Results, place: int, j: int) -> Panel:
 
 
 def confusion(results: Results, place: int, j: int) -> Panel:
-    """Draw the confusion matrix: shares of each true class, pooled over seeds."""
+    """Draw the confusion matrix, pooled over seeds: shares of each true class; of many classes the
+    largest confusions.
+    """
+    cell = results.cells[place][j]
+    counts = series.confusion(cell)
+    lost = f", without {len(series.diverged(cell))} diverged" if series.diverged(cell) else ""
+    caption = f"{cell.loss}{lost}"
+    label = f"Confusion matrix of {cell.loss}{_under(results.conditions[place])}"
+    if counts is None:
+        return Panel(caption, draw(_all_diverged, label))
+    if len(cell.class_names) > MATRIX_CLASSES:
+        return Panel(caption, _largest_confusions(counts, cell.class_names, label))
+    return Panel(caption, _matrix(series.shares(counts), cell.class_names, label))
+
+
+def _all_diverged(axis: Axes) -> None:
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    axis.text(0.5, 0.5, "all runs diverged", transform=axis.transAxes, ha="center", va="center")
+
+
+def _matrix(shares: np.ndarray, class_names: Sequence[str], label: str) -> str:
+    """Draw shares of each true class, float64[K, K], as SVG; a few classes with their names."""
     from matplotlib.colors import to_rgba
 
-    cell = results.cells[place][j]
-    shares = series.confusion(cell)
-    names = [_clipped(str(name), 14) for name in cell.class_names]
+    names = [clipped(str(name), 14) for name in class_names]
     named = len(names) <= LABELLED
     longest = max(map(_width, names)) if named else 0
 
     def paint(axis: Axes) -> None:
         axis.set(xlabel="predicted class", ylabel="true class")
         axis.spines[:].set_visible(False)
-        if shares is None:
-            axis.set(xticks=[], yticks=[])
-            axis.text(
-                0.5, 0.5, "all runs diverged", transform=axis.transAxes, ha="center", va="center"
-            )
-            return
         image = np.empty((*shares.shape, 4))
         image[..., :3] = to_rgba(SERIES[0])[:3]
         image[..., 3] = 0.75 * np.sqrt(shares)
@@ -258,13 +271,24 @@ def confusion(results: Results, place: int, j: int) -> Panel:
                         predicted, true, f"{100 * share:.0f}", ha="center", va="center", fontsize=9
                     )
 
-    where = _under(results.conditions[place])
-    lost = f", without {len(series.diverged(cell))} diverged" if series.diverged(cell) else ""
     edge = round(longest + 30) if named else 56
-    label = f"Confusion matrix of {cell.loss}{where}"
-    side = 255 + edge
-    shape = {"left": edge, "bottom": edge if named else 44, "top": 6, "right": 6}
-    return Panel(f"{cell.loss}{lost}", draw(paint, label, min(side, 360), min(side, 360), **shape))
+    side = min(255 + edge, 360)
+    margins = {"left": edge, "bottom": edge if named else 44, "top": 6, "right": 6}
+    return draw(paint, label, side, side, **margins)
+
+
+def _largest_confusions(counts: np.ndarray, class_names: Sequence[str], label: str) -> str:
+    """Draw the largest confusions of a matrix int64[K, K] as bars, as SVG."""
+    mistakes = largest_confusions(counts, BARS)
+    names = [clipped(str(name), BAR_NAME) for name in class_names]
+    longest = max([_width(names[m.true]) + _width(names[m.predicted]) for m in mistakes], default=0)
+
+    def paint(axis: Axes) -> None:
+        confusion_bars(axis, mistakes, names, BAR_NAME)
+        axis.grid(axis="x", color=INK, alpha=0.15)
+
+    margins = {"left": round(0.75 * longest + 32), "bottom": 40, "top": 6}
+    return draw(paint, label, 360, 60 + 17 * max(len(mistakes), 3), **margins)
 
 
 def _width(name: str) -> float:

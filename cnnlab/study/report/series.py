@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cnnlab import metrics
 from cnnlab.study import statistics
 from cnnlab.study.plan import Condition
 from cnnlab.study.results import CellResult, Results, padded
@@ -68,13 +69,18 @@ def calibration(cell: CellResult) -> np.ndarray:
 
 
 def confusion(cell: CellResult) -> np.ndarray | None:
-    """Compute the shares of each true class that were predicted as each class, pooled over seeds:
-    float64[K, K]; None if all runs diverged.
+    """Count the images of each true class that were predicted as each class, over all seeds:
+    int64[K, K]; None if all runs diverged.
     """
-    tests = tested(cell)
-    if not tests:
-        return None
-    counts = np.sum([test["confusion"] for test in tests], axis=0, dtype=np.float64)
+    counts = None
+    for test in tested(cell):
+        matrix = metrics.confusion_matrix(test)
+        counts = matrix if counts is None else counts + matrix
+    return counts
+
+
+def shares(counts: np.ndarray) -> np.ndarray:
+    """Divide the rows of a confusion matrix by their sums: float64[K, K]; 0 for an empty class."""
     return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
