@@ -11,15 +11,15 @@ import flax.linen as nn
 import jax
 import optax
 
-from cnnlab import files, parts
+from cnnlab import files, parts, spec
 from cnnlab.augment import Batch
-from cnnlab.config import Config
+from cnnlab.config import TEST, Config
 from cnnlab.console import Console
 from cnnlab.data.dataset import Dataset
 from cnnlab.errors import InputError
 from cnnlab.metrics import Metric
 from cnnlab.optim import Average
-from cnnlab.parts import OBJECT, part_of
+from cnnlab.parts import OBJECT, FurtherSet, part_of
 from cnnlab.spec import Part
 from cnnlab.training import run as runs
 from cnnlab.training import run_folder
@@ -46,6 +46,7 @@ def train(  # noqa: PLR0913 (the kinds of parts)
     average: str | Callable[..., Average] | None = None,
     augment: str | Sequence[str | Callable[..., Batch]] | None = None,
     metrics: Sequence[str | Metric | Callable[..., Metric]] = (),
+    test_sets: Sequence[Data] | Mapping[str, Data] = (),
     **settings: object,
 ) -> Run:
     """Train one network and test it once, at the end.
@@ -64,12 +65,15 @@ def train(  # noqa: PLR0913 (the kinds of parts)
       average: spec, or function (total_steps, ...) -> (step -> weight), of the weights.
       augment: spec, or a list of specs and functions (keys, batch, ...) -> batch.
       metrics: besides those that are always measured: specs, Metrics or functions that return one.
+      test_sets: to test on besides the test images of `data`, at the end: specs, where `test` is
+        data itself (test+gaussian_noise,severity=3), or what `data` takes, with or without train;
+        {name: one of these} names them.
       settings: any other, by its name in `cnnlab.config`: epochs, batch_size, seed, devices, ... A
         `workdir` makes it a run that can be stopped and resumed; without it, it is kept in memory.
         Nothing is printed unless `progress` is given.
 
     Returns:
-      The run: its network, history and test metrics.
+      The run: its network, history and test metrics, those of the test sets by name.
 
     Raises:
       InputError: whatever cannot be done. Stopped, Diverged: as `loop.fit`.
@@ -85,8 +89,11 @@ def train(  # noqa: PLR0913 (the kinds of parts)
     }
     for name, pipeline in objects.items():
         texts[name] = _as_setting(name, [str(part) for part in pipeline])
+    named = _named_sets(test_sets)
+    further = tuple(test_set for _, test_set in named)
+    texts["test_sets"] = tuple(text for text, _ in named)
     config = _config(optimizer, schedule, settings, texts)
-    resolved = parts.resolve(config.recipe, objects)
+    resolved = replace(parts.resolve(config.recipe, objects), test_sets=further)
     console = Console(cast(str, settings.get("progress", "silent")))
     if config.output.workdir is None:
         return runs.kept_in_memory(config, console, resolved)
@@ -98,7 +105,8 @@ def train(  # noqa: PLR0913 (the kinds of parts)
             )
     path = run_folder.default_path(config)
     # Whether a data set given as an object is the folder's is seen once it is read.
-    if run_folder.check(path, config) and "dataset" not in objects:
+    has_objects = "dataset" in objects or any(_is_object(test_set) for test_set in further)
+    if run_folder.check(path, config) and not has_objects:
         finished = load(path)
         if finished.test:  # else the weights that were tested are damaged
             return finished
@@ -150,25 +158,68 @@ def evaluate(
 
     Args:
       run: or the path of its folder.
-      data: whose test images, as for `train`; None: those of its own data set.
+      data: whose test images, as for the `test_sets` of `train`: it may have no images to train on,
+        and a spec may distort them (test+gaussian_noise,severity=3); None: those of its own data
+        set.
       data_dir: TFDS data directory; None: the run's own.
 
     Raises:
-      InputError: the data set is not there, or has other classes or images.
+      InputError: the data set is not there, has other classes or images, or is not the one of this
+        name that the run was trained or tested on.
     """
     network = (run if isinstance(run, Run) else load(run)).network
-    if data is None:
+    if data is None or data == TEST:
         return runs.evaluate(network, runs.dataset_of(network, data_dir))
-    config = network.config
+    return runs.evaluate_on(network, _further_set(OBJECT, data), data_dir)
+
+
+def _named_sets(
+    test_sets: Sequence[Data] | Mapping[str, Data],
+) -> list[tuple[str, FurtherSet]]:
+    """Convert what is given as test sets: as it is written in a configuration, and the set.
+
+    Raises:
+      InputError: a set that has no name, or a name of two sets.
+    """
+    if isinstance(test_sets, str):
+        test_sets = (test_sets,)
+    if isinstance(test_sets, Mapping):
+        given = [(name, data) for name, data in test_sets.items() if data != TEST]
+    else:
+        given = [(_name_of(data), data) for data in test_sets if data != TEST]
+    named = []
+    for name, data in given:
+        text = data if isinstance(data, str) else spec.as_name(name)
+        named.append((text, _further_set(name, data)))
+    names = [TEST, *[test_set.name for _, test_set in named]]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"test_sets: two sets have the name {min(twice)}; give {{name: set}}")
+    return named
+
+
+def _name_of(data: Data) -> str:
+    """Return the name of a test set that is given without one."""
+    if isinstance(data, str):
+        return data
     part = part_of("dataset", data)
-    resolved = replace(network.parts, dataset=part)
-    data_dir = data_dir or config.machine.data_dir
-    dataset = resolved.open_whole(data_dir, config.recipe)
-    if not network.fits(dataset):  # it may have all classes, and the run some of them
-        dataset = resolved.select(dataset, data_dir)
-    if not network.fits(dataset):
-        raise InputError(f"{part} has other classes or images than the run's data")
-    return runs.evaluate(network, dataset)
+    if part.name == OBJECT:
+        raise InputError("test_sets: a set without a name; give {name: set}")
+    return part.name
+
+
+def _further_set(name: str, data: Data) -> FurtherSet:
+    """Convert a spec, or what `part_of` takes for a data set, to a test set."""
+    if isinstance(data, str):
+        (test_set,) = parts.further_sets([data])
+        return test_set if name == OBJECT else replace(test_set, name=name)
+    part = part_of("dataset", data)
+    # The run's own data set may have the name of this object.
+    is_object = isinstance(data, Dataset | Mapping)
+    return FurtherSet(name, replace(part, name=OBJECT) if is_object else part)
+
+
+def _is_object(test_set: FurtherSet) -> bool:
+    return test_set.dataset is not None and test_set.dataset.name == OBJECT
 
 
 def _is_text(thing: object) -> TypeGuard[str | Sequence[str]]:

@@ -65,6 +65,7 @@ S = TypeVar("S", bound="Settings")
 NOISE = ("symmetric", "asymmetric")
 PROGRESS = ("auto", "bar", "lines", "off")
 TESTED = ("last", "best")
+TEST = "test"  # the test split of a run's own data set
 PART = "part"  # in the grammar of spec.py
 Part = Annotated[str, PART]
 Count = Annotated[int, "[1, inf)"]
@@ -285,6 +286,9 @@ class Output(Settings):
     test_on: Annotated[str, TESTED] = "last"
     """Step whose weights are tested: last, or best (on validation); with --average, their
     averages."""
+    test_sets: tuple[Part, ...] = ()
+    """Sets to test on besides test, the data set's own: cifar10_1/v6, my_data.night; distortions
+    follow after a +: test+gaussian_noise,severity=3 (--list dataset, distortion)."""
     tensorboard: bool = True
     """Write TensorBoard events."""
     progress: Annotated[str, PROGRESS] = "auto"
@@ -292,6 +296,11 @@ class Output(Settings):
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def further_test_sets(self) -> tuple[str, ...]:
+        """The test sets besides the data set's own, which is always tested on."""
+        return tuple(text for text in self.test_sets if text != TEST)
 
 
 @dataclass(frozen=True)

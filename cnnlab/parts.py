@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from cnnlab import augment, backend, contracts, spec
-from cnnlab.config import Recipe, flag
+from cnnlab.config import TEST, Recipe, flag
 from cnnlab.contracts import LOSS_INPUTS
 from cnnlab.data import dataset as datasets
 from cnnlab.data.corruptions import AT_OPENING
@@ -115,7 +115,7 @@ KINDS = {
         "--dataset",
         "(...) -> Dataset, or a dict of arrays",
         "cnnlab.data.catalogue:DATASETS",
-        supplies=("data_dir", *DATA_SETTINGS),
+        supplies=("data_dir", "test_only", *DATA_SETTINGS),
         overridable=DATA_SETTINGS,
         fallback="cnnlab.data.catalogue:named",
     ),
@@ -126,6 +126,13 @@ KINDS = {
         "cnnlab.data.corruptions:CORRUPTIONS",
         positional=2,
         supplies=("data_dir",),
+    ),
+    "distortion": Kind(
+        "distortion",
+        "--test-sets SET+",
+        "(image uint8[H, W, C], rng, ...) -> uint8[H, W, C]",
+        "cnnlab.data.distortions:DISTORTIONS",
+        positional=2,
     ),
     "metric": Kind("metric", "--metrics", "Metric, or (...) -> Metric", "cnnlab.metrics:METRICS"),
 }
@@ -157,12 +164,39 @@ def _refuse_settings(part: Part, settings: Mapping[str, object]) -> None:
 
 
 @dataclass(frozen=True)
+class FurtherSet:
+    """A set that a network is tested on besides the test split of its own data set.
+
+    Attributes:
+      name: as it was written.
+      dataset: whose test split it is; None: the network's own.
+      distortions: of its images, in their order.
+    """
+
+    name: str
+    dataset: Part | None
+    distortions: tuple[Part, ...] = ()
+
+    def is_of(self, dataset: Part) -> bool:
+        """Return whether it is the test split of a data set that was named, distorted or not."""
+        part = self.dataset
+        return part is None or (part.name != OBJECT and part.canonical() == dataset.canonical())
+
+    def form(self, form: Callable[[Part], spec.Spec]) -> str:
+        """Format the set as a pipeline, its parts as for `Parts.specs`."""
+        first = TEST if self.dataset is None else str(form(self.dataset))
+        return "+".join([first, *[str(form(part)) for part in self.distortions]])
+
+
+@dataclass(frozen=True)
 class Parts:
     """The parts of a run, found; what depends on the data is bound later.
 
     Attributes:
       average: of the weights; None: only the last ones are kept.
       augmentations: None for `auto`, which depends on the data set.
+      test_sets: besides the test split of the data set. No part of training, so that they are not
+        among the parts that an iteration gives.
     """
 
     dataset: Part
@@ -175,11 +209,13 @@ class Parts:
     average: Part | None
     augmentations: tuple[Part, ...] | None
     metrics: tuple[Part, ...]
+    test_sets: tuple[FurtherSet, ...] = ()
 
     def __iter__(self) -> Iterator[Part]:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            yield from (value,) if isinstance(value, Part) else value or ()
+            if field.name != "test_sets":
+                yield from (value,) if isinstance(value, Part) else value or ()
 
     def sources(self) -> dict[str, str]:
         """Compute the SHA-256 of each of the user's files behind a part, by module name."""
@@ -278,9 +314,11 @@ class Parts:
           InputError: one that fails, or does not return a data set.
         """
         for part in self.selections:
+            before = dataset
             dataset = _corrupted(part, dataset, 0, data_dir)
-            for split in (dataset.train, dataset.test):
-                if not len(split) or split.num_classes != dataset.num_classes:
+            # train has no images where the data set was opened for testing only.
+            for whole, split in ((before.train, dataset.train), (before.test, dataset.test)):
+                if len(whole) > len(split) == 0 or split.num_classes != dataset.num_classes:
                     raise InputError(
                         f"corruption '{part}' must leave images in {split.name}, of as many "
                         "classes as there are names"
@@ -676,12 +714,40 @@ def _is_default(value: object, default: object) -> bool:
         return False
 
 
-def resolve(recipe: Recipe, objects: Mapping[str, tuple[Part, ...]] | None = None) -> Parts:
+def further_sets(texts: Sequence[str]) -> tuple[FurtherSet, ...]:
+    """Find test sets, without the data set's own test split.
+
+    Args:
+      texts: each `test` or a data set, then distortions after a +.
+
+    Raises:
+      InputError: an unknown name or hyperparameter, or the same set twice.
+    """
+    found: dict[str, FurtherSet] = {}
+    for text in texts:
+        first, *rest = spec.parse_pipeline(text)
+        dataset = None if first == spec.Spec(TEST) else find("dataset", first)
+        distortions = tuple(find("distortion", written) for written in rest)
+        test_set = FurtherSet(text, dataset, distortions)
+        canonical = test_set.form(Part.canonical)
+        if canonical in found:
+            raise InputError(f"--test-sets {found[canonical].name} {text} names one set twice")
+        if canonical != TEST:
+            found[canonical] = test_set
+    return tuple(found.values())
+
+
+def resolve(
+    recipe: Recipe,
+    objects: Mapping[str, tuple[Part, ...]] | None = None,
+    test_sets: Sequence[str] = (),
+) -> Parts:
     """Find the parts of a recipe.
 
     Args:
       recipe: which names them.
       objects: in place of those named by some settings, as `part_of` made them.
+      test_sets: besides the test split of the data set, as for `further_sets`.
 
     Raises:
       InputError: an unknown name or hyperparameter, or parts that do not go together.
@@ -707,6 +773,7 @@ def resolve(recipe: Recipe, objects: Mapping[str, tuple[Part, ...]] | None = Non
         average=next(iter(parts_of("average", "average", averages)), None),
         augmentations=None if recipe.augment == "auto" else augmentations,
         metrics=parts_of("metrics", "metric", [*map(spec.parse, recipe.metrics)]),
+        test_sets=further_sets(test_sets),
     )
     _check_order(parts)
     if recipe.teacher and not parts.loss.asks("teacher_logits"):

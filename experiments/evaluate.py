@@ -2,6 +2,7 @@
 
 python experiments/evaluate.py runs/shapes10-cnn-cross_entropy-seed0
 python experiments/evaluate.py RUN --weights best --json > result.json
+python experiments/evaluate.py RUN --test-sets cifar10_1/v6 test+gaussian_noise,severity=3
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ class Arguments:
     None: average where the run has one, else last."""
     data_dir: str | None = None
     """TFDS data directory. None: the run's own."""
+    test_sets: tuple[str, ...] = ()
+    """Sets to test on besides the data set's own, as for train.py; the run need not have been
+    tested on them."""
     json: bool = False
     """Print everything, the confusion matrix included, as JSON; of more than 100 classes its rows
     are texts such as "0:48 17:2", predicted class:images."""
@@ -34,8 +38,10 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     from cnnlab import metrics
     from cnnlab.console import Console
+    from cnnlab.parts import further_sets
     from cnnlab.training import network, run
 
+    test_sets = further_sets(arguments.test_sets)
     trained = network.load(files.path(arguments.run), arguments.weights)
     for module in trained.changed:
         print(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
@@ -43,16 +49,23 @@ def main(arguments: Arguments) -> None:
     console = Console("off" if arguments.json else "auto")
     dataset = run.dataset_of(trained, arguments.data_dir, console)
     result = run.evaluate(trained, dataset, console)
+    further = {
+        test_set.name: run.evaluate_on(trained, test_set, arguments.data_dir, console)
+        for test_set in test_sets
+    }
     names = trained.facts.class_names
     if arguments.json:
         about = {"run": arguments.run, "step": trained.step, "weights": weights}
         confused = {"largest_confusions": metrics.named_confusions(result, names)}
-        print(json.dumps({**about, **result, **confused}))
+        test_results = {"test_sets": further} if further else {}
+        print(json.dumps({**about, **result, **confused, **test_results}))
         return
     where = f"{arguments.run}, {weights} weights (step {trained.step})"
     print(f"{where}: {metrics.describe(result)}")
     for name, accuracy in zip(names, result["per_class_accuracy"], strict=True):
         print(f"  {name:<16} {'no images' if accuracy is None else f'{accuracy:.4f}'}")
+    for name, other in further.items():
+        print(f"{name}: {metrics.describe(other)}")
 
 
 if __name__ == "__main__":

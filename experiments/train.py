@@ -44,6 +44,10 @@ def report(summary: dict, path: Path) -> str:
         f"test, {kind} (step {summary['tested_step']}): {metrics.describe(summary[name])}"
         for name, kind in kinds.items()
     ]
+    lines += [
+        f"{name}: {metrics.describe(result)}"
+        for name, result in summary.get("test_sets", {}).items()
+    ]
     return "\n".join([*lines, f"{path}/summary.json"])
 
 

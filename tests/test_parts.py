@@ -81,6 +81,7 @@ def test_a_built_in_part_is_documented_listed_and_named_in_one_way(kind, name):
         "t": 2,
         "path": "/somewhere",
         "classes": (3, 5),
+        "severity": 3,
     }
     written = spec.Spec(name, {key: examples[key] for key in required})
     found = spec.find(KINDS[kind], str(written))

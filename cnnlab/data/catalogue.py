@@ -62,6 +62,7 @@ def open_dataset(  # noqa: PLR0913 (hyperparameters)
     label_key: str | None = None,
     test_split: str | None = None,
     test_fraction: float | None = None,
+    test_only: bool = False,
 ) -> Dataset:
     """Open a data set of TFDS, after preparing it if it is one of ours.
 
@@ -79,6 +80,7 @@ def open_dataset(  # noqa: PLR0913 (hyperparameters)
       test_split: split to test on; none: test.
       test_fraction: in (0, 1), share of the training split to test on, where there is no test
         split; stratified, always the same images.
+      test_only: it is only tested on, and needs no split train.
 
     Returns:
       The data set; nothing is read but its description.
@@ -92,7 +94,7 @@ def open_dataset(  # noqa: PLR0913 (hyperparameters)
     if folder is None:
         raise unknown("data set", name, dict.fromkeys([*builders.OWN, *prepared.names(root)]))
     choice = Choice(image_key, label_key, test_split, test_fraction)
-    opened = prepared.open_folder(name, folder, image_size, choice)
+    opened = prepared.open_folder(name, folder, image_size, choice, test_only)
     base = name.partition(":")[0].partition("/")[0]
     if mirror is None:
         mirror = may_be_mirrored(base, opened.train.image_shape[2])

@@ -80,7 +80,7 @@ class Contents:
 def summary(split: Split, progress: Progress = iter) -> Summary:
     """Collect labels and pixel sums of every image: one pass over the split, then from the cache.
 
-    Arrays in memory are not cached.
+    Arrays in memory are not cached, and neither is a split without a fingerprint.
 
     Args:
       split: what to go through.
@@ -92,7 +92,7 @@ def summary(split: Split, progress: Progress = iter) -> Summary:
 
     arrays = (
         compute()
-        if isinstance(split.records, Arrays)
+        if isinstance(split.records, Arrays) or not split.fingerprint
         else cache.arrays(f"{split.fingerprint[:24]}-summary2", compute)
     )
     return _summary(split, arrays)

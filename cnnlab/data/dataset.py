@@ -3,7 +3,8 @@ arrays.
 
 A data set is a part: `(**hyperparameters) -> Dataset`, or a function that returns arrays, {"train":
 (images uint8[N, H, W, C], labels int[N]), "test": (images, labels), "class_names": [...]}. It may
-ask for `data_dir`, `image_size`, `image_key`, `label_key`, `test_split` and `test_fraction`.
+ask for `data_dir`, `image_size`, `image_key`, `label_key`, `test_split` and `test_fraction`, and
+for `test_only`: true where it is only tested on, and needs no images to train on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -62,7 +63,7 @@ class Split:
     Attributes:
       records: lists of records by `__getitems__`; picklable, so that reader processes can have
         them.
-      fingerprint: SHA-256 of what identifies the files, for the cache.
+      fingerprint: SHA-256 of what identifies the files, for the cache; empty: nothing is cached.
       image_shape: (H, W, C) of every image once read.
       num_classes: K; labels are checked to lie in [0, K).
       name: data set, version and split, for messages.
@@ -132,7 +133,7 @@ class Dataset:
 
     Attributes:
       name, version: of the set.
-      train, test: its splits.
+      train, test: its splits; train is empty where it was opened for testing only.
       class_names: of its K classes.
       mirror: whether a mirrored image is of the same class.
       taken_for: class -> the class that it is taken for where labels err; for no class: the next
@@ -192,11 +193,20 @@ class Arrays:
         return self.images.shape[1:] == tuple(image_shape)
 
 
+def without_images(split: Split) -> Split:
+    """Return a split of the same shape and classes that has no images: train of a data set that was
+    opened for testing only.
+    """
+    nothing = Arrays(np.zeros((0, *split.image_shape), np.uint8), np.zeros(0, np.int32))
+    return replace(split, records=nothing, fingerprint="")
+
+
 def from_arrays(
     name: str,
     arrays: Mapping[str, Any],
     image_size: int | None = None,
     test_fraction: float | None = None,
+    test_only: bool = False,
 ) -> Dataset:
     """Build a data set from arrays.
 
@@ -208,12 +218,14 @@ def from_arrays(
       image_size: side to which the images are scaled; None keeps theirs.
       test_fraction: share of train to test on, where there is no test; stratified by class, always
         the same images.
+      test_only: use only test; train need not be there.
 
     Raises:
       InputError: whatever in them does not fit.
     """
     arrays = arrays if test_fraction is None else _divided(name, arrays, test_fraction)
-    if missing := {"train", "test"} - set(arrays):
+    wanted = ("test",) if test_only else ("train", "test")
+    if missing := {*wanted} - set(arrays):
         raise InputError(
             f"data set {name} has no {' and no '.join(sorted(missing))}; it has {sorted(arrays)}"
             + ("; --test-fraction 0.1 tests on a tenth of train" if missing == {"test"} else "")
@@ -223,7 +235,7 @@ def from_arrays(
             f"data set {name}: {sorted(strange)} is not used; it takes train, test, "
             f"{', '.join(DESCRIBED[:-1])} and {DESCRIBED[-1]}"
         )
-    splits = {which: _checked(f"{name} {which}", arrays[which]) for which in ("train", "test")}
+    splits = {which: _checked(f"{name} {which}", arrays[which]) for which in wanted}
     highest = max(int(split.labels.max(initial=0)) for split in splits.values())
     class_names = arrays.get("class_names")
     names = tuple(map(str, range(highest + 1) if class_names is None else class_names))
@@ -247,11 +259,12 @@ def from_arrays(
         return Split(records, digest.hexdigest(), shape, len(names), f"{name} {which}")
 
     mirror = arrays.get("mirror", channels == 3)
+    test = split("test")
     return Dataset(
         name,
         "",
-        split("train"),
-        split("test"),
+        without_images(test) if test_only else split("train"),
+        test,
         names,
         mirror=bool(mirror),
         taken_for=arrays.get("taken_for", {}),

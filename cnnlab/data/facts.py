@@ -27,6 +27,7 @@ class DataFacts:
       counts: images by split: train (those trained on), validation and test.
       mirror: whether a mirrored image is of the same class.
       teacher_digest: SHA-256 of the teacher's weights.
+      test_sets: for each further test set, SHA-256 of its pixels and labels.
     """
 
     class_names: tuple[str, ...]
@@ -40,6 +41,7 @@ class DataFacts:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     mirror: bool = True
     teacher_digest: str | None = None
+    test_sets: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

@@ -54,6 +54,7 @@ def folder(
     test_fraction: float | None = None,
     unreadable: float = 0.0,
     mirror: bool | None = None,
+    test_only: bool = False,
 ) -> Dataset:
     """Pictures in folders named after their classes: path/train/CLASS/* and path/test/CLASS/*, or
     path/CLASS/* with a share to test on; JPEG, PNG, GIF, BMP and WebP.
@@ -67,14 +68,19 @@ def folder(
       unreadable: in [0, 1), share of the files that may be no pictures that can be read; they are
         listed in pictures.json of the prepared folder.
       mirror: whether a mirrored picture is of the same class; none: where they are in colour.
+      test_only: it is only tested on: path/test/CLASS/*, or all of path/CLASS/*.
 
     Raises:
       InputError: no such folder, no pictures in it, or more unreadable ones than allowed.
     """
     root = Path(os.path.abspath(os.path.expanduser(path)))
-    prepared_folder = prepare(root, pictures(root), storage.data_root(data_dir), unreadable)
+    found = pictures(root, test_only)
+    prepared_folder = prepare(root, found, storage.data_root(data_dir), unreadable)
+    if test_only and {picture.split for picture in found} == {"train"}:
+        test_split = test_split or "train"
     choice = Choice(test_split=test_split, test_fraction=test_fraction)
-    opened = prepared.open_folder(f"folder {root.name}", prepared_folder, image_size, choice)
+    name = f"folder {root.name}"
+    opened = prepared.open_folder(name, prepared_folder, image_size, choice, test_only)
     return Dataset(
         root.name,
         VERSION,
@@ -85,8 +91,12 @@ def folder(
     )
 
 
-def pictures(root: Path) -> list[Picture]:
+def pictures(root: Path, test_only: bool = False) -> list[Picture]:
     """List the pictures of a folder, sorted.
+
+    Args:
+      root: of the tree.
+      test_only: there need be none to train on.
 
     Raises:
       InputError: there are none, or not the folders that are wanted.
@@ -94,7 +104,8 @@ def pictures(root: Path) -> list[Picture]:
     if not root.is_dir():
         raise InputError(f"there is no folder {root}")
     inside = {entry.name for entry in root.iterdir() if _counts(entry) and entry.is_dir()}
-    splits = sorted(inside & {*SPLITS}) if "train" in inside else []
+    divided = "train" in inside or (test_only and inside == {"test"})
+    splits = sorted(inside & {*SPLITS}) if divided else []
     if splits and (strange := inside - {*SPLITS}):
         raise InputError(
             f"{root} holds train and {', '.join(sorted(strange))}; wanted are train and test, or "
@@ -108,7 +119,7 @@ def pictures(root: Path) -> list[Picture]:
         for file in sorted(label.rglob("*"))
         if _counts(file) and file.suffix.lower() in (*SUFFIXES, *FOREIGN)
     ]
-    if not any(picture.split == "train" for picture in found):
+    if not any(picture.split == "train" or test_only for picture in found):
         raise InputError(
             f"{root} holds no pictures as CLASS/NAME or train/CLASS/NAME ({', '.join(SUFFIXES)})"
         )
@@ -138,8 +149,8 @@ def prepare(root: Path, found: Sequence[Picture], data: Folder, unreadable: floa
     """
     if data.is_remote:
         raise InputError(f"pictures are prepared on a local disk: --data-dir {data} is a URL")
-    states = [(p.path, (root / p.path).stat()) for p in found]
-    stamps = [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+    states = [(p, (root / p.path).stat()) for p in found]
+    stamps = [(p.path, p.split, state.st_size, state.st_mtime_ns) for p, state in states]
     identity = hashlib.sha256(json.dumps([str(root), stamps]).encode()).hexdigest()
     place = hashlib.sha256(str(root).encode()).hexdigest()[:8]
     target = data.path / "folder" / f"{_plain(root.name)}-{place}" / VERSION

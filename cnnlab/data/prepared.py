@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cnnlab.data import cache, image, order
-from cnnlab.data.dataset import Split, readable
+from cnnlab.data.dataset import Split, readable, without_images
 from cnnlab.data.records import FORMATS, Chosen, Fields, Records, Shards
 from cnnlab.data.storage import Folder
 from cnnlab.errors import InputError, unknown
@@ -158,7 +158,9 @@ class Prepared:
     test: Split
 
 
-def open_folder(name: str, folder: Folder, image_size: int | None, choice: Choice) -> Prepared:
+def open_folder(
+    name: str, folder: Folder, image_size: int | None, choice: Choice, test_only: bool = False
+) -> Prepared:
     """Open the splits of a prepared data set; only its description is read.
 
     Args:
@@ -166,6 +168,7 @@ def open_folder(name: str, folder: Folder, image_size: int | None, choice: Choic
       folder: of one version.
       image_size: side of the images in pixels; None keeps the features' own.
       choice: what is read of it.
+      test_only: it is only tested on, and needs no split train.
 
     Raises:
       InputError: whatever in it cannot be read.
@@ -176,7 +179,8 @@ def open_folder(name: str, folder: Folder, image_size: int | None, choice: Choic
         identity += folder.read(DESCRIPTION).decode()
     key = hashlib.sha256(f"{identity} {choice}".encode()).hexdigest()[:24]
     kept = cache.arrays(
-        f"{key}-facts2", lambda: {"facts": np.array(_describe(name, folder, choice).to_json())}
+        f"{key}-{'test1' if test_only else 'facts2'}",
+        lambda: {"facts": np.array(_describe(name, folder, choice, test_only).to_json())},
     )
     facts = Facts.from_json(str(kept["facts"]))
     height, width, channels = facts.image_shape
@@ -199,7 +203,9 @@ def open_folder(name: str, folder: Folder, image_size: int | None, choice: Choic
         )
 
     if choice.test_fraction is None:
-        return Prepared(name, facts, split("train", "train"), split(facts.test, facts.test))
+        test = split(facts.test, facts.test)
+        train = without_images(test) if test_only else split("train", "train")
+        return Prepared(name, facts, train, test)
     records = _records(folder, facts, "train", states)
 
     def divided() -> dict[str, np.ndarray]:
@@ -233,7 +239,7 @@ def _labels(name: str, records: Records) -> Iterator[int | str]:
             yield from records.labels(range(start, min(start + READ_AT_ONCE, len(records))))
 
 
-def _describe(name: str, folder: Folder, choice: Choice) -> Facts:
+def _describe(name: str, folder: Folder, choice: Choice, test_only: bool) -> Facts:
     """Read what TFDS knows of a data set, and check that it is usable and its files can be opened.
 
     Raises:
@@ -252,7 +258,7 @@ def _describe(name: str, folder: Folder, choice: Choice) -> Facts:
             f"{folder} holds array_record files, which are read from a local disk only: copy them, "
             "or prepare them as tfrecord"
         )
-    test = _test_split(name, list(info.splits), choice)
+    test = _test_split(name, list(info.splits), choice, test_only)
     files = {
         which: {
             path.name: count
@@ -260,7 +266,8 @@ def _describe(name: str, folder: Folder, choice: Choice) -> Facts:
                 info.splits[which].filepaths, info.splits[which].shard_lengths, strict=True
             )
         }
-        for which in {"train": 0, test: 0}
+        for which in dict.fromkeys(["train", test])
+        if which in info.splits
     }
     features = dict(_flat(info.features or {}))
     supervised = info.supervised_keys if isinstance(info.supervised_keys, tuple) else (None, None)
@@ -301,9 +308,10 @@ def _on_disk(folder: Folder) -> Iterator[Path]:
         yield Path(copy)
 
 
-def _test_split(name: str, splits: Sequence[str], choice: Choice) -> str:
+def _test_split(name: str, splits: Sequence[str], choice: Choice, test_only: bool) -> str:
     """Choose the split that is tested on; train where a share of it is."""
-    if "train" not in splits:
+    needs_train = choice.test_fraction is not None or not test_only
+    if needs_train and "train" not in splits:
         raise InputError(f"{name} has no split train, only {', '.join(sorted(splits))}")
     if choice.test_fraction is not None:
         if choice.test_split or "test" in splits:
@@ -313,19 +321,20 @@ def _test_split(name: str, splits: Sequence[str], choice: Choice) -> str:
             )
         return "train"
     wanted = choice.test_split or "test"
-    if wanted == "train":
+    if wanted == "train" and not test_only:
         raise InputError("--test-split train would test on what is trained on")
     if wanted in splits:
         return wanted
     # "validation" before "extra"
     others = sorted(
-        (split for split in splits if split != "train"),
+        (split for split in splits if split != "train" or test_only),
         key=lambda split: (split[:3] != "val", split),
     )
-    advice = "--test-fraction 0.1 holds out a tenth of train"
-    if others:
-        advice = f"--test-split {others[0]} tests on that one, {advice}"
-    raise InputError(f"{name} has no split {wanted}, only {', '.join(sorted(splits))}: {advice}")
+    advice = [f"--test-split {split} tests on that one" for split in others[:1]]
+    if "train" in splits:
+        advice.append("--test-fraction 0.1 holds out a tenth of train")
+    has = f"{name} has no split {wanted}, only {', '.join(sorted(splits))}"
+    raise InputError(f"{has}: {', '.join(advice)}")
 
 
 def _flat(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

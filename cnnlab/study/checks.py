@@ -21,7 +21,7 @@ from cnnlab.study import folder as folders
 from cnnlab.study import plan
 from cnnlab.study.folder import Digests
 from cnnlab.study.plan import Study
-from cnnlab.training import experiment, network
+from cnnlab.training import experiment, network, testing
 from cnnlab.training.step import Objective
 
 
@@ -39,18 +39,21 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
     compilation_cache.keep_compilations()
     digests: dict[tuple[str, str], Digests] = {}
     teachers: dict[str, str | None] = {}
-    opened: dict[tuple[object, ...], tuple[Dataset, Contents]] = {}
+    opened: dict[tuple[object, ...], tuple[Dataset, Contents, dict[str, str]]] = {}
     for loss, condition in plan.grid(study):
         config = folders.config(study, loss, condition)
         recipe = config.recipe
-        parts = resolve(config.recipe)
+        parts = resolve(config.recipe, test_sets=study.test_sets)
         settings = (getattr(recipe, name) for name in DATA_SETTINGS)
         key = str(parts.dataset), *map(str, parts.selections), *settings
         if key not in opened:
             dataset = parts.open_dataset(study.machine.data_dir, recipe)
+            test_sets = testing.open_sets(parts, recipe, study.machine.data_dir, dataset)
             read = experiment.read_dataset(study.machine, dataset, console)
-            opened[key] = dataset, dataclasses.replace(read, images=None)
-        data = experiment.training_data(config, parts, *opened[key])
+            tested = testing.digests(test_sets, console)
+            opened[key] = dataset, dataclasses.replace(read, images=None), tested
+        dataset, read, tested = opened[key]
+        data = experiment.training_data(config, parts, dataset, read)
         for num_seeds in (study.seeds, study.budget) if study.tune else (study.seeds,):
             experiment.choose_layout(config, parts, num_seeds)
         experiment.check_parts(recipe, parts, data.dataset)
@@ -59,7 +62,7 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
             teachers[loss] = None
             if parts.needs_teacher:
                 _, teachers[loss] = network.teacher_fn(recipe, data.dataset)
-        digests[loss, plan.label(condition)] = Digests(data.facts.digest, teachers[loss])
+        digests[loss, plan.label(condition)] = Digests(data.facts.digest, teachers[loss], tested)
     return digests
 
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -121,10 +121,12 @@ class Digests:
     Attributes:
       digest: of the pixels and labels of both splits.
       teacher_digest: of the teacher's weights.
+      test_sets: of the further test sets, by name.
     """
 
     digest: str
     teacher_digest: str | None
+    test_sets: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ def read(folder: Path, cell: Cell, wanted: Wanted) -> CellResult | None:
         sound = [run.seed for run in result.runs] == wanted.seeds and all(
             isinstance(test[name], float) for test in tests for name in wanted.metrics
         )
-        same = Digests(result.digest, result.teacher_digest) == wanted.digests
+        trained_with = Digests(result.digest, result.teacher_digest, wanted.digests.test_sets)
+        same = trained_with == wanted.digests
         differing = conflicts(result.config, Config.from_json(cell.config))
     except InputError:
         raise
@@ -179,6 +182,13 @@ def read(folder: Path, cell: Cell, wanted: Wanted) -> CellResult | None:
             f"{path} was trained on other data, or by another teacher, of the same name; delete "
             "it, or choose another --workdir"
         )
+    for name, digest in wanted.digests.test_sets.items():
+        if result.test_sets.get(name) != digest:
+            how = "on other images of the same name" if name in result.test_sets else "without it"
+            raise InputError(
+                f"test set {name}: {path} was tested {how}; delete it to train that cell again, or "
+                "choose another --workdir"
+            )
     if differing:
         raise InputError(
             f"{path} was trained by a version of cnnlab with other defaults "

@@ -87,6 +87,8 @@ class Study(Settings):
     """Differences within it count as equivalent. None: the metric's own, 0.01 for accuracy (--list
     metric).
     """
+    test_sets: tuple[settings.Part, ...] = ()
+    """Sets to test on besides test, as for train.py: to look at; the verdicts are about test."""
     tune: str | None = None
     """lr=1e-4..1e-1: before the comparison, choose each cell's learning rate on the validation
     split.
@@ -284,7 +286,7 @@ def config(study: Study, loss: str, condition: Condition, seed: int = 0) -> Conf
     recipe = {**shared, **changed, "loss": loss, "seed": seed, **condition}
     if recipe.get("label_noise"):
         recipe["noise"] = study.noise
-    output = Output(progress=study.progress, tensorboard=False)
+    output = Output(progress=study.progress, tensorboard=False, test_sets=study.test_sets)
     return Config(Recipe(**recipe), study.machine, output)
 
 
@@ -335,6 +337,11 @@ def rates(study: Study) -> list[float]:
 def baseline(study: Study) -> str:
     """Return the loss that the others are compared with."""
     return study.baseline or study.losses[0]
+
+
+def further_test_sets(study: Study) -> tuple[str, ...]:
+    """Return the test sets besides the data set's own."""
+    return Output(test_sets=study.test_sets).further_test_sets
 
 
 def metrics(study: Study) -> dict[str, Metric]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class SeedRun:
       history: train.py's rows, one per epoch.
       gradient_norms: of its first steps.
       test_last: where its weights are averaged, the test of the last of them; else None.
+      test_sets: the same as `test` of each further test set, by name.
     """
 
     seed: int
@@ -46,6 +47,13 @@ class SeedRun:
     history: list[Row]
     gradient_norms: list[float]
     test_last: Metrics | None = None
+    test_sets: dict[str, Metrics] = field(default_factory=dict)
+
+    def tested(self, test_set: str | None) -> Metrics | None:
+        """Return the test on one of the further test sets; None for `test_set`: on the data set's
+        own.
+        """
+        return self.test if test_set is None else self.test_sets.get(test_set)
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class CellResult:
       seconds, images_per_second: of training.
       parameters: of a network.
       devices, versions: that it was trained with.
-      class_names, counts, digest, teacher_digest: of its data (`DataFacts`).
+      class_names, counts, digest, teacher_digest, test_sets: of its data (`DataFacts`).
     """
 
     loss: str
@@ -84,6 +92,7 @@ class CellResult:
     counts: dict[str, int]
     digest: str
     teacher_digest: str | None
+    test_sets: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> JsonObject:
         """Convert the result to JSON values."""
@@ -97,6 +106,7 @@ class CellResult:
         Raises:
           KeyError, TypeError: something is missing, or of another form.
         """
+        values = {"test_sets": {}, **values}  # not in the cells of earlier versions
         known = {f.name: values[f.name] for f in dataclasses.fields(cls)}
         tuning = known["tuning"]
         known["runs"] = [SeedRun(**run) for run in known["runs"]]
@@ -133,11 +143,16 @@ class Verdict:
     diverged: int = 0
 
 
-def values(cell: CellResult, metric: str) -> np.ndarray:
+def values(cell: CellResult, metric: str, test_set: str | None = None) -> np.ndarray:
     """Collect a metric of the test set for each seed, float64[seeds]; NaN where the run diverged or
     the metric is not finite.
+
+    Args:
+      cell: of the study.
+      metric: of it.
+      test_set: one of the further test sets; None: the data set's own.
     """
-    return _values([run.test for run in cell.runs], metric)
+    return _values([run.tested(test_set) for run in cell.runs], metric)
 
 
 def last_values(cell: CellResult, metric: str) -> np.ndarray:
@@ -150,14 +165,16 @@ def _values(tests: Sequence[Metrics | None], metric: str) -> np.ndarray:
     return np.where(np.isfinite(per_run), per_run, np.nan)
 
 
-def differences(results: Results, metric: str) -> dict[tuple[int, int], np.ndarray]:
+def differences(
+    results: Results, metric: str, test_set: str | None = None
+) -> dict[tuple[int, int], np.ndarray]:
     """Subtract the baseline's metric from each other loss's, for each seed: (condition, loss) by
-    number -> float64[seeds].
+    number -> float64[seeds]. Args as for `values`.
     """
     study = results.study
     base = study.losses.index(plan.baseline(study))
     return {
-        (i, j): values(row[j], metric) - values(row[base], metric)
+        (i, j): values(row[j], metric, test_set) - values(row[base], metric, test_set)
         for i, row in enumerate(results.cells)
         for j in range(len(study.losses))
         if j != base

@@ -16,6 +16,7 @@ import numpy as np
 from cnnlab import files, metrics, models
 from cnnlab.checkpoint.manager import Checkpoints
 from cnnlab.config import Config
+from cnnlab.data.dataset import Split
 from cnnlab.errors import Diverged
 from cnnlab.losses import cross_entropy
 from cnnlab.multihost import agree, processes, transfer
@@ -90,12 +91,15 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
     board.phase("testing")
     tests: Sequence[Metrics | None] = [None] * len(seeds)
     tests_last = tests
+    tests_on: dict[str, list[Metrics]] = {}
     variance = None
     if trained.progress is not None:
         state = trained.progress.state
         tests, right = _test(trained.experiment, state)
         if state.average:
             tests_last, _ = _test(trained.experiment, state.last)
+        for name, split in trained.experiment.data.test_sets.items():
+            tests_on[name], _ = _test(trained.experiment, state, split)
         finite = [i for i, step in enumerate(trained.diverged) if step is None]
         if len(finite) > 1:
             variance = float(np.mean(np.var(right[finite].astype(np.float64), axis=0, ddof=1)))
@@ -106,7 +110,10 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
     layout = trained.experiment.layout
     facts = trained.experiment.facts
     start, _, _ = trained.experiment.program.abstract_start()
-    tested = list(zip(tests, tests_last, strict=True))
+    tested = [
+        (test, test_last, {name: results[i] for name, results in tests_on.items()})
+        for i, (test, test_last) in enumerate(zip(tests, tests_last, strict=True))
+    ]
     return CellResult(
         loss=cell.loss,
         condition=cell.condition,
@@ -125,6 +132,7 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
         counts=facts.counts,
         digest=facts.digest,
         teacher_digest=facts.teacher_digest,
+        test_sets=facts.test_sets,
     )
 
 
@@ -150,6 +158,7 @@ def _tune(study: Study, config: Config, folder: Path, board: Board, command: str
         return before
     board.phase(f"tuning {len(rates)} rates")
     seeds = [plan.TUNING_SEED] * len(rates)
+    config = config.replace(test_sets=())
     trained = _fit(config, seeds, rates, _saver(folder / "tuning", command), board)
     reached = trained.history[-1]["validation_accuracy"] if trained.history else [None] * len(rates)
     trials = [
@@ -210,7 +219,12 @@ def _first_bad_steps(history: Sequence[Row], seeds: int) -> list[int | None]:
 
 
 def _seed_run(
-    trained: Trained, i: int, seed: int, test: Metrics | None, test_last: Metrics | None
+    trained: Trained,
+    i: int,
+    seed: int,
+    test: Metrics | None,
+    test_last: Metrics | None,
+    test_sets: dict[str, Metrics],
 ) -> SeedRun:
     """Extract the i-th seed of those trained, with its epochs while it was finite."""
     diverged = trained.diverged[i]
@@ -223,16 +237,21 @@ def _seed_run(
     rows = [{k: v[i] if isinstance(v, list) else v for k, v in row.items()} for row in rows]
     if diverged is not None:
         return SeedRun(seed, diverged, None, rows, [])
-    return SeedRun(seed, None, test, rows, history[0]["gradient_norms"][i], test_last)
+    norms = history[0]["gradient_norms"][i]
+    return SeedRun(seed, None, test, rows, norms, test_last, test_sets)
 
 
-def _test(trained: Experiment, state: TrainState) -> tuple[list[Metrics], np.ndarray]:
-    """Compute the metrics of each seed on the test set, and where it was right: bool[seeds, N]."""
+def _test(
+    trained: Experiment, state: TrainState, split: Split | None = None
+) -> tuple[list[Metrics], np.ndarray]:
+    """Compute the metrics of each seed on the test set, or on another split, and where it was
+    right: bool[seeds, N].
+    """
     extra = trained.program.metrics
     measure = jax.jit(jax.vmap(partial(_measured, extra_metrics=extra), (0, None)))
     total: dict[str, np.ndarray] = {}
     right = []
-    for batch in trained.test_batches():
+    for batch in trained.test_batches(split):
         logits = trained.logits(state, batch)
         labelled = {name: batch[name] for name in ("label", "mask")}
         known = trained.layout.globalise(labelled, devices.BATCH)

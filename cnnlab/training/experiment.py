@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from typing import TypedDict
@@ -25,7 +25,7 @@ from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
 from cnnlab.models.convolution import Convolution
 from cnnlab.parts import Parts, resolve
-from cnnlab.training import devices, loop, network, program
+from cnnlab.training import devices, loop, network, program, testing
 from cnnlab.training.devices import AXIS, SEEDS, Layout
 from cnnlab.training.step import ESTIMATION_STEPS, Progress, Sums, TrainState
 from cnnlab.types import Device, Metrics, PyTree
@@ -40,18 +40,27 @@ class TrainingData:
       images: uint8[N, H, W, C], the training split in memory; None where it is streamed.
       held_out: int[V], positions of the images to validate on.
       facts: about it.
+      test_sets: the splits to test on besides its own, by name.
     """
 
     dataset: datasets.Dataset
     images: np.ndarray | None
     held_out: np.ndarray
     facts: DataFacts
+    test_sets: Mapping[str, datasets.Split] = field(default_factory=dict)
 
     def read(self, positions: Sequence[int] | np.ndarray) -> Batch:
         """Read images of the training split: {"image": uint8[B, H, W, C], "label": int32[B]}."""
         if self.images is None:
             return self.dataset.train.read(positions)
         return {"image": self.images[positions], "label": self.dataset.labels[positions]}
+
+    def with_test_sets(
+        self, test_sets: Mapping[str, datasets.Split], digests: Mapping[str, str]
+    ) -> TrainingData:
+        """Add splits to test on, and their digests, by name."""
+        facts = dataclasses.replace(self.facts, test_sets=dict(digests))
+        return dataclasses.replace(self, test_sets=test_sets, facts=facts)
 
     def feed(self, config: Config, parts: Parts, seed: int, rows: np.ndarray) -> feeds.Feed:
         """Build the feed of a run with a seed; this process feeds `rows` of each batch.
@@ -176,13 +185,18 @@ class Experiment:
         batches = self._in_order(self.data.read, self.data.held_out)
         return self._measure(self.program.validation_sums, state, batches)
 
-    def test(self, state: TrainState, console: Console | None = None) -> list[Metrics]:
-        """Compute each network's metrics on the test images."""
-        return self._measure(self.program.test_sums, state, self.test_batches(), console)
+    def test(
+        self,
+        state: TrainState,
+        console: Console | None = None,
+        split: datasets.Split | None = None,
+    ) -> list[Metrics]:
+        """Compute each network's metrics on the test images, or on those of another split."""
+        return self._measure(self.program.test_sums, state, self.test_batches(split), console)
 
-    def test_batches(self) -> Iterator[Batch]:
-        """Yield the test images in batches, each image once."""
-        split = self.data.dataset.test
+    def test_batches(self, split: datasets.Split | None = None) -> Iterator[Batch]:
+        """Yield the test images, or those of another split, in batches, each image once."""
+        split = split or self.data.dataset.test
         return self._in_order(split.read, np.arange(len(split)))
 
     def logits(self, state: TrainState, batch: Batch) -> jax.Array:
@@ -272,16 +286,18 @@ def build(
     compilation_cache.keep_compilations()
     recipe = config.recipe
     console = console or Console("off")
-    parts = parts or resolve(recipe)
+    parts = parts or resolve(recipe, test_sets=config.output.test_sets)
     layout = choose_layout(config, parts, None if seeds is None else len(seeds))
     network.run_keys(recipe.seed if seeds is None else seeds)  # refuse them before data is read
     dataset = parts.open_dataset(config.machine.data_dir, recipe)
     check_parts(recipe, parts, dataset)
+    test_sets = testing.open_sets(parts, recipe, config.machine.data_dir, dataset)
     teacher, digest = None, None
     if parts.needs_teacher:
         teacher, digest = network.teacher_fn(recipe, dataset, Convolution(layout.formulation))
     read = read_dataset(config.machine, dataset, console)
     data = training_data(config, parts, dataset, read, digest)
+    data = data.with_test_sets(test_sets, testing.digests(test_sets, console))
     compiled = program.build(config, parts, layout, data.facts, teacher, single_dispatch)
     compiled.abstract_start()  # refuses a model that the images are too small for
     init_images = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Required, TypedDict
@@ -22,11 +22,12 @@ from cnnlab.console import Console
 from cnnlab.data import contents
 from cnnlab.data import feed as feeds
 from cnnlab.data.dataset import Dataset
+from cnnlab.data.distortions import distorted
 from cnnlab.errors import InputError, one_line
 from cnnlab.multihost import agree, processes
-from cnnlab.parts import OBJECT, Parts
+from cnnlab.parts import OBJECT, FurtherSet, Parts
 from cnnlab.training import experiment as experiments
-from cnnlab.training import loop, run_folder
+from cnnlab.training import loop, run_folder, testing
 from cnnlab.training import network as networks
 from cnnlab.training.experiment import Experiment
 from cnnlab.training.loop import Observer, Row, Saver
@@ -47,6 +48,7 @@ class Run:
       history: the metrics of each epoch.
       test: the network's metrics on the test images; empty where it was not tested.
       test_last: with an average, those of the last weights in it; else empty.
+      test_sets: its metrics on each further test set, by name; empty where it was not tested.
       path: of its folder; None where it was kept in memory.
       summary: what summary.json says.
     """
@@ -57,6 +59,7 @@ class Run:
     path: Path | None = None
     summary: JsonObject = field(default_factory=dict)
     test_last: Metrics = field(default_factory=dict)
+    test_sets: Mapping[str, Metrics] = field(default_factory=dict)
 
     @property
     def config(self) -> Config:
@@ -141,16 +144,18 @@ def load(path: Path, weights: str | None = None) -> Run:
     ended = summary.get("epochs") == config.recipe.epochs  # it may have been extended since
     tested = summary["tested_step"] if ended else None
     test_last = summary.get("test_last", {})
+    test_sets = summary.get("test_sets", {})
     if weights is None and tested in layout.steps(path / "checkpoints"):
         with contextlib.suppress(CheckpointError):  # damaged: the last that verifies
             network = networks.load(path, tested)
-            return Run(network, tuple(history), summary["test"], path, summary, test_last)
+            test = summary["test"]
+            return Run(network, tuple(history), test, path, summary, test_last, test_sets)
     network = networks.load(path, weights)
     if network.step != tested:
         return Run(network, tuple(history), {}, path, summary)
     if weights == "last" and test_last:
         return Run(network, tuple(history), test_last, path, summary)
-    return Run(network, tuple(history), summary["test"], path, summary, test_last)
+    return Run(network, tuple(history), summary["test"], path, summary, test_last, test_sets)
 
 
 def in_folder(
@@ -270,21 +275,62 @@ def evaluate(network: Network, dataset: Dataset, console: Console | None = None)
     return result
 
 
+def evaluate_on(
+    network: Network,
+    test_set: FurtherSet,
+    data_dir: str | None = None,
+    console: Console | None = None,
+) -> Metrics:
+    """Compute the metrics of a trained network on a further test set, on one device.
+
+    Args:
+      network: of a run.
+      test_set: its data set needs no images to train on.
+      data_dir: TFDS data directory; None: the run's own.
+      console: shows progress.
+
+    Raises:
+      InputError: it is not there, it has other classes or images, or it is not the set of this name
+        that the run was tested on.
+    """
+    config, facts = network.config, network.facts
+    if test_set.is_of(network.parts.dataset):
+        dataset = dataset_of(network, data_dir, console)
+    else:
+        dataset = testing.open_other(
+            test_set,
+            network.parts,
+            config.recipe,
+            data_dir or config.machine.data_dir,
+            facts.class_names,
+            facts.image_shape,
+        )
+    split = distorted(dataset.test, test_set.distortions)
+    testing.check_recorded(test_set.name, split, facts, console or Console("off"))
+    return evaluate(network, replace(dataset, test=split), console)
+
+
 class _Tests(TypedDict, total=False):
-    """What a run is tested for: `Run.test`, and `Run.test_last` with an average."""
+    """What a run is tested for, as in `Run`: `test_last` only with an average."""
 
     test: Required[Metrics]
     test_last: Metrics
+    test_sets: Required[dict[str, Metrics]]
 
 
 def _tested(experiment: Experiment, progress: Progress, console: Console) -> _Tests:
-    """Test a network, and the last weights in its average, where it has one."""
+    """Test a network, and the last weights in its average, where it has one; then the network on
+    the further test sets.
+    """
     state = progress.state
     (test,) = experiment.test(state, console)
-    if not state.average:
-        return {"test": test}
-    (test_last,) = experiment.test(state.last, console)
-    return {"test": test, "test_last": test_last}
+    last: list[Metrics] = experiment.test(state.last, console) if state.average else []
+    test_sets = {}
+    for name, split in experiment.data.test_sets.items():
+        (test_sets[name],) = experiment.test(state, console, split)
+    if not last:
+        return {"test": test, "test_sets": test_sets}
+    return {"test": test, "test_last": last[0], "test_sets": test_sets}
 
 
 def trained_network(experiment: Experiment, progress: Progress, step: int) -> Network:

@@ -152,7 +152,8 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
         )
     summary = _read_summary(path)
     wanted = {"epochs": config.recipe.epochs, "test_on": config.output.test_on}
-    return summary if summary and wanted.items() <= summary.items() else None
+    tested = {*config.output.further_test_sets} <= summary.get("test_sets", {}).keys()
+    return summary if summary and tested and wanted.items() <= summary.items() else None
 
 
 def conflicts(stored: JsonObject, wanted: Config, quick: bool = False) -> list[str]:
@@ -248,10 +249,12 @@ def stored_form(config: Config) -> JsonObject:
     Other defaults in a later version do not change it, and new hyperparameters with a default do
     not make it unreadable.
     """
-    from cnnlab.parts import resolve
+    from cnnlab.parts import further_sets, resolve
     from cnnlab.spec import Part
 
     fields = config.to_json()
+    test_sets = further_sets(config.output.test_sets)
+    fields["test_sets"] = [test_set.form(Part.resolved) for test_set in test_sets]
     known = Config().to_json()
     parts = resolve(config.recipe)
     written = {name: fields[name] for name in (*PARTS, *SHORT)}

@@ -237,3 +237,40 @@ def odd_labels(keys, batch):
 
 def of_features(logits, labels, features):
     return cross_entropy(logits, labels)
+
+
+# Data to test on, and distortions of it.
+
+
+def night(count=60, size=8, image_size=None):
+    """The classes of `blocks` in the dark, with no images to train on."""
+    side = image_size or size
+    labels = np.arange(count) % 3
+    images = np.random.default_rng(1).integers(0, 40, (count, side, side, 3))
+    images += 25 * labels[:, None, None, None]
+    return {
+        "test": (images.astype(np.uint8), labels),
+        "class_names": ["dark", "grey", "bright"],
+    }
+
+
+def inverted(image, rng):
+    return 255 - image
+
+
+def speckled(image, rng, amount=0.5):
+    return np.where(rng.random(image.shape) < amount, np.uint8(255), image)
+
+
+def cropped(image, rng):
+    return image[1:]
+
+
+def as_floats(image, rng):
+    return image / 255
+
+
+def fails_on_some(image, rng):
+    if rng.random() < 0.1:
+        raise KeyError("some image")
+    return image

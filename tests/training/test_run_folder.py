@@ -263,7 +263,8 @@ def test_more_epochs(fields, before, after, allowed, tmp_path, monkeypatch):
 OTHER = {
     "workdir": "elsewhere", "data_dir": "elsewhere", "workers": 3, "keep": 9, "checkpoint_steps": 5,
     "progress": "off",
-    "tensorboard": False, "test_on": "best", "parallel": "pmap", "devices": 2, "feed": "streaming",
+    "tensorboard": False, "test_on": "best", "test_sets": ("mnist",), "parallel": "pmap",
+    "devices": 2, "feed": "streaming",
     "dispatch_steps": 4, "mesh": "1x2", "coordinator": "localhost:1", "processes": 2, "process": 1,
 }  # fmt: skip
 BOUND = {

@@ -38,6 +38,7 @@ def sections(results: Results, verdicts: Sequence[Verdict]) -> list[Section]:
         _verdicts(results, verdicts),
         _seeds(results),
         _averages(results),
+        _test_sets(results),
         _spread(results),
         _curves(results),
         _gradients(results),
@@ -107,6 +108,19 @@ def _averages(results: Results) -> Section:
             _tabled(results, table),
         ],
     )
+
+
+def _test_sets(results: Results) -> Section:
+    blocks: list[Block] = []
+    for name in plan.further_test_sets(results.study):
+        blocks += [Text(name), _tabled(results, tables.test_set(results, name))]
+    if blocks:
+        before = Text(
+            "The same networks on other test sets: to look at; the verdicts are about the data "
+            "set’s own. The differences are from the baseline at the same seed."
+        )
+        blocks.insert(0, before)
+    return Section("Other test sets", blocks)
 
 
 def _spread(results: Results) -> Section:

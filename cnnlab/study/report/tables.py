@@ -184,6 +184,32 @@ def averages(results: Results) -> Table:
     return Table((*head, "95 % interval"), rows)
 
 
+def test_set(results: Results, name: str) -> Table:
+    """Tabulate the study's metric on a further test set, with the differences from the baseline.
+
+    Args:
+      results: of the study.
+      name: of the test set.
+    """
+    metric = results.study.metric
+    scale = scales(results.study)[metric]
+    unit = f" ({scale.difference_unit})" if scale.difference_unit else ""
+    gaps = differences(results, metric, name)
+    rows = []
+    for i, (condition, cells) in enumerate(zip(results.conditions, results.cells, strict=True)):
+        for j, cell in enumerate(cells):
+            seed_values = values(cell, metric, name)
+            numbers = [scale.value(series.mean(seed_values)), scale.value(series.sd(seed_values))]
+            compared = [NONE, NONE]
+            if (i, j) in gaps:
+                gap = gaps[i, j]
+                between = scale.interval(*series.interval(gap), signs=True)
+                compared = [scale.difference(series.mean(gap)), between]
+            rows.append((plan.label(condition), cell.loss, *numbers, *compared))
+    head = ("condition", "loss", f"mean {scale.label}", "sd", f"difference{unit}", "95 % interval")
+    return Table(head, rows)
+
+
 def spreads(results: Results) -> Table:
     """Tabulate how much accuracy differs between seeds, on this test set and beyond it."""
     head = ("sd on the test set (pp)", "sd on the distribution (pp)")
@@ -266,23 +292,29 @@ def compute(results: Results) -> Table:
 
 
 def csv_runs(results: Results) -> tuple[list[str], list[list[object]]]:
-    """Return the header and rows of results.csv: a row for each condition, loss and seed."""
+    """Return the header and rows of results.csv: a row for each condition, loss and seed. The
+    metrics on a further test set follow as METRIC@SET.
+    """
     measured = list(plan.metrics(results.study))
+    further = plan.further_test_sets(results.study)
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
     rows = [
         [*_fields(names, condition), cell.loss, run.seed, cell.learning_rate, run.diverged]
         + [_metric(run, metric) for metric in measured]
         + [len(run.history)]
+        + [_metric(run, metric, test_set) for test_set in further for metric in measured]
         for condition, cells in zip(results.conditions, results.cells, strict=True)
         for cell in cells
         for run in cell.runs
     ]
-    fields = [*BEFORE, *measured, *AFTER]
+    on_further = [f"{metric}@{test_set}" for test_set in further for metric in measured]
+    fields = [*BEFORE, *measured, *AFTER, *on_further]
     return [*_columns(names, fields), *fields], rows
 
 
-def _metric(run: SeedRun, name: str) -> float | None:
-    return None if run.test is None else float(run.test[name])
+def _metric(run: SeedRun, name: str, test_set: str | None = None) -> float | None:
+    test = run.tested(test_set)
+    return None if test is None else float(test[name])
 
 
 def csv_verdicts(

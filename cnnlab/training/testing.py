@@ -1,0 +1,164 @@
+"""The sets that a network is tested on besides the test split of its own data set.
+
+A further test set needs no images to train on. It has the classes and the image shape of the run's
+data set: that is checked, and every image is read, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from cnnlab.config import Recipe, flag
+from cnnlab.console import Console
+from cnnlab.data import contents
+from cnnlab.data import dataset as datasets
+from cnnlab.data.dataset import Dataset, Split
+from cnnlab.data.distortions import distorted
+from cnnlab.data.facts import DataFacts
+from cnnlab.errors import InputError
+from cnnlab.parts import DATA_SETTINGS, OBJECT, FurtherSet, Parts
+from cnnlab.spec import Part
+
+
+def open_sets(
+    parts: Parts, recipe: Recipe, data_dir: str | None, dataset: Dataset
+) -> dict[str, Split]:
+    """Open the further test sets of a run; their images are not read yet.
+
+    Args:
+      parts: of the run.
+      recipe: of it.
+      data_dir: TFDS data directory; None for the default.
+      dataset: that the run is trained on.
+
+    Returns:
+      Their splits by the names of the sets.
+
+    Raises:
+      InputError: one of them is not there, or has other classes or images.
+    """
+    splits = {}
+    for test_set in parts.test_sets:
+        tested = dataset
+        if not test_set.is_of(parts.dataset):
+            shape = dataset.train.image_shape
+            tested = open_other(test_set, parts, recipe, data_dir, dataset.class_names, shape)
+        splits[test_set.name] = distorted(tested.test, test_set.distortions)
+    return splits
+
+
+def open_other(
+    test_set: FurtherSet,
+    parts: Parts,
+    recipe: Recipe,
+    data_dir: str | None,
+    class_names: Sequence[str],
+    image_shape: Sequence[int],
+) -> Dataset:
+    """Open the data set of a further test set, without its distortions, for testing only.
+
+    Args:
+      test_set: of another data set than the run's.
+      parts: of the run.
+      recipe: of it, whose image size holds for test sets that take one.
+      data_dir: TFDS data directory; None for the default.
+      class_names: of the run.
+      image_shape: (H, W, C) of the run.
+
+    Returns:
+      The data set, under the run's names of the classes.
+
+    Raises:
+      InputError: it is not there, or has other classes or images.
+    """
+    part = test_set.dataset
+    assert part is not None, "the run's own data set is open already"
+    try:
+        opened = _opened(test_set.name, part, parts, recipe, data_dir, class_names)
+        if opened.num_classes != len(class_names):  # it may have all classes, and the run some
+            opened = parts.select(opened, data_dir)
+        _check(part, opened, class_names, image_shape)
+    except InputError as error:
+        raise InputError(f"test set {test_set.name}: {_as_hyperparameters(str(error))}") from error
+    return dataclasses.replace(opened, class_names=tuple(class_names))
+
+
+def _opened(
+    name: str,
+    part: Part,
+    parts: Parts,
+    recipe: Recipe,
+    data_dir: str | None,
+    class_names: Sequence[str],
+) -> Dataset:
+    opened = part.call(data_dir=data_dir, test_only=True, image_size=recipe.image_size)
+    if isinstance(opened, Mapping):
+        # Numbers without names: labels may lack the last classes, and must not exceed them.
+        numbers = [str(number) for number in range(len(class_names))]
+        alike = OBJECT == part.name == parts.dataset.name and "test" not in opened
+        fraction = recipe.test_fraction if alike else None
+        arrays = {"class_names": numbers, **opened}
+        return datasets.from_arrays(name, arrays, recipe.image_size, fraction, test_only=True)
+    if not isinstance(opened, Dataset):
+        raise InputError(
+            f"data set '{part}' must return a Dataset or a dict of arrays, got "
+            f"{type(opened).__name__}"
+        )
+    return opened
+
+
+def _check(
+    part: Part, opened: Dataset, class_names: Sequence[str], image_shape: Sequence[int]
+) -> None:
+    """Raise InputError where a data set has other classes or images than a run."""
+    shape, wanted = tuple(opened.test.image_shape), tuple(image_shape)
+    if shape != wanted:
+        height, width, channels = wanted
+        scalable = height == width and channels == shape[-1] and "image_size" in part.parameters
+        advice = f"; {part},image_size={height} scales them" if scalable else ""
+        raise InputError(f"it has images of {shape}, the run is trained on {wanted}{advice}")
+    names = opened.class_names
+    if len(names) != len(class_names):
+        raise InputError(f"it has {len(names)} classes, the run is trained on {len(class_names)}")
+    if _are_numbers(names) or _are_numbers(class_names):
+        return
+    for number, (theirs, ours) in enumerate(zip(names, class_names, strict=True)):
+        if theirs != ours:
+            raise InputError(
+                f"it has other classes: class {number} is '{theirs}', the run is trained on "
+                f"'{ours}'"
+            )
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(name.isdecimal() for name in names)
+
+
+def _as_hyperparameters(text: str) -> str:
+    """Name the settings of a data set as hyperparameters: the flags are for the run's own."""
+    for name in DATA_SETTINGS:
+        text = text.replace(flag(name), name)
+    return text
+
+
+def digests(splits: Mapping[str, Split], console: Console) -> dict[str, str]:
+    """Read every image of test sets, and hash the pixels and labels of each set with SHA-256.
+
+    Raises:
+      InputError: an image that cannot be decoded or distorted, or a label that is none.
+    """
+    return {
+        name: contents.summary(split, console.track(f"decoding {split.name}", "reads")).digest()
+        for name, split in splits.items()
+    }
+
+
+def check_recorded(name: str, split: Split, facts: DataFacts, console: Console) -> None:
+    """Refuse a test set that held other images when the run was tested on it.
+
+    Raises:
+      InputError: it did.
+    """
+    if name in facts.test_sets and digests({name: split}, console) != {name: facts.test_sets[name]}:
+        raise InputError(f"test set {name} is not the one that the run was tested on")
