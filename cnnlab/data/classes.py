@@ -121,7 +121,7 @@ def _of_classes(split: Split, chosen: Sequence[int]) -> Split:
     numbers[chosen] = np.arange(len(chosen))
     renumbered = numbers[labels(split)]
     positions = np.flatnonzero(renumbered >= 0)
-    if not len(positions):
+    if len(split) and not len(positions):
         raise InputError(f"{split.name} holds no image of the classes to keep")
     records = split.records
     if isinstance(records, Arrays):  # in memory: read without a detour

@@ -46,7 +46,7 @@ class Picture:
     label: str
 
 
-def folder(
+def folder(  # noqa: PLR0913 (hyperparameters)
     path: Path,
     data_dir: str | None = None,
     image_size: int | None = None,

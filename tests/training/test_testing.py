@@ -146,7 +146,7 @@ def test_pictures_and_files_of_arrays(root):
     flat, divided = (f"folder,path={root}/{name}" for name in ("flat", "divided"))
     with pytest.raises(InputError) as error:  # opened as what it is not, and prepared as that
         catalogue.folder(root / "divided")
-    assert "has no folder test" in str(error.value)
+    assert "holds test with folders inside" in str(error.value)
     splits = opened(flat, divided, **own)
     counts = [np.bincount(read(split)["label"]).tolist() for split in splits.values()]
     assert counts == [[4, 4], [5, 5]]
@@ -384,3 +384,14 @@ def test_objects(root):
     assert cnnlab.load(root / "run").test_sets == listed.test_sets
     one = cnnlab.train(tiny, "softmax_regression", test_sets=NOISE, **CALL)
     assert one.test_sets == {NOISE: ran.test_sets["noisy"]}
+
+
+def test_a_set_of_all_classes_after_a_choice_of_some(root):
+    write_dataset(root, "later", {"test": drawn(30, 3, SHAPE, seed=9)}, 3, SHAPE)
+    splits = opened("later", "test+gaussian_noise,severity=1", dataset="tiny+subset,classes=[2,0]")
+    later = catalogue.open_dataset("later", str(root), test_only=True).test
+    labels = later.read(range(30))["label"]
+    assert len(splits["later"]) == np.sum(labels != 1)
+    kept = splits["later"].read(range(len(splits["later"])))
+    np.testing.assert_array_equal(kept["label"], (labels == 0)[labels != 1].astype(np.int32))
+    np.testing.assert_array_equal(kept["image"], later.read(np.flatnonzero(labels != 1))["image"])
