@@ -118,9 +118,10 @@ class Training(Settings):
     """How networks are trained and on what: what all runs of a study have in common."""
 
     dataset: Part = "shapes10"
-    """shapes10 (drawn here), cifar10, mnist, any prepared image-classification set by its TFDS name
-    (emnist/letters, cifar10:3.0.2), or your own: my_data.load,size=64. Corruptions follow after a
-    +: cifar10+label_noise,rate=0.4 (--list dataset, corruption)."""
+    """shapes10 (drawn here), cifar10, cifar100, mnist, fashion_mnist, svhn_cropped, any prepared
+    image-classification set by its TFDS name (emnist/letters, cifar10:3.0.2), or your own:
+    my_data.load,size=64. Corruptions follow after a +: cifar10+label_noise,rate=0.4 (--list
+    dataset, corruption)."""
     image_size: Count | None = None
     """Side in pixels to which images are scaled and cropped; needed only where their sizes differ.
     """

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 KNOWN = {
     "shapes10": ((32, 32, 3), 10, 10_000),
     "cifar10": ((32, 32, 3), 10, 50_000),
+    "cifar100": ((32, 32, 3), 100, 50_000),
     "mnist": ((28, 28, 1), 10, 60_000),
+    "fashion_mnist": ((28, 28, 1), 10, 60_000),
+    "svhn_cropped": ((32, 32, 3), 10, 73_257),
 }
 
 
@@ -51,9 +54,9 @@ class Plan(Settings):
     256 chips at most.
     """
     image_shape: tuple[int, ...] | None = None
-    """Height, width and channels of another data set than shapes10, cifar10 and mnist."""
+    """Height, width and channels of another data set than cnnlab's."""
     classes: Annotated[int, "[2, inf)"] | None = None
-    """Its classes."""
+    """Its classes; of cifar100 with --label-key coarse_label, 20."""
     images: Count | None = None
     """Its training images, of which --validation are held out."""
     seeds: Count | None = None
@@ -109,6 +112,8 @@ def build(plan: Plan, where: slices.Slice) -> Program:
     from cnnlab.training import experiment, program
 
     shape, classes, images = KNOWN.get(plan.recipe.dataset, (None, None, None))
+    if plan.recipe.label_key not in (None, "label"):
+        classes = None
     shape = plan.image_shape or shape
     classes = plan.classes or classes
     images = plan.images or images

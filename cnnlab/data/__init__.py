@@ -1,15 +1,22 @@
 """Data sets: of TFDS without TensorFlow, of arrays; their order, and how a step is fed.
 
-cnnlab.data.cifar10, mnist and shapes10 are those of catalogue.py, imported when they are used:
+cnnlab.data.cifar10 and the others below are those of catalogue.py, imported when they are used:
 Grain's reader processes import this package, and need nothing else of it.
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cnnlab.data.catalogue import cifar10, mnist, shapes10
+    from cnnlab.data.catalogue import (
+        cifar10,
+        cifar100,
+        fashion_mnist,
+        mnist,
+        shapes10,
+        svhn_cropped,
+    )
 
-__all__ = ["cifar10", "mnist", "shapes10"]
+__all__ = ["cifar10", "cifar100", "fashion_mnist", "mnist", "shapes10", "svhn_cropped"]
 
 
 def __getattr__(name: str) -> object:

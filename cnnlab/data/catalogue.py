@@ -20,6 +20,9 @@ from cnnlab.errors import InputError, one_line, unknown
 # What TFDS does not say of its sets. Colour images whose mirror image is another class, or none
 # (starts of names):
 NOT_TO_MIRROR = ("svhn", "colored_mnist", "omniglot", "cmaterdb")
+# Grey images whose mirror image is of the same class; those of other names may be digits, letters
+# or X-rays:
+TO_MIRROR = ("fashion_mnist",)
 # Classes that are taken for others: those of CIFAR-10 and MNIST of Patrini et al., 2017, arXiv
 # 1609.03683. In CIFAR-10: truck for car, bird for plane, deer for horse, cat for dog, dog for cat.
 TAKEN_FOR = {
@@ -73,7 +76,7 @@ def open_dataset(  # noqa: PLR0913 (hyperparameters)
       image_size: side of the images in pixels; None keeps the features' own, which must then be
         fixed.
       mirror: whether a mirrored image is of the same class; none: for colour images that are not
-        digits or letters.
+        digits or letters, and for fashion_mnist.
       image_key: feature that is the image; none: image, or the only one.
       label_key: feature that is its class, a ClassLabel, a whole number or a text; none: label, or
         the only ClassLabel.
@@ -120,9 +123,9 @@ def superclasses_of(name: str, num_classes: int) -> tuple[int, ...]:
 
 def may_be_mirrored(name: str, channels: int) -> bool:
     """Return whether the images of a data set of TFDS keep their class when mirrored: where they
-    are colour images and not digits or letters.
+    are colour images and not digits or letters, or clothes.
     """
-    return channels == 3 and not name.startswith(NOT_TO_MIRROR)
+    return name in TO_MIRROR or (channels == 3 and not name.startswith(NOT_TO_MIRROR))
 
 
 def _own(name: str, root: Folder) -> Folder | None:
@@ -160,6 +163,21 @@ def cifar10(data_dir: str | None = None, image_size: int | None = None) -> Datas
     return open_dataset("cifar10", data_dir, image_size)
 
 
+def cifar100(
+    data_dir: str | None = None, image_size: int | None = None, label_key: str | None = None
+) -> Dataset:
+    """A hundred kinds of animals, plants and things: 50,000 and 10,000 images of 32x32x3,
+    downloaded through TFDS.
+
+    Args:
+      image_size: side to which they are scaled; none: 32.
+      label_key: coarse_label for their 20 superclasses; none: label, the class.
+
+    Source: Krizhevsky, 2009, "Learning multiple layers of features from tiny images".
+    """
+    return open_dataset("cifar100", data_dir, image_size, label_key=label_key)
+
+
 def mnist(data_dir: str | None = None, image_size: int | None = None) -> Dataset:
     """Handwritten digits: 60,000 and 10,000 images of 28x28x1, downloaded through TFDS.
 
@@ -169,6 +187,31 @@ def mnist(data_dir: str | None = None, image_size: int | None = None) -> Dataset
     Source: LeCun, Cortes & Burges, 1998, "The MNIST database of handwritten digits".
     """
     return open_dataset("mnist", data_dir, image_size)
+
+
+def fashion_mnist(data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+    """Ten kinds of clothes: 60,000 and 10,000 images of 28x28x1, downloaded through TFDS.
+
+    Args:
+      image_size: side to which they are scaled; none: 28.
+
+    Source: Xiao, Rasul & Vollgraf, 2017, "Fashion-MNIST: a novel image dataset for benchmarking
+    machine learning algorithms", arXiv 1708.07747.
+    """
+    return open_dataset("fashion_mnist", data_dir, image_size)
+
+
+def svhn_cropped(data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+    """Digits of house numbers in photographs: 73,257 and 26,032 images of 32x32x3, downloaded
+    through TFDS, with 531,131 more that nothing is trained on (1.6 GB in all).
+
+    Args:
+      image_size: side to which they are scaled; none: 32.
+
+    Source: Netzer et al., 2011, "Reading digits in natural images with unsupervised feature
+    learning".
+    """
+    return open_dataset("svhn_cropped", data_dir, image_size)
 
 
 def npz(path: Path) -> dict[str, Any]:
@@ -202,5 +245,6 @@ def npz(path: Path) -> dict[str, Any]:
 
 
 DATASETS: dict[str, Callable[..., Dataset | dict[str, Any]]] = {
-    f.__name__: f for f in (shapes10, cifar10, mnist, folder, npz)
+    f.__name__: f
+    for f in (shapes10, cifar10, cifar100, mnist, fashion_mnist, svhn_cropped, folder, npz)
 }

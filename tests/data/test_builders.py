@@ -3,7 +3,8 @@ prepare.
 
 With CNNLAB_FULL_TFDS=1 the comparison covers all 130,000 images of CIFAR-10 and MNIST and the
 stored sizes (about two minutes); otherwise the whole test splits and the first 10,000 training
-images.
+images. The published files of CIFAR-100, Fashion-MNIST and SVHN are not at hand: their builders are
+held against what TFDS's make of small archives (tests/golden/builders.py).
 """
 
 import contextlib
@@ -28,77 +29,52 @@ import numpy as np
 import pytest
 import requests
 import tensorflow_datasets as tfds
+from archives import (
+    CIFAR10_NAMES,
+    COARSE_NAMES,
+    MNIST_FILES,
+    cifar10_archive,
+    cifar100_archive,
+    examples,
+    mat,
+    mnist_files,
+    published,
+)
 from PIL import Image
 from tensorflow_datasets.core.download import checksums, downloader
 
-from cnnlab.data import builders
+from cnnlab import parts
+from cnnlab.config import Recipe
+from cnnlab.data import builders, catalogue
 from cnnlab.data.builders.cifar10 import cifar10_dataset_builder as cifar10
+from cnnlab.data.builders.cifar100 import cifar100_dataset_builder as cifar100
+from cnnlab.data.builders.fashion_mnist import fashion_mnist_dataset_builder as fashion_mnist
 from cnnlab.data.builders.mnist import mnist_dataset_builder as mnist
 from cnnlab.data.builders.shapes10 import shapes10_dataset_builder as shapes10
+from cnnlab.data.builders.svhn_cropped import svhn_cropped_dataset_builder as svhn_cropped
 from cnnlab.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
 OFFICIAL = ROOT.parent / "shared" / "tfds"
 FULL = bool(os.environ.get("CNNLAB_FULL_TFDS"))
-MODULES = {"cifar10": cifar10, "mnist": mnist, "shapes10": shapes10}
-NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+MODULES = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "svhn_cropped": svhn_cropped,
+    "shapes10": shapes10,
+}
+DOWNLOADED = [name for name in MODULES if name != "shapes10"]
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR_FILE = "cifar-10-binary.tar.gz"
-MNIST_FILES = {
-    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
-    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
-}
+CIFAR100_FILE = "cifar-100-binary.tar.gz"
+SVHN_FILES = ["train_32x32.mat", "test_32x32.mat", "extra_32x32.mat"]
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "builders.json").read_text())
 
 
 # Archives
 # ------------------------------------------------------------------------------
-
-
-def cifar_archive(
-    train: list[tuple[int, np.ndarray]], test: list[tuple[int, np.ndarray]], change=None
-) -> bytes:
-    """The binary archive of these (label, uint8[32, 32, 3]) examples; `change` may edit the list of
-    members.
-    """
-
-    def pack(part):
-        return b"".join(
-            bytes([label]) + image.transpose(2, 0, 1).tobytes() for label, image in part
-        )
-
-    size = -(-len(train) // 5)
-    members = [
-        (f"data_batch_{i + 1}.bin", pack(train[i * size : (i + 1) * size])) for i in range(5)
-    ]
-    members += [
-        ("test_batch.bin", pack(test)),
-        ("batches.meta.txt", "\n".join([*NAMES, "", ""]).encode()),
-    ]
-    entries = []
-    for name, content in members:
-        info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-        info.size = len(content)
-        entries.append((info, content))
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
-        for info, content in change(entries) if change else entries:
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def mnist_files(
-    train: list[tuple[int, np.ndarray]], test: list[tuple[int, np.ndarray]]
-) -> dict[str, bytes]:
-    """The four gzip files of these (label, uint8[28, 28]) examples."""
-    files = {}
-    for split, part in (("train", train), ("test", test)):
-        images, labels = MNIST_FILES[split]
-        pixels = b"".join(image.tobytes() for _, image in part)
-        files[images] = gzip.compress(struct.pack(">4i", 2051, len(part), 28, 28) + pixels, 1)
-        files[labels] = gzip.compress(
-            struct.pack(">2i", 2049, len(part)) + bytes(label for label, _ in part), 1
-        )
-    return files
 
 
 def random_examples(count: int, shape: tuple[int, ...], seed: int) -> list[tuple[int, np.ndarray]]:
@@ -108,7 +84,7 @@ def random_examples(count: int, shape: tuple[int, ...], seed: int) -> list[tuple
 
 @functools.cache
 def tiny_cifar() -> bytes:
-    return cifar_archive(random_examples(50, (32, 32, 3), 0), random_examples(10, (32, 32, 3), 1))
+    return cifar10_archive(random_examples(50, (32, 32, 3), 0), random_examples(10, (32, 32, 3), 1))
 
 
 def infos(files: dict[str, bytes], base: str) -> dict[str, checksums.UrlInfo]:
@@ -125,12 +101,17 @@ def place(monkeypatch, data_dir: pathlib.Path, name: str, files: dict[str, bytes
     """Puts the files where a user would by hand, and registers their checksums in place of the real
     ones.
     """
-    base = CIFAR_URL.removesuffix(CIFAR_FILE) if name == "cifar10" else mnist.URL
+    base = MODULES[name].Builder.url.rpartition("/")[0] + "/"
     monkeypatch.setattr(MODULES[name].Builder, "url_infos", infos(files, base))
-    folder = data_dir / "downloads" / "manual"
+    folder = by_hand(name, data_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for filename, content in files.items():
         (folder / filename).write_bytes(content)
+
+
+def by_hand(name: str, data_dir: pathlib.Path) -> pathlib.Path:
+    folder = data_dir / "downloads" / "manual"
+    return folder / "fashion_mnist" if name == "fashion_mnist" else folder
 
 
 def read(folder: pathlib.Path, split: str) -> list[dict]:
@@ -203,7 +184,7 @@ def test_equal_to_official(name, tmp_path, monkeypatch):
         assert [label for label, _ in originals["test"][:10]] == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
         files = mnist_files(originals["train"], originals["test"])
     else:
-        files = {CIFAR_FILE: cifar_archive(originals["train"], originals["test"])}
+        files = {CIFAR_FILE: cifar10_archive(originals["train"], originals["test"])}
     place(monkeypatch, tmp_path, name, files)
 
     folder = builders.prepare(name, tmp_path)
@@ -218,9 +199,36 @@ def test_equal_to_official(name, tmp_path, monkeypatch):
     assert described(folder) == described(official)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "mnist"])
+@pytest.mark.parametrize("name", list(GOLDEN))
+def test_equal_to_what_official_builders_make_of_small_archives(name, tmp_path, monkeypatch):
+    place(monkeypatch, tmp_path, name, published(name))
+    folder = builders.prepare(name, tmp_path)
+    golden = GOLDEN[name]
+    assert folder.name == golden["version"]
+    for split, wanted in golden["examples"].items():
+        assert [plain(example) for example in read(folder, split)] == wanted
+    texts = [path for path in folder.iterdir() if path.suffix == ".txt"]
+    assert {p.name: p.read_text() for p in [folder / "features.json", *texts]} == golden["texts"]
+    info = described(folder)
+    for split, wanted in zip(info["splits"], golden["info"]["splits"], strict=True):
+        split["shardLengths"] = wanted[
+            "shardLengths"
+        ]  # left out by `described`, compared by `read`
+    assert info == golden["info"]
+
+
+def plain(example: dict) -> dict:
+    image = hashlib.sha256(pixels(example["image"]).tobytes()).hexdigest()
+    values = {key: int(value) for key, value in example.items() if key not in ("id", "image")}
+    return {**values, "image": image} | ({"id": example["id"].decode()} if "id" in example else {})
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
 def test_registered_checksums_are_those_of_tfds(name):
-    shipped = checksums.load_url_infos(tfds.core.tfds_path() / "url_checksums" / f"{name}.txt")
+    path = tfds.core.tfds_path() / "url_checksums" / f"{name}.txt"
+    if not path.exists():
+        path = tfds.core.tfds_path() / "datasets" / name / "checksums.tsv"
+    shipped = checksums.load_url_infos(path)
     ours = MODULES[name].Builder.url_infos
     assert ours == shipped
     assert {i.filename for i in ours.values()} == {i.filename for i in shipped.values()}
@@ -244,9 +252,10 @@ def test_versions_and_names():
         assert (module.Builder.name, str(module.Builder.VERSION)) == (name, builders.VERSIONS[name])
 
 
-def test_own_and_official_builders_live_in_one_process(tmp_path):
-    assert tfds.builder_cls("cifar10") is not cifar10.Builder
-    assert tfds.builder_cls("mnist").VERSION == mnist.Builder.VERSION
+def test_own_and_official_builders_live_in_one_process():
+    for name in DOWNLOADED:
+        assert tfds.builder_cls(name) is not MODULES[name].Builder
+        assert tfds.builder_cls(name).VERSION == MODULES[name].Builder.VERSION
 
 
 # Tiny archives, on every machine
@@ -266,7 +275,7 @@ def test_tiny_cifar10(tmp_path, monkeypatch):
                 originals[i][0],
             )
             assert np.array_equal(pixels(example["image"]), originals[i][1])
-    assert tfds.builder_from_directory(folder).info.features["label"].names == NAMES
+    assert tfds.builder_from_directory(folder).info.features["label"].names == CIFAR10_NAMES
     assert sorted(p.name for p in tmp_path.iterdir()) == [".cifar10.lock", "cifar10", "downloads"]
     times = [p.stat().st_mtime_ns for p in folder.iterdir()]
     assert builders.prepare("cifar10", str(tmp_path)) == folder  # nothing is done twice
@@ -285,6 +294,77 @@ def test_tiny_mnist(tmp_path, monkeypatch):
             assert np.array_equal(pixels(example["image"]), originals[i][1])
     image = tfds.builder_from_directory(folder).as_data_source(split="test")[0]["image"]
     assert image.shape == (28, 28, 1) and image.dtype == np.uint8
+
+
+def test_tiny_cifar100(tmp_path, monkeypatch):
+    train = [((7, 99), np.arange(3072, dtype=np.uint16).astype(np.uint8).reshape(32, 32, 3))]
+    test = [((19, 0), np.zeros((32, 32, 3), np.uint8))]
+    archive = cifar100_archive(train, test)
+    place(monkeypatch, tmp_path, "cifar100", {CIFAR100_FILE: archive})
+    (example,) = read(builders.prepare("cifar100", tmp_path), "train")
+    assert (example["id"], example["label"], example["coarse_label"]) == (b"train_00000", 99, 7)
+    assert np.array_equal(pixels(example["image"]), train[0][1])
+
+
+def test_classes_and_superclasses_of_cifar100(tmp_path, monkeypatch):
+    place(monkeypatch, tmp_path, "cifar100", published("cifar100"))
+    wanted = {
+        "label": ([label for (_, label), _ in examples("cifar100", "train")], 100, "class_71"),
+        "coarse_label": (
+            [coarse for (coarse, _), _ in examples("cifar100", "train")],
+            20,
+            "superclass_14",
+        ),
+    }
+    for key, (labels, num_classes, name) in wanted.items():
+        recipe = Recipe(dataset="cifar100", label_key=key)
+        dataset = parts.resolve(recipe).open_dataset(str(tmp_path), recipe)
+        assert dataset.num_classes == num_classes and dataset.mirror
+        stored = dataset.train.read(np.arange(30))["label"]
+        assert stored.tolist() == [labels[i] for i in stored_order("train", 30)]
+        assert dataset.class_names[stored[0]] == name
+    assert dataset.class_names == tuple(COARSE_NAMES)
+    assert catalogue.cifar100(str(tmp_path)).num_classes == 100  # a class is the default
+    coarse = catalogue.open_dataset("cifar100", str(tmp_path), label_key="coarse_label")
+    assert sorted(coarse.test.read(np.arange(7))["label"]) == [18] * 2 + [19] * 5
+
+
+def test_digits_of_house_numbers(tmp_path, monkeypatch):
+    images = random_examples(3, (32, 32, 3), 4)
+    stacked = np.stack([image for _, image in images], -1)
+    file = mat(X=stacked, y=np.array([[10], [1], [9]], np.uint8))
+    place(monkeypatch, tmp_path, "svhn_cropped", dict.fromkeys(SVHN_FILES, file))
+    dataset = catalogue.svhn_cropped(str(tmp_path))
+    assert (dataset.num_classes, dataset.mirror, len(dataset.test)) == (10, False, 3)
+    order = stored_order("test", 3)
+    batch = dataset.test.read(np.arange(3))
+    assert batch["label"].tolist() == [[0, 1, 9][i] for i in order]
+    assert np.array_equal(batch["image"], [images[i][1] for i in order])
+    extra = catalogue.open_dataset("svhn_cropped", str(tmp_path), test_split="extra")
+    assert len(extra.test) == 3
+
+
+def test_clothes_and_digits_placed_by_hand_in_one_data_directory(tmp_path, monkeypatch):
+    # Their files have the same names.
+    digits = mnist_files(random_examples(30, (28, 28), 2), random_examples(7, (28, 28), 3))
+    place(monkeypatch, tmp_path, "mnist", digits)
+    place(monkeypatch, tmp_path, "fashion_mnist", published("fashion_mnist"))
+    clothes = catalogue.fashion_mnist(str(tmp_path))
+    assert clothes.class_names[:2] == ("T-shirt/top", "Trouser") and clothes.mirror
+    assert len(catalogue.mnist(str(tmp_path)).test) == 7
+    label, image = examples("fashion_mnist", "test")[stored_order("test", 7)[0]]
+    first = clothes.test.read(np.arange(1))
+    assert first["label"].tolist() == [label]
+    assert np.array_equal(first["image"][0, :, :, 0], image)
+
+
+def test_no_two_files_placed_by_hand_have_one_path(tmp_path):
+    paths = [
+        by_hand(name, tmp_path) / info.filename
+        for name in DOWNLOADED
+        for info in MODULES[name].Builder.url_infos.values()
+    ]
+    assert len(set(paths)) == len(paths)
 
 
 def symlink(entries):
@@ -329,7 +409,7 @@ def test_bad_members(change, message, tmp_path, monkeypatch):
         monkeypatch,
         tmp_path,
         "cifar10",
-        {CIFAR_FILE: cifar_archive(examples, examples[:10], change)},
+        {CIFAR_FILE: cifar10_archive(examples, examples[:10], change)},
     )
     refuse("cifar10", tmp_path, message)
 
@@ -351,17 +431,19 @@ def test_members_with_other_paths_are_never_written(tmp_path, monkeypatch):
         monkeypatch,
         tmp_path / "data",
         "cifar10",
-        {CIFAR_FILE: cifar_archive(examples, examples[:10], change)},
+        {CIFAR_FILE: cifar10_archive(examples, examples[:10], change)},
     )
     builders.prepare("cifar10", tmp_path / "data")
     assert not list(tmp_path.rglob("*evil*")) and not pathlib.Path("/tmp/cnnlab_evil.txt").exists()
 
 
 @pytest.mark.parametrize("share", [0, 0.0001, 0.5, 0.9])
-def test_truncated_archive(share, tmp_path, monkeypatch):
-    whole = tiny_cifar()
-    place(monkeypatch, tmp_path, "cifar10", {CIFAR_FILE: whole[: int(share * len(whole))]})
-    refuse("cifar10", tmp_path, "not a whole .tar.gz archive")
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_truncated_archive(name, share, tmp_path, monkeypatch):
+    file = CIFAR_FILE if name == "cifar10" else CIFAR100_FILE
+    whole = tiny_cifar() if name == "cifar10" else published("cifar100")[file]
+    place(monkeypatch, tmp_path, name, {file: whole[: int(share * len(whole))]})
+    refuse(name, tmp_path, "not a whole .tar.gz archive")
 
 
 @pytest.mark.parametrize(
@@ -377,16 +459,100 @@ def test_truncated_archive(share, tmp_path, monkeypatch):
         ((2051, 6, 28, 28), 6 * 784, 0, "6 images"),
     ],
 )
-def test_bad_mnist_file(header, size, cut, message, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_bad_mnist_file(name, header, size, cut, message, tmp_path, monkeypatch):
     files = mnist_files(random_examples(7, (28, 28), 2), random_examples(7, (28, 28), 3))
     content = gzip.compress(struct.pack(f">{len(header)}i", *header) + bytes(size))
     place(
         monkeypatch,
         tmp_path,
-        "mnist",
+        name,
         {**files, MNIST_FILES["test"][0]: content[: len(content) - cut]},
     )
-    refuse("mnist", tmp_path, message)
+    refuse(name, tmp_path, message)
+
+
+def without(name: str):
+    return lambda entries: [entry for entry in entries if not entry[0].name.endswith(name)]
+
+
+def one_name_more(entries):
+    info, content = entries[2]
+    info.size += 5
+    return [*entries[:2], (info, b"more\n" + content), entries[3]]
+
+
+def one_label_byte(entries):
+    """As in CIFAR-10: 3073 bytes for each example."""
+    info, content = entries[1]
+    info.size = 3073
+    return [entries[0], (info, content[:3073]), *entries[2:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("train.bin"), "cifar-100-binary/train.bin missing"),
+        (without("coarse_label_names.txt"), "coarse_label_names.txt missing"),
+        (one_label_byte, "test.bin has 3073 bytes, not those of 1 to 50000 examples of 3074"),
+        (one_name_more, "coarse_label_names.txt: wanted 20 class names, got 21"),
+    ],
+)
+def test_bad_members_of_cifar100(change, message, tmp_path, monkeypatch):
+    test = examples("cifar100", "test")
+    archive = cifar100_archive(test, test, change)
+    place(monkeypatch, tmp_path, "cifar100", {CIFAR100_FILE: archive})
+    refuse("cifar100", tmp_path, message)
+
+
+IMAGES = np.zeros((32, 32, 3, 4), np.uint8)
+DIGITS = np.array([[1], [2], [9], [10]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a whole MATLAB file"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(600), "not a whole MATLAB file"),
+        (mat(X=IMAGES, y=DIGITS)[:150], "not a whole MATLAB file"),
+        (mat(X=IMAGES, y=DIGITS)[:-9], "not a whole MATLAB file"),
+        (mat(X=IMAGES), "it holds {'X': (32, 32, 3, 4)}"),
+        (mat(y=DIGITS), "it holds {'y': (4, 1)}"),
+        (mat(X=IMAGES, y=DIGITS[:3]), "(32, 32, 3, N) and y (N, 1)"),
+        (mat(X=IMAGES[:, :, :1], y=DIGITS), "(32, 32, 3, N) and y (N, 1)"),
+        (mat(X=IMAGES[:, :, :, :0], y=DIGITS[:0]), "(32, 32, 3, N) and y (N, 1)"),
+        (mat(X=IMAGES.astype(np.float32), y=DIGITS), "float32 images with labels 1 to 10, not"),
+        (mat(X=IMAGES, y=DIGITS - 1), "labels 0 to 9, not uint8 with 1 to 10"),
+        (mat(X=IMAGES, y=DIGITS + 1), "labels 2 to 11, not uint8 with 1 to 10"),
+        (mat(X=IMAGES, y=DIGITS / 2), "labels 0.5 to 5.0, not uint8 with 1 to 10"),
+    ],
+)
+def test_bad_matlab_file(content, message, tmp_path, monkeypatch):
+    files = published("svhn_cropped") | {"test_32x32.mat": content}
+    place(monkeypatch, tmp_path, "svhn_cropped", files)
+    refuse("svhn_cropped", tmp_path, message, "test_32x32.mat", "download it again")
+
+
+def test_longest_matlab_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(svhn_cropped, "LARGEST", 29)  # of 30 images
+    place(monkeypatch, tmp_path, "svhn_cropped", published("svhn_cropped"))
+    refuse("svhn_cropped", tmp_path, "with N up to 29")
+
+
+def test_digits_as_numbers_of_another_type(tmp_path):
+    (tmp_path / "file.mat").write_bytes(mat(X=IMAGES, y=DIGITS.astype(np.float64)))
+    images, labels = svhn_cropped.read_mat(tmp_path / "file.mat")
+    assert images.shape == (32, 32, 3, 4) and labels.tolist() == [1, 2, 9, 10]
+
+
+def test_no_memory_for_a_matlab_file_is_no_damage(tmp_path, monkeypatch):
+    def exhausted(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(svhn_cropped.scipy.io, "loadmat", exhausted)
+    (tmp_path / "file.mat").write_bytes(mat(X=IMAGES, y=DIGITS))
+    with pytest.raises(MemoryError):
+        svhn_cropped.read_mat(tmp_path / "file.mat")
 
 
 def refuse(name: str, data_dir: pathlib.Path, *parts: str) -> None:
@@ -431,7 +597,7 @@ def server(monkeypatch):
 
         def serve(files: dict[str, bytes], registered: dict[str, bytes]) -> str:
             served.update(files)
-            monkeypatch.setattr(cifar10, "URL", base + CIFAR_FILE)
+            monkeypatch.setattr(cifar10.Builder, "url", base + CIFAR_FILE)
             monkeypatch.setattr(cifar10.Builder, "url_infos", infos(registered, base))
             return base
 
@@ -476,6 +642,34 @@ def test_hand_placed_file_with_wrong_checksum(tmp_path):
     assert where.read_bytes() == tiny_cifar()  # the user's file is not ours to delete
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted", "url"),
+    [
+        (
+            "cifar100",
+            "168513733 bytes with sha256 58a81ae1",
+            "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        ),
+        (
+            "fashion_mnist",
+            "26421880 bytes with sha256 3aede38d",
+            fashion_mnist.Builder.url + "train-images-idx3-ubyte.gz",
+        ),
+        (
+            "svhn_cropped",
+            "182040794 bytes with sha256 435e94d6",
+            "http://ufldl.stanford.edu/housenumbers/train_32x32.mat",
+        ),
+    ],
+)
+def test_hand_placed_files_that_are_not_the_published_ones(name, wanted, url, tmp_path):
+    by_hand(name, tmp_path).mkdir(parents=True)
+    for file, content in published(name).items():
+        (by_hand(name, tmp_path) / file).write_bytes(content)
+    where = by_hand(name, tmp_path) / url.rpartition("/")[2]
+    refuse(name, tmp_path, f"{where} has a wrong checksum, wanted {wanted}", f"get {url} again")
+
+
 def test_missing_on_the_server(server, tmp_path):
     server({}, {CIFAR_FILE: tiny_cifar()})
     refuse(
@@ -491,7 +685,14 @@ def test_missing_on_the_server(server, tmp_path):
     ("name", "base", "files"),
     [
         ("cifar10", CIFAR_URL.removesuffix(CIFAR_FILE), [CIFAR_FILE]),
-        ("mnist", mnist.URL, list(itertools.chain(*MNIST_FILES.values()))),
+        ("cifar100", CIFAR_URL.removesuffix(CIFAR_FILE), [CIFAR100_FILE]),
+        ("mnist", mnist.Builder.url, list(itertools.chain(*MNIST_FILES.values()))),
+        (
+            "fashion_mnist",
+            fashion_mnist.Builder.url,
+            list(itertools.chain(*MNIST_FILES.values())),
+        ),
+        ("svhn_cropped", svhn_cropped.Builder.url, SVHN_FILES),
     ],
 )
 @pytest.mark.parametrize("error", [requests.ConnectionError, requests.Timeout])
@@ -501,11 +702,11 @@ def test_no_network(name, base, files, error, tmp_path, monkeypatch):
         raise error("Failed to resolve 'host'\n and more")
 
     monkeypatch.setattr(requests.Session, "get", get)
-    folder = tmp_path / "downloads" / "manual"
+    folder = by_hand(name, tmp_path)
     hints = [
         f"cannot download from {base}",
         "Failed to resolve 'host'",
-        f"in the folder {folder}",
+        f"in the folder {folder} under",
         *files,
     ]
     refuse(name, tmp_path, *hints)
@@ -514,7 +715,7 @@ def test_no_network(name, base, files, error, tmp_path, monkeypatch):
 
 def test_no_network_is_known_within_seconds(tmp_path, monkeypatch):
     # Nobody listens
-    monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    monkeypatch.setattr(cifar10.Builder, "url", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
     monkeypatch.setattr(
         cifar10.Builder, "url_infos", infos({CIFAR_FILE: b""}, "http://127.0.0.1:9/")
     )

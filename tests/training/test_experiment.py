@@ -36,6 +36,8 @@ def failure(call, *args) -> str:
         ("cifar10", 3, True),
         ("shapes10", 3, True),
         ("mnist", 1, False),
+        ("cifar100", 3, True),
+        ("fashion_mnist", 1, True),
         ("svhn_cropped", 3, False),
         ("flowers", 1, False),
         ("flowers", 3, True),

@@ -1,8 +1,11 @@
 """TFDS builders that need no TensorFlow, and the one function that prepares them.
 
-    cifar10/    CIFAR-10 3.0.2, equal to the official builder's in ids, order, labels and pixels
-    mnist/      MNIST 3.0.1, likewise
-    shapes10/   ten drawn shapes, made on the spot: no download
+    cifar10/         CIFAR-10 3.0.2, equal to the official builder's in ids, order, labels, pixels
+    cifar100/        CIFAR-100 3.0.2, likewise, with superclasses as a second label
+    mnist/           MNIST 3.0.1, likewise
+    fashion_mnist/   Fashion-MNIST 3.0.1, likewise
+    svhn_cropped/    cropped Street View House Numbers 3.1.0, likewise
+    shapes10/        ten drawn shapes, made on the spot: no download
 
 TFDS itself is imported when something has to be prepared, not before: it takes a second.
 """
@@ -29,9 +32,18 @@ from cnnlab.data.records import FORMATS
 from cnnlab.data.storage import Folder
 from cnnlab.errors import InputError, unknown
 
-OWN: tuple[str, ...] = ("cifar10", "mnist", "shapes10")
 # Stated again in each builder; a test compares
-VERSIONS = {"cifar10": "3.0.2", "mnist": "3.0.1", "shapes10": "1.0.0"}
+VERSIONS = {
+    "cifar10": "3.0.2",
+    "cifar100": "3.0.2",
+    "mnist": "3.0.1",
+    "fashion_mnist": "3.0.1",
+    "svhn_cropped": "3.1.0",
+    "shapes10": "1.0.0",
+}
+OWN = tuple(VERSIONS)
+# Whose files have the names of another's: those placed by hand have a folder for themselves
+SAME_FILE_NAMES = ("fashion_mnist",)
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
@@ -44,7 +56,9 @@ def prepare(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path:
     Args:
       name: one of OWN.
       data_dir: TFDS's data folder; made where missing. Files placed by hand in
-        data_dir/downloads/manual are used instead of a download, under the same checksum.
+        data_dir/downloads/manual (Fashion-MNIST's, which are named as MNIST's, in
+        data_dir/downloads/manual/fashion_mnist) are used instead of a download, under the same
+        checksum.
 
     Returns:
       The versioned folder, such as data_dir/cifar10/3.0.2, as `tfds.builder_from_directory` takes
@@ -63,6 +77,8 @@ def prepare(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path:
         module = importlib.import_module(f"{__name__}.{name}.{name}_dataset_builder")
         builder = module.Builder(data_dir=stage, file_format="array_record")
         by_hand = root / "downloads" / "manual"
+        if name in SAME_FILE_NAMES:
+            by_hand /= name
         if builder.url_infos:
             by_hand.mkdir(parents=True, exist_ok=True)
         return build(name, builder, by_hand)

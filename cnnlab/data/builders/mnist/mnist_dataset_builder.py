@@ -2,7 +2,7 @@
 
 The official builder imports TensorFlow to unpack the files and to encode arrays as PNG. Here the
 standard library unpacks and TFDS encodes PIL images itself. The examples keep their integer keys,
-whose hash is the order on disk.
+whose hash is the order on disk. Fashion-MNIST's builder is this one with another location.
 
 Source: LeCun, Cortes and Burges, MNIST handwritten digit database, 2010,
 http://yann.lecun.com/exdb/mnist
@@ -23,7 +23,6 @@ from PIL import Image
 
 from cnnlab.errors import InputError
 
-URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 LARGEST = 60_000  # examples: nothing longer is unpacked, whatever the header claims
 
 CITATION = """\
@@ -41,6 +40,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     """MNIST. Not registered with TFDS: both builders of this name may live in one process."""
 
     VERSION = tfds.core.Version("3.0.1")
+
+    url = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -68,7 +69,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         }
         # One after the other: without a network the first failure ends it, with no thread left
         # behind that still tries.
-        paths = {key: dl_manager.download(URL + name) for key, name in names.items()}
+        paths = {key: dl_manager.download(self.url + name) for key, name in names.items()}
         return {
             split: self._generate_examples(paths[f"{split}_images"], paths[f"{split}_labels"])
             for split in ("train", "test")

@@ -1,0 +1,3 @@
+"""Cropped SVHN as a TFDS builder that needs no TensorFlow; the folder and module names are the ones
+TFDS expects.
+"""
