@@ -115,6 +115,43 @@ def test_evaluate_repeats_the_summary(run):
     assert f"accuracy {summary['accuracy']:.4f}" in script("evaluate", path).stdout
 
 
+def test_several_test_sets(tfds_root, tmp_path):
+    """Trained with one, another added to the finished run; evaluated on a third; one line each."""
+    path = tmp_path / "run"
+    noise, flat, blur = (
+        f"test+{name},severity=5" for name in ("gaussian_noise", "contrast", "gaussian_blur")
+    )
+    flags = ["--dataset", "tiny", "--model", "mlp,hidden=[8]", "--epochs", 1, "--workdir", path]
+    first = script("train", *flags, "--test-sets", noise)
+    assert first.returncode == 0, first.stderr
+    summary = json.loads((path / "summary.json").read_text())
+    shown = f"{noise}: accuracy {summary['test_sets'][noise]['accuracy']:.4f}  NLL"
+    assert [line for line in first.stdout.splitlines() if line.startswith(shown)]
+    second = script("train", *flags, "--test-sets", "test", noise, flat)
+    assert "resuming after step" in second.stdout and "epoch 1/1" not in second.stdout
+    after = json.loads((path / "summary.json").read_text())
+    assert [*after["test_sets"]] == [noise, flat]
+    assert (after["test"], after["test_sets"][noise]) == (
+        summary["test"],
+        summary["test_sets"][noise],
+    )
+    third = script("train", *flags, "--test-sets", flat)  # nothing to do
+    assert third.stdout.splitlines() == second.stdout.splitlines()[-4:]
+    found = script("evaluate", path, "--json", "--test-sets", flat, blur)
+    assert found.returncode == 0, found.stderr
+    results = json.loads(found.stdout)
+    assert results["accuracy"] == after["test"]["accuracy"]
+    assert results["test_sets"][flat]["accuracy"] == after["test_sets"][flat]["accuracy"]
+    lines = script("evaluate", path, "--test-sets", flat, blur).stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[-2:]] == [flat, blur]
+    for wrong, words in (
+        ("test+contrast,severity=6", "severity must lie in [1, 5]"),
+        ("tinny", "unknown data set 'tinny'"),
+    ):
+        for name, given in (("train", flags), ("evaluate", [path])):
+            assert words in one_line_error(script(name, *given, "--test-sets", wrong))
+
+
 def test_a_run_teaches_another(run, tmp_path):
     teacher, small, _ = run
     path = tmp_path / "student"

@@ -180,8 +180,34 @@ def wait_for_steps(workdir: Path, children) -> None:
         time.sleep(0.05)
 
 
+def summary(workdir: Path) -> dict:
+    return json.loads((workdir / "summary.json").read_text())
+
+
 def final(workdir: Path) -> dict:
-    return json.loads((workdir / "summary.json").read_text())["test"]
+    return summary(workdir)["test"]
+
+
+def test_further_test_sets_are_shared_out(tfds_root, tmp_path):
+    """Each process tests on its rows: the metrics of one process, and the same digests."""
+    noise = "test+gaussian_noise,severity=3"
+    more = ["--epochs", "1", "--devices", "2", "--test-sets", noise, "test+contrast,severity=5"]
+    for num_processes in (1, 2):
+        workdir = tmp_path / str(num_processes)
+        with runs(num_processes, workdir, *more, devices=2 // num_processes) as children:
+            for status, _, errors in ends(children):
+                assert (status, errors) == (0, "")
+    alone, together = (summary(tmp_path / str(number)) for number in (1, 2))
+    assert [*alone["test_sets"]] == [*together["test_sets"]] == more[-2:]
+    for name, wanted in alone["test_sets"].items():
+        assert together["test_sets"][name]["confusion"] == wanted["confusion"]
+        assert together["test_sets"][name]["count"] == 50
+        assert abs(together["test_sets"][name]["nll"] - wanted["nll"]) < 1e-5
+    digests = [
+        json.loads((tmp_path / str(number) / "data.json").read_text())["test_sets"]
+        for number in (1, 2)
+    ]
+    assert digests[0] == digests[1] != {}
 
 
 def test_a_run_in_a_bucket_goes_on_with_other_numbers_of_processes(tfds_root, tmp_path, gcs):

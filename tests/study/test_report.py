@@ -195,6 +195,64 @@ def test_a_varied_field_has_a_column_of_its_own_in_results_csv():
     assert "epoch" not in claims.compared(found).split("conditions")[1].split(")")[1]
 
 
+SETS = ("test", "cifar10_1/v6", "test+gaussian_noise,severity=3")
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_further_test_sets_have_a_table_each_and_columns(metric, tmp_path):
+    """Means, deviations and paired differences, worked out here from the runs."""
+    found = study_example.results(seeds=6, label_noise=(0.0, 0.4), test_sets=SETS, metric=metric)
+    page, text = written(found, tmp_path)
+    section = re.search(r"^## Other test sets\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1]
+    assert [section.index(name) for name in SETS[1:]] == sorted(map(section.index, SETS[1:]))
+    by_set = markdown_tables(section)
+    assert len(by_set) == 2
+    factor, digits = (100, 2) if metric == "accuracy" else (1, 4)
+    for name, (head, *lines) in zip(SETS[1:], by_set, strict=True):
+        assert head[2].startswith("mean ") and head[3:5] == ["sd", head[4]] and "95" in head[5]
+        per_cell = [
+            np.array([run.test_sets[name][metric] for run in cell.runs])
+            for row in found.cells
+            for cell in row
+        ]
+        assert len(lines) == len(per_cell) == 6
+        for i, (line, seed_values) in enumerate(zip(lines, per_cell, strict=True)):
+            shown = [float(cell.replace("−", "-")) for cell in line[2:4]]
+            wanted = [np.mean(seed_values), np.std(seed_values, ddof=1)]
+            np.testing.assert_allclose(shown, factor * np.array(wanted), atol=0.51 * 10**-digits)
+            if i % 3 == 0:  # the baseline
+                assert line[4:] == ["–", "–"]
+                continue
+            gap = seed_values - per_cell[i - i % 3]
+            assert float(line[4].replace("−", "-")) == pytest.approx(
+                factor * gap.mean(), abs=0.51 * 10**-digits
+            )
+            low, high = (factor * end for end in statistics.interval(gap))
+            ends = [float(end.replace("−", "-")) for end in line[5].strip("[]").split(", ")]
+            np.testing.assert_allclose(ends, [low, high], atol=0.51 * 10**-digits)
+    runs = [run for row in found.cells for cell in row for run in cell.runs]
+    for row, run in zip(rows(tmp_path / "results.csv"), runs, strict=True):
+        for name in SETS[1:]:
+            assert float(row[f"nll@{name}"]) == run.test_sets[name]["nll"]
+    assert "Other test sets" in page
+    plain = study_example.results(seeds=6, label_noise=(0.0, 0.4), metric=metric)
+    assert decide(found) == decide(plain)  # the verdicts are about test
+
+
+def test_without_further_test_sets_there_is_no_section(folder):
+    assert "Other test sets" not in (folder / "report.md").read_text("utf-8")
+    assert not [name for name in rows(folder / "results.csv")[0] if "@" in name]
+
+
+def test_diverged_runs_have_no_metrics_on_further_test_sets(tmp_path):
+    found = study_example.results(seeds=6, test_sets=SETS, diverged={(0, 1): [2]})
+    _, text = written(found, tmp_path)
+    lines = [line.split("|") for line in text.splitlines() if line.startswith("| mean_squared")]
+    assert [[cell.strip() for cell in line[2:6]] for line in lines].count(["–"] * 4) >= 2
+    (row,) = [row for row in rows(tmp_path / "results.csv") if row["diverged"]]
+    assert [row[f"accuracy@{name}"] for name in SETS[1:]] == ["", ""]
+
+
 def test_verdicts_come_first_and_nothing_is_loaded(folder):
     text = (folder / "report.html").read_text("utf-8")
     body = text[text.index("<body>") :]

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from small_data import drawn, write_dataset
 
 from cnnlab import spec
 from cnnlab.console import Console
@@ -134,6 +135,87 @@ def test_averaged_weights_are_an_arm(tmp_path):
     twins = asked.replace(losses=("mse", "mse@average=none"))
     with pytest.raises(InputError, match="are the same under two names"):
         run(twins)
+
+
+SETS = ("test", "test+gaussian_noise,severity=4", "tiny_v6")
+
+
+def with_other_sets(tmp_path, monkeypatch, tfds_root, seed=5):
+    """A data directory with `tiny` and `tiny_v6`, which has a test split only."""
+    root = tmp_path / f"data{seed}"
+    root.mkdir(parents=True)
+    (root / "tiny").symlink_to(tfds_root / "tiny")
+    write_dataset(root, "tiny_v6", {"test": drawn(30, 3, (8, 8, 3), seed)}, 3, (8, 8, 3))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(root))
+
+
+def test_every_seed_is_tested_on_further_sets(tmp_path, monkeypatch, tfds_root):
+    """As the seed alone, with the weights that test has; a diverged seed is not."""
+    with_other_sets(tmp_path, monkeypatch, tfds_root)
+    asked = study(tmp_path, test_sets=SETS, label_noise=(0.0,), tune="lr=1e-3..1e-2", budget=2)
+    found = run(asked)
+    for cell, loss in zip(found.cells[0], asked.losses, strict=True):
+        assert [*cell.test_sets] == [*SETS[1:]] and cell.tuning
+        config = plan.config(asked, loss, {}, seed=1).replace(learning_rate=cell.learning_rate)
+        built = experiment.build(config)
+        assert built.facts.test_sets == cell.test_sets
+        state = stepped(built, 15).state
+        for name, split in built.data.test_sets.items():
+            (wanted,) = built.test(state, split=split)
+            tested = cell.runs[1].test_sets[name]
+            assert tested["confusion"] == wanted["confusion"]
+            assert tested["nll"] == pytest.approx(wanted["nll"], rel=1e-4)
+        assert [cell.runs[0].test_sets[name]["count"] for name in SETS[1:]] == [50, 30]
+    columns = (report.write(found, tmp_path)[2]).read_text().splitlines()[0].split(",")
+    assert "nll@tiny_v6" in columns
+    plain = run(asked.replace(test_sets=()))  # the same cells
+    assert numbers(plain) == numbers(found)
+
+
+def test_cells_without_a_test_set_or_of_other_images_are_refused(
+    tmp_path, monkeypatch, whole, tfds_root
+):
+    """A cell has no weights left that could be tested."""
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    trained = []
+    pretend(monkeypatch, whole, trained)
+    with_other_sets(tmp_path, monkeypatch, tfds_root)
+    with pytest.raises(
+        InputError, match=r"test set tiny_v6: .*was tested without it; delete it to"
+    ):
+        run(asked.replace(test_sets=SETS[2:]))
+    for path in (tmp_path / "study" / "cells").iterdir():  # as an earlier version wrote it
+        cell = json.loads(path.read_text())
+        assert cell.pop("test_sets") == {} and cell["config"].pop("test_sets") == []
+        for each in cell["runs"]:
+            assert each.pop("test_sets") == {}
+        path.write_text(json.dumps(cell))
+    for read, written in zip(run(asked).cells, whole.cells, strict=True):
+        assert [cell.runs for cell in read] == [cell.runs for cell in written]
+    with pytest.raises(InputError, match="was tested without it"):
+        run(asked.replace(test_sets=SETS))
+    assert not trained
+    asked = study(tmp_path / "new", test_sets=SETS[2:], label_noise=(0.0,))
+    monkeypatch.undo()
+    with_other_sets(tmp_path / "new", monkeypatch, tfds_root)
+    run(asked)
+    with_other_sets(tmp_path / "new", monkeypatch, tfds_root, seed=6)
+    with pytest.raises(InputError, match=r"tiny_v6: .*was tested on other images of the same name"):
+        run(asked)
+
+
+def test_a_test_set_that_does_not_fit_is_refused_before_training(tmp_path, monkeypatch, whole):
+    trained = []
+    pretend(monkeypatch, whole, trained)
+    for text, message in (
+        ("user_parts.night", "test set user_parts.night: it has other classes"),
+        ("user_parts.cropped", "data set user_parts.cropped needs image"),
+        ("test+user_parts.cropped", "must return an image"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(study(tmp_path, test_sets=(text,)))
+    assert not trained
 
 
 def test_a_cell_of_a_version_without_averages_is_read(tmp_path, monkeypatch, whole):

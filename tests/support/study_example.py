@@ -88,6 +88,7 @@ def _cell(
         counts={"train": 45_000, "validation": 5_000, "test": images},
         digest="ab" * 32,
         teacher_digest=None,
+        test_sets=dict.fromkeys(plan.further_test_sets(study), "cd" * 32),
     )
 
 
@@ -117,7 +118,11 @@ def _run(  # noqa: PLR0913
     if lost:
         return SeedRun(seed, 77, test=None, history=history[: seed % 3], gradient_norms=[])
     test = _test(level, own, len(names), images)
-    return SeedRun(seed, None, test, history, norms.tolist())
+    others = {
+        name: _test(level - 0.1 * place, own, len(names), images // 2)
+        for place, name in enumerate(plan.further_test_sets(study), 1)
+    }
+    return SeedRun(seed, None, test, history, norms.tolist(), test_sets=others)
 
 
 def _test(level: float, rng: np.random.Generator, classes: int, images: int) -> dict[str, Any]:
