@@ -232,11 +232,15 @@ class Machine(Settings):
 
     data_dir: str | None = None
     """TFDS data directory. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    feed: Annotated[str, ("auto", "resident", "streaming")] = "auto"
-    """auto, resident (decoded once, gathered on the device) or streaming (read as it goes); same
-    batches."""
+    feed: Annotated[str, ("auto", "resident", "mapped", "streaming")] = "auto"
+    """resident (decoded once, gathered on the device), mapped (decoded once into a file of the
+    cache, whose rows are read) or streaming (decoded as it goes); same batches. auto: the first of
+    them that there is room for."""
+    decoded_limit: Annotated[float, "[0, inf)"] = 16.0
+    """GiB that auto may take for the file of decoded images, and no more than half of what is free
+    on its disk."""
     workers: Size = 0
-    """Processes that read and decode when streaming; 0: threads of this one."""
+    """Processes that read, and decode, when mapped or streaming; 0: threads of this one."""
     parallel: Annotated[str, ("auto", "jit", "pmap", "sharded")] = "auto"
     """auto (sharded when there is more than one device), jit (one device), pmap or sharded."""
     devices: Count | None = None

@@ -74,7 +74,7 @@ def main(arguments: Arguments) -> None:
         )
     shape = dataset.train.image_shape
     parts.augmented_shapes(dataset.num_classes, shape, arguments.images, dataset.mirror)
-    machine = Machine(data_dir=arguments.data_dir)
+    machine = Machine(data_dir=arguments.data_dir, decoded_limit=0.0)
     read = experiment.read_dataset(machine, dataset, Console("auto"))
     data = experiment.training_data(Config(recipe, machine), parts, dataset, read)
     rng = np.random.default_rng(arguments.seed)

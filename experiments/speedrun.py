@@ -35,7 +35,7 @@ from cnnlab.types import JsonObject
 
 WORKER = Path(__file__).parent / "benchmarks" / "airbench_torch.py"
 # Settings that do nothing here: a run is one dispatch, of images in memory.
-IDLE = ("dispatch_steps", "workers")
+IDLE = ("dispatch_steps", "workers", "decoded_limit")
 # What changes the images or labels that are trained on.
 CONDITIONS = ("label_noise", "long_tail", "fraction")
 
@@ -71,9 +71,10 @@ class SpeedRun(Settings):
                 f"--seed {self.recipe.seed} leaves no {self.runs} seeds below 2**32; take a lower "
                 "one"
             )
-        if self.machine.feed == "streaming":
+        if self.machine.feed in ("mapped", "streaming"):
             raise InputError(
-                "--feed streaming has no place in a run that is one dispatch; leave it out"
+                f"--feed {self.machine.feed} has no place in a run that is one dispatch; leave it "
+                "out"
             )
         for name in IDLE:
             if getattr(self.machine, name) != getattr(Machine, name):

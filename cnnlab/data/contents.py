@@ -1,25 +1,33 @@
 """What is known of every image of a split: its labels, its mean and deviation, its fingerprint.
 
-`summary` and `decoded` go through all of a split once, and keep what they found in a cache.
+`summary`, `decoded` and `on_disk` go through all of a split once, and keep what they found in a
+cache.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
-from cnnlab.data import cache
+from cnnlab.data import cache, decoded_file
 from cnnlab.data.dataset import Arrays, Batch, Split
+from cnnlab.errors import InputError
 
 # Goes through the reads of a pass, and shows how far it is: `iter`, or what `Console.track` gives.
 Progress: TypeAlias = Callable[[Sequence[int]], Iterator[int]]
 
-# Images per read in a pass over a split: batched reads take 0.4 of the time of single ones.
+# Images per read in a pass over a split: batched reads take 0.4 of the time of single ones. Of
+# large images as many as fit into READ_BYTES when they are decoded.
 READ_AT_ONCE = 512
+READ_BYTES = 16 << 20
+GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -66,11 +74,13 @@ class Contents:
     Attributes:
       images: uint8[N, H, W, C], the training split in memory; None where it is streamed.
       train, test: what is known of the splits.
+      split: the training split, read from its file of decoded images; None where it has none.
     """
 
     images: np.ndarray | None
     train: Summary
     test: Summary
+    split: Split | None = None
 
     def digest(self) -> str:
         """Hash the pixels and labels of both splits with SHA-256."""
@@ -93,7 +103,7 @@ def summary(split: Split, progress: Progress = iter) -> Summary:
     arrays = (
         compute()
         if isinstance(split.records, Arrays) or not split.fingerprint
-        else cache.arrays(f"{split.fingerprint[:24]}-summary2", compute)
+        else cache.arrays(_summary_name(split), compute)
     )
     return _summary(split, arrays)
 
@@ -115,23 +125,110 @@ def decoded(split: Split, progress: Progress = iter) -> tuple[np.ndarray, Summar
     return arrays["images"], _summary(split, arrays)
 
 
+def on_disk(
+    split: Split,
+    limit: float | None,
+    progress: Progress = iter,
+    say: Callable[[str], object] = print,
+) -> tuple[Split, Summary] | None:
+    """Decode all images of a split into a file of the cache folder, once, and read them from there.
+
+    Args:
+      split: what to decode.
+      limit: GiB that the file may take, and no more than half of what is free on that disk; None:
+        it is wanted in any case.
+      progress: wraps the sequence of reads, to show how far it is.
+      say: is called with a line where another process has to be waited for.
+
+    Returns:
+      The split with the file as its records, and its summary. None where the file would be too
+      large or cannot be written, and where the images are in memory anyway.
+
+    Raises:
+      InputError: it is wanted in any case, and cannot be had; or an image that cannot be decoded.
+    """
+    target = decoded_file.path(f"{split.fingerprint[:24]}-images2")
+    size = len(split) * math.prod(split.image_shape)
+    if isinstance(split.records, Arrays):
+        why = "they are arrays in memory already"
+    else:
+        with decoded_file.locked(target, say) as held:
+            why = "that folder cannot be written" if not held else ""
+            found = _found(split, target, progress) if held else None
+            if found is None and held and not (why := _no_room(target, size, limit)):
+                found = _written(split, target, progress)
+                why = "" if found else "that folder cannot be written, or its disk is full"
+        if found:
+            return found
+    if limit is None:
+        raise InputError(
+            f"the decoded images of {split.name}, {size / GIB:.1f} GiB, cannot be kept in "
+            f"{target.parent}: {why}; take --feed streaming, or another $CNNLAB_CACHE"
+        )
+    return None
+
+
+def _no_room(target: Path, size: int, limit: float | None) -> str:
+    """Say why a file of decoded images is not to be written; empty where it is."""
+    free = decoded_file.free(target)
+    if limit is None:
+        return "" if size < free else f"{free / GIB:.1f} GiB are free there"
+    return "" if size <= min(limit * GIB, free / 2) else "it is too large"
+
+
+def _found(split: Split, target: Path, progress: Progress) -> tuple[Split, Summary] | None:
+    """Return what `on_disk` does if the file is there and sound."""
+    if not target.is_file():
+        return None
+    facts = summary(split, progress)
+    rows = _rows(split, target, facts)
+    return (dataclasses.replace(split, records=rows), facts) if rows.is_sound() else None
+
+
+def _written(split: Split, target: Path, progress: Progress) -> tuple[Split, Summary] | None:
+    """Decode a split into a file; return what `on_disk` does, None where that is impossible."""
+    parts = []
+
+    def images() -> Iterator[np.ndarray]:
+        for part in _passes(split, progress):
+            parts.append(_sums(part))
+            yield part["image"]
+
+    if not decoded_file.write(target, images()):
+        return None
+    arrays = cache.arrays(_summary_name(split), lambda: _concatenate(iter(parts)))
+    facts = _summary(split, arrays)
+    return dataclasses.replace(split, records=_rows(split, target, facts)), facts
+
+
+def _rows(split: Split, target: Path, facts: Summary) -> decoded_file.Rows:
+    return decoded_file.Rows(target, split.image_shape, facts.labels, facts.hashes, split.records)
+
+
+def _summary_name(split: Split) -> str:
+    return f"{split.fingerprint[:24]}-summary2"
+
+
 def _summary(split: Split, arrays: dict[str, np.ndarray]) -> Summary:
     facts = {name: arrays[name] for name in ("labels", "sums", "squares", "hashes")}
     return Summary(**facts, pixels=split.image_shape[0] * split.image_shape[1])
 
 
 def _passes(split: Split, progress: Progress) -> Iterator[Batch]:
-    for start in progress(range(0, len(split), READ_AT_ONCE)):
-        yield split.read(range(start, min(start + READ_AT_ONCE, len(split))))
+    at_once = min(READ_AT_ONCE, max(1, READ_BYTES // math.prod(split.image_shape)))
+    for start in progress(range(0, len(split), at_once)):
+        yield split.read(range(start, min(start + at_once, len(split))))
 
 
 def _sums(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    images = part["image"].astype(np.int64)
-    hashes = [hashlib.blake2b(image.data, digest_size=16).digest() for image in part["image"]]
+    images = part["image"]
+    # 255 squared fits into 16 bits; a sum over an image does not.
+    squares = np.square(images, dtype=np.uint16).sum((1, 2), dtype=np.int64)
+    hashes = [decoded_file.image_hash(image) for image in images]
     return {
         "labels": part["label"],
-        "sums": images.sum((1, 2)),
-        "squares": (images**2).sum((1, 2)),
+        "sums": images.sum((1, 2), dtype=np.int64),
+        "squares": squares,
         "hashes": np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16),
     }
 

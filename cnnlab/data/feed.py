@@ -1,4 +1,5 @@
-"""Two ways to feed a step the same batches: resident on the device, or streamed.
+"""Two ways to feed a step the same batches: resident on the device, or streamed, be it from the
+files of a data set or from one file of its decoded images.
 
 A feed gives an `item` per step, and `fetch(data, item)`, a pure function inside the compiled step,
 makes it a batch {"image": uint8[B, H, W, C], "label": int32[B], "index": int32[B]}; the index is
@@ -10,6 +11,7 @@ of a step). Streaming: `data` is empty and the item is the batch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -17,8 +19,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +36,8 @@ if TYPE_CHECKING:  # Grain's reader processes import this module, and need no JA
 
 RESIDENT_LIMIT = 2 << 30  # bytes of images that `auto` keeps on each device
 Rows = np.ndarray | None  # of a batch, int[n]; None: all
-# Bytes of batches that wait for the training, at most; but 2 of them, and no more than 16
+# Bytes of batches that wait for the training, at most; but 2 of them, and no more than 16.
+# Processes that read hand over parts of a batch, so that many of them keep within it too.
 READ_AHEAD = 64 << 20
 
 
@@ -56,11 +60,64 @@ def as_read(data: object, item: DeviceBatch) -> DeviceBatch:
 class Feed:
     """Training batches by step: `data` (numpy, to be placed once), `fetch`, and `items(first_step,
     last_step)`.
+
+    `ahead`: bytes of the batches that may wait for the training, where they are streamed.
     """
 
     data: np.ndarray | tuple[()]
     fetch: Callable[[jax.Array, DeviceBatch], DeviceBatch]
     items: Callable[[int, int], Iterator[Batch]]
+    ahead: int = 0
+
+
+@dataclass(frozen=True)
+class ReadAhead:
+    """What is read while the training works.
+
+    Attributes:
+      workers: processes that read; 0: threads of this one.
+      parts: of a batch, that are read apart from each other.
+      prefetched: parts that are read before they are asked for, here or in each worker.
+      queued: parts of each worker that wait on their way here.
+    """
+
+    workers: int
+    parts: int
+    prefetched: int
+    queued: int = 0
+
+    @property
+    def waiting(self) -> int:
+        """Parts that wait at most.
+
+        On its way out of a worker a part waits twice: in the queue of the worker, and in that of
+        the thread that empties it; worker and thread hold one more each, which they cannot put in.
+        """
+        if not self.workers:
+            return self.prefetched
+        return self.workers * (self.prefetched + 2 * self.queued + 2)
+
+
+def read_ahead(batch_size: int, image_bytes: int, workers: int, limit: int) -> ReadAhead:
+    """Choose what is read ahead.
+
+    Args:
+      batch_size: images of a batch.
+      image_bytes: of each.
+      workers: processes that read; 0: threads of this one.
+      limit: bytes in all.
+    """
+    fitting = limit // (batch_size * image_bytes)
+    if not workers:
+        return ReadAhead(0, 1, min(16, max(2, fitting)))
+    most = ReadAhead(workers, 1, 2, 2)
+    if most.waiting <= fitting:
+        return most
+    least = ReadAhead(workers, 1, 0, 1)
+    # The batch that the parts become is there as well; half is theirs however large that is.
+    room = max(limit - batch_size * image_bytes, limit // 2)
+    images = max(1, room // (least.waiting * image_bytes))
+    return dataclasses.replace(least, parts=-(-batch_size // images))
 
 
 @dataclass(frozen=True)
@@ -106,23 +163,35 @@ def resident(images: np.ndarray, order: Order) -> Feed:
     )
 
 
-def streaming(split: Split, order: Order, workers: int = 0) -> Feed:
+def streaming(split: Split, order: Order, workers: int = 0, num_feeds: int = 1) -> Feed:
     """Feed from the files, through Grain.
 
     Args:
       split: of which the images of `order.rows` are read, and no others.
       order: of the steps.
       workers: processes that read ahead; 0: threads of this one.
+      num_feeds: that share the memory for what is read ahead.
     """
+    batch_size = order.batch_size if order.rows is None else len(order.rows)
+    image_bytes = math.prod(split.image_shape)
+    ahead = read_ahead(batch_size, image_bytes, workers, READ_AHEAD // num_feeds)
+    images = ahead.waiting * -(-batch_size // ahead.parts) + (batch_size if ahead.parts > 1 else 0)
 
     def items(first: int, last: int) -> Iterator[Batch]:
-        # Positions in MapDataset.range are steps: Grain may read ahead and out of order, the order
-        # stays ours.
-        read = functools.partial(_read_step, split, order)
-        ahead = READ_AHEAD // (order.batch_size * math.prod(split.image_shape))
-        yield from _grain(range(first, last), read, workers, min(16, max(2, ahead)))
+        # Positions in MapDataset.range are parts of steps: Grain may read ahead and out of order,
+        # the order stays ours.
+        read = functools.partial(_read_part, split, order, ahead.parts)
+        parts = range(first * ahead.parts, last * ahead.parts)
+        with contextlib.closing(_grain(parts, read, ahead)) as read_parts:
+            while batch := list(islice(read_parts, ahead.parts)):
+                yield batch[0] if ahead.parts == 1 else _joined(batch)
 
-    return Feed((), as_read, items)
+    return Feed((), as_read, items, images * image_bytes)
+
+
+def _joined(parts: Sequence[Batch]) -> Batch:
+    # np.asarray: those of another process are views of memory that it shares
+    return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
 
 
 def blank(
@@ -160,16 +229,18 @@ def stacked(feeds: Sequence[Feed]) -> Feed:
         for of_feeds in zip(*(feed.items(first, last) for feed in feeds), strict=True):
             yield jax.tree.map(lambda *parts: np.stack(parts), *of_feeds)
 
-    return Feed(feeds[0].data, feeds[0].fetch, items)
+    return Feed(feeds[0].data, feeds[0].fetch, items, sum(feed.ahead for feed in feeds))
 
 
-def _read_step(split: Split, order: Order, step: int) -> Batch:
+def _read_part(split: Split, order: Order, num_parts: int, place: int) -> Batch:
+    """Read a part of a step's batch; the parts of all steps are counted through."""
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
         # Readers take what the training leaves. As its equals they hold up one CPU device while the
         # others wait for that one to agree on the gradient: 0.66 of the images a second of the step
         # alone, in place of 0.74.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-    chosen = order.chosen(step)
+    step, part = divmod(place, num_parts)
+    chosen = np.array_split(order.chosen(step), num_parts)[part]
     return _as_item(split.read(chosen), order, chosen)
 
 
@@ -178,30 +249,36 @@ def _as_item(batch: Batch, order: Order, chosen: np.ndarray) -> Batch:
     return batch | {"label": order.labels[chosen], "index": chosen.astype(np.int32)}
 
 
-def _grain(steps: range, read: Callable[[int], Batch], workers: int, ahead: int) -> Iterator[Batch]:
-    if not steps:
+def _grain(
+    places: range, read: Callable[[int], Batch], ahead: ReadAhead
+) -> Generator[Batch, None, None]:
+    if not places:
         return
     import grain
 
-    dataset = grain.MapDataset.range(steps.start, steps.stop).map(read)
-    if workers:
+    dataset = grain.MapDataset.range(places.start, places.stop).map(read)
+    if ahead.workers:
         from absl import flags
 
         # Grain's worker processes read absl flags, which only absl's own main parses.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        threads = min(1, ahead.prefetched)
         iterator = iter(
-            dataset.to_iter_dataset(options).mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+            dataset.to_iter_dataset(
+                grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead.prefetched)
+            ).mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=ahead.workers, per_worker_buffer_size=ahead.queued
+                ),
                 worker_init_fn=_leave_signals_to_the_parent,
             )
         )
     else:
-        threads = max(1, min(ahead, (os.cpu_count() or 1) // 2))
+        threads = max(1, min(ahead.prefetched, (os.cpu_count() or 1) // 2))
         iterator = iter(
             dataset.to_iter_dataset(
-                grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+                grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead.prefetched)
             )
         )
     try:

@@ -62,8 +62,11 @@ class TrainingData:
         facts = dataclasses.replace(self.facts, test_sets=dict(digests))
         return dataclasses.replace(self, test_sets=test_sets, facts=facts)
 
-    def feed(self, config: Config, parts: Parts, seed: int, rows: np.ndarray) -> feeds.Feed:
-        """Build the feed of a run with a seed; this process feeds `rows` of each batch.
+    def feed(
+        self, config: Config, parts: Parts, seed: int, rows: np.ndarray, num_feeds: int = 1
+    ) -> feeds.Feed:
+        """Build the feed of a run with a seed; this process feeds `rows` of each batch, and has
+        `num_feeds` of them.
 
         Raises:
           InputError: under this seed the corruptions leave another number of images.
@@ -78,7 +81,7 @@ class TrainingData:
             )
         chosen = feeds.Order(used.targets, used.positions, seed, recipe.batch_size, rows)
         if self.images is None:
-            return feeds.streaming(self.dataset.train, chosen, config.machine.workers)
+            return feeds.streaming(self.dataset.train, chosen, config.machine.workers, num_feeds)
         return feeds.resident(self.images, chosen)
 
 
@@ -337,7 +340,7 @@ def _seeded(
         feed = data.feed(config, parts, recipe.seed, rows)
     else:
         held = [seeds[i] for i in layout.local_part(len(seeds), SEEDS)]
-        feed = feeds.stacked([data.feed(config, parts, seed, rows) for seed in held])
+        feed = feeds.stacked([data.feed(config, parts, seed, rows, len(held)) for seed in held])
     placed = layout.place(jnp.broadcast_to(peak, keys.shape), compiled.per_seed)
     return {"keys": keys, "rates": placed, "feed": feed}
 
@@ -418,14 +421,21 @@ def read_dataset(machine: Machine, dataset: datasets.Dataset, console: Console) 
       InputError: there is one.
     """
     train = dataset.train
-    images = None
     track = console.track(f"decoding {train.name}", "reads")
+    images = None
+    split = None
     if program.is_resident(machine, len(train), train.image_shape):
         images, summary = contents.decoded(train, track)
+    elif machine.feed != "streaming" and (
+        found := contents.on_disk(
+            train, None if machine.feed == "mapped" else machine.decoded_limit, track, console.say
+        )
+    ):
+        split, summary = found
     else:
         summary = contents.summary(train, track)
     track = console.track(f"decoding {dataset.test.name}", "reads")
-    return Contents(images, summary, contents.summary(dataset.test, track))
+    return Contents(images, summary, contents.summary(dataset.test, track), split)
 
 
 def training_data(
@@ -449,7 +459,9 @@ def training_data(
             f"--validation {recipe.validation} of {len(split)} images holds out none; take more, "
             "or 0"
         )
-    clean = dataclasses.replace(dataset, labels=labels, targets=labels, positions=kept)
+    clean = dataclasses.replace(
+        dataset, train=read.split or split, labels=labels, targets=labels, positions=kept
+    )
     counts = parts.corrupt(clean, recipe.seed, config.machine.data_dir).class_counts()
     if counts.sum() < recipe.batch_size:
         raise InputError(

@@ -283,11 +283,11 @@ def is_resident(machine: Machine, num_images: int, image_shape: Sequence[int]) -
       InputError: they are, and processes are to read them.
     """
     small = num_images * np.prod(image_shape) <= feeds.RESIDENT_LIMIT
-    resident = machine.feed == "resident" or bool(small and machine.feed != "streaming")
+    resident = machine.feed == "resident" or bool(small and machine.feed == "auto")
     if resident and machine.workers:
         raise InputError(
             f"--workers {machine.workers} has no effect on images that are kept in memory; take "
-            "--feed streaming"
+            "--feed streaming or mapped"
         )
     return resident
 

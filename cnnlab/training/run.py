@@ -23,6 +23,7 @@ from cnnlab.data import contents
 from cnnlab.data import feed as feeds
 from cnnlab.data.dataset import Dataset
 from cnnlab.data.distortions import distorted
+from cnnlab.data.decoded_file import Rows
 from cnnlab.errors import InputError, one_line
 from cnnlab.multihost import agree, processes
 from cnnlab.parts import OBJECT, FurtherSet, Parts
@@ -183,7 +184,8 @@ def in_folder(
     agree.agree("the data set", experiment.facts.to_json())
     agree.agree("a file of yours", experiment.parts.sources())
     devices = describe_devices(config, experiment)
-    feed = describe_feed(experiment)
+    # not the words of the first line: whether it is mapped, and how far ahead, changes no bit
+    feed = "resident" if experiment.program.is_resident else "streaming"
     environment = run_folder.versions() | {"devices": devices, "feed": feed}
     with (
         RunFolder(path, config, environment, experiment.facts) as folder,
@@ -443,8 +445,14 @@ def describe_devices(config: Config, experiment: Experiment) -> str:
 
 
 def describe_feed(experiment: Experiment) -> str:
-    """Describe how the images are fed: resident or streaming."""
-    return "resident" if experiment.program.is_resident else "streaming"
+    """Describe how the images are fed: resident; mapped, from which file; or streaming."""
+    if experiment.program.is_resident:
+        return "resident"
+    ahead = f"up to {experiment.feed.ahead / 1e6:,.0f} MB of batches ahead"
+    rows = experiment.data.dataset.train.records
+    if isinstance(rows, Rows):
+        return f"mapped from {rows.path} ({rows.size / 1e9:,.1f} GB), {ahead}"
+    return f"streaming, {ahead}"
 
 
 def _to_test(

@@ -1,9 +1,10 @@
-"""Both ways to feed give the same bits at every step, from whichever step one starts."""
+"""All ways to feed give the same bits at every step, from whichever step one starts."""
 
 import itertools
 import os
 import sys
 import threading
+import time
 import types
 
 import numpy as np
@@ -30,6 +31,8 @@ def batches(train, own, kind, first, last, workers=0):
     chosen = feed.Order(summary.labels, own, SEED, BATCH)
     if kind == "resident":
         feeding = feed.resident(images, chosen)
+    elif kind == "mapped":
+        feeding = feed.streaming(contents.on_disk(train, None)[0], chosen, workers)
     else:
         feeding = feed.streaming(train, chosen, workers)
     return [feeding.fetch(feeding.data, item) for item in feeding.items(first, last)]
@@ -45,14 +48,20 @@ def assert_same(found, wanted):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_streaming_is_resident(train, own, workers):
+@pytest.mark.parametrize("kind", ["mapped", "streaming"])
+@pytest.mark.parametrize("limit", [feed.READ_AHEAD, 4 * BATCH * 192])
+def test_streaming_is_resident(train, own, kind, workers, limit, monkeypatch):
+    """Also where so little may wait that the processes hand over parts of a batch."""
+    monkeypatch.setattr(feed, "READ_AHEAD", limit)
+    ahead = feed.read_ahead(BATCH, 192, workers, limit)
+    assert ahead.parts == (3 if workers and limit < 1 << 20 else 1)
     steps = 3 * (len(own) // BATCH) + 5  # into the fourth epoch
     wanted = batches(train, own, "resident", 0, steps)
     assert wanted[0]["image"].shape == (BATCH, 8, 8, 3)
-    assert_same(batches(train, own, "streaming", 0, steps, workers), wanted)
+    assert_same(batches(train, own, kind, 0, steps, workers), wanted)
 
 
-@pytest.mark.parametrize("kind", ["resident", "streaming"])
+@pytest.mark.parametrize("kind", ["resident", "mapped", "streaming"])
 def test_batches_say_which_images_of_the_split_they_hold(train, own, kind):
     per_epoch = len(own) // BATCH
     images, summary = contents.decoded(train)
@@ -148,3 +157,64 @@ def test_readers_take_what_the_training_leaves():
     chosen = feed.Order(np.zeros(200, np.int32), np.arange(40), seed=0, batch_size=4)
     assert len(list(feed.streaming(split, chosen).items(0, 5))) == 5
     assert set(seen) == {19} and os.getpriority(os.PRIO_PROCESS, 0) == own < 19
+
+
+# What waits for the training
+# ------------------------------------------------------------------------------
+
+
+def test_what_waits_keeps_within_a_limit():
+    """224 x 224 pixels in colour, 128 at a time, are 19 MB."""
+    image = 224 * 224 * 3
+    limit = 64 << 20
+    for workers in (1, 2, 4, 8, 16):
+        for batch_size in (1, 32, 128):
+            ahead = feed.read_ahead(batch_size, image, workers, limit)
+            part = -(-batch_size // ahead.parts)
+            assembled = batch_size if ahead.parts > 1 else 0
+            assert part * (ahead.parts - 1) < batch_size
+            assert (ahead.waiting * part + assembled) * image <= limit
+    assert feed.read_ahead(128, image, 0, limit).waiting == 3
+    assert feed.read_ahead(512, image, 0, limit).waiting == 2  # one is read, the other trained on
+    assert feed.read_ahead(128, 3072, 0, limit).waiting == 16
+    assert feed.read_ahead(128, 3072, 4, limit) == feed.ReadAhead(4, 1, 2, 2)
+    huge = feed.read_ahead(512, image, 4, limit)  # half the limit, besides the batch itself
+    assert huge.waiting * -(-512 // huge.parts) * image <= limit // 2
+    assert feed.read_ahead(8, limit, 4, limit).parts == 8
+
+
+class Counted:
+    """A split whose reads leave a file each."""
+
+    image_shape = (8, 8, 3)
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def read(self, positions):
+        (self.folder / f"{time.time_ns()}-{os.getpid()}-{threading.get_ident()}").touch()
+        images = np.zeros((len(positions), *self.image_shape), np.uint8)
+        return {"image": images, "label": np.zeros(len(positions), np.int32)}
+
+
+@pytest.mark.parametrize(
+    "workers", [0, *[pytest.param(workers, marks=pytest.mark.slow) for workers in (1, 3)]]
+)
+def test_no_more_is_read_than_may_wait(tmp_path, workers, monkeypatch):
+    monkeypatch.setattr(feed, "READ_AHEAD", 3 * 16 * 192)
+    chosen = feed.Order(np.zeros(200, np.int32), np.arange(200), seed=0, batch_size=16)
+    feeding = feed.streaming(Counted(tmp_path), chosen, workers)
+    ahead = feed.read_ahead(16, 192, workers, feed.READ_AHEAD)
+    assert 2 * 16 * 192 < feeding.ahead <= 3 * 16 * 192
+    items = feeding.items(0, 100)
+    next(items)
+    count = 0
+    while count != (count := len(list(tmp_path.iterdir()))):  # until nothing is read any more
+        time.sleep(1 if workers else 0.1)
+    items.close()
+    # That much waits, and one batch has been taken.
+    assert count == ahead.waiting + ahead.parts
+    assert feed.stacked([feeding, feeding]).ahead == 2 * feeding.ahead
+    shared = feed.streaming(Counted(tmp_path), chosen, workers, num_feeds=3)
+    assert shared.ahead == 2 * 16 * 192 if not workers else shared.ahead <= (16 + 12) * 192
+    assert shared.ahead < feeding.ahead

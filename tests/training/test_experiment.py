@@ -1,5 +1,6 @@
 """From a configuration to the pieces of a run, and one-line errors for what cannot be."""
 
+import json
 import types
 from typing import Any
 
@@ -13,6 +14,7 @@ from cnnlab import models, parts
 from cnnlab.config import Config, Recipe
 from cnnlab.console import Console
 from cnnlab.data import catalogue, contents, order
+from cnnlab.data import feed as feeds
 from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
 from cnnlab.training import devices, experiment, program, run
@@ -309,3 +311,42 @@ def test_trained_in_memory_is_the_experiment_fitted(tfds_root, capsys):
     np.testing.assert_allclose(
         both.history[-1]["train_loss"][0], progress.history[-1]["train_loss"], rtol=1e-5
     )
+
+
+def test_images_that_memory_does_not_hold_are_decoded_into_a_file(
+    tfds_root, tmp_path, monkeypatch, capsys
+):
+    """200 images of 8 x 8 x 3 are 38,400 bytes; a batch of 16 is 3 kB, of which 16 may wait."""
+    monkeypatch.setenv("CNNLAB_CACHE", str(tmp_path / "cache"))
+    config = TINY.replace(data_dir=str(tfds_root), progress="off", tensorboard=False, epochs=1)
+    small = experiment.build(config)
+    assert run.describe_feed(small) == "resident"
+    assert not list((tmp_path / "cache").glob("*.rows"))
+    monkeypatch.setattr(feeds, "RESIDENT_LIMIT", 38_399)
+    limited = experiment.build(config.replace(decoded_limit=38_399 / 2**30))
+    ahead = "up to 0 MB of batches ahead"
+    assert run.describe_feed(limited) == f"streaming, {ahead}"
+    built = experiment.build(config)
+    (file,) = (tmp_path / "cache").glob("*.rows")
+    assert run.describe_feed(built) == f"mapped from {file} (0.0 GB), {ahead}"
+    assert built.facts == small.facts and built.feed.ahead == 16 * 16 * 192
+    for streamed in (limited, built):
+        for item, wanted in zip(streamed.items(0, 11), small.items(0, 11), strict=True):
+            np.testing.assert_array_equal(
+                item["image"].reshape(16, -1), small.device_images[wanted["image"]]
+            )
+    for wanted in (small.data, limited.data):
+        pair = zip(built.data.read([7, 3]).values(), wanted.read([7, 3]).values(), strict=True)
+        assert all(np.array_equal(*both) for both in pair)
+    several = experiment.build(config, seeds=[0, 1])
+    assert several.feed.ahead == 2 * built.feed.ahead
+    for feed, wanted in (("streaming", "streaming, "), ("mapped", "mapped from ")):
+        asked = experiment.build(config.replace(feed=feed, decoded_limit=0.0))
+        assert run.describe_feed(asked).startswith(wanted)
+    with jax.numpy_dtype_promotion("standard"):
+        run.in_folder(config, tmp_path / "run", Console("off"))
+    assert f"images to train on, 20 to validate, mapped from {file} (" in capsys.readouterr().out
+    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
+    assert versions["feed"] == "streaming"  # so that going on with that is no change
+    message = failure(experiment.build, config.replace(feed="resident", workers=1))
+    assert message.endswith("take --feed streaming or mapped")

@@ -205,6 +205,7 @@ def resumed(experiment, folder):
 @pytest.mark.slow
 def test_both_feeds_train_the_same(never_stopped):
     assert_identical(never_stopped("resident"), never_stopped("streaming"))
+    assert_identical(never_stopped("resident"), never_stopped("mapped"))
 
 
 @pytest.mark.slow
