@@ -22,8 +22,8 @@ from cnnlab.console import Console
 from cnnlab.data import contents
 from cnnlab.data import feed as feeds
 from cnnlab.data.dataset import Dataset
-from cnnlab.data.distortions import distorted
 from cnnlab.data.decoded_file import Rows
+from cnnlab.data.distortions import distorted
 from cnnlab.errors import InputError, one_line
 from cnnlab.multihost import agree, processes
 from cnnlab.parts import OBJECT, FurtherSet, Parts

@@ -5,7 +5,7 @@
 
     array_record, TFRecord   the data set as TFDS prepares it, streamed
     folder                   the same images as a folder of PNG files, prepared and streamed
-    mapped                   decoded once into a file, which is mapped into memory
+    mapped                   decoded once into a file of the cache
     resident                 decoded once, in the memory of the device
     bare step                the same batch again and again
 
@@ -90,6 +90,7 @@ def main(arguments: Arguments) -> None:
             "array_record": build(arguments, name, arguments.data_dir, "streaming"),
             "TFRecord": build(arguments, name, temporary, "streaming"),
             "folder": build(arguments, pictures, temporary, "streaming"),
+            "mapped": build(arguments, name, arguments.data_dir, "mapped"),
             "resident": build(arguments, name, arguments.data_dir, "resident"),
         }
         sources[BARE] = sources["resident"]

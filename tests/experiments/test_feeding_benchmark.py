@@ -15,10 +15,10 @@ def test_every_source_is_timed(tfds_root, tmp_path):
     done = script(SCRIPT, *quick, "--rounds", "1", "--steps", "2", "--json", str(figures))
     assert done.returncode == 0, done.stderr
     rows = json.loads(figures.read_text())["rows"]
-    names = ["array_record", "TFRecord", "folder", "resident", "bare step"]
+    names = ["array_record", "TFRecord", "folder", "mapped", "resident", "bare step"]
     assert [row["source"] for row in rows] == names
     assert all(row["training"] > 0 for row in rows)
-    assert [row["read alone"] is None for row in rows] == [False] * 3 + [True] * 2
+    assert [row["read alone"] is None for row in rows] == [False] * 4 + [True] * 2
 
 
 @pytest.mark.slow
