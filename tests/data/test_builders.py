@@ -804,12 +804,12 @@ def test_no_tensorflow_and_nothing_printed(tmp_path, monkeypatch):
 def test_two_processes_at_once(tmp_path, monkeypatch):
     place(monkeypatch, tmp_path, "cifar10", {CIFAR_FILE: tiny_cifar()})
     script = """
-        work = builders._prepare
+        work = builders.build
         def slow(*args):
             print("works", flush=True)
             time.sleep(1.5)
-            work(*args)
-        builders._prepare = slow
+            return work(*args)
+        builders.build = slow
         print("ready", flush=True)
         sys.stdin.readline()
         print(builders.prepare("cifar10", data_dir))

@@ -49,6 +49,7 @@ def test_which_data_sets_are_mirrored(name, channels, mirror):
     assert catalogue.may_be_mirrored(name, channels) is mirror
 
 
+@pytest.mark.usefixtures("tfds_root")
 @pytest.mark.parametrize("mirror", [True, False])
 def test_a_data_set_may_say_itself_whether_it_is_mirrored(mirror):
     assert catalogue.open_dataset("tiny", mirror=mirror).mirror is mirror

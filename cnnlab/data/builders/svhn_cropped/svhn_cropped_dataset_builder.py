@@ -6,7 +6,8 @@ the files and TFDS encodes PIL images itself. The examples keep their integer ke
 the order on disk. The published files were not at hand: that they are equal was tried on small
 files of the same form (tests/golden/builders.py), and the checksums are TFDS's.
 
-A split is in memory as a whole while it is read, for `extra` 1.6 GB of pixels.
+A split is in memory as a whole while it is read, for `extra` 1.6 GB of pixels; with what TFDS
+sorts in memory, preparing 531,131 made-up images took 3.0 GB at most.
 
 Source: Netzer, Wang, Coates, Bissacco, Wu and Ng, Reading digits in natural images with
 unsupervised feature learning, 2011, http://ufldl.stanford.edu/housenumbers/
