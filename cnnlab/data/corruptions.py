@@ -63,13 +63,15 @@ def label_noise(dataset: Dataset, seed: int, rate: float, kind: str = "symmetric
         dog).
 
     Raises:
-      InputError: another kind, or no class is like another.
+      InputError: another kind, one class only, or no class that is like another.
 
     Source: Patrini et al., 2017, "Making deep neural networks robust to label noise",
     https://arxiv.org/abs/1609.03683
     """
     if kind not in KINDS:
         raise unknown("kind of label noise", str(kind), KINDS)
+    if dataset.num_classes < 2:
+        raise InputError(f"{dataset.name} has one class: no label of it can be wrong")
     if kind == "symmetric":
         targets = symmetric_noise(dataset.targets, rate, dataset.num_classes, seed)
     else:

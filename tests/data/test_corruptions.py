@@ -278,3 +278,8 @@ def test_corruptions_follow_one_another():
         twice.class_counts(),
         corruptions.class_counts(corruptions.long_tail(before, 1, 4.0).class_counts(), 0.5, 1.0),
     )
+
+
+def test_labels_of_one_class_cannot_be_wrong():
+    with pytest.raises(InputError, match="has one class: no label of it can be wrong"):
+        corruptions.label_noise(a_dataset(class_names=("all",)), 0, rate=0.2)
