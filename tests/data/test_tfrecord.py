@@ -3,11 +3,13 @@ bucket.
 """
 
 import base64
+import json
 import pickle
 
 import fsspec
 import numpy as np
 import pytest
+from scripts import script
 from tfrecords import convert, framed
 
 from cnnlab.data import catalogue, contents, tfrecord
@@ -155,6 +157,24 @@ def test_a_data_set_behind_a_url(tfds_root, tmp_path, cache):
             catalogue.open_dataset("tinny", "memory://bucket")
     finally:
         memory.rm("/bucket", recursive=True)
+
+
+@pytest.mark.machines
+def test_training_streams_from_a_bucket(tfds_root, tmp_path, cache, gcs):
+    """A run on gs:// data is the run on the same files here, reader processes included."""
+    folder = convert(tfds_root / "tiny" / "1.0.0", tmp_path / "data" / "tiny" / "1.0.0", 2)
+    for file in folder.iterdir():
+        with fsspec.open(f"gs://bucket/data/tiny/1.0.0/{file.name}", "wb") as copy:
+            copy.write(file.read_bytes())
+    summaries = []
+    for where in ("gs://bucket/data", str(tmp_path / "data")):
+        run = tmp_path / f"run{len(summaries)}"
+        quick = ["--epochs", "2", "--batch-size", "32", "--model", "mlp,hidden=[8]"]
+        feed = ["--feed", "streaming", "--workers", "1", "--data-dir", where]
+        done = script("train", "--dataset", "tiny", *quick, *feed, "--workdir", run)
+        assert done.returncode == 0, done.stderr
+        summaries.append(json.loads((run / "summary.json").read_text()))
+    assert summaries[0]["test"] == summaries[1]["test"]
 
 
 def test_urls_that_nothing_opens():
