@@ -132,7 +132,7 @@ def test_what_they_are_not_for(name, kind, labels, said, published, no_network, 
     assert said in failure(corruptions.human_noise, made, 0, kind, str(tmp_path))
 
 
-def test_a_run_takes_them_from_its_data_directory(published, no_network, tmp_path):
+def test_a_run_takes_them_from_its_data_directory(published, no_network, tmp_path, monkeypatch):
     splits = {"train": drawn(N, 10, (8, 8, 3), 0), "test": drawn(20, 10, (8, 8, 3), 1)}
     write_dataset(tmp_path, "cifar10", splits, 10, (8, 8, 3))
     right = classes.labels(catalogue.open_dataset("cifar10:1.0.0", str(tmp_path)).train)
@@ -146,6 +146,7 @@ def test_a_run_takes_them_from_its_data_directory(published, no_network, tmp_pat
     read = experiment.read_dataset(config.machine, opened, Console("off"))
     data = experiment.training_data(config, resolved, opened, read)
     assert data.facts.class_counts == tuple(np.bincount(right, minlength=10))
+    monkeypatch.setenv("CNNLAB_CACHE", str(tmp_path / "another"))  # the file is read again
     items = list(data.feed(config, resolved, 5, np.arange(20)).items(0, N // 20))
     taught = wrong(right, "worse_label")
     for item in items:
