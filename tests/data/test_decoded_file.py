@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -247,8 +248,9 @@ def test_the_second_waits_for_the_first(cache, train, monkeypatch):
 
     def slow(parts):
         started.set()
-        while not said:
-            pass
+        deadline = time.monotonic() + 10
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.01)
         return iter(parts)
 
     first = threading.Thread(target=lambda: result.append(mapped(train, progress=slow)))

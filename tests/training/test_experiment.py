@@ -51,7 +51,7 @@ def test_which_data_sets_are_mirrored(name, channels, mirror):
 
 @pytest.mark.usefixtures("tfds_root")
 @pytest.mark.parametrize("mirror", [True, False])
-def test_a_data_set_may_say_itself_whether_it_is_mirrored(mirror):
+def test_a_data_set_may_say_itself_whether_it_is_mirrored(tfds_root, mirror):
     assert catalogue.open_dataset("tiny", mirror=mirror).mirror is mirror
 
 
@@ -323,12 +323,16 @@ def test_images_that_memory_does_not_hold_are_decoded_into_a_file(
     small = experiment.build(config)
     assert run.describe_feed(small) == "resident"
     assert not list((tmp_path / "cache").glob("*.rows"))
+    asked = experiment.build(config.replace(feed="mapped"))
+    (file,) = (tmp_path / "cache").glob("*.rows")
+    assert run.describe_feed(asked).startswith(f"mapped from {file}")
+    file.unlink()
     monkeypatch.setattr(feeds, "RESIDENT_LIMIT", 38_399)
     limited = experiment.build(config.replace(decoded_limit=38_399 / 2**30))
     ahead = "up to 0 MB of batches ahead"
     assert run.describe_feed(limited) == f"streaming, {ahead}"
     built = experiment.build(config)
-    (file,) = (tmp_path / "cache").glob("*.rows")
+    assert file.stat().st_size == 38_400
     assert run.describe_feed(built) == f"mapped from {file} (0.0 GB), {ahead}"
     assert built.facts == small.facts and built.feed.ahead == 16 * 16 * 192
     for streamed in (limited, built):
@@ -341,6 +345,9 @@ def test_images_that_memory_does_not_hold_are_decoded_into_a_file(
         assert all(np.array_equal(*both) for both in pair)
     several = experiment.build(config, seeds=[0, 1])
     assert several.feed.ahead == 2 * built.feed.ahead
+    monkeypatch.setattr(feeds, "READ_AHEAD", 8 * 16 * 192)  # the memory is shared by the seeds
+    assert experiment.build(config).feed.ahead == 8 * 16 * 192
+    assert experiment.build(config, seeds=[0, 1]).feed.ahead == 8 * 16 * 192
     for feed, wanted in (("streaming", "streaming, "), ("mapped", "mapped from ")):
         asked = experiment.build(config.replace(feed=feed, decoded_limit=0.0))
         assert run.describe_feed(asked).startswith(wanted)

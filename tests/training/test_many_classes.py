@@ -11,6 +11,10 @@ import pytest
 
 import cnnlab
 from cnnlab import metrics, plots
+from cnnlab.study import cells, report
+from cnnlab.study.board import Board
+from cnnlab.study.plan import Study
+from cnnlab.study.report import series
 from cnnlab.training import loop
 
 CLASSES = 300
@@ -121,3 +125,25 @@ def test_an_evaluation_holds_the_sums_of_a_few_batches(monkeypatch):
     matrix = metrics.confusion_matrix(result)
     assert [matrix[k, k + 1] for k in range(12)] == [5] * 12 and matrix.sum() == 60
     assert max(matrices) - before <= loop.IN_FLIGHT + 1
+
+
+@pytest.mark.slow
+def test_a_study_of_many_classes_has_small_cells_and_a_report(tmp_path, monkeypatch):
+    (tmp_path / "many_classes.py").write_text(DATA)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    study = Study.of(
+        losses=("cross_entropy", "mse"), dataset="many_classes.load", model="softmax_regression",
+        optimizer="sgd,momentum=0", epochs=1, batch_size=100, validation=0.0, augment="none",
+        seeds=2, workdir=str(tmp_path / "study"), progress="off",
+    )  # fmt: skip
+    results = cells.run(study, Board("off", 1), "COMMAND")
+    for path in (tmp_path / "study" / "cells").iterdir():
+        assert path.stat().st_size < 100_000  # two matrices of 300 x 300 numbers were 2 MB
+    (first,) = {cell.class_names[0] for row in results.cells for cell in row}
+    assert first == "$ 0"
+    counts = series.confusion(results.cells[0][0])
+    assert counts.shape == (CLASSES, CLASSES) and counts.sum() == 2 * 600
+    paths = report.write(results, tmp_path / "report")
+    page = paths[0].read_text()
+    largest = metrics.largest_confusions(counts)[0]
+    assert f">$ {largest.true} → $ {largest.predicted}<" in page and len(page) < 200_000
