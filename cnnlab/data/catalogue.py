@@ -236,7 +236,7 @@ def npz(path: Path) -> dict[str, Any]:
     for split in ("train", "test"):
         if {f"{split}_images", f"{split}_labels"} <= arrays.keys():
             images, labels = arrays.pop(f"{split}_images"), arrays.pop(f"{split}_labels")
-            splits[split] = images, labels[:, 0] if labels.ndim == 2 else labels
+            splits[split] = images, labels[:, 0] if labels.shape[1:] == (1,) else labels
     if not splits:
         raise InputError(
             f"{path} holds no train_images and train_labels, only {', '.join(arrays) or 'nothing'}"

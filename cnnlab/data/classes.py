@@ -104,8 +104,11 @@ def _numbers(dataset: Dataset, classes: Sequence[int | str]) -> list[int]:
             f"the classes to keep of {dataset.name} are a list of at least two, as in "
             f"subset,classes=[0,1]; got {classes}"
         )
-    numbers = {name: k for k, name in enumerate(dataset.class_names)}
-    numbers |= {k: k for k in range(dataset.num_classes)}
+    numbers: dict[int | str, int] = {name: k for k, name in enumerate(dataset.class_names)}
+    if all(name.isdecimal() for name in dataset.class_names):  # a number is a name then
+        numbers |= {int(name): k for k, name in enumerate(dataset.class_names)}
+    else:
+        numbers |= {k: k for k in range(dataset.num_classes)}
     for name in classes:
         if name not in numbers or isinstance(name, bool):
             raise unknown(f"class of {dataset.name}", str(name), dataset.class_names)

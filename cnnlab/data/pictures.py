@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,8 @@ def pictures(root: Path, test_only: bool = False) -> list[Picture]:
         for label in sorted((root / split if splits else root).iterdir())
         if _counts(label) and label.is_dir()
         for file in sorted(label.rglob("*"))
-        if _counts(file) and file.suffix.lower() in (*SUFFIXES, *FOREIGN)
+        if all(map(_counts, [file, *file.relative_to(label).parents[:-1]]))
+        and file.suffix.lower() in (*SUFFIXES, *FOREIGN)
     ]
     if not any(picture.split == "train" or test_only for picture in found):
         raise InputError(
@@ -149,8 +151,7 @@ def prepare(root: Path, found: Sequence[Picture], data: Folder, unreadable: floa
     """
     if data.is_remote:
         raise InputError(f"pictures are prepared on a local disk: --data-dir {data} is a URL")
-    states = [(p, (root / p.path).stat()) for p in found]
-    stamps = [(p.path, p.split, state.st_size, state.st_mtime_ns) for p, state in states]
+    stamps = [(p.path, p.split, *_state(root / p.path)) for p in found]
     identity = hashlib.sha256(json.dumps([str(root), stamps]).encode()).hexdigest()
     place = hashlib.sha256(str(root).encode()).hexdigest()[:8]
     target = data.path / "folder" / f"{_plain(root.name)}-{place}" / VERSION
@@ -169,6 +170,7 @@ def prepare(root: Path, found: Sequence[Picture], data: Folder, unreadable: floa
         shapes, faults = look_at(root, found)
         _allow(root, faults, len(found), unreadable)
         sound = [picture for picture in found if picture.path not in faults]
+        _check_classes(root, found, sound)
         made = _write(stage, target.parent.name, root, sound, _common_shape(shapes))
         report = {"identity": identity, "folder": str(root), "unreadable": faults}
         (made / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
@@ -176,6 +178,15 @@ def prepare(root: Path, found: Sequence[Picture], data: Folder, unreadable: floa
 
     builders.prepare_folder(f"folder-{place}", data.path, target, is_done, write)
     return Folder.at(target)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Return a file's size and when it was changed; zeros for a link to nothing."""
+    try:
+        state = path.stat()
+    except OSError:
+        return 0, 0
+    return state.st_size, state.st_mtime_ns
 
 
 def _plain(name: str) -> str:
@@ -193,11 +204,36 @@ def _allow(root: Path, faults: Mapping[str, str], count: int, unreadable: float)
         return
     listed = [f"{path} ({why})" for path, why in list(faults.items())[:MOST_LISTED]]
     more = f" and {len(faults) - MOST_LISTED} more" if len(faults) > MOST_LISTED else ""
-    share = len(faults) / count
+    if len(faults) == count:
+        raise InputError(
+            f"{root}: none of its {count} files can be read: {', '.join(listed)}{more}"
+        )
+    share = min(math.ceil(100 * len(faults) / count), 99) / 100
     raise InputError(
         f"{root}: {len(faults)} of {count} files cannot be read: {', '.join(listed)}{more}. Remove "
-        f"them, or allow for them with folder,unreadable={share:.2g}"
+        f"them, or allow for them with folder,unreadable={share:g}"
     )
+
+
+def _check_classes(root: Path, found: Sequence[Picture], sound: Sequence[Picture]) -> None:
+    """Refuse a class of which no picture is left, or none to train on.
+
+    Raises:
+      InputError: there is one.
+    """
+    if lost := {picture.label for picture in found} - {picture.label for picture in sound}:
+        raise InputError(f"{root}: no picture of {', '.join(_in_order(lost))} can be read")
+    taught = {picture.label for picture in sound if picture.split == "train"}
+    if taught and (untaught := {picture.label for picture in sound} - taught):
+        raise InputError(
+            f"{root}: train has no pictures of {', '.join(_in_order(untaught))}, only of "
+            f"{', '.join(_in_order(taught))}"
+        )
+
+
+def _in_order(classes: Iterable[str]) -> list[str]:
+    """Sort names of classes; numbers by their value."""
+    return sorted(classes, key=lambda name: (int(name) if name.isdecimal() else math.inf, name))
 
 
 def look_at(
@@ -259,7 +295,7 @@ def _write(
         pkg_dir_path = stage  # type: ignore[assignment]
 
         def _info(self) -> tfds.core.DatasetInfo:
-            classes = sorted({picture.label for picture in found})
+            classes = _in_order({picture.label for picture in found})
             return tfds.core.DatasetInfo(
                 builder=self,
                 features=tfds.features.FeaturesDict(

@@ -13,6 +13,7 @@ from cnnlab.config import Recipe, flag
 from cnnlab.console import Console
 from cnnlab.data import contents
 from cnnlab.data import dataset as datasets
+from cnnlab.data.classes import keep
 from cnnlab.data.dataset import Dataset, Split
 from cnnlab.data.distortions import distorted
 from cnnlab.data.facts import DataFacts
@@ -76,9 +77,8 @@ def open_other(
     assert part is not None, "the run's own data set is open already"
     try:
         opened = _opened(test_set.name, part, parts, recipe, data_dir, class_names)
-        if opened.num_classes != len(class_names):  # it may have all classes, and the run some
-            opened = parts.select(opened, data_dir)
-        _check(part, opened, class_names, image_shape)
+        _check_shape(part, opened, image_shape)
+        opened = _of_classes(opened, class_names, bool(parts.selections))
     except InputError as error:
         raise InputError(f"test set {test_set.name}: {_as_hyperparameters(str(error))}") from error
     return dataclasses.replace(opened, class_names=tuple(class_names))
@@ -95,7 +95,8 @@ def _opened(
     opened = part.call(data_dir=data_dir, test_only=True, image_size=recipe.image_size)
     if isinstance(opened, Mapping):
         # Numbers without names: labels may lack the last classes, and must not exceed them.
-        numbers = [str(number) for number in range(len(class_names))]
+        highest = max(map(int, class_names)) if _are_numbers(class_names) else len(class_names) - 1
+        numbers = [str(number) for number in range(highest + 1)]
         alike = OBJECT == part.name == parts.dataset.name and "test" not in opened
         fraction = recipe.test_fraction if alike else None
         arrays = {"class_names": numbers, **opened}
@@ -108,27 +109,42 @@ def _opened(
     return opened
 
 
-def _check(
-    part: Part, opened: Dataset, class_names: Sequence[str], image_shape: Sequence[int]
-) -> None:
-    """Raise InputError where a data set has other classes or images than a run."""
+def _check_shape(part: Part, opened: Dataset, image_shape: Sequence[int]) -> None:
+    """Raise InputError where a data set has images of another shape than a run."""
     shape, wanted = tuple(opened.test.image_shape), tuple(image_shape)
     if shape != wanted:
         height, width, channels = wanted
         scalable = height == width and channels == shape[-1] and "image_size" in part.parameters
         advice = f"; {part},image_size={height} scales them" if scalable else ""
         raise InputError(f"it has images of {shape}, the run is trained on {wanted}{advice}")
+
+
+def _of_classes(opened: Dataset, class_names: Sequence[str], has_selections: bool) -> Dataset:
+    """Choose and number the classes of a data set as a run does: by their names, or by their
+    numbers where one of the two has no names.
+
+    Raises:
+      InputError: it lacks a class, or has others; or it has no names, and the run some of the
+        classes only.
+    """
     names = opened.class_names
-    if len(names) != len(class_names):
+    if names == tuple(class_names):
+        return opened
+    if len(names) != len(class_names) and not has_selections:
         raise InputError(f"it has {len(names)} classes, the run is trained on {len(class_names)}")
-    if _are_numbers(names) or _are_numbers(class_names):
-        return
-    for number, (theirs, ours) in enumerate(zip(names, class_names, strict=True)):
-        if theirs != ours:
+    if _are_numbers(names) == _are_numbers(class_names):
+        if missing := [name for name in class_names if name not in names]:
             raise InputError(
-                f"it has other classes: class {number} is '{theirs}', the run is trained on "
-                f"'{ours}'"
+                f"it has other classes: the run is trained on '{missing[0]}', which is none of "
+                f"{', '.join(names)}"
             )
+        return keep(opened, list(class_names))
+    if has_selections:
+        raise InputError(
+            "it has no names of classes, and the run is trained on some of them only: give it "
+            "class_names"
+        )
+    return opened
 
 
 def _are_numbers(names: Sequence[str]) -> bool:

@@ -128,7 +128,7 @@ def test_files_that_cannot_be_read(photos, data_dir):
     (lambda root: root.mkdir(), "holds no pictures"),
     (lambda root: write(root, {"training": 3, "test": 3}), "holds test, training with folders"),
     (lambda root: write(root, {"train": 3, "old": 3}), "holds train and old; wanted are train and"),
-    (lambda root: write(root, {"train": 3, "val": 3}), "--test-split val tests on that one"),
+    (lambda root: write(root, {"train": 12, "val": 12}), "--test-split val tests on that one"),
     (lambda root: write(root, {"train": 3}), "--test-fraction 0.1 holds out a tenth"),
     (lambda root: (root / "train" / "cat").mkdir(parents=True), "holds no pictures"),
 ])  # fmt: skip
@@ -219,3 +219,21 @@ def test_a_path_with_signs_of_the_grammar(tmp_path):
     assert len(parts.resolve(recipe).open_dataset(None, recipe).train) == 12
     shutil.rmtree(photos)
     assert catalogue.DATASETS["folder"] is folder
+
+
+def test_classes_that_are_not_taught_are_refused(tmp_path):
+    photos = write(tmp_path / "photos", {"train": 12, "test": 6})
+    (photos / "test" / "cat").rename(photos / "test" / "Cat")
+    assert "train has no pictures of Cat, only of cat, dog" in failure(folder, photos)
+
+
+def test_hidden_folders_and_links_to_nothing(tmp_path):
+    photos = write(tmp_path / "photos", {"train": 12, "test": 6})
+    hidden = photos / "train" / "cat" / ".checkpoints"
+    hidden.mkdir()
+    Image.new("RGB", (9, 8)).save(hidden / "copy.png")
+    assert len(folder(photos).train) == 12
+    (photos / "train" / "cat" / "gone.png").symlink_to("nowhere")
+    assert "1 of 19 files cannot be read: train/cat/gone.png" in failure(folder, photos)
+    assert "unreadable=0.06" in failure(folder, photos)
+    assert len(folder(photos, unreadable=0.06).train) == 12

@@ -176,8 +176,9 @@ def classes(count, **arrays):
 
 
 @pytest.mark.parametrize(("arrays", "message"), [
-    (classes(3, class_names=["class 0", "class 2", "class 1"]),
-     "test set mine: it has other classes: class 1 is 'class 2', the run is trained on 'class 1'"),
+    (classes(3, class_names=["class 0", "class 2", "class 3"]),
+     "test set mine: it has other classes: the run is trained on 'class 1', which is none of class "
+     "0, class 2, class 3"),
     (classes(2, class_names=["class 0", "class 1"]),
      "test set mine: it has 2 classes, the run is trained on 3"),
     (classes(2, class_names=["0", "1"]), "it has 2 classes, the run is trained on 3"),
@@ -395,3 +396,26 @@ def test_a_set_of_all_classes_after_a_choice_of_some(root):
     kept = splits["later"].read(range(len(splits["later"])))
     np.testing.assert_array_equal(kept["label"], (labels == 0)[labels != 1].astype(np.int32))
     np.testing.assert_array_equal(kept["image"], later.read(np.flatnonzero(labels != 1))["image"])
+
+
+def test_classes_are_matched_by_their_names(root):
+    images, labels = drawn(12, 3, SHAPE, 0)
+    order = ["class 2", "class 0", "class 1"]
+    arrays = {"test": (images, labels), "class_names": order}
+    found = parts.resolve(TINY.recipe)
+    other = parts.FurtherSet("mine", parts.part_of("dataset", lambda: arrays))
+    found_split = testing.open_other(other, found, TINY.recipe, None, NAMES, SHAPE).test
+    read_labels = found_split.read(range(12))["label"]
+    np.testing.assert_array_equal(read_labels, [NAMES.index(order[k]) for k in labels])
+
+
+def test_folders_of_numbers_are_those_numbers(root):
+    """Sorted as texts, 10 would stand before 2."""
+    for number in range(11):
+        place = root / "train" / "numbers" / str(number)
+        place.mkdir(parents=True)
+        Image.fromarray(np.full(SHAPE, number, np.uint8)).save(place / "0.png")
+    dataset = catalogue.folder(root / "train" / "numbers", test_only=True)
+    assert dataset.class_names == tuple(map(str, range(11)))
+    batch = dataset.test.read(range(11))
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
