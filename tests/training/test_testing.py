@@ -119,8 +119,11 @@ def test_another_split_by_name(root):
     with pytest.raises(InputError, match="--test-split train would test on what is trained on"):
         catalogue.open_dataset("others", test_split="train")
     write_dataset(root, "alone", {"train": splits["train"]}, 3, SHAPE)
+    assert "test_split train tests on that one" in refusal("alone")
     assert len(opened("alone,test_split=train")["alone,test_split=train"]) == 9
-    # The run's own settings are of its own data set.
+    # The run's settings are of its own data set, under whichever name.
+    flat = "others,mirror=none+contrast,severity=5"
+    assert len(opened(flat, dataset="others", test_split="val")[flat]) == 12
     tested = opened("others,test_split=val", dataset="alone", test_fraction=0.4)
     assert [len(split) for split in tested.values()] == [12]
 
@@ -383,6 +386,11 @@ def test_objects(root):
     )
     assert listed.test_sets == {"tiny": ran.test_sets["twin"]}
     assert cnnlab.load(root / "run").test_sets == listed.test_sets
+    again = {"tiny": {"test": (images[:9], labels[:9])}}  # other images, which have no name
+    ended = cnnlab.train(
+        "tiny", "softmax_regression", test_sets=again, workdir=root / "run", **CALL
+    )
+    assert (ended.test, ended.test_sets["tiny"]["count"]) == (listed.test, 9)
     one = cnnlab.train(tiny, "softmax_regression", test_sets=NOISE, **CALL)
     assert one.test_sets == {NOISE: ran.test_sets["noisy"]}
 
@@ -419,3 +427,16 @@ def test_folders_of_numbers_are_those_numbers(root):
     assert dataset.class_names == tuple(map(str, range(11)))
     batch = dataset.test.read(range(11))
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
+
+
+def test_the_run_s_own_data_may_be_an_object_too(root):
+    """One object is not taken for the other; a share to test on is held out of the same one."""
+    train, other = drawn(60, 3, SHAPE, 3), drawn(16, 3, SHAPE, 4)
+    data = {"train": train}
+    sets = {"other": {"train": train, "test": other}}
+    ran = cnnlab.train(data, "softmax_regression", test_sets=sets, test_fraction=0.2, **CALL)
+    assert (ran.test["count"], ran.test_sets["other"]["count"]) == (12, 16)
+    assert cnnlab.evaluate(ran, sets["other"]) == ran.test_sets["other"]
+    assert cnnlab.evaluate(ran, data) == cnnlab.evaluate(ran) == ran.test
+    noisy = cnnlab.evaluate(ran, "test+contrast,severity=5")
+    assert noisy["count"] == 12 and noisy["nll"] != ran.test["nll"]
