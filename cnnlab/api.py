@@ -184,11 +184,11 @@ def _named_sets(
     if isinstance(test_sets, str):
         test_sets = (test_sets,)
     if isinstance(test_sets, Mapping):
-        given = [(name, data) for name, data in test_sets.items() if data != TEST]
+        pairs = [(name, data) for name, data in test_sets.items() if data != TEST]
     else:
-        given = [(_name_of(data), data) for data in test_sets if data != TEST]
+        pairs = [(_name_of(data), data) for data in test_sets if data != TEST]
     named = []
-    for name, data in given:
+    for name, data in pairs:
         text = data if isinstance(data, str) else spec.as_name(name)
         named.append((text, _further_set(name, data)))
     names = [TEST, *[test_set.name for _, test_set in named]]

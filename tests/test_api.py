@@ -124,7 +124,7 @@ def test_arrays_are_a_data_set():
     assert np.mean(np.argmax(logits, -1) == labels[40:]) == pytest.approx(run.test["accuracy"])
     fewer = data | {"test": (images[40:50], labels[40:50])}
     assert cnnlab.evaluate(run, fewer)["count"] == 10
-    with pytest.raises(InputError, match="it has other classes: the run is trained on .c."):
+    with pytest.raises(InputError, match=r"it has other classes: the run is trained on .c."):
         cnnlab.evaluate(run, data | {"class_names": ["a", "b", "d"]})
 
 

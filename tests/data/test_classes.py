@@ -232,3 +232,14 @@ def test_a_study_is_on_the_classes_that_are_kept(tfds_root, monkeypatch):
     )  # fmt: skip
     checks.check(study, Console("off"))
     assert seen == [("class 2", "class 1")] * 4
+
+
+def test_names_that_are_numbers_are_names():
+    images = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((4, 2, 2, 3), np.uint8)
+    pair = (images, np.array([0, 1, 2, 1]))
+    arrays = {"train": pair, "test": pair, "class_names": ["7", "2", "0"]}
+    kept = classes.keep(from_arrays("made", arrays), [2, 7])
+    assert kept.class_names == ("2", "7")
+    batch = kept.test.read(range(len(kept.test)))
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], [0, 1, 3])
+    np.testing.assert_array_equal(batch["label"], [1, 0, 0])

@@ -237,3 +237,13 @@ def test_hidden_folders_and_links_to_nothing(tmp_path):
     assert "1 of 19 files cannot be read: train/cat/gone.png" in failure(folder, photos)
     assert "unreadable=0.06" in failure(folder, photos)
     assert len(folder(photos, unreadable=0.06).train) == 12
+
+
+def test_labels_of_several_columns_are_refused(tmp_path):
+    images, labels = drawn(12, 3, (8, 8, 3), 0)
+    onehot = np.eye(3, dtype=np.int64)[labels]
+    path = tmp_path / "onehot.npz"
+    np.savez(path, x_train=images, y_train=onehot, x_test=images, y_test=onehot)
+    recipe = Recipe(dataset=f"npz,path={path}")
+    message = failure(parts.resolve(recipe).open_dataset, None, recipe)
+    assert "labels must be int[12], one for each image, got int64[12, 3]" in message
