@@ -151,15 +151,17 @@ def stopped(folder, ray_folder, send, number, status):
     assert process.returncode == status and re.fullmatch(said, errors), errors
     assert not processes(ray_folder)
     (folder / "AT_EPOCH_2").unlink()
-    steps = [
-        int(path.name)
+    saved = {
+        path: int(path.name)
         for path in folder.glob("study/*.checkpoints/training/*")
-        if path.name.isdecimal()
-    ]
+        if path.name.isdecimal() and int(path.name)
+    }
+    steps = list(saved.values())
     # at once, and not as the second epoch's end had left it
     assert max(steps, default=0) > 10, steps
     finished = {path.stem.rsplit("-")[-1] for path in folder.glob("study/cells/*.json")}
-    begun = finished | {path.stem for path in folder.glob("study/*.checkpoints")}
+    # without a step: its worker was stopped before the first
+    begun = finished | {path.parents[1].stem for path in saved}
     return steps, (folder / "log").read_text().split("\n"), len(finished), len(begun)
 
 
