@@ -232,6 +232,8 @@ def npz(path: Path) -> dict[str, Any]:
             }
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise InputError(f"{path} cannot be read as an .npz file ({one_line(error)})") from error
+    except TypeError as error:  # a single array is no context manager
+        raise InputError(f"{path} is an .npy file, of one array; write an .npz file") from error
     splits = {}
     for split in ("train", "test"):
         if {f"{split}_images", f"{split}_labels"} <= arrays.keys():

@@ -233,19 +233,33 @@ def dataset_of(
         if network.parts.dataset.name != OBJECT:
             raise
         raise InputError("the run was trained on data without a name: give it as data") from error
-    facts = network.facts
-    same = network.fits(dataset) and len(dataset.test) == facts.counts["test"]
-    if facts.num_images:  # not in data.json of the first version
-        same &= len(dataset.train) == facts.num_images
-    if same and facts.test_digest:
-        track = console.track(f"decoding {dataset.test.name}", "reads")
-        same = contents.summary(dataset.test, track).digest() == facts.test_digest
-    if not same:
+    if difference := _difference(network, dataset, console):
         where = f" in {data_dir}" if data_dir else ""
         raise InputError(
-            f"{config.recipe.dataset}{where} is not the data set that the run was trained on"
+            f"{config.recipe.dataset}{where} is not the data set that the run was trained on: "
+            f"{difference}"
         )
     return dataset
+
+
+def _difference(network: Network, dataset: Dataset, console: Console) -> str:
+    """Say in what a data set differs from the one that a network was trained on; empty where it
+    does not.
+    """
+    facts = network.facts
+    if not network.fits(dataset):
+        return "it has other classes, or images of another shape"
+    expected = [(dataset.test, facts.counts["test"])]
+    if facts.num_images:  # not in data.json of the first version
+        expected.append((dataset.train, facts.num_images))
+    for split, count in expected:
+        if len(split) != count:
+            return f"{split.name} has {len(split):,} images, and had {count:,}"
+    if facts.test_digest:
+        track = console.track(f"decoding {dataset.test.name}", "reads")
+        if contents.summary(dataset.test, track).digest() != facts.test_digest:
+            return "it has other test images, or other labels of them"
+    return ""
 
 
 def evaluate(network: Network, dataset: Dataset, console: Console | None = None) -> Metrics:

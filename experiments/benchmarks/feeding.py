@@ -173,7 +173,7 @@ def build(arguments: Arguments, dataset: str, data_dir: str | None, feed: str) -
         feed=feed,
         model=arguments.model,
         batch_size=arguments.batch_size,
-        workers=arguments.workers,
+        workers=0 if feed == "resident" else arguments.workers,
         dispatch_steps=1,
         validation=0.0,
         augment="none",

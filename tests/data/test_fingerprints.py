@@ -56,7 +56,7 @@ def test_other_data_under_the_same_name(split, change, config, tmp_path):
         run.in_folder(config, tmp_path / "run")
     trained = network.load(tmp_path / "run")
     if split == "test":
-        with pytest.raises(InputError, match="is not the data set that the run was trained on"):
+        with pytest.raises(InputError, match="the run was trained on: it has other test images"):
             run.dataset_of(trained)
     write(tmp_path)
     assert run.evaluate(trained, run.dataset_of(trained))

@@ -200,9 +200,15 @@ def test_arrays_without_a_test_part(tmp_path):
     assert (len(dataset.train), len(dataset.test)) == (15, 5)
 
 
+def one_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
 @pytest.mark.parametrize(("make", "message"), [
     (lambda path: None, "cannot be read as an .npz file"),
     (lambda path: path.write_bytes(b"PK"), "cannot be read as an .npz file"),
+    (one_array, "is an .npy file, of one array"),
     (lambda path: np.savez(path, pictures=np.zeros(3)), "holds no train_images and train_labels"),
     (lambda path: np.savez(path, train_images=np.zeros((2, 4, 4)), train_labels=[0, 1]), "uint8"),
     (lambda path: np.savez(path, train_images=np.array([{}]), train_labels=[0]), "cannot be read"),

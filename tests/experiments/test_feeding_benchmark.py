@@ -9,10 +9,12 @@ SCRIPT = "benchmarks/feeding"
 
 
 @pytest.mark.slow
-def test_every_source_is_timed(tfds_root, tmp_path):
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_every_source_is_timed(workers, tfds_root, tmp_path):
     figures = tmp_path / "figures.json"
     quick = ["--dataset", "tiny", "--model", "softmax_regression", "--batch-size", "16"]
-    done = script(SCRIPT, *quick, "--rounds", "1", "--steps", "2", "--json", str(figures))
+    short = ["--rounds", "1", "--steps", "2", "--workers", workers]
+    done = script(SCRIPT, *quick, *short, "--json", str(figures))
     assert done.returncode == 0, done.stderr
     rows = json.loads(figures.read_text())["rows"]
     names = ["array_record", "TFRecord", "folder", "mapped", "resident", "bare step"]
