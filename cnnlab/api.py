@@ -105,7 +105,7 @@ def train(  # noqa: PLR0913 (the kinds of parts)
             )
     path = run_folder.default_path(config)
     # Whether a data set given as an object is the folder's is seen once it is read.
-    has_objects = "dataset" in objects or any(_is_object(test_set) for test_set in further)
+    has_objects = "dataset" in objects or any(test_set.is_object for test_set in further)
     if run_folder.check(path, config) and not has_objects:
         finished = load(path)
         if finished.test:  # else the weights that were tested are damaged
@@ -216,10 +216,6 @@ def _further_set(name: str, data: Data) -> FurtherSet:
     # The run's own data set may have the name of this object.
     is_object = isinstance(data, Dataset | Mapping)
     return FurtherSet(name, replace(part, name=OBJECT) if is_object else part)
-
-
-def _is_object(test_set: FurtherSet) -> bool:
-    return test_set.dataset is not None and test_set.dataset.name == OBJECT
 
 
 def _is_text(thing: object) -> TypeGuard[str | Sequence[str]]:

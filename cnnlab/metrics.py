@@ -310,6 +310,15 @@ def confusion_matrix(result: Metrics) -> np.ndarray:
     return matrix
 
 
+def without_large_confusion(result: Metrics) -> Metrics:
+    """Leave the confusion matrix out of what `summarise` returned, if it has more than WRITTEN_OUT
+    classes: those of several test sets would make a summary of megabytes.
+    """
+    if len(result["confusion"]) <= WRITTEN_OUT:
+        return result
+    return {name: value for name, value in result.items() if name != "confusion"}
+
+
 @dataclass(frozen=True)
 class Mistake:
     """Images of a class that were taken for another.

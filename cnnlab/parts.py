@@ -177,6 +177,11 @@ class FurtherSet:
     dataset: Part | None
     distortions: tuple[Part, ...] = ()
 
+    @property
+    def is_object(self) -> bool:
+        """Whether it was given as an object, which has no name of its own."""
+        return self.dataset is not None and self.dataset.name == OBJECT
+
     def is_of(self, dataset: Part) -> bool:
         """Return whether it is the test split of a data set that was named, distorted or not."""
         part = self.dataset

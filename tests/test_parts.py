@@ -186,6 +186,10 @@ def test_optimizers_of_optax_take_their_own_step(text, tfds_root):
         ),
         ({"model": "softmax_regression,batch_norm=true"}, "has no hyperparameter 'batch_norm'"),
         ({"workers": 2}, "--workers 2 has no effect on images that are kept in memory"),
+        (
+            {"feed": "resident", "decoded_limit": 1.0},
+            "--decoded-limit 1 has no effect with --feed resident",
+        ),
         ({"optimizer": "muon"}, "muon is for convolution kernels"),
         ({"model": "user_parts.Net", "compute_dtype": "bfloat16"}, "does not take a dtype"),
         ({"model": "mlp,num_classes=7"}, "num_classes comes from the run"),

@@ -94,6 +94,8 @@ def open_dataset(  # noqa: PLR0913 (hyperparameters)
     """
     root = storage.data_root(data_dir)
     folder = _own(name, root) or prepared.find(name, root)
+    if folder is None and root.is_remote and name in builders.OWN:
+        raise InputError(f"{name} is not in {root}; prepare it on a disk and copy it there")
     if folder is None:
         raise unknown("data set", name, dict.fromkeys([*builders.OWN, *prepared.names(root)]))
     choice = Choice(image_key, label_key, test_split, test_fraction)
@@ -227,13 +229,14 @@ def npz(path: Path) -> dict[str, Any]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, np.ndarray] = {
-                KERAS.get(name, name): file[name] for name in map(str, file.files)
-            }
+            stored = [str(name) for name in file.files]
+            arrays: dict[str, np.ndarray] = {KERAS.get(name, name): file[name] for name in stored}
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise InputError(f"{path} cannot be read as an .npz file ({one_line(error)})") from error
     except TypeError as error:  # a single array is no context manager
         raise InputError(f"{path} is an .npy file, of one array; write an .npz file") from error
+    if len(arrays) < len(stored):
+        raise InputError(f"{path} holds the same arrays twice under two names: {', '.join(stored)}")
     splits = {}
     for split in ("train", "test"):
         if {f"{split}_images", f"{split}_labels"} <= arrays.keys():

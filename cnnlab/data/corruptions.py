@@ -120,12 +120,14 @@ def human_noise(
         images and have no default; noisy of cifar100, which may be left out.
 
     Raises:
-      InputError: another data set or kind, or no file.
+      InputError: another data set or kind, no file, or labels that are wrong already.
 
     Source: Wei et al., 2022, "Learning with noisy labels revisited: a study using real-world human
     annotations", https://arxiv.org/abs/2110.12088
     """
     del seed
+    if not np.array_equal(dataset.targets, dataset.labels):
+        raise InputError("human_noise replaces all labels: what makes some wrong before it is lost")
     targets = human_labels.read(dataset.name, kind, dataset.labels, data_dir)
     return dataclasses.replace(dataset, targets=targets)
 

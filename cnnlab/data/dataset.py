@@ -25,6 +25,7 @@ from cnnlab.errors import InputError
 Batch = dict[str, np.ndarray]  # as `Split.read` and `feed` make it
 # What arrays may come with.
 DESCRIBED = ("class_names", "mirror", "taken_for", "superclasses")
+UNNAMED = 1000  # classes without names that any number of images may have
 
 
 class Example(TypedDict):
@@ -118,13 +119,13 @@ class Split:
         return self._checked(found)
 
     def _checked(self, numbers: Sequence[int]) -> np.ndarray:
-        label = np.array(numbers, np.int32)
+        label = np.array(numbers, np.int64)
         if len(label) and not (label.min() >= 0 and label.max() < self.num_classes):
             raise InputError(
                 f"{self.name}: labels must lie in [0, {self.num_classes}), got "
                 f"{label.min()}..{label.max()}"
             )
-        return label
+        return label.astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -236,9 +237,7 @@ def from_arrays(
             f"{', '.join(DESCRIBED[:-1])} and {DESCRIBED[-1]}"
         )
     splits = {which: _checked(f"{name} {which}", arrays[which]) for which in wanted}
-    highest = max(int(split.labels.max(initial=0)) for split in splits.values())
-    class_names = arrays.get("class_names")
-    names = tuple(map(str, range(highest + 1) if class_names is None else class_names))
+    names = _class_names(name, arrays.get("class_names"), list(splits.values()))
     shapes = {split.images.shape[1:] for split in splits.values()}
     if len(shapes) > 1:
         raise InputError(
@@ -258,7 +257,12 @@ def from_arrays(
             digest.update(part)
         return Split(records, digest.hexdigest(), shape, len(names), f"{name} {which}")
 
-    mirror = arrays.get("mirror", channels == 3)
+    mirror, taken_for = arrays.get("mirror", channels == 3), arrays.get("taken_for", {})
+    if np.ndim(mirror) or not isinstance(taken_for, Mapping):
+        raise InputError(
+            f"data set {name}: mirror is true or false, taken_for {{class: the class that it is "
+            f"taken for}}; got {mirror} and {taken_for}"
+        )
     test = split("test")
     return Dataset(
         name,
@@ -267,9 +271,38 @@ def from_arrays(
         test,
         names,
         mirror=bool(mirror),
-        taken_for=arrays.get("taken_for", {}),
+        taken_for=taken_for,
         superclasses=_superclasses(name, arrays.get("superclasses", ()), len(names)),
     )
+
+
+def _class_names(name: str, names: ArrayLike | None, splits: Sequence[Arrays]) -> tuple[str, ...]:
+    """Return the names of the classes: as they are given, else the numbers up to the highest."""
+    if names is None:
+        highest = max(int(split.labels.max(initial=0)) for split in splits)
+        check_highest(name, highest, sum(map(len, splits)))
+        return tuple(map(str, range(highest + 1)))
+    array = np.asarray(names)
+    if array.ndim != 1:
+        raise InputError(f"data set {name}: class_names must be a list of names, got {names}")
+    texts = array.astype(str).tolist()
+    if twice := {text for text in texts if texts.count(text) > 1}:
+        raise InputError(f"data set {name}: two classes have the name '{min(twice)}'")
+    return tuple(texts)
+
+
+def check_highest(name: str, highest: int, num_images: int) -> None:
+    """Refuse numbers of classes without names that cannot be counted from 0: a single wrong label
+    would make a billion classes.
+
+    Raises:
+      InputError: they go far beyond the number of images.
+    """
+    if highest >= max(num_images, UNNAMED):
+        raise InputError(
+            f"data set {name}: the labels of its {num_images:,} images go up to {highest}; they "
+            "must number the classes from 0"
+        )
 
 
 def _superclasses(name: str, numbers: ArrayLike, num_classes: int) -> tuple[int, ...]:
@@ -291,10 +324,17 @@ def _divided(name: str, arrays: Mapping[str, Any], test_fraction: float) -> dict
         raise InputError(f"data set {name}: --test-fraction is for data with train and no test")
     train = _checked(f"{name} train", arrays["train"])
     kept, held_out = order.split(train.labels, test_fraction, order.TEST_SEED)
-    if not len(held_out):
-        raise InputError(f"data set {name}: --test-fraction {test_fraction} holds out no image")
+    check_fraction(name, test_fraction, kept, held_out)
     pairs = {"train": kept, "test": held_out}
     return {**arrays, **{k: (train.images[v], train.labels[v]) for k, v in pairs.items()}}
+
+
+def check_fraction(name: str, fraction: float, kept: np.ndarray, held_out: np.ndarray) -> None:
+    """Raise InputError where a share that is held out leaves nothing to train or to test on."""
+    if not len(held_out):
+        raise InputError(f"--test-fraction {fraction} of {name} holds out no image")
+    if not len(kept):
+        raise InputError(f"--test-fraction {fraction} of {name} leaves no image to train on")
 
 
 def _checked(name: str, pair: Iterable[ArrayLike]) -> Arrays:
@@ -317,7 +357,13 @@ def _checked(name: str, pair: Iterable[ArrayLike]) -> Arrays:
             f"data set {name}: labels must be int[{len(images)}], one for each image, got "
             f"{labels.dtype}{list(labels.shape)}"
         )
-    return Arrays(images, labels.astype(np.int32))
+    numbers = labels.astype(np.int32)
+    if (numbers != labels).any():
+        raise InputError(
+            f"data set {name}: labels must number the classes from 0, got {labels.min()}.."
+            f"{labels.max()}"
+        )
+    return Arrays(images, numbers)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,8 @@ from cnnlab.data.prepared import Choice
 from cnnlab.data.storage import Folder
 from cnnlab.errors import InputError, one_line
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+# Of files that are taken for pictures; those without one are, too.
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".gif", ".bmp", ".webp")
 # Pictures that cannot be read: not left out without a word.
 FOREIGN = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".svg")
 SPLITS = ("train", "test", "validation", "valid", "val")
@@ -72,7 +73,8 @@ def folder(  # noqa: PLR0913 (hyperparameters)
       test_only: it is only tested on: path/test/CLASS/*, or all of path/CLASS/*.
 
     Raises:
-      InputError: no such folder, no pictures in it, or more unreadable ones than allowed.
+      InputError: no such folder, no pictures in it or in a class, a class whose name is no line of
+        text, or more unreadable ones than allowed.
     """
     root = Path(os.path.abspath(os.path.expanduser(path)))
     found = pictures(root, test_only)
@@ -100,7 +102,7 @@ def pictures(root: Path, test_only: bool = False) -> list[Picture]:
       test_only: there need be none to train on.
 
     Raises:
-      InputError: there are none, or not the folders that are wanted.
+      InputError: there are none, none of a class, or not the folders that are wanted.
     """
     if not root.is_dir():
         raise InputError(f"there is no folder {root}")
@@ -112,15 +114,19 @@ def pictures(root: Path, test_only: bool = False) -> list[Picture]:
             f"{root} holds train and {', '.join(sorted(strange))}; wanted are train and test, or "
             "a folder for each class"
         )
-    found = [
-        Picture(str(file.relative_to(root)), split, label.name)
+    classes = [
+        (split, label)
         for split in splits or ["train"]
         for label in sorted((root / split if splits else root).iterdir())
         if _counts(label) and label.is_dir()
-        for file in sorted(label.rglob("*"))
-        if all(map(_counts, [file, *file.relative_to(label).parents[:-1]]))
-        and file.suffix.lower() in (*SUFFIXES, *FOREIGN)
     ]
+    found = [
+        Picture(str(file.relative_to(root)), split, label.name)
+        for split, label in classes
+        for file in _files(label)
+        if file.suffix.lower() in ("", *SUFFIXES, *FOREIGN)
+    ]
+    _check_names(root, {label.name for _, label in classes})
     if not any(picture.split == "train" or test_only for picture in found):
         raise InputError(
             f"{root} holds no pictures as CLASS/NAME or train/CLASS/NAME ({', '.join(SUFFIXES)})"
@@ -130,11 +136,44 @@ def pictures(root: Path, test_only: bool = False) -> list[Picture]:
             f"{root} holds {', '.join(sorted(inside))} with folders inside: are these the classes? "
             "Name a folder to train on train, or put the pictures into CLASS/NAME"
         )
+    if empty := {label.name for _, label in classes} - {picture.label for picture in found}:
+        raise InputError(
+            f"{root} holds no pictures of {', '.join(_in_order(empty))} ({', '.join(SUFFIXES)}); "
+            "remove that folder, or let its name begin with a dot"
+        )
     return found
+
+
+def _check_names(root: Path, classes: Iterable[str]) -> None:
+    """Refuse names of classes that TFDS, which keeps them as lines of a file, reads otherwise.
+
+    Raises:
+      InputError: there is one.
+    """
+    for name in classes:
+        if not name.isprintable() or name != name.strip():
+            raise InputError(
+                f"{root}: the class {name!r} is no line of text without spaces around it; rename "
+                "the folder"
+            )
 
 
 def _counts(entry: Path) -> bool:
     return not entry.name.startswith(".")
+
+
+def _files(folder: Path) -> list[Path]:
+    """List the files in a folder and below it, sorted; links to folders are followed, once each."""
+    files = []
+    seen = set()
+    for place, inside, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:
+            inside.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(files)
 
 
 def prepare(root: Path, found: Sequence[Picture], data: Folder, unreadable: float) -> Folder:
@@ -151,7 +190,7 @@ def prepare(root: Path, found: Sequence[Picture], data: Folder, unreadable: floa
     """
     if data.is_remote:
         raise InputError(f"pictures are prepared on a local disk: --data-dir {data} is a URL")
-    stamps = [(p.path, p.split, *_state(root / p.path)) for p in found]
+    stamps = [(p.path, p.split, _state(root / p.path)) for p in found]
     identity = hashlib.sha256(json.dumps([str(root), stamps]).encode()).hexdigest()
     place = hashlib.sha256(str(root).encode()).hexdigest()[:8]
     target = data.path / "folder" / f"{_plain(root.name)}-{place}" / VERSION
@@ -180,13 +219,12 @@ def prepare(root: Path, found: Sequence[Picture], data: Folder, unreadable: floa
     return Folder.at(target)
 
 
-def _state(path: Path) -> tuple[int, int]:
-    """Return a file's size and when it was changed; zeros for a link to nothing."""
+def _state(path: Path) -> str:
+    """Describe a file by a text that changes when it does; empty for a link to nothing."""
     try:
-        state = path.stat()
+        return storage.state_of(path)
     except OSError:
-        return 0, 0
-    return state.st_size, state.st_mtime_ns
+        return ""
 
 
 def _plain(name: str) -> str:
@@ -262,6 +300,10 @@ def _look_at(path: Path) -> tuple[int, int, int] | str:
     """Return a picture's shape, or why it cannot be read."""
     if path.suffix.lower() in FOREIGN:
         return "not a JPEG, PNG, GIF, BMP or WebP file"
+    if not path.is_file():
+        return "not a regular file"
+    if str(path).encode(errors="ignore").decode() != str(path):
+        return "its name is not UTF-8"
     try:
         data = path.read_bytes()
         height, width, channels = image.decode(data, 0).shape

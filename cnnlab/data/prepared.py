@@ -19,7 +19,13 @@ from typing import Any
 import numpy as np
 
 from cnnlab.data import cache, image, order
-from cnnlab.data.dataset import Split, readable, without_images
+from cnnlab.data.dataset import (
+    Split,
+    check_fraction,
+    check_highest,
+    readable,
+    without_images,
+)
 from cnnlab.data.records import FORMATS, Chosen, Fields, Records, Shards
 from cnnlab.data.storage import Folder
 from cnnlab.errors import InputError, unknown
@@ -174,7 +180,7 @@ def open_folder(
       InputError: whatever in it cannot be read.
     """
     with readable(name):
-        states = folder.files()
+        states = folder.states()
         identity = json.dumps([folder.location, sorted(states.items())])
         identity += folder.read(DESCRIPTION).decode()
     key = hashlib.sha256(f"{identity} {choice}".encode()).hexdigest()[:24]
@@ -214,8 +220,7 @@ def open_folder(
         return {"train": kept, "test": held_out}
 
     positions = cache.arrays(f"{key}-divided1", divided)
-    if not len(positions["test"]):
-        raise InputError(f"--test-fraction {choice.test_fraction} of {name} holds out no image")
+    check_fraction(name, choice.test_fraction, positions["train"], positions["test"])
     return Prepared(
         name,
         facts,
@@ -274,7 +279,7 @@ def _describe(name: str, folder: Folder, choice: Choice, test_only: bool) -> Fac
     image_key = _image_key(name, features, choice.image, supervised[0])
     label_key = _label_key(name, features, choice.label, supervised[-1])
     fields, shape = _fields(name, features, image_key, label_key)
-    states = folder.files()
+    states = folder.states()
     facts = Facts(str(info.version), file_format, fields, shape, (), files, test)
     splits = {which: _records(folder, facts, which, states) for which in files}
     classes, fields = _classes(name, features[label_key], fields, splits)
@@ -331,7 +336,9 @@ def _test_split(name: str, splits: Sequence[str], choice: Choice, test_only: boo
         key=lambda split: (split[:3] != "val", split),
     )
     advice = [f"--test-split {split} tests on that one" for split in others[:1]]
-    if "train" in splits:
+    if "test" in splits:
+        advice = ["leave --test-split out to test on test"]
+    elif "train" in splits:
         advice.append("--test-fraction 0.1 holds out a tenth of train")
     has = f"{name} has no split {wanted}, only {', '.join(sorted(splits))}"
     raise InputError(f"{has}: {', '.join(advice)}")
@@ -359,7 +366,7 @@ def _is_image(feature: Any) -> bool:
 
 
 def _is_label(feature: Any) -> bool:
-    """Return whether a feature is a class, a whole number or a text."""
+    """Return whether a feature is a class, a whole number, true or false, or a text."""
     import tensorflow_datasets as tfds
 
     if isinstance(feature, tfds.features.ClassLabel | tfds.features.Text):
@@ -367,7 +374,7 @@ def _is_label(feature: Any) -> bool:
     if not isinstance(feature, tfds.features.Tensor) or feature.shape != ():
         return False
     dtype: Any = feature.np_dtype
-    return np.issubdtype(np.dtype(dtype), np.integer)
+    return np.dtype(dtype).kind in "iub"
 
 
 def _key(
@@ -463,4 +470,5 @@ def _classes(
         return classes, dataclasses.replace(fields, classes=classes)
     if min(labels) < 0:
         raise InputError(f"{name}: labels must not be negative, got {min(labels)}")
+    check_highest(name, max(labels), sum(map(len, splits.values())))
     return tuple(map(str, range(max(labels) + 1))), fields

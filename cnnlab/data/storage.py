@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from cnnlab import files
 from cnnlab.errors import InputError, one_line
@@ -15,7 +17,10 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 # What file systems call the state of a file, besides its size: one of them changes with its bytes.
-STATES = ("mtime", "etag", "ETag", "generation", "updated", "LastModified", "last_modified")
+STATES = (
+    *("mtime", "updated", "LastModified", "last_modified", "Last-Modified", "modify", "created"),
+    *("etag", "ETag", "generation", "sha", "blob_id", "md5", "Content-MD5", "Digest", "CRC"),
+)
 
 
 def is_remote(location: str | os.PathLike[str]) -> bool:
@@ -32,6 +37,8 @@ def filesystem(scheme: str) -> AbstractFileSystem:
     """
     import fsspec
 
+    # It prints the traces of errors, which are raised as well.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         return fsspec.filesystem(scheme)
     except (ImportError, ValueError) as error:
@@ -71,33 +78,46 @@ class Folder:
         assert not self.is_remote, self.location
         return Path(self.location)
 
-    def children(self) -> dict[str, str]:
-        """List what is in the folder: names, and "" for a folder or a text that changes when the
-        file does. A folder that does not exist is empty.
+    def files(self) -> list[str]:
+        """List the names of the files in the folder, sorted. One that does not exist has none.
 
         Raises:
           OSError: it cannot be read, whatever the library at work calls that.
         """
+        return sorted(name for name, is_folder in self._children().items() if not is_folder)
+
+    def folders(self) -> list[str]:
+        """List the names of the folders in the folder, sorted; otherwise as `files`."""
+        return sorted(name for name, is_folder in self._children().items() if is_folder)
+
+    def states(self) -> dict[str, str]:
+        """Describe each file in the folder by a text that changes when the file does.
+
+        Raises:
+          OSError: as `files`; or the file system does not say when a file changes.
+        """
+        if not self.is_remote:
+            return {name: state_of(self.path / name) for name in self.files()}
+        return {
+            name: self._remote_state(name, info)
+            for name, info in self._listing().items()
+            if info["type"] != "directory"
+        }
+
+    def _children(self) -> dict[str, bool]:
+        """List what is in the folder: names, and whether each is a folder."""
         if self.is_remote:
-            return self._remote_children()
+            return {name: info["type"] == "directory" for name, info in self._listing().items()}
         if not self.path.is_dir():
             return {}
         with os.scandir(self.location) as entries:
-            return {entry.name: _state(entry) for entry in entries}
-
-    def files(self) -> dict[str, str]:
-        """Return those of `children` that are files."""
-        return {name: state for name, state in self.children().items() if state}
-
-    def folders(self) -> list[str]:
-        """Return the names of those of `children` that are folders, sorted."""
-        return sorted(name for name, state in self.children().items() if not state)
+            return {entry.name: entry.is_dir() for entry in entries}
 
     def read(self, name: str) -> bytes:
         """Read a file in the folder.
 
         Raises:
-          OSError: as `children`.
+          OSError: as `files`.
         """
         if not self.is_remote:
             return (self.path / name).read_bytes()
@@ -111,27 +131,49 @@ class Folder:
     def _filesystem(self) -> AbstractFileSystem:
         return filesystem(self.location.partition("://")[0])
 
-    def _remote_children(self) -> dict[str, str]:
+    def _listing(self) -> dict[str, dict[str, Any]]:
+        """Ask the file system for what is in the folder: by name what it says of each."""
         filesystem = self._filesystem
         try:
-            found = filesystem.ls(self.location, detail=True)
+            infos = filesystem.ls(self.location, detail=True)
         except FileNotFoundError:
             return {}
         except Exception as error:
             raise OSError(one_line(error)) from error
-        states = {}
-        for info in found:
-            name = str(info["name"]).rstrip("/").rpartition("/")[2]
-            state = [info.get(key) for key in ("size", *STATES)]
-            states[name] = "" if info["type"] == "directory" else str(state)
-        return states
+        return {str(info["name"]).rstrip("/").rpartition("/")[2]: info for info in infos}
+
+    def _remote_state(self, name: str, listed: Mapping[str, Any]) -> str:
+        """Describe a file by a text that changes when the file does.
+
+        Args:
+          name: of it.
+          listed: what the listing of its folder says; a web server's says less than the file's own
+            headers.
+        """
+        info = listed
+        filesystem = self._filesystem
+        if not _says_state(info):
+            try:
+                info = filesystem.info(f"{self.location}/{name}")
+            except Exception as error:
+                raise OSError(one_line(error)) from error
+        if _says_state(info):
+            return str([info.get(key) for key in ("size", *STATES)])
+        raise OSError(
+            f"{self}/{name}: the server does not say when it changes; copy the folder to a disk"
+        )
 
 
-def _state(entry: os.DirEntry[str]) -> str:
-    if entry.is_dir():
-        return ""
-    status = entry.stat()
-    return f"{status.st_size} {status.st_mtime_ns}"
+def _says_state(info: Mapping[str, Any]) -> bool:
+    return any(info.get(key) is not None for key in STATES)
+
+
+def state_of(path: Path) -> str:
+    """Describe a file on this machine by a text that changes when the file does: its size and
+    times. That of its last change of state is not copied with a file, nor set by hand.
+    """
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def data_root(data_dir: str | None) -> Folder:

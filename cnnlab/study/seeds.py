@@ -99,7 +99,8 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
         if state.average:
             tests_last, _ = _test(trained.experiment, state.last)
         for name, split in trained.experiment.data.test_sets.items():
-            tests_on[name], _ = _test(trained.experiment, state, split)
+            results, _ = _test(trained.experiment, state, split)
+            tests_on[name] = [metrics.without_large_confusion(result) for result in results]
         finite = [i for i, step in enumerate(trained.diverged) if step is None]
         if len(finite) > 1:
             variance = float(np.mean(np.var(right[finite].astype(np.float64), axis=0, ddof=1)))

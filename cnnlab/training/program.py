@@ -280,8 +280,12 @@ def is_resident(machine: Machine, num_images: int, image_shape: Sequence[int]) -
     enough.
 
     Raises:
-      InputError: they are, and processes are to read them.
+      InputError: they are, and processes are to read them; or a limit that only auto heeds.
     """
+    if machine.feed != "auto" and machine.decoded_limit != Machine.decoded_limit:
+        raise InputError(
+            f"--decoded-limit {machine.decoded_limit:g} has no effect with --feed {machine.feed}"
+        )
     small = num_images * np.prod(image_shape) <= feeds.RESIDENT_LIMIT
     resident = machine.feed == "resident" or bool(small and machine.feed == "auto")
     if resident and machine.workers:

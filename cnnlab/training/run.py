@@ -187,14 +187,17 @@ def in_folder(
     # not the words of the first line: whether it is mapped, and how far ahead, changes no bit
     feed = "resident" if experiment.program.is_resident else "streaming"
     environment = run_folder.versions() | {"devices": devices, "feed": feed}
+    unnamed = [test_set.name for test_set in experiment.parts.test_sets if test_set.is_object]
     with (
-        RunFolder(path, config, environment, experiment.facts) as folder,
+        RunFolder(path, config, environment, experiment.facts, unnamed) as folder,
         Checkpoints(path / "checkpoints", keep=config.output.keep) as checkpoints,
     ):
         saver = Saver(checkpoints, config.output.checkpoint_steps, command=run_folder.command())
         progress = train(experiment, saver, Kept(experiment, console, folder, start), console)
         tested, step = _to_test(config, saver, progress, console)
         tests = _tested(experiment, tested, console)
+        earlier = agree.on_first(lambda: run_folder.earlier_tests(path, step))
+        tests["test_sets"] = earlier | tests["test_sets"]
         summary = {
             "epochs": config.recipe.epochs,
             "test_on": config.output.test_on,
@@ -343,7 +346,8 @@ def _tested(experiment: Experiment, progress: Progress, console: Console) -> _Te
     last: list[Metrics] = experiment.test(state.last, console) if state.average else []
     test_sets = {}
     for name, split in experiment.data.test_sets.items():
-        (test_sets[name],) = experiment.test(state, console, split)
+        (result,) = experiment.test(state, console, split)
+        test_sets[name] = metrics.without_large_confusion(result)
     if not last:
         return {"test": test, "test_sets": test_sets}
     return {"test": test, "test_last": last[0], "test_sets": test_sets}

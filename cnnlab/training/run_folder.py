@@ -15,7 +15,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from cnnlab.config import PARTS, SHORT, STORED_BESIDES, Config, Recipe
 from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
 from cnnlab.multihost import agree, processes
-from cnnlab.types import JsonObject, Row
+from cnnlab.types import JsonObject, Metrics, Row
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -96,6 +96,14 @@ def read_results(path: Path) -> tuple[list[Row], JsonObject]:
     with contextlib.suppress(FileNotFoundError):
         lines = files.read_text(path / "metrics.jsonl").splitlines()
     return [json.loads(line) for line in lines], _read_summary(path)
+
+
+def earlier_tests(path: Path, step: int) -> dict[str, Metrics]:
+    """Return the metrics on further test sets that a folder's summary has of the weights of a
+    step.
+    """
+    summary = _read_summary(path)
+    return summary.get("test_sets", {}) if summary.get("tested_step") == step else {}
 
 
 def _read_summary(path: Path) -> JsonObject:
@@ -265,7 +273,14 @@ def stored_form(config: Config) -> JsonObject:
 class RunFolder:
     """An open run folder, locked against other processes until it is closed."""
 
-    def __init__(self, path: Path, config: Config, environment: JsonObject, data: DataFacts):
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        environment: JsonObject,
+        data: DataFacts,
+        unnamed: Collection[str] = (),
+    ):
         """Make or reopen the folder.
 
         Args:
@@ -273,11 +288,13 @@ class RunFolder:
           config: already checked against it (`check`).
           environment: versions and devices; `warnings` says what changed since the last start.
           data: facts about the data, which must not change.
+          unnamed: further test sets that are objects: others may come under their names.
 
         Raises:
           InputError: not writable, in use by another process, or made from other data.
         """
         self.path = path
+        self._unnamed = unnamed
         self._lock: IO[str] | None = None  # only the first of several processes has it, and writes
         self._tensorboard: SummaryWriter | None = None  # made for the first row
         self._wants_tensorboard = False
@@ -314,6 +331,13 @@ class RunFolder:
                     f"{path} was taught by other weights than --teacher holds; choose another "
                     "--workdir"
                 )
+            for name, digest in before.get("test_sets", {}).items():
+                now = data["test_sets"].setdefault(name, digest)
+                if now != digest and name not in self._unnamed:
+                    raise InputError(
+                        f"test set {name} is not the one that {path} was begun with; choose "
+                        "another --workdir, or give it another name"
+                    )
             old = environment
             with contextlib.suppress(InputError):  # damaged versions are written again
                 old = _read_json(path / "versions.json") or environment

@@ -2,6 +2,7 @@
 is trained, resumed or evaluated on them.
 """
 
+import os
 import shutil
 
 import numpy as np
@@ -98,7 +99,7 @@ def test_what_a_digest_covers():
 
     def digest(images, labels):
         pair = images, labels
-        dataset = from_arrays("mine", {"train": pair, "test": pair, "class_names": "abc"})
+        dataset = from_arrays("mine", {"train": pair, "test": pair, "class_names": ["a", "b", "c"]})
         return contents.summary(dataset.train).digest()
 
     before = digest(images, labels)
@@ -119,3 +120,21 @@ def test_a_data_set_that_is_decoded_again_has_the_same_digest(tmp_path, config, 
     monkeypatch.setenv("CNNLAB_CACHE", str(tmp_path / "other cache"))
     _, summary = contents.decoded(catalogue.open_dataset("mine", str(tmp_path)).train)
     assert summary.digest() == streamed
+
+
+def test_a_file_that_is_replaced_at_the_same_time_and_size(config, tmp_path):
+    """A copy that keeps the time of the original has another time of its own."""
+    write(tmp_path)
+    run.in_folder(config, tmp_path / "run")
+    files = sorted((tmp_path / "mine").rglob("*.array_record*"))
+    before = {file: file.stat() for file in files}
+    other = tmp_path / "other"
+    write(other, test=shifted)
+    for file in files:
+        copy = other / file.relative_to(tmp_path)
+        assert copy.stat().st_size == before[file].st_size
+        file.write_bytes(copy.read_bytes())
+        os.utime(file, ns=(before[file].st_atime_ns, before[file].st_mtime_ns))
+        assert file.stat().st_mtime_ns == before[file].st_mtime_ns
+    with pytest.raises(InputError, match="it has other test images, or other labels of them"):
+        run.dataset_of(network.load(tmp_path / "run"))

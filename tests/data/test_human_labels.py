@@ -259,3 +259,9 @@ def test_the_published_files():
     for published in human_labels.PUBLISHED.values():
         assert len(bytes.fromhex(published.sha256)) == 32
         assert published.url.endswith(f"/cifar-10-100n/{human_labels.COMMIT}/data/{published.file}")
+
+
+def test_noise_that_would_be_lost(tmp_path):
+    noisy = corruptions.label_noise(dataset(), 0, 0.5)
+    message = failure(corruptions.human_noise, noisy, 0, "worse", str(tmp_path))
+    assert "human_noise replaces all labels" in message

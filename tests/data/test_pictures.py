@@ -210,6 +210,7 @@ def one_array(path):
     (lambda path: path.write_bytes(b"PK"), "cannot be read as an .npz file"),
     (one_array, "is an .npy file, of one array"),
     (lambda path: np.savez(path, pictures=np.zeros(3)), "holds no train_images and train_labels"),
+    (lambda path: np.savez(path, x_train=np.zeros(3), train_images=np.ones(3)), "under two names"),
     (lambda path: np.savez(path, train_images=np.zeros((2, 4, 4)), train_labels=[0, 1]), "uint8"),
     (lambda path: np.savez(path, train_images=np.array([{}]), train_labels=[0]), "cannot be read"),
 ])  # fmt: skip
@@ -253,3 +254,52 @@ def test_labels_of_several_columns_are_refused(tmp_path):
     recipe = Recipe(dataset=f"npz,path={path}")
     message = failure(parts.resolve(recipe).open_dataset, None, recipe)
     assert "labels must be int[12], one for each image, got int64[12, 3]" in message
+
+
+@pytest.mark.parametrize("name", ["do\ng", "dog ", " ", "d\x1bog", "d\udcffog"])
+def test_names_of_classes_that_are_no_line_of_text(name, photos):
+    """TFDS would read other classes from its file of names."""
+    (photos / "train" / "dog").rename(photos / "train" / name)
+    assert f"the class {name!r} is no line of text" in failure(folder, photos)
+
+
+def test_files_without_a_suffix_and_folders_behind_links(photos, tmp_path):
+    whole = folder(photos)
+    linked, place = tmp_path / "linked", photos / "train" / "cat"
+    for number, file in enumerate(sorted(place.iterdir())):
+        file.rename(place / f"{file.stem}{['', '.jfif', '.PNG'][number % 3]}")
+    (place / "notes.txt").write_text("no picture")
+    shutil.move(place, linked)
+    place.symlink_to(linked)  # a class
+    (linked / "more").mkdir()
+    (linked / "more" / "back").symlink_to(linked)  # a circle
+    inner = tmp_path / "inner"
+    shutil.move(photos / "train" / "dog", inner)
+    (photos / "train" / "dog").mkdir()
+    (photos / "train" / "dog" / "sub").symlink_to(inner)
+    assert as_set(*read(folder(photos).train)) == as_set(*read(whole.train))
+
+
+def read(split):
+    images, summary = contents.decoded(split)
+    return images, summary.labels
+
+
+def test_a_class_without_pictures(photos):
+    (photos / "train" / "owl").mkdir()
+    (photos / "train" / "owl" / "notes.txt").write_text("none yet")
+    assert "holds no pictures of owl (" in failure(folder, photos)
+
+
+def test_what_is_no_file_is_listed_and_not_waited_for(photos):
+    os.mkfifo(photos / "train" / "cat" / "pipe.png")
+    assert "1 of 19 files cannot be read: train/cat/pipe.png (not a regular" in failure(
+        folder, photos
+    )
+
+
+def test_a_name_that_is_no_text(photos):
+    picture = min((photos / "train" / "cat").iterdir())
+    picture.rename(picture.with_name("\udcff.png"))
+    assert "(its name is not UTF-8)" in failure(folder, photos)
+    assert len(folder(photos, unreadable=0.1).train) == 11

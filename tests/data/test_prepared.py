@@ -336,11 +336,12 @@ def label_features():
         "class": (tfds.features.ClassLabel(names=["a", "b"]), lambda k: k, ("a", "b")),
         "number": (np.int64, lambda k: k, ("0", "1")),
         "small number": (np.uint8, lambda k: 2 * k, ("0", "1", "2")),
+        "truth": (np.bool_, lambda k: k, ("0", "1")),
         "text": (tfds.features.Text(), lambda k: ["ü", "cat"][k], ("cat", "ü")),
     }
 
 
-@pytest.mark.parametrize("stored_label", ["class", "number", "small number", "text"])
+@pytest.mark.parametrize("stored_label", ["class", "number", "small number", "truth", "text"])
 @pytest.mark.parametrize("stored", ["image", "tensor", "tensor with a channel", "zipped"])
 def test_any_layout_with_an_image_and_a_label(stored, stored_label, tmp_path, cache):
     image_feature, as_stored = image_features()[stored]
@@ -429,6 +430,9 @@ def test_a_share_of_train_to_test_on(tmp_path, cache):
     np.testing.assert_array_equal(once_more.test.read(range(20))["image"], test[0])
     assert "holds out no image" in failure(
         catalogue.open_dataset, "half", str(tmp_path), test_fraction=0.001
+    )
+    assert "leaves no image to train on" in failure(
+        catalogue.open_dataset, "half", str(tmp_path), test_fraction=0.999
     )
 
 

@@ -190,3 +190,42 @@ def test_array_record_behind_a_url(tfds_root, cache):
             catalogue.open_dataset("tiny", "memory://bucket2")
     finally:
         memory.rm("/bucket2", recursive=True)
+
+
+@pytest.fixture
+def bucket(tfds_root, tmp_path):
+    """Tiny as TFRecord in fsspec's memory."""
+    folder = convert(tfds_root / "tiny" / "1.0.0", tmp_path / "tiny")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(folder), "/bucket3/tiny/1.0.0", recursive=True)
+    yield memory
+    memory.rm("/bucket3", recursive=True)
+
+
+def test_changes_behind_a_url_whose_listing_says_nothing(bucket, cache, monkeypatch):
+    """A web server lists names; the headers of a file say when it changes."""
+    listed = type(bucket).ls
+
+    def names(self, path, detail=True, **more):
+        files = listed(self, path, detail=True, **more)
+        return [{key: file[key] for key in ("name", "size", "type")} for file in files]
+
+    monkeypatch.setattr(type(bucket), "ls", names)
+    before = catalogue.open_dataset("tiny", "memory://bucket3").test
+    assert catalogue.open_dataset("tiny", "memory://bucket3").test.fingerprint == before.fingerprint
+    (file,) = (path for path in bucket.find("/bucket3") if "tiny-test" in path)
+    bucket.pipe_file(file, bucket.cat_file(file))
+    assert catalogue.open_dataset("tiny", "memory://bucket3").test.fingerprint != before.fingerprint
+    silent = {"name": file, "size": 1, "type": "file"}
+    monkeypatch.setattr(type(bucket), "info", lambda self, path, **more: silent)
+    with pytest.raises(
+        InputError, match="the server does not say when it changes; copy the folder"
+    ):
+        catalogue.open_dataset("tiny", "memory://bucket3")
+
+
+def test_our_own_sets_are_not_prepared_behind_a_url(bucket):
+    with pytest.raises(
+        InputError, match="cifar10 is not in memory://bucket3; prepare it on a disk"
+    ):
+        catalogue.open_dataset("cifar10", "memory://bucket3")

@@ -349,7 +349,7 @@ def test_images_that_memory_does_not_hold_are_decoded_into_a_file(
     assert experiment.build(config).feed.ahead == 8 * 16 * 192
     assert experiment.build(config, seeds=[0, 1]).feed.ahead == 8 * 16 * 192
     for feed, wanted in (("streaming", "streaming, "), ("mapped", "mapped from ")):
-        asked = experiment.build(config.replace(feed=feed, decoded_limit=0.0))
+        asked = experiment.build(config.replace(feed=feed))
         assert run.describe_feed(asked).startswith(wanted)
     with jax.numpy_dtype_promotion("standard"):
         run.in_folder(config, tmp_path / "run", Console("off"))

@@ -22,6 +22,7 @@ from cnnlab.training import experiment, program, run, run_folder, testing
 SHAPE = (8, 8, 3)
 NAMES = ["class 0", "class 1", "class 2"]
 NOISE = "test+gaussian_noise,severity=5"
+BLUR = "test+gaussian_blur,severity=1"
 FIELDS = {
     "dataset": "tiny", "model": "softmax_regression", "epochs": 1, "batch_size": 20,
     "augment": "none", "optimizer": "sgd", "schedule": "constant", "devices": 1, "validation": 0.0,
@@ -316,8 +317,13 @@ def test_a_run_folder(root):
     for finished in (config, more):  # nothing to do for either
         for quick in (True, False):
             assert run_folder.check(root / "run", finished, quick)
+    third = run.in_folder(config.replace(test_sets=(BLUR,)), root / "run")
+    assert third.test_sets.keys() == {NOISE, BLUR}  # of the same weights
+    assert third.test_sets[NOISE] == second.test_sets[NOISE]
+    assert run_folder.check(root / "run", config.replace(test_sets=(NOISE, BLUR)))
+    second = third
     facts = json.loads((root / "run" / "data.json").read_text())
-    assert [*facts["test_sets"]] == [NOISE] and len(facts["test_sets"][NOISE]) == 64
+    assert [*facts["test_sets"]] == [BLUR, NOISE] and len(facts["test_sets"][NOISE]) == 64
     loaded = cnnlab.load(root / "run")
     assert loaded.test_sets == second.test_sets == second.summary["test_sets"]
     assert loaded.test_sets[NOISE]["accuracy"] == cnnlab.evaluate(root / "run", NOISE)["accuracy"]
@@ -348,6 +354,9 @@ def test_a_test_set_that_has_changed_is_noticed(root):
     for name in ("night", night):
         with pytest.raises(InputError, match=re.escape(f"test set {name} is not the one that")):
             cnnlab.evaluate(root / "run", name, data_dir=str(root / "other"))
+    changed = TINY.replace(data_dir=str(root / "other"), test_sets=("night",), epochs=3)
+    with pytest.raises(InputError, match=r"test set night is not the one .*run was begun with"):
+        run.in_folder(changed, root / "run")
     other = "night+contrast,severity=2"  # it was not tested on this one
     assert cnnlab.evaluate(root / "run", other, data_dir=str(root / "other"))["count"] == 20
 
