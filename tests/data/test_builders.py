@@ -11,7 +11,6 @@ import contextlib
 import functools
 import gzip
 import hashlib
-import http.server
 import io
 import itertools
 import json
@@ -22,7 +21,6 @@ import subprocess
 import sys
 import tarfile
 import textwrap
-import threading
 import time
 
 import numpy as np
@@ -42,6 +40,7 @@ from archives import (
 )
 from PIL import Image
 from tensorflow_datasets.core.download import checksums, downloader
+from web import serving
 
 from cnnlab import parts
 from cnnlab.config import Recipe
@@ -579,33 +578,15 @@ def server(monkeypatch):
     """
     served: dict[str, bytes] = {}
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            content = served.get(self.path.strip("/"))
-            self.send_response(404 if content is None else 200)
-            self.send_header("Content-Length", str(len(content or b"")))
-            self.end_headers()
-            self.wfile.write(content or b"")
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
-        thread.start()
-        base = f"http://127.0.0.1:{running.server_port}/"
+    with serving(served, monkeypatch) as base:
 
         def serve(files: dict[str, bytes], registered: dict[str, bytes]) -> str:
             served.update(files)
-            monkeypatch.setattr(cifar10.Builder, "url", base + CIFAR_FILE)
-            monkeypatch.setattr(cifar10.Builder, "url_infos", infos(registered, base))
-            return base
+            monkeypatch.setattr(cifar10.Builder, "url", f"{base}/{CIFAR_FILE}")
+            monkeypatch.setattr(cifar10.Builder, "url_infos", infos(registered, f"{base}/"))
+            return f"{base}/"
 
-        for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-            monkeypatch.delenv(variable, raising=False)
         yield serve
-        running.shutdown()
-        thread.join()
 
 
 def test_download(server, tmp_path):

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from archives import CIFAR10_NAMES
 
 from cnnlab.data import catalogue, corruptions, dataset
 from cnnlab.errors import InputError
@@ -46,20 +47,8 @@ def test_noise_is_nested_and_depends_on_the_seed_only():
 
 
 def test_asymmetric_noise_takes_the_classes_of_cifar10_for_their_likes():
-    names = [
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    ]
     other = corruptions.taken_for(catalogue.TAKEN_FOR["cifar10"], K)
-    pairs = {names[k]: names[j] for k, j in enumerate(other) if k != j}
+    pairs = {CIFAR10_NAMES[k]: CIFAR10_NAMES[j] for k, j in enumerate(other) if k != j}
     assert pairs == {
         "truck": "automobile",
         "bird": "airplane",

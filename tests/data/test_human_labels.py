@@ -5,16 +5,15 @@ to refuse them.
 import dataclasses
 import functools
 import hashlib
-import http.server
 import io
 import pathlib
 import pickle
-import threading
 
 import numpy as np
 import pytest
 import requests
 from small_data import drawn, write_dataset
+from web import serving
 
 from cnnlab import parts
 from cnnlab.config import Config
@@ -211,31 +210,14 @@ def served(monkeypatch):
     """Files of a web server here, by path, in place of those of the repository."""
     files: dict[str, bytes] = {}
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            content = files.get(self.path)
-            self.send_response(404 if content is None else 200)
-            self.end_headers()
-            self.wfile.write(content or b"")
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
-        thread.start()
-        base = f"http://127.0.0.1:{running.server_port}"
+    with serving(files, monkeypatch) as base:
         monkeypatch.setattr(human_labels, "REPOSITORY", base)
-        for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-            monkeypatch.delenv(variable, raising=False)
         yield files
-        running.shutdown()
-        thread.join()
 
 
 def test_it_is_downloaded_once(published, served, tmp_path):
     place = published(file_of(RIGHT))
-    path = f"/{human_labels.COMMIT}/data/{place.name}"
+    path = f"{human_labels.COMMIT}/data/{place.name}"
     assert "HTTP code: 404" in failure(
         corruptions.human_noise, dataset(), 0, "worse", str(tmp_path)
     )
