@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypedDict, runtime_checkable
@@ -257,7 +258,8 @@ def from_arrays(
             digest.update(part)
         return Split(records, digest.hexdigest(), shape, len(names), f"{name} {which}")
 
-    mirror, taken_for = arrays.get("mirror", channels == 3), arrays.get("taken_for", {})
+    mirror = arrays.get("mirror", channels == 3)
+    taken_for = arrays.get("taken_for", {})
     if np.ndim(mirror) or not isinstance(taken_for, Mapping):
         raise InputError(
             f"data set {name}: mirror is true or false, taken_for {{class: the class that it is "
@@ -286,7 +288,7 @@ def _class_names(name: str, names: ArrayLike | None, splits: Sequence[Arrays]) -
     if array.ndim != 1:
         raise InputError(f"data set {name}: class_names must be a list of names, got {names}")
     texts = array.astype(str).tolist()
-    if twice := {text for text in texts if texts.count(text) > 1}:
+    if twice := [text for text, count in Counter(texts).items() if count > 1]:
         raise InputError(f"data set {name}: two classes have the name '{min(twice)}'")
     return tuple(texts)
 

@@ -169,8 +169,8 @@ def _says_state(info: Mapping[str, Any]) -> bool:
 
 
 def state_of(path: Path) -> str:
-    """Describe a file on this machine by a text that changes when the file does: its size and
-    times. That of its last change of state is not copied with a file, nor set by hand.
+    """Describe a file on this machine by a text that changes when the file does: its size, the time
+    when it was modified, and its ctime, which a copy does not keep and nobody can set.
     """
     status = path.stat()
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"

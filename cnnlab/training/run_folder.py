@@ -331,9 +331,10 @@ class RunFolder:
                     f"{path} was taught by other weights than --teacher holds; choose another "
                     "--workdir"
                 )
-            for name, digest in before.get("test_sets", {}).items():
-                now = data["test_sets"].setdefault(name, digest)
-                if now != digest and name not in self._unnamed:
+            tested_before = before.get("test_sets", {})
+            data["test_sets"] = tested_before | facts.test_sets
+            for name, digest in tested_before.items():
+                if data["test_sets"][name] != digest and name not in self._unnamed:
                     raise InputError(
                         f"test set {name} is not the one that {path} was begun with; choose "
                         "another --workdir, or give it another name"

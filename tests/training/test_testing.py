@@ -323,7 +323,7 @@ def test_a_run_folder(root):
     assert run_folder.check(root / "run", config.replace(test_sets=(NOISE, BLUR)))
     second = third
     facts = json.loads((root / "run" / "data.json").read_text())
-    assert [*facts["test_sets"]] == [BLUR, NOISE] and len(facts["test_sets"][NOISE]) == 64
+    assert [*facts["test_sets"]] == [NOISE, BLUR] and len(facts["test_sets"][NOISE]) == 64
     loaded = cnnlab.load(root / "run")
     assert loaded.test_sets == second.test_sets == second.summary["test_sets"]
     assert loaded.test_sets[NOISE]["accuracy"] == cnnlab.evaluate(root / "run", NOISE)["accuracy"]
