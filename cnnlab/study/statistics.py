@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from cnnlab.errors import InputError
+from cnnlab.study.sequential import holm
 
 BETTER, WORSE, EQUIVALENT = "better", "worse", "equivalent"
 UNDECIDED, UNDERPOWERED = "undecided", "underpowered"
@@ -106,23 +107,6 @@ def sign_flip(differences: np.ndarray) -> np.ndarray:
     return np.asarray(
         stats.permutation_test((scaled,), total, permutation_type="samples", **options).pvalue
     )
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Adjust the p-values of families, float[..., m]: rejecting all that are <= alpha keeps the
-    family-wise error rate <= alpha.
-
-    Returns:
-      float[..., m]: for the k-th smallest, the largest of min(1, (m - j + 1) p_j) over j <= k.
-
-    Source: Holm, 1979, https://www.jstor.org/stable/4615733.
-    """
-    p = np.asarray(p, np.float64)
-    order = np.argsort(p, -1)
-    steps = np.take_along_axis(p, order, -1) * np.arange(p.shape[-1], 0, -1)
-    adjusted = np.empty_like(p)
-    np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(steps, -1), 1), -1)
-    return adjusted
 
 
 def equivalence(differences: np.ndarray, margin: float) -> np.ndarray:
@@ -290,10 +274,8 @@ def verdicts(
     p = sign_flip(differences)
     enough = n >= seeds_needed(m, alpha)
 
-    def family(p):
-        return holm(np.concatenate([p, np.ones((*p.shape[:-1], others))], -1))[..., : m - others]
-
-    p_holm, p_equivalent = family(p), family(equivalence(differences, margin))
+    p_holm = holm(p, others)
+    p_equivalent = holm(equivalence(differences, margin), others)
     smallest = detectable(n, m, alpha) * _sd(differences) if enough else np.full(p.shape, np.inf)
     # Too few seeds first: then no p-value can tell a difference from none, and nothing else may be
     # read into that.
