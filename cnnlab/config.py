@@ -137,8 +137,9 @@ class Training(Settings):
     class, always the same images."""
     validation: Share = 0.1
     """Share of the training split held out for validation, stratified by class."""
-    split_seed: Size = 0
-    """Seed of that split; apart from `seed`, so that runs over seeds validate on the same images.
+    split_seed: Size | None = 0
+    """Seed of that split, so that runs over seeds validate on the same images. None: drawn by the
+    run's own seed, as a study does unless told otherwise: its verdicts then cover other splits.
     """
 
     model: Part = "cnn"

@@ -21,10 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from cnnlab.errors import InputError, one_line, release
+from cnnlab.types import JsonObject
 
 if TYPE_CHECKING:
     from etils import epath
     from fsspec import AbstractFileSystem
+
+SEAL = "sha256"  # of a sealed JSON object
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -193,6 +196,30 @@ def lock_file(folder: Path) -> Path:
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_sealed(path: Path, values: JsonObject) -> None:
+    """Write a JSON object atomically, with a seal: the SHA-256 of its other values."""
+    write_json(path, {**values, SEAL: _seal(values)})
+
+
+def read_sealed(path: Path) -> JsonObject:
+    """Read what `write_sealed` wrote, without its seal.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is no JSON object, or was changed since.
+    """
+    values = json.loads(path.read_text())
+    if not isinstance(values, dict) or SEAL not in values:
+        raise ValueError("it has no seal")
+    if values.pop(SEAL) != _seal(values):
+        raise ValueError("it was changed since it was written")
+    return values
+
+
+def _seal(values: JsonObject) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

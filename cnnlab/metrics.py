@@ -8,6 +8,7 @@ my_metrics.mine` adds your own, a `Metric` or a function of hyperparameters that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ class Metric:
       finish: (the sum over all images float64[...], number of images) -> the metric.
       larger_is_better: the direction.
       margin: differences within it count as none, unless --margin says another.
+      low, high: no value lies outside.
       label: its name for people; empty: `name`.
       factor, unit, digits: how values are shown: times the factor, so many decimals.
       difference_unit: of differences; None: the same unit.
@@ -52,6 +54,8 @@ class Metric:
     finish: Callable[[np.ndarray, float], float] = mean
     larger_is_better: bool = False
     margin: float = 0.01
+    low: float = -math.inf
+    high: float = math.inf
     label: str = ""
     factor: float = 1.0
     unit: str = ""
@@ -126,6 +130,8 @@ METRICS: dict[str, Metric] = {
             mean,
             True,
             0.01,
+            0.0,
+            1.0,
             factor=100,
             unit="%",
             difference_unit="pp",
@@ -136,6 +142,7 @@ METRICS: dict[str, Metric] = {
             "nll",
             _nll,
             margin=0.05,
+            low=0.0,
             label="NLL",
             unit="nats",
             description="Mean negative logarithm of the probability of the right class.",
@@ -144,6 +151,8 @@ METRICS: dict[str, Metric] = {
             "brier",
             _brier,
             margin=0.02,
+            low=0.0,
+            high=2.0,
             label="Brier score",
             unit="0 to 2",
             difference_unit="",
@@ -153,6 +162,8 @@ METRICS: dict[str, Metric] = {
             "ece",
             _calibration,
             _ece,
+            low=0.0,
+            high=1.0,
             label="ECE",
             factor=100,
             unit="%",
@@ -167,6 +178,8 @@ METRICS: dict[str, Metric] = {
             mean,
             True,
             0.01,
+            0.0,
+            1.0,
             "top-5 accuracy",
             100,
             "%",

@@ -189,8 +189,9 @@ def rival(
     import numpy as np
 
     from cnnlab import backend
-    from cnnlab.data import contents, order
+    from cnnlab.data import contents
     from cnnlab.parts import resolve
+    from cnnlab.training import experiment
 
     if not Path(config.beside or "").is_file():
         raise InputError(f"--beside {config.beside} is no file; give a copy of airbench94_muon.py")
@@ -199,7 +200,7 @@ def rival(
     images, summary = contents.decoded(
         dataset.train, console.track(f"decoding {dataset.train.name}", "reads")
     )
-    training, _ = order.split(summary.labels, config.recipe.validation, config.recipe.split_seed)
+    training, _ = experiment.divided(config.recipe, summary.labels, config.recipe.seed)
     test = dataset.test.read(np.arange(len(dataset.test)))
     with tempfile.TemporaryDirectory() as folder:
         arrays = {"train_images": images[training], "train_labels": summary.labels[training]}
@@ -266,7 +267,7 @@ def summarised(
     summary: dict[str, dict[str, float | None]] = {}
     for what in ("accuracy", "seconds"):
         values = np.array([row[what] for row in rows])
-        low, high = map(float, statistics.interval(values)) if len(values) > 1 else (None, None)
+        low, high = map(float, statistics.t_interval(values)) if len(values) > 1 else (None, None)
         sd = float(values.std(ddof=1)) if len(values) > 1 else None
         figures = {
             "mean": float(values.mean()),
@@ -302,7 +303,7 @@ def compared(ours: list[JsonObject], theirs: list[JsonObject], console: Console)
     rows = {"accuracy": (difference, float), "seconds": (times, lambda x: float(np.exp(x)))}
     compared = {}
     for what, (values, shown) in rows.items():
-        low, high = statistics.interval(values) if len(values) > 1 else (None, None)
+        low, high = statistics.t_interval(values) if len(values) > 1 else (None, None)
         compared[what] = {"mean": shown(values.mean())}
         compared[what] |= {} if low is None else {"low": shown(low), "high": shown(high)}
     for what, label in (

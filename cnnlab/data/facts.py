@@ -19,7 +19,8 @@ class DataFacts:
     Attributes:
       class_names: of the K classes.
       image_shape: (H, W, C).
-      mean, std: of each channel over all training images that are not held out, in 0..255.
+      mean, std: of each channel over all training images that are not held out, in 0..255; where
+        each seed holds out its own, over all training images.
       class_counts: for each class how many images are trained on, by their right labels.
       digest: SHA-256 of the pixels and labels of both splits.
       test_digest: SHA-256 of those of the test split; empty for a run of an earlier version.

@@ -232,6 +232,12 @@ def stacked(feeds: Sequence[Feed]) -> Feed:
     return Feed(feeds[0].data, feeds[0].fetch, items, sum(feed.ahead for feed in feeds))
 
 
+def stacked_batches(of_seeds: Sequence[Iterator[Batch]]) -> Iterator[Batch]:
+    """Stack the batches of several seeds, equally many of each, along a leading axis."""
+    for batches in zip(*of_seeds, strict=True):
+        yield {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+
 def _read_part(split: Split, order: Order, num_parts: int, place: int) -> Batch:
     """Read a part of a step's batch; the parts of all steps are counted through."""
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own

@@ -1,20 +1,22 @@
-"""How far a study is: a live table on a terminal, plain lines elsewhere."""
+"""How far a study is: live tables on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnlab.console import Console
-from cnnlab.study.results import CellResult
+from cnnlab.study.folder import Cell
+from cnnlab.study.records import CellResult
 from cnnlab.types import Row
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 
@@ -31,46 +33,60 @@ class UnderWay:
     where: str = ""
 
 
+@dataclass
+class Done:
+    """What is finished of an arm under a condition: each seed's accuracy, None if it diverged."""
+
+    accuracies: list[float | None] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        finite = [accuracy for accuracy in self.accuracies if accuracy is not None]
+        text = f"{100 * np.mean(finite):.2f} %" if finite else ""
+        if lost := len(self.accuracies) - len(finite):
+            text += f" ({lost} diverged)"
+        return text
+
+
 class Board(Console):
-    """A console that shows a grid of cells, losses by conditions: accuracies of those done, how far
-    the others are.
+    """A console that shows a grid, arms by conditions: accuracies of what is done, how far the rest
+    is; and how the comparisons stand.
     """
 
     def __init__(self, mode: str = "auto", epochs: int = 1):
         super().__init__(mode)
         self._epochs = epochs
-        self._cells: list[tuple[str, str]] = []
-        self._done: dict[tuple[str, str], str] = {}
-        self._shard: set[tuple[str, str]] = set()
+        self._cells: dict[str, Cell] = {}  # by digest, as are the next ones
+        self._here: set[str] = set()
+        self._results: dict[str, Done] = {}
+        self._now: dict[str, UnderWay] = {}
         # Seconds of each cell trained by this process, or for it elsewhere.
         self._cell_seconds: list[float] = []
-        self._now: dict[tuple[str, str], UnderWay] = {}
+        self._standings: Table | None = None
         self.here = UnderWay(0.0)  # the cell that this process trains
 
     @contextmanager
-    def showing(
-        self, cells: Sequence[tuple[str, str]], shard: slice = slice(None)
-    ) -> Iterator[None]:
-        """Show cells (loss, condition) while the body runs; `shard` is the part of them that is
-        trained here.
-        """
-        self._cells = list(cells)
-        self._shard = set(cells[shard])
+    def showing(self) -> Iterator[None]:
+        """Show the tables while the body runs."""
         if self.mode != "bar":
             yield
             return
         from rich.live import Live
 
-        with Live(get_renderable=self.table, refresh_per_second=2, transient=True) as live:
+        with Live(get_renderable=self.tables, refresh_per_second=2, transient=True) as live:
             self._bar = live
             try:
                 yield
             finally:
                 self._bar = None
 
-    def started(self, loss: str, condition: str) -> None:
+    def expect(self, cells: Sequence[Cell], here: Sequence[Cell]) -> None:
+        """Note cells that the study has, and those of them that are trained by this process."""
+        self._cells |= {cell.digest: cell for cell in cells}
+        self._here |= {cell.digest for cell in here}
+
+    def started(self, cell: Cell) -> None:
         """Note that this process starts to train a cell."""
-        self.here = self._now[loss, condition] = UnderWay(time.monotonic())
+        self.here = self._now[cell.digest] = UnderWay(time.monotonic())
 
     def phase(self, what: str) -> None:
         """Note what is being done to that cell: tuning, training or testing."""
@@ -83,32 +99,48 @@ class Board(Console):
         self.here.note = f"{100 * np.mean(accuracy):.1f} %"
         self.here.share = row["epoch"] / self._epochs
 
-    def elsewhere(self, loss: str, condition: str, now: UnderWay) -> None:
+    def elsewhere(self, cell: Cell, now: UnderWay) -> None:
         """Note how far along a cell is that another process trains for this one; its clock is not
         ours.
         """
-        before = self._now.get((loss, condition))
+        before = self._now.get(cell.digest)
         same = before is not None and before.where == now.where
-        self._now[loss, condition] = replace(
+        self._now[cell.digest] = replace(
             now, began=before.began if before and same else time.monotonic()
         )
         if not same and self.mode != "bar":
-            self.say(f"training {loss}, {condition} on {now.where}")
+            self.say(f"training {cell.name} on {now.where}")
 
-    def finished(self, loss: str, condition: str, cell: CellResult, trained: bool = False) -> None:
+    def finished(self, cell: Cell, result: CellResult, trained: bool = False) -> None:
         """Note a cell's result; `trained`: it was trained now, even if not seen under way."""
-        accuracies = [run.test["accuracy"] for run in cell.runs if run.test is not None]
-        broken = len(cell.runs) - len(accuracies)
-        text = f"{100 * np.mean(accuracies):.2f} %" if accuracies else ""
-        if broken:
-            text += f" ({broken} diverged)"
-        self._done[loss, condition] = text
-        if now := self._now.pop((loss, condition), None):
+        done = Done([None if run.test is None else run.test["accuracy"] for run in result.runs])
+        self._results[cell.digest] = done
+        if now := self._now.pop(cell.digest, None):
             self._cell_seconds.append(time.monotonic() - now.began)
         if (now or trained) and self.mode != "bar":
-            self.say(
-                f"{len(self._done)}/{len(self._cells)} {loss}, {condition}: {text}{self._left()}"
-            )
+            self.say(f"{len(self._results)}/{len(self._cells)} {cell.name}: {done}{self._left()}")
+
+    def standing(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show how the comparisons stand: a table, elsewhere a line each.
+
+        Args:
+          head: names of the columns.
+          rows: of each comparison its name, number of seeds, ... and verdict.
+        """
+        if self.mode != "bar":
+            for name, seeds, *others, verdict in rows:
+                named = [f"{what} {text}" for what, text in zip(head[2:-1], others, strict=True)]
+                self.say(f"  {name} {seeds} seeds, {', '.join([*named, verdict])}")
+            return
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for name in head:
+            table.add_column(escape(name))
+        for row in rows:
+            table.add_row(*map(escape, row))
+        self._standings = table
 
     @contextmanager
     def progress(
@@ -117,7 +149,9 @@ class Board(Console):
         """Show progress as a console does; on a terminal, advance the cell under way instead."""
         if self.mode != "bar":
             where = "".join(
-                f"{', '.join(key)}: " for key, now in self._now.items() if now is self.here
+                f"{self._cells[digest].name}: "
+                for digest, now in self._now.items()
+                if now is self.here and digest in self._cells
             )
             with super().progress(
                 f"{where}{self.here.phase}, {what}", total, unit, done
@@ -136,36 +170,55 @@ class Board(Console):
         yield advance
 
     def _left(self) -> str:
-        """Estimate the time left for this shard, if each cell takes as long as those before and as
-        many are trained at once.
+        """Estimate the time left for what this process trains, if each cell takes as long as those
+        before and as many are trained at once.
         """
         if not self._cell_seconds:
             return ""
         under_way = self._now.values()
-        cells = len(self._shard - self._done.keys()) - sum(now.share for now in under_way)
+        cells = len(self._here - self._results.keys()) - sum(now.share for now in under_way)
         seconds = float(np.mean(self._cell_seconds)) * cells / max(1, len(under_way))
         left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         return f"; about {left} left" if cells > 0 else ""
+
+    def tables(self) -> Group | Table:
+        """Build what is shown: the grid, and below it how the comparisons stand."""
+        from rich.console import Group
+
+        if self._standings is None:
+            return self.table()
+        return Group(self.table(), "", self._standings)
 
     def table(self) -> Table:
         """Build the grid as a rich table."""
         from rich.markup import escape
         from rich.table import Table
 
-        losses, conditions = (list(dict.fromkeys(part)) for part in zip(*self._cells, strict=True))
-        title = f"{len(self._done)} of {len(self._cells)} cells done{self._left()}"
+        arms = dict.fromkeys(cell.loss for cell in self._cells.values())
+        conditions = dict.fromkeys(cell.key[1] for cell in self._cells.values())
+        title = f"{len(self._results)} of {len(self._cells)} cells done{self._left()}"
         table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
         for name in ("test accuracy", *conditions):
             table.add_column(escape(name))
-        for loss in losses:
-            table.add_row(
-                *[escape(text) for text in (loss, *[self._cell(loss, c) for c in conditions])]
-            )
+        for arm in arms:
+            texts = [self._arm(arm, condition) for condition in conditions]
+            table.add_row(*map(escape, (arm, *texts)))
         return table
 
-    def _cell(self, loss: str, condition: str) -> str:
-        if text := self._done.get((loss, condition)):
-            return text
-        if now := self._now.get((loss, condition)):
-            return f"{now.phase} {100 * now.share:.0f} % {now.note and f'({now.note})'}"
-        return "·"
+    def _arm(self, loss: str, condition: str) -> str:
+        """Say how far an arm is under a condition."""
+        cells = [cell for cell in self._cells.values() if cell.key == (loss, condition)]
+        done = Done()
+        for cell in cells:
+            if cell.digest in self._results:
+                done.accuracies += self._results[cell.digest].accuracies
+        seeds = sum(len(cell.seeds) for cell in cells)
+        parts = []
+        if done.accuracies:
+            of = len(done.accuracies)
+            parts.append(f"{done}" if of == seeds else f"{done}, {of} of {seeds} seeds")
+        for cell in cells:
+            if now := self._now.get(cell.digest):
+                note = f" ({now.note})" if now.note else ""
+                parts.append(f"{now.phase} {100 * now.share:.0f} %{note}")
+        return "; ".join(parts) or "·"

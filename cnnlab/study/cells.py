@@ -1,11 +1,13 @@
-"""A study's grid of cells, each a loss under a condition: trained here, on Ray, or by others."""
+"""A study's cells, each an arm under a condition with a block of seeds: trained here, on Ray, or by
+others.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cnnlab import compilation_cache, files
@@ -13,13 +15,17 @@ from cnnlab.console import Console
 from cnnlab.errors import InputError
 from cnnlab.multihost import agree
 from cnnlab.study import folder as folders
-from cnnlab.study import on_ray, plan, statistics
+from cnnlab.study import manifest as manifests
+from cnnlab.study import on_ray, plan, report, sequential
 from cnnlab.study.board import Board
 from cnnlab.study.checks import check
 from cnnlab.study.folder import Cell, Digests
+from cnnlab.study.manifest import Arms, Manifest
 from cnnlab.study.plan import Study
-from cnnlab.study.results import CellResult, Results
-from cnnlab.study.seeds import train_cell
+from cnnlab.study.records import CellResult
+from cnnlab.study.results import ArmResult, Results, decide
+from cnnlab.study.seeds import WAIT_SECONDS, train_cell
+from cnnlab.training.signals import pause
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Job:
     Attributes:
       study: whose cells they are.
       folder: of the study, shared by all that train it.
-      digests: of each cell, as `check` computed them.
+      digests: of each arm under each condition, as `check` computed them.
       command: to run again, for messages.
     """
 
@@ -44,9 +50,9 @@ class Job:
         Raises:
           InputError: it is damaged, or of other data.
         """
-        study = self.study
-        wanted = folders.Wanted(plan.seeds(study), self.digests[cell.key], [*plan.metrics(study)])
-        return agree.on_first(lambda: folders.read(self.folder, cell, wanted))
+        measured = plan.metrics(self.study)
+        digests = self.digests[cell.key]
+        return agree.on_first(lambda: folders.read(self.folder, cell, digests, measured))
 
     def train(self, cell: Cell, board: Board) -> CellResult | None:
         """Train one cell, unless it is trained already or another process is training it.
@@ -66,34 +72,37 @@ class Job:
             # for all processes of this study
             claimed = agree.on_first(lambda: held.enter_context(claim))
             if claimed and not self.read(cell):
-                board.started(*cell.key)
+                board.started(cell)
                 trained = train_cell(self.study, cell, self.folder, board, self.command)
-                path = self.folder / "cells" / f"{cell.words}-{cell.digest}.json"
-                agree.on_first(lambda: files.write_json(path, trained.to_json()))
+                path = folders.file(self.folder, cell)
+                agree.on_first(lambda: files.write_sealed(path, trained.to_json()))
         if result := self.read(cell):
             agree.on_first(lambda: self.clear(cell))
         return result
 
     def clear(self, cell: Cell) -> None:
         """Remove the checkpoints of a finished cell, which a killed process may have left."""
-        shutil.rmtree(folders.checkpoints(self.folder, cell), ignore_errors=True)
+        shutil.rmtree(folders.checkpoints(self.folder, cell.digest), ignore_errors=True)
 
 
-def conduct(study: Study, command: str) -> Results | None:
+def conduct(study: Study, command: str, plan_folder: Path | None = None) -> Results | None:
     """Announce a study, train it and show its progress; otherwise as `run`."""
     board = Board(study.progress, study.training.epochs)
     for line in announcement(study):
         board.say(line)
-    return run(study, board, command)
+    return run(study, board, command, plan_folder)
 
 
-def run(study: Study, board: Board, command: str) -> Results | None:
+def run(
+    study: Study, board: Board, command: str, plan_folder: Path | None = None
+) -> Results | None:
     """Train what is still missing of a study.
 
     Args:
       study: what to compare.
       board: shows how far it is.
       command: to run again, for messages and the report.
+      plan_folder: of the manifest; None: the study's. Others may share its cells.
 
     Returns:
       The results; None while cells are missing that are another shard's or that another process is
@@ -104,8 +113,13 @@ def run(study: Study, board: Board, command: str) -> Results | None:
       Stopped: a signal came; the cells under way are saved.
     """
     folder = files.expanded(study.workdir).absolute()
-    cells = [folders.cell(study, loss, condition) for loss, condition in plan.grid(study)]
-    _refuse_twins(cells)
+    agree.on_first(lambda: folders.refuse_old(folder))
+    blocks = plan.blocks(study)
+    arms = {
+        (loss, plan.label(condition)): folders.cells(study, loss, condition, blocks)
+        for loss, condition in plan.grid(study)
+    }
+    _refuse_twins([arm[0] for arm in arms.values()])
     plan.metric(study)  # refuse it before any training
     remote = on_ray.joined(study, command) if study.executor == "ray" else contextlib.nullcontext()
     with remote as cluster:
@@ -116,44 +130,155 @@ def run(study: Study, board: Board, command: str) -> Results | None:
         else:
             digests = agree.on_all(lambda: check(study, board))
         agree.agree("the data set or the teacher", [vars(digest) for digest in digests.values()])
-        job = Job(study, folder, digests, command)
-        _train_missing(job, cells, cluster, board)
-        results = [job.read(cell) for cell in cells]
-    finished = [result for result in results if result is not None]
-    if missing := len(cells) - len(finished):
-        board.say(
-            f"{missing} of {len(cells)} cells are left to others; the report comes with the last "
+        manifest = agree.on_first(
+            lambda: manifests.settled(study, arms, plan_folder or folder, folder / "cells")
+        )
+        deviations = manifests.deviations(manifest, study, arms)
+        for line in deviations:
+            board.say(f"not as planned, so there are no verdicts: {line}")
+        planned = Planned(manifest, manifests.family(manifest, study, arms), deviations)
+        trainer = Trainer(Job(study, folder, digests, command), cluster, board, planned)
+        with board.showing():
+            if study.until:
+                return _until_decided(trainer, arms)
+            return _fixed(trainer, arms)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A manifest, and how a study compares with it, as `Results` has them."""
+
+    manifest: Manifest
+    comparisons: int
+    deviations: Sequence[str]
+
+
+@dataclass
+class Trainer:
+    """Trains cells here or on Ray's machines, and keeps their results.
+
+    Attributes:
+      job: what is trained.
+      cluster: Ray's machines; None: here.
+      board: shows how far it is.
+      planned: of the study.
+      results: of cells, by digest.
+    """
+
+    job: Job
+    cluster: on_ray.Cluster | None
+    board: Board
+    planned: Planned
+    results: dict[str, CellResult] = field(default_factory=dict)
+
+    def look(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Read what is there of some cells, and return those that are missing."""
+        missing = []
+        for cell in cells:
+            if cell.digest in self.results:
+                continue
+            if result := self.job.read(cell):
+                self._keep(cell, result)
+                self.job.clear(cell)
+            else:
+                missing.append(cell)
+        return missing
+
+    def train(self, cells: Sequence[Cell]) -> None:
+        """Train cells, except for those that another process is training."""
+        if self.cluster:
+            self.cluster.train(self.job.train, cells, self.job.folder, self.board)
+            self.look(cells)
+            return
+        for cell in cells:
+            if result := self.job.train(cell, self.board):
+                self._keep(cell, result)
+
+    def train_all(self, cells: Sequence[Cell]) -> None:
+        """Train cells, or wait for the processes that do, until all are there. Several processes
+        start at different ones.
+        """
+        which, of = plan.shard(self.job.study.shard)
+        while missing := self.look(cells):
+            first = which * len(missing) // of
+            self.train([*missing[first:], *missing[:first]])
+            if self.look(missing):
+                pause(WAIT_SECONDS, self.job.command)
+
+    def _keep(self, cell: Cell, result: CellResult) -> None:
+        self.results[cell.digest] = result
+        self.board.finished(cell, result)
+
+    def pooled(self, arms: Arms) -> Results:
+        """Put the cells of each arm together, all of which are there."""
+        study = self.job.study
+        pooled = [
+            ArmResult(
+                cells[0].loss,
+                cells[0].condition,
+                tuple(self.results[cell.digest] for cell in cells),
+            )
+            for cells in arms.values()
+        ]
+        losses = len(study.losses)
+        rows = [pooled[i : i + losses] for i in range(0, len(pooled), losses)]
+        return Results(study, plan.conditions(study), rows, self.job.command, **vars(self.planned))
+
+
+def _fixed(trainer: Trainer, arms: Arms) -> Results | None:
+    """Train this shard of a study whose seeds are fixed; return the results if all is there."""
+    cells = _in_order(arms)
+    which, of = plan.shard(trainer.job.study.shard)
+    shard = cells[which::of]
+    trainer.board.expect(cells, shard)
+    missing = {cell.digest for cell in trainer.look(cells)}
+    trainer.train([cell for cell in shard if cell.digest in missing])
+    if left := trainer.look(cells):
+        trainer.board.say(
+            f"{len(left)} of {len(cells)} cells are left to others; the report comes with the last "
             "one"
         )
         return None
-    losses = len(study.losses)
-    rows = [finished[i : i + losses] for i in range(0, len(cells), losses)]
-    return Results(study, plan.conditions(study), rows, command)
+    return trainer.pooled(arms)
 
 
-def _train_missing(
-    job: Job, cells: Sequence[Cell], cluster: on_ray.Cluster | None, board: Board
-) -> None:
-    """Train the cells of this shard that nobody has trained."""
-    which, of = plan.shard(job.study.shard)
-    shard = slice(which, None, of)
-    with board.showing([cell.key for cell in cells], shard):
-        for cell in cells:
-            if result := job.read(cell):
-                board.finished(*cell.key, result)
-                job.clear(cell)
-        missing = [cell for cell in cells[shard] if not job.read(cell)]
-        if cluster:
-            cluster.train(job.train, missing, job.folder, board)
-            return
-        for cell in missing:
-            if result := job.train(cell, board):
-                board.finished(*cell.key, result)
+def _until_decided(trainer: Trainer, arms: Arms) -> Results:
+    """Train blocks of seeds of the arms that are not decided, and of their baselines, until all are
+    or have the most seeds.
+
+    What is trained next follows from the cells alone, so any number of processes, killed and
+    started again, train the same.
+    """
+    study = trainer.job.study
+    first = study.seeds // plan.block_width(study)
+    most = len(plan.blocks(study))
+    wanted = dict.fromkeys(arms, first)
+    for blocks in range(first, most + 1):
+        now = {key: cells[: wanted[key]] for key, cells in arms.items()}
+        cells = _in_order(now)
+        trainer.board.expect(cells, cells)
+        trainer.train_all(cells)
+        results = trainer.pooled(now)
+        verdicts = decide(results)
+        trainer.board.standing(*report.standings(results, verdicts))
+        undecided = [verdict for verdict in verdicts if not verdict.comparison.decided]
+        if not undecided or blocks == most:
+            return results
+        for verdict in undecided:
+            for loss in (verdict.loss, plan.baseline(study)):
+                wanted[loss, plan.label(verdict.condition)] = blocks + 1
+    raise AssertionError("no block was left")
+
+
+def _in_order(arms: Arms) -> list[Cell]:
+    """List cells block by block, so that comparisons grow together."""
+    longest = max(map(len, arms.values()))
+    return [cells[i] for i in range(longest) for cells in arms.values() if i < len(cells)]
 
 
 def _refuse_twins(cells: Sequence[folders.Cell]) -> None:
-    """Raise InputError if two cells are the same under two names: a study would compare the cell
-    with itself.
+    """Raise InputError if two arms are the same under two names: a study would compare the arm with
+    itself.
     """
     seen: dict[str, str] = {}
     for cell in cells:
@@ -174,18 +299,21 @@ def announcement(study: Study) -> list[str]:
     in a verdict at all.
     """
     losses, conditions = len(study.losses), len(plan.conditions(study))
-    comparisons = (losses - 1) * conditions
-    needed = statistics.seeds_needed(comparisons)
+    number = plan.comparisons(study)
+    planned = study.comparisons or number
+    needed = sequential.seeds_needed(planned, study.alpha)
+    seeds = _count(study.seeds, "seed")
+    if study.until:
+        seeds = f"{study.seeds} to {_count(plan.most_seeds(study), 'seed')}, until decided,"
     lines = [
-        f"{losses} losses x {_count(conditions, 'condition')} x {_count(study.seeds, 'seed')} of "
-        f"{_count(study.training.epochs, 'epoch')}, {_count(comparisons, 'comparison')} with "
+        f"{losses} losses x {_count(conditions, 'condition')} x {seeds} of "
+        f"{_count(study.training.epochs, 'epoch')}, {_count(number, 'comparison')} with "
         f"{plan.baseline(study)} in {plan.metric(study).name}"
     ]
-    if study.seeds < needed:
+    if plan.most_seeds(study) < needed:
         lines.append(
-            f"underpowered: {_count(comparisons, 'comparison')} under Holm's correction need at "
-            f"least {needed} seeds before any verdict is possible; take --seeds {needed} now: "
-            "later, all of them are trained again"
+            f"no verdict is possible: {_count(planned, 'comparison')} need at least {needed} "
+            "seeds; more can be added later"
         )
     if study.tune is None:
         lines.append(

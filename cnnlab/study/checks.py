@@ -29,7 +29,7 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
     """Refuse, before any training, what can be known to fail.
 
     Returns:
-      The digests of each cell, by `Cell.key`.
+      The digests of each arm under each condition, by `Cell.key`.
 
     Raises:
       InputError: no such data set, a loss that does not keep the contract or is not finite, too few
@@ -54,7 +54,8 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
             opened[key] = dataset, dataclasses.replace(read, images=None), tested
         dataset, read, tested = opened[key]
         data = experiment.training_data(config, parts, dataset, read)
-        for num_seeds in (study.seeds, study.budget) if study.tune else (study.seeds,):
+        width = plan.block_width(study)
+        for num_seeds in (width, study.budget) if study.tune else (width,):
             experiment.choose_layout(config, parts, num_seeds)
         experiment.check_parts(recipe, parts, data.dataset)
         _check_values(recipe, parts, data.facts)

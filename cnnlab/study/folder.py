@@ -1,5 +1,5 @@
-"""A study's folder: `cells/` (results, each in one rename), `locks/` (who trains which now),
-checkpoints meanwhile.
+"""A study's folder: `cells/` (results, each in one rename), `tuning/` (trials that the cells of an
+arm share), `locks/` (who trains which now), checkpoints meanwhile.
 
 The name of a result holds a digest of all that its numbers depend on; those of the data and of a
 teacher's weights are in it. (Not noticed: another cnnlab.) So a changed study keeps the cells it
@@ -15,39 +15,53 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
-from cnnlab import spec
+from cnnlab import files, spec
 from cnnlab.config import Config, Recipe
 from cnnlab.errors import InputError
+from cnnlab.metrics import Metric
 from cnnlab.parts import find, resolve
 from cnnlab.spec import Part
 from cnnlab.study import plan
 from cnnlab.study.plan import Condition, Study
-from cnnlab.study.results import CellResult
+from cnnlab.study.records import CellResult
 from cnnlab.training.run_folder import SHORT, conflicts, stored_form
-from cnnlab.types import JsonObject, Metrics
+from cnnlab.types import JsonObject
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A loss under a condition, what names its files (words for people, a digest for us), and its
-    configuration.
+    """An arm under a condition with a block of seeds: what is trained together, and one file.
+
+    Attributes:
+      loss, condition: of it.
+      seeds: of its networks.
+      words: in the name of its file, for people.
+      digest: in that name, for us.
+      tuning_digest: of what its tuning depends on, which the cells of all blocks share.
+      config: as a run stores it.
     """
 
     loss: str
     condition: Condition
+    seeds: tuple[int, ...]
     words: str
     digest: str
+    tuning_digest: str
     config: JsonObject = field(default_factory=dict, compare=False)
 
     @property
     def key(self) -> tuple[str, str]:
-        """How the board calls it."""
+        """The arm and the condition that it belongs to."""
         return self.loss, plan.label(self.condition)
+
+    @property
+    def name(self) -> str:
+        """Its name for people."""
+        return f"{self.loss}, {plan.label(self.condition)}, {plan.seed_range(self.seeds)}"
 
 
 def config(study: Study, loss: str, condition: Condition) -> Config:
@@ -58,29 +72,82 @@ def config(study: Study, loss: str, condition: Condition) -> Config:
     return with_teacher if taught else with_teacher.replace(teacher=None)
 
 
-def cell(study: Study, loss: str, condition: Condition) -> Cell:
-    """Build a study's cell. Its digest covers what its configuration changes, its seeds, its rates
-    and the user's files.
+def cells(
+    study: Study, loss: str, condition: Condition, blocks: Sequence[tuple[int, ...]]
+) -> list[Cell]:
+    """Build the cells of an arm under a condition, one for each block of seeds. A cell's digest
+    covers what its configuration changes, its seeds, the study's rates and the user's files.
 
     Values at their default are left out of the digest, so that a new hyperparameter in a later
     version does not invalidate finished cells; the file says what the defaults were, and `read`
     compares them.
     """
     configured = config(study, loss, condition)
-    recipe = configured.recipe
-    parts = resolve(recipe)
-    default = Recipe().to_json()
-    fields = recipe.to_json() | parts.specs(Part.canonical)
-    changed = {k: v for k, v in fields.items() if v != default[k] and k not in SHORT}
-    identity = [changed, plan.seeds(study), plan.rates(study), parts.sources()]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    shared = [settings(configured.recipe), plan.rates(study), resolve(configured.recipe).sources()]
     words = re.sub(r"[^\w.=+-]+", "-", f"{loss}--{plan.label(condition)}")[:80]
-    return Cell(loss, condition, words, digest, stored_form(configured))
+    stored = stored_form(configured)
+    tuning = _digest(shared)
+    return [
+        Cell(
+            loss,
+            condition,
+            seeds,
+            f"{words}--{plan.seed_range(seeds).replace(' ', '-')}",
+            _digest([*shared, seeds]),
+            tuning,
+            stored,
+        )
+        for seeds in blocks
+    ]
 
 
-def checkpoints(folder: Path, cell: Cell) -> Path:
-    """Return the folder where a cell is saved while it is trained."""
-    return folder / f"{cell.digest}.checkpoints"
+def settings(recipe: Recipe) -> JsonObject:
+    """Return the settings of a recipe that are not at their defaults, each part in its canonical
+    form.
+    """
+    default = Recipe().to_json()
+    fields = recipe.to_json() | resolve(recipe).specs(Part.canonical)
+    return {k: v for k, v in fields.items() if v != default[k] and k not in SHORT}
+
+
+def canonical(study: Study, loss: str) -> str:
+    """Return an arm's canonical form: aliases and defaults written out make no difference.
+
+    >>> canonical(Study(losses=("ce", "focal")), "ce@average=ema")
+    'cross_entropy@average=ema'
+    """
+    written = settings(plan.config(study, loss, {}).recipe)
+    _, changed = plan.arm(loss)
+    besides = [f"@{name}={written.get(name, 'default')}" for name in sorted(changed)]
+    return written.get("loss", Recipe.loss) + "".join(besides)
+
+
+def _digest(identity: object) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def file(folder: Path, cell: Cell) -> Path:
+    """Return the file that a cell is stored in."""
+    return folder / "cells" / f"{cell.words}--{cell.digest}.json"
+
+
+def checkpoints(folder: Path, digest: str) -> Path:
+    """Return the folder where a cell, or a tuning, is saved while it is trained."""
+    return folder / f"{digest}.checkpoints"
+
+
+def refuse_old(folder: Path) -> None:
+    """Refuse a folder of an earlier version, whose cells held all seeds of an arm.
+
+    Raises:
+      InputError: it is one.
+    """
+    for path in (folder / "cells").glob("*.json"):
+        if not re.search(r"--seeds?-\d+(-to-\d+)?--[0-9a-f]{12}$", path.stem):
+            raise InputError(
+                f"{folder} holds the study of an earlier version of cnnlab ({path.name}): choose "
+                "another --workdir"
+            )
 
 
 @contextlib.contextmanager
@@ -93,7 +160,7 @@ def claimed(folder: Path, digest: str) -> Iterator[bool]:
       InputError: the folder cannot be written, or has no locks.
     """
     try:
-        for name in ("cells", "locks"):
+        for name in ("cells", "tuning", "locks"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder / "cells").close()
         file = (folder / "locks" / digest).open("a")
@@ -129,69 +196,57 @@ class Digests:
     test_sets: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a cell's file must hold.
-
-    Attributes:
-      seeds: of its runs.
-      digests: that it was trained with.
-      metrics: names of what was measured.
-    """
-
-    seeds: list[int]
-    digests: Digests
-    metrics: list[str]
-
-
-def read(folder: Path, cell: Cell, wanted: Wanted) -> CellResult | None:
+def read(
+    folder: Path, cell: Cell, digests: Digests, measured: Mapping[str, Metric]
+) -> CellResult | None:
     """Read a cell's result, whatever the words in its file's name; None if there is none.
 
     Args:
       folder: of the study.
       cell: of it.
-      wanted: what its file must hold.
+      digests: that it must have been trained with.
+      measured: the metrics that it must hold, by name.
 
     Raises:
       InputError: damaged, another cell's, or of other data.
     """
-    path = next((folder / "cells").glob(f"*-{cell.digest}.json"), None)
+    path = next((folder / "cells").glob(f"*--{cell.digest}.json"), None)
     if path is None:
         return None
     try:
-        result = CellResult.from_json(json.loads(path.read_text()))
-        tests = [cast(Metrics, run.test) for run in result.runs if run.diverged is None]
-        sound = [run.seed for run in result.runs] == wanted.seeds and all(
-            isinstance(test[name], float) for test in tests for name in wanted.metrics
-        )
-        trained_with = Digests(result.digest, result.teacher_digest, wanted.digests.test_sets)
-        same = trained_with == wanted.digests
+        result = CellResult.from_json(files.read_sealed(path), measured)
+        seeds = tuple(run.seed for run in result.runs)
+        if seeds != cell.seeds:
+            raise ValueError(
+                f"it holds {plan.seed_range(seeds)}, not {plan.seed_range(cell.seeds)}"
+            )
         differing = conflicts(result.config, Config.from_json(cell.config))
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} cannot be read ({error!r}); delete it to train that cell again"
+            f"{path} cannot be read ({error}); delete it to train that cell again"
         ) from error
-    if not sound:
-        raise InputError(
-            f"{path} does not hold the cell that it is named after; delete it to train that again"
-        )
-    if not same:
-        raise InputError(
-            f"{path} was trained on other data, or by another teacher, of the same name; delete "
-            "it, or choose another --workdir"
-        )
-    for name, digest in wanted.digests.test_sets.items():
-        if result.test_sets.get(name) != digest:
-            how = "on other images of the same name" if name in result.test_sets else "without it"
-            raise InputError(
-                f"test set {name}: {path} was tested {how}; delete it to train that cell again, or "
-                "choose another --workdir"
-            )
+    _refuse_other_data(path, result, digests)
     if differing:
         raise InputError(
             f"{path} was trained by a version of cnnlab with other defaults "
             f"({'; '.join(differing)}); delete it to train that cell again"
         )
     return dataclasses.replace(result, loss=cell.loss, condition=cell.condition)
+
+
+def _refuse_other_data(path: Path, result: CellResult, digests: Digests) -> None:
+    """Raise InputError unless a cell was trained and tested on the data that is wanted."""
+    if (result.digest, result.teacher_digest) != (digests.digest, digests.teacher_digest):
+        raise InputError(
+            f"{path} was trained on other data, or by another teacher, of the same name; delete "
+            "it, or choose another --workdir"
+        )
+    for name, digest in digests.test_sets.items():
+        if result.test_sets.get(name) != digest:
+            how = "on other images of the same name" if name in result.test_sets else "without it"
+            raise InputError(
+                f"test set {name}: {path} was tested {how}; delete it to train that cell again, or "
+                "choose another --workdir"
+            )

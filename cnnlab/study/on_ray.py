@@ -17,7 +17,6 @@ import os
 import pickle
 import platform
 import secrets
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,14 +25,14 @@ from typing import Any, TypeVar
 
 import cnnlab
 from cnnlab import files
-from cnnlab.cli import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
+from cnnlab.cli import EXIT_PREEMPTED, Stopped
 from cnnlab.errors import InputError
 from cnnlab.study import folder as folders
 from cnnlab.study.board import Board, UnderWay
 from cnnlab.study.folder import Cell
 from cnnlab.study.plan import Study
-from cnnlab.study.results import CellResult
-from cnnlab.training.signals import StopRequest, stop_signals
+from cnnlab.study.records import CellResult
+from cnnlab.training.signals import StopRequest, stop_signals, stopped_by
 from cnnlab.types import Row
 
 T = TypeVar("T")
@@ -144,13 +143,13 @@ class Cluster:
 
         def done(i: int, result: CellResult | None) -> None:
             if result:
-                board.finished(*cells[i].key, result, trained=True)
+                board.finished(cells[i], result, trained=True)
 
         def look(waiting: list[int]) -> None:
             for i in waiting:
                 with contextlib.suppress(OSError, ValueError):  # not begun
                     board.elsewhere(
-                        *cells[i].key,
+                        cells[i],
                         UnderWay(**json.loads(_under_way(folder, cells[i]).read_text())),
                     )
 
@@ -197,12 +196,9 @@ class Cluster:
                 else []
             )
         if waiting and self._stop.signal:
-            status = EXIT_INTERRUPTED if self._stop.signal == signal.SIGINT else EXIT_PREEMPTED
             saved = "not all saved" if late else "saved"
-            raise Stopped(
-                f"stopped by {signal.Signals(self._stop.signal).name}, what was under way is "
-                f"{saved}; to resume: {self._command}",
-                status,
+            raise stopped_by(
+                self._stop.signal, f", what was under way is {saved}; to resume: {self._command}"
             )
 
     def _result(self, ref: object) -> Any:
@@ -295,7 +291,8 @@ def _patiently(
     Raises:
       InputError: the user's files are others on this machine.
     """
-    if folders.cell(study, cell.loss, cell.condition).digest != cell.digest:
+    (here,) = folders.cells(study, cell.loss, cell.condition, [cell.seeds])
+    if here.digest != cell.digest:
         raise InputError(
             f"{platform.node()} has other files behind the parts of {cell.loss} than this machine"
         )
@@ -316,8 +313,8 @@ class Telling(Board):
         super().__init__("off", epochs)
         self._path = path
 
-    def started(self, loss: str, condition: str) -> None:
-        super().started(loss, condition)
+    def started(self, cell: Cell) -> None:
+        super().started(cell)
         self._tell()
 
     def phase(self, what: str) -> None:
@@ -337,7 +334,7 @@ class Telling(Board):
 
 
 def _under_way(folder: Path, cell: Cell) -> Path:
-    return folders.checkpoints(folder, cell) / "now.json"  # goes with them
+    return folders.checkpoints(folder, cell.digest) / "now.json"  # goes with them
 
 
 def _code() -> str:

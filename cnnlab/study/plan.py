@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -28,6 +28,7 @@ from cnnlab.config import (
     Rate,
     Recipe,
     Settings,
+    Size,
     Training,
 )
 from cnnlab.errors import InputError, unknown
@@ -37,7 +38,11 @@ if TYPE_CHECKING:
     from cnnlab.metrics import Metric
 
 EXECUTORS = ("local", "ray")
-MOST_SEEDS = 10_000  # they are trained in one program
+BLOCK = 4  # seeds
+MAX_SEEDS = 32
+MOST_SEEDS = 10_000
+MOST_RATES = 1_000  # that tuning tries, in one program
+MOST_CELLS = 100_000  # of a study; its grid is a list
 # No study's own: the rates are chosen on other weights, orders and draws than are compared
 TUNING_SEED = 2**32 - 1
 
@@ -51,7 +56,7 @@ class Study(Settings):
     claimed.
     """
 
-    training: Training = field(default_factory=Training)
+    training: Training = field(default_factory=functools.partial(Training, split_seed=None))
     machine: Machine = field(default_factory=Machine)
 
     losses: tuple[str, ...] = ()
@@ -63,8 +68,17 @@ class Study(Settings):
     """How many seeds: with the same one every loss starts from the same weights and sees the same
     batches.
     """
-    first_seed: int = 0
+    first_seed: Size = 0
     """The first of them; the others follow it."""
+    until: Annotated[str, ("decided",)] | None = None
+    """decided: add blocks of seeds to the losses that are not decided yet, and to the baseline,
+    until all are. One may look at any time, and stop, and go on with more."""
+    max_seeds: Annotated[int, f"[1, {MOST_SEEDS}]"] | None = None
+    """The most that --until decided takes. None: 32."""
+    block: Annotated[int, f"[1, {MOST_SEEDS}]"] | None = None
+    """Seeds that are trained together and kept in one file, a cell: a study of more seeds trains
+    only what is missing. None: 4, or --seeds if that is fewer.
+    """
     label_noise: tuple[float, ...] = (0.0,)
     """Conditions: shares of the training labels made wrong, each in [0, 1), of classes that err
     (see --noise)."""
@@ -87,13 +101,19 @@ class Study(Settings):
     """Differences within it count as equivalent. None: the metric's own, 0.01 for accuracy (--list
     metric).
     """
+    alpha: Annotated[float, "[0.0001, 0.5]"] = 0.05
+    """How often a study without any difference may end with a "better" or "worse", at most."""
+    comparisons: Annotated[int, f"[1, {MOST_CELLS}]"] | None = None
+    """How many comparisons with the baseline are planned, if losses may still be added: verdicts
+    hold for so many. None: as many as there are.
+    """
     test_sets: tuple[settings.Part, ...] = ()
     """Sets to test on besides test, as for train.py: to look at; the verdicts are about test."""
     tune: str | None = None
     """lr=1e-4..1e-1: before the comparison, choose each cell's learning rate on the validation
     split.
     """
-    budget: Annotated[int, "[2, inf)"] = 8
+    budget: Annotated[int, f"[2, {MOST_RATES}]"] = 8
     """Learning rates tried for each loss under each condition when tuning."""
     shard: str = "0/1"
     """i/n: train every n-th cell from the i-th on (0 <= i < n), for n machines that share the
@@ -111,11 +131,7 @@ class Study(Settings):
     def __post_init__(self) -> None:
         settings.check(self)
         self._check_losses()
-        if not 0 <= self.first_seed <= TUNING_SEED - self.seeds:
-            raise InputError(
-                "--first-seed must be at least 0, and the last seed below 2**32 - 1; got "
-                f"{self.first_seed}"
-            )
+        self._check_seeds()
         if not self.workdir or self.workdir.startswith("gs://"):
             raise InputError(
                 "--workdir must name a folder on a disk: a study needs locks, which a bucket has "
@@ -125,8 +141,34 @@ class Study(Settings):
         if self.noise and not any(self.label_noise):
             raise InputError(f"--noise {self.noise} has no effect without --label-noise")
         rates(self)
+        if self.comparisons is not None and self.comparisons < comparisons(self):
+            raise InputError(
+                f"--comparisons must be at least {comparisons(self)}, which this study has; got "
+                f"{self.comparisons}"
+            )
         for condition in conditions(self):  # every value lies where Config wants it
             self._check_condition(condition)
+
+    def _check_seeds(self) -> None:
+        width = block_width(self)
+        if self.until is None and self.max_seeds is not None:
+            raise InputError(f"--max-seeds {self.max_seeds} has no effect without --until decided")
+        if most_seeds(self) < self.seeds:
+            raise InputError(
+                f"--max-seeds must be at least --seeds, {self.seeds}; got {most_seeds(self)}"
+            )
+        if self.first_seed > TUNING_SEED - most_seeds(self):
+            raise InputError(
+                f"the last seed must lie below 2**32 - 1; got --first-seed {self.first_seed}"
+            )
+        for name in ("seeds", "first_seed", "max_seeds"):
+            number = getattr(self, name) or 0
+            if number % width:
+                below = number // width * width
+                raise InputError(
+                    f"{settings.flag(name)} must be a multiple of {width}, the seeds of a block; "
+                    f"got {number}: take {below + width}, or --block for blocks of another width"
+                )
 
     def _check_losses(self) -> None:
         if len(self.losses) < 2:
@@ -182,6 +224,13 @@ def conditions(study: Study) -> list[Condition]:
         if name in axes:
             raise InputError(f"--vary {text}: {name} is varied already")
         axes[name] = values
+    number = math.prod(map(len, axes.values()))
+    cells = number * len(study.losses) * -(-most_seeds(study) // block_width(study))
+    if cells > MOST_CELLS:
+        raise InputError(
+            f"{len(study.losses)} losses under {number:,} conditions with {most_seeds(study):,} "
+            f"seeds are {cells:,} cells, more than the {MOST_CELLS:,} that a study may have"
+        )
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
@@ -290,15 +339,50 @@ def config(study: Study, loss: str, condition: Condition, seed: int = 0) -> Conf
     return Config(Recipe(**recipe), study.machine, output)
 
 
+def comparisons(study: Study) -> int:
+    """Count the comparisons with the baseline."""
+    return (len(study.losses) - 1) * len(conditions(study))
+
+
+def block_width(study: Study) -> int:
+    """Return how many seeds are trained together."""
+    return study.block or min(BLOCK, study.seeds)
+
+
+def most_seeds(study: Study) -> int:
+    """Return how many seeds an arm may get."""
+    if study.until is None:
+        return study.seeds
+    return study.max_seeds or max(MAX_SEEDS, study.seeds)
+
+
 def seeds(study: Study) -> list[int]:
-    """List the seeds that every cell is trained with."""
+    """List the seeds that every arm is trained with, at least."""
     return list(range(study.first_seed, study.first_seed + study.seeds))
 
 
-def grid(study: Study) -> list[tuple[str, Condition]]:
-    """List the study's cells, each a loss under a condition, in the order in which they are
-    trained.
+def blocks(study: Study) -> list[tuple[int, ...]]:
+    """List the blocks of all seeds that an arm may get. A block is a fixed range of numbers,
+    however many are asked for.
     """
+    width = block_width(study)
+    numbers = range(study.first_seed, study.first_seed + most_seeds(study))
+    return [tuple(numbers[i : i + width]) for i in range(0, len(numbers), width)]
+
+
+def seed_range(numbers: Sequence[int]) -> str:
+    """Describe seeds that follow each other in words.
+
+    >>> seed_range([4, 5, 6, 7]), seed_range([0])
+    ('seeds 4 to 7', 'seed 0')
+    """
+    if len(numbers) == 1:
+        return f"seed {numbers[0]}"
+    return f"seeds {numbers[0]} to {numbers[-1]}"
+
+
+def grid(study: Study) -> list[tuple[str, Condition]]:
+    """List the study's arms, each a loss under a condition, in the order of their training."""
     return [(loss, condition) for condition in conditions(study) for loss in study.losses]
 
 

@@ -1,10 +1,14 @@
 """A published claim, put to the test: a study with a rule, fixed before the run, for what would
 refute it.
+
+The rules are about the words of a verdict (`cnnlab.study.report.claims.meanings`): "A beats B"
+holds if A is better, unless within the margin; it is refuted if A is worse, or the difference lies
+within the margin, equivalent or not. "A is as good as B" holds if the difference lies within the
+margin, and is refuted if it lies beyond. Everything else is undecided.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +16,7 @@ from functools import partial
 from cnnlab import files
 from cnnlab.config import Training, flag
 from cnnlab.errors import InputError
-from cnnlab.study import report, statistics
+from cnnlab.study import report, sequential, statistics
 from cnnlab.study.plan import Study
 from cnnlab.study.results import Results
 from cnnlab.training import run_folder
@@ -27,7 +31,9 @@ class Replication(Study):
     """
 
     training: Training = field(
-        default_factory=partial(Training, dataset="cifar10", validation=0.04, epochs=8)
+        default_factory=partial(
+            Training, dataset="cifar10", validation=0.04, split_seed=None, epochs=8
+        )
     )
     fraction: tuple[float, ...] = (0.2,)
     """Share of the training images that is used."""
@@ -60,22 +66,27 @@ class Judged:
 
 
 def better(comparison: statistics.Comparison) -> str:
-    """Judge "A beats B": refuted if B is better, or the difference is within the margin."""
-    refuting = (statistics.WORSE, statistics.EQUIVALENT)
-    return _rule(comparison.verdict == statistics.BETTER, comparison.verdict in refuting)
+    """Judge "A beats B": refuted if B is better, or if the difference is within the margin, which
+    a small advantage is too.
+    """
+    within = comparison.verdict == statistics.EQUIVALENT or comparison.extent == statistics.WITHIN
+    return _rule(
+        comparison.verdict == statistics.BETTER and not within,
+        comparison.verdict == statistics.WORSE or within,
+    )
 
 
-def equal(comparison: statistics.Comparison, margin: float) -> str:
-    """Judge "A is as good as B, within the margin": refuted if the whole interval is beyond it."""
-    beyond = comparison.low > margin or comparison.high < -margin
-    return _rule(comparison.verdict == statistics.EQUIVALENT, beyond)
+def equal(comparison: statistics.Comparison) -> str:
+    """Judge "A is as good as B, within the margin": refuted if the interval lies beyond it."""
+    within = comparison.verdict == statistics.EQUIVALENT or comparison.extent == statistics.WITHIN
+    return _rule(within, comparison.extent == statistics.BEYOND)
 
 
 def indistinct(comparison: statistics.Comparison) -> str:
     """Judge "there is nothing to find": refuted by a verdict of better or worse; undecided if the
     seeds are too few for one.
     """
-    if comparison.detectable == math.inf:
+    if comparison.n < sequential.FIRST:
         return UNDECIDED
     differs = comparison.verdict in (statistics.BETTER, statistics.WORSE)
     return _rule(not differs, differs)
@@ -87,18 +98,15 @@ def _rule(holds: bool, refuted: bool) -> str:
 
 def judged(
     statement: str,
-    comparison: statistics.Comparison | None,
+    comparison: statistics.Comparison,
     rule: Callable[[statistics.Comparison], str],
     unit: str = "",
 ) -> Judged:
-    """Judge a statement by a rule, and show the paired difference that decides it; undecided where
-    runs diverged.
-    """
-    if comparison is None:
-        return Judged(statement, UNDECIDED, "runs diverged")
+    """Judge a statement by a rule, and show the paired difference that decides it."""
+    decided = f"decided at {comparison.decided}" if comparison.decided else "not decided"
     numbers = (
-        f"{comparison.mean:+.4g}{unit} [{comparison.low:+.4g}, {comparison.high:+.4g}], Holm p "
-        f"{comparison.p_holm:.3g}, n = {comparison.n}: {comparison.verdict}"
+        f"{comparison.mean:+.4g}{unit} [{comparison.low:+.4g}, {comparison.high:+.4g}], p "
+        f"{comparison.p:.3g}, n = {comparison.n}, {decided}: {comparison.words}"
     )
     return Judged(statement, rule(comparison), numbers)
 
@@ -113,11 +121,10 @@ def replicate(study: Replication, judge: Callable[[Results], Sequence[Judged]], 
     """
     from cnnlab.study import cells
 
-    results = cells.conduct(study, run_folder.command())
+    folder = files.expanded(study.workdir).absolute() / name
+    results = cells.conduct(study, run_folder.command(), folder)
     if results is None:
         return
-    folder = files.expanded(study.workdir) / name
-    folder.mkdir(parents=True, exist_ok=True)
     report.write(results, folder)
     verdicts = judge(results)
     for verdict in verdicts:

@@ -4,114 +4,94 @@ of.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from cnnlab.study import plan, statistics
+from cnnlab.study.manifest import Manifest
 from cnnlab.study.plan import Condition, Study
-from cnnlab.types import JsonObject, Metrics, Row
+from cnnlab.study.records import CellResult, SeedRun, Trial, unpacked
+from cnnlab.types import Metrics
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A learning rate that was tried, and the validation accuracy that it reached.
-
-    `accuracy` is None where training did not stay finite.
-    """
-
-    learning_rate: float
-    accuracy: float | None
-
-
-@dataclass(frozen=True)
-class SeedRun:
-    """One network of a cell.
+class ArmResult:
+    """An arm under a condition, with all its cells, in the order of their seeds.
 
     Attributes:
-      seed: of it.
-      diverged: the number of its first step that was not finite; None: all were.
-      test: `metrics.summarise` of the test set; None where it diverged.
-      history: train.py's rows, one per epoch.
-      gradient_norms: of its first steps.
-      test_last: where its weights are averaged, the test of the last of them; else None.
-      test_sets: the same as `test` of each further test set, by name.
-    """
-
-    seed: int
-    diverged: int | None
-    test: Metrics | None
-    history: list[Row]
-    gradient_norms: list[float]
-    test_last: Metrics | None = None
-    test_sets: dict[str, Metrics] = field(default_factory=dict)
-
-    def tested(self, test_set: str | None) -> Metrics | None:
-        """Return the test on one of the further test sets; None for `test_set`: on the data set's
-        own.
-        """
-        return self.test if test_set is None else self.test_sets.get(test_set)
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """What a cell's file holds.
-
-    Attributes:
-      loss, condition: of the cell.
-      config: as a run stores it.
-      learning_rate: configured, or chosen by tuning.
-      runs: one for each seed.
-      example_variance: mean over test images of the variance over seeds of being right; None for
-        one seed.
-      tuning: the trials; None where nothing was tuned.
-      images: trained on, by all seeds.
-      seconds, images_per_second: of training.
-      parameters: of a network.
-      devices, versions: that it was trained with.
-      class_names, counts, digest, teacher_digest, test_sets: of its data (`DataFacts`).
+      loss: the arm.
+      condition: under which it was trained.
+      cells: one for each block of seeds; at least one.
     """
 
     loss: str
     condition: Condition
-    config: JsonObject
-    learning_rate: float
-    runs: list[SeedRun]
-    example_variance: float | None
-    tuning: list[Trial] | None
-    images: int
-    seconds: float
-    images_per_second: float | None
-    parameters: int
-    devices: str
-    versions: JsonObject
-    class_names: list[str]
-    counts: dict[str, int]
-    digest: str
-    teacher_digest: str | None
-    test_sets: dict[str, str] = field(default_factory=dict)
+    cells: tuple[CellResult, ...]
 
-    def to_json(self) -> JsonObject:
-        """Convert the result to JSON values."""
-        return dataclasses.asdict(self)
+    @functools.cached_property
+    def runs(self) -> list[SeedRun]:
+        """The networks, in the order of their seeds."""
+        return [run for cell in self.cells for run in cell.runs]
 
-    @classmethod
-    def from_json(cls, values: JsonObject) -> CellResult:
-        """Rebuild the result from the values of `to_json`; keys that this version does not know are
-        ignored.
+    @property
+    def learning_rate(self) -> float:
+        """The rate, configured or chosen by tuning."""
+        return self.cells[0].learning_rate
 
-        Raises:
-          KeyError, TypeError: something is missing, or of another form.
+    @property
+    def tuning(self) -> list[Trial] | None:
+        """The trials, which all cells share; None where nothing was tuned."""
+        return self.cells[0].tuning
+
+    @property
+    def images(self) -> int:
+        """How many images all networks were trained on."""
+        return sum(cell.images for cell in self.cells)
+
+    @property
+    def seconds(self) -> float:
+        """How long all cells were trained."""
+        return sum(cell.seconds for cell in self.cells)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Speed of training."""
+        return self.images / self.seconds if self.seconds else None
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of a network."""
+        return self.cells[0].parameters
+
+    @property
+    def devices(self) -> str:
+        """What the cells were trained on."""
+        return ", ".join(dict.fromkeys(cell.devices for cell in self.cells))
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes."""
+        return self.cells[0].class_names
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of each split."""
+        return self.cells[0].counts
+
+    @functools.cached_property
+    def example_variance(self) -> float | None:
+        """Mean over test images of the variance over seeds of being right; None unless two were
+        finite.
         """
-        values = {"test_sets": {}, **values}  # not in the cells of earlier versions
-        known = {f.name: values[f.name] for f in dataclasses.fields(cls)}
-        tuning = known["tuning"]
-        known["runs"] = [SeedRun(**run) for run in known["runs"]]
-        known["tuning"] = None if tuning is None else [Trial(**trial) for trial in tuning]
-        return cls(**known)
+        count = self.counts["test"]
+        hits = [unpacked(run.hits, count) for run in self.runs if run.hits]
+        if len(hits) < 2:
+            return None
+        return float(np.mean(np.var(np.array(hits, np.float64), axis=0, ddof=1)))
 
 
 @dataclass(frozen=True)
@@ -121,43 +101,102 @@ class Results:
     Attributes:
       study: what was asked.
       conditions: of it.
-      cells: for each condition, for each loss.
+      arms: for each condition, for each loss.
       command: which makes it again.
+      manifest: what was planned.
+      comparisons: that share the error rate.
+      deviations: what was done otherwise than planned, in words; empty if verdicts may be drawn.
     """
 
     study: Study
     conditions: list[Condition]
-    cells: list[list[CellResult]]
+    arms: list[list[ArmResult]]
     command: str
+    manifest: Manifest
+    comparisons: int
+    deviations: Sequence[str] = ()
+
+    @property
+    def cells(self) -> list[CellResult]:
+        """All cells."""
+        return [cell for row in self.arms for arm in row for cell in arm.cells]
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Networks of an arm that failed.
+
+    Attributes:
+      runs: all of them.
+      diverged: those that left the finite numbers.
+      collapsed: those with less than half the accuracy of the arm's median network.
+    """
+
+    runs: int
+    diverged: int
+    collapsed: int
+
+    @property
+    def highest_rate(self) -> float:
+        """Upper 95 % bound of the rate of failures."""
+        return statistics.highest_rate(self.diverged + self.collapsed, self.runs)
+
+
+EXPLORATORY = "exploratory"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said of a loss against the baseline under a condition; `comparison` is None where
-    runs diverged.
+    """What can be said of an arm against the baseline under a condition.
+
+    Attributes:
+      condition, loss: of the arm.
+      comparison: with the baseline.
+      failures: of the arm.
+      exploratory: whether it deviates from the plan, so that its verdict does not count.
     """
 
     condition: Condition
     loss: str
-    comparison: statistics.Comparison | None
-    diverged: int = 0
+    comparison: statistics.Comparison
+    failures: Failures
+    exploratory: bool = False
+
+    @property
+    def kind(self) -> str:
+        """better, worse, equivalent, undecided or exploratory."""
+        return EXPLORATORY if self.exploratory else self.comparison.verdict
+
+    @property
+    def words(self) -> str:
+        """The same with its extent."""
+        return EXPLORATORY if self.exploratory else self.comparison.words
 
 
-def values(cell: CellResult, metric: str, test_set: str | None = None) -> np.ndarray:
+def failures(arm: ArmResult) -> Failures:
+    """Count the networks that diverged or collapsed."""
+    accuracies = values(arm, "accuracy")
+    finite = accuracies[np.isfinite(accuracies)]
+    diverged = sum(run.diverged is not None for run in arm.runs)
+    collapsed = int(np.sum(finite < np.median(finite) / 2)) if len(finite) else 0
+    return Failures(len(arm.runs), diverged, collapsed)
+
+
+def values(arm: ArmResult, metric: str, test_set: str | None = None) -> np.ndarray:
     """Collect a metric of the test set for each seed, float64[seeds]; NaN where the run diverged or
     the metric is not finite.
 
     Args:
-      cell: of the study.
+      arm: of the study.
       metric: of it.
       test_set: one of the further test sets; None: the data set's own.
     """
-    return _values([run.tested(test_set) for run in cell.runs], metric)
+    return _values([run.tested(test_set) for run in arm.runs], metric)
 
 
-def last_values(cell: CellResult, metric: str) -> np.ndarray:
-    """Collect the same of the last weights, where the cell averages its weights; else NaN."""
-    return _values([run.test_last for run in cell.runs], metric)
+def last_values(arm: ArmResult, metric: str) -> np.ndarray:
+    """Collect the same of the last weights, where the arm averages its weights; else NaN."""
+    return _values([run.test_last for run in arm.runs], metric)
 
 
 def _values(tests: Sequence[Metrics | None], metric: str) -> np.ndarray:
@@ -168,62 +207,89 @@ def _values(tests: Sequence[Metrics | None], metric: str) -> np.ndarray:
 def differences(
     results: Results, metric: str, test_set: str | None = None
 ) -> dict[tuple[int, int], np.ndarray]:
-    """Subtract the baseline's metric from each other loss's, for each seed: (condition, loss) by
-    number -> float64[seeds]. Args as for `values`.
+    """Subtract the baseline's metric from each other arm's, for each seed of that: (condition, arm)
+    by number -> float64[seeds]. What diverged counts as infinitely bad; where both did, as equal.
+
+    Args as for `values`.
     """
+    pairs = _pairs(results, metric, test_set)
+    larger = plan.metrics(results.study)[metric].larger_is_better
+    return {place: _difference(arm, base, larger) for place, (arm, base) in pairs.items()}
+
+
+def _pairs(
+    results: Results, metric: str, test_set: str | None = None
+) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
+    """Pair each arm's values with the baseline's of the same seeds."""
     study = results.study
     base = study.losses.index(plan.baseline(study))
-    return {
-        (i, j): values(row[j], metric, test_set) - values(row[base], metric, test_set)
-        for i, row in enumerate(results.cells)
-        for j in range(len(study.losses))
-        if j != base
-    }
+    pairs = {}
+    for i, row in enumerate(results.arms):
+        baseline = values(row[base], metric, test_set)
+        for j, arm in enumerate(row):
+            if j != base:
+                mine = values(arm, metric, test_set)
+                n = min(len(mine), len(baseline))
+                pairs[i, j] = mine[:n], baseline[:n]
+    return pairs
+
+
+def _difference(arm: np.ndarray, baseline: np.ndarray, larger_is_better: bool) -> np.ndarray:
+    worst = -np.inf if larger_is_better else np.inf
+    lost, baseline_lost = np.isnan(arm), np.isnan(baseline)
+    gap = np.where(lost | baseline_lost, 0.0, arm - baseline)
+    return np.where(lost & ~baseline_lost, worst, np.where(baseline_lost & ~lost, -worst, gap))
+
+
+def _rounding(arm: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """Compute how much of a difference may be rounding; nothing where one diverged."""
+    return np.nan_to_num(statistics.SAME * np.maximum(np.abs(arm), np.abs(baseline)))
 
 
 def decide(results: Results, metric: str | None = None) -> list[Verdict]:
-    """Compare every other loss with the baseline under every condition; Holm's correction covers
-    all of these comparisons.
+    """Compare every other arm with the baseline under every condition, as one family.
 
     Args:
       results: of the study.
       metric: None for the study's own, which was named before it was trained; others are to look
         at.
     """
-    metric = metric or results.study.metric
-    record = plan.metrics(results.study)[metric]
-    margin = plan.margin(results.study) if metric == results.study.metric else record.margin
-    gaps = differences(results, metric)
-    finite = {key: row for key, row in gaps.items() if np.all(np.isfinite(row))}
-    # What diverged counts in the correction: what was looked at does not depend on how it ended.
-    others = len(gaps) - len(finite)
+    study = results.study
+    metric = metric or study.metric
+    record = plan.metrics(study)[metric]
+    margin = plan.margin(study) if metric == study.metric else record.margin
     larger = record.larger_is_better
-    compared = (
-        statistics.compare(np.array(list(finite.values())), margin, larger, others=others)
-        if finite
-        else []
+    pairs = _pairs(results, metric)
+    compared = statistics.compare(
+        [_difference(*pair, larger) for pair in pairs.values()],
+        margin,
+        larger,
+        results.comparisons,
+        study.alpha,
+        [_rounding(*pair) for pair in pairs.values()],
     )
-    by_key = dict(zip(finite, compared, strict=True))
+    exploratory = bool(results.deviations) or metric != results.manifest.metric
     return [
         Verdict(
             results.conditions[i],
-            results.study.losses[j],
-            by_key.get((i, j)),
-            int(np.sum(~np.isfinite(row))),
+            study.losses[j],
+            comparison,
+            failures(results.arms[i][j]),
+            exploratory,
         )
-        for (i, j), row in gaps.items()
+        for (i, j), comparison in zip(pairs, compared, strict=True)
     ]
 
 
-def spread(cell: CellResult) -> tuple[float, float]:
+def spread(arm: ArmResult) -> tuple[float, float]:
     """Compute the standard deviation of accuracy over seeds: on this test set, and on the whole
     distribution. NaN if a run diverged or there is only one.
     """
-    accuracies = values(cell, "accuracy")
-    variance = cell.example_variance
+    accuracies = values(arm, "accuracy")
+    variance = arm.example_variance
     if variance is None or not np.all(np.isfinite(accuracies)):
         return np.nan, np.nan
-    fresh = statistics.distribution_sd(accuracies, variance, cell.counts["test"])
+    fresh = statistics.distribution_sd(accuracies, variance, arm.counts["test"])
     return float(np.std(accuracies, ddof=1)), fresh
 
 
@@ -238,6 +304,6 @@ def padded(rows: Iterable[Sequence[float | None]]) -> np.ndarray:
     return np.where(np.isfinite(table), table, np.nan)
 
 
-def curve(cell: CellResult, name: str) -> np.ndarray:
+def curve(arm: ArmResult, name: str) -> np.ndarray:
     """Collect a column of the history, such as validation_accuracy: float64[seeds, epochs]."""
-    return padded([row.get(name) for row in run.history] for run in cell.runs)
+    return padded([row.get(name) for row in run.history] for run in arm.runs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,17 +21,19 @@ from cnnlab.losses import cross_entropy
 from cnnlab.multihost import agree, processes, transfer
 from cnnlab.softmax import predict
 from cnnlab.study import folder as folders
-from cnnlab.study import plan
+from cnnlab.study import plan, schema
 from cnnlab.study.board import Board
 from cnnlab.study.folder import Cell
 from cnnlab.study.plan import Study
-from cnnlab.study.results import CellResult, SeedRun, Trial
+from cnnlab.study.records import CellResult, SeedRun, Trial, packed
 from cnnlab.training import devices, experiment, run, run_folder
 from cnnlab.training.experiment import Experiment
 from cnnlab.training.loop import Observer, Row, Saver
+from cnnlab.training.signals import pause
 from cnnlab.training.step import Progress, TrainState
 from cnnlab.types import Metrics
 
+WAIT_SECONDS = 1.0  # between two looks at what another process is doing
 SAVE_SECONDS = 60.0  # a killed cell loses so much and an epoch at most
 OF_THE_MACHINE = ("seconds", "images_per_second", "bad_step", "gradient_norms")
 
@@ -81,29 +82,15 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
       command: to run again, for messages.
     """
     config = folders.config(study, cell.loss, cell.condition)
-    seeds = plan.seeds(study)
-    checkpoints = folders.checkpoints(folder, cell)
-    trials = _tune(study, config, checkpoints, board, command) if study.tune else []
+    seeds = list(cell.seeds)
+    trials = _tuned(study, cell, folder, board, command) if study.tune else []
     rate = _best_rate(trials, config.recipe.learning_rate)
     board.phase("training")
     rates = [rate] * len(seeds)
-    trained = _fit(config, seeds, rates, _saver(checkpoints / "training", command), board)
+    saver = _saver(folders.checkpoints(folder, cell.digest) / "training", command)
+    trained = _fit(config, seeds, rates, saver, board)
     board.phase("testing")
-    tests: Sequence[Metrics | None] = [None] * len(seeds)
-    tests_last = tests
-    tests_on: dict[str, list[Metrics]] = {}
-    variance = None
-    if trained.progress is not None:
-        state = trained.progress.state
-        tests, right = _test(trained.experiment, state)
-        if state.average:
-            tests_last, _ = _test(trained.experiment, state.last)
-        for name, split in trained.experiment.data.test_sets.items():
-            results, _ = _test(trained.experiment, state, split)
-            tests_on[name] = [metrics.without_large_confusion(result) for result in results]
-        finite = [i for i, step in enumerate(trained.diverged) if step is None]
-        if len(finite) > 1:
-            variance = float(np.mean(np.var(right[finite].astype(np.float64), axis=0, ddof=1)))
+    runs = _seed_runs(trained, seeds)
     seconds = sum(row["seconds"] for row in trained.history)
     epochs = len(trained.history)
     batch_size = config.recipe.batch_size
@@ -111,17 +98,12 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
     layout = trained.experiment.layout
     facts = trained.experiment.facts
     start, _, _ = trained.experiment.program.abstract_start()
-    tested = [
-        (test, test_last, {name: results[i] for name, results in tests_on.items()})
-        for i, (test, test_last) in enumerate(zip(tests, tests_last, strict=True))
-    ]
     return CellResult(
         loss=cell.loss,
         condition=cell.condition,
         config=cell.config,
         learning_rate=rate,
-        runs=[_seed_run(trained, i, seed, *tested[i]) for i, seed in enumerate(seeds)],
-        example_variance=variance,
+        runs=runs,
         tuning=trials or None,
         images=images,
         seconds=seconds,
@@ -149,32 +131,55 @@ def _best_rate(trials: Sequence[Trial], configured: float) -> float:
     return trials[0].learning_rate if trials else configured
 
 
-def _tune(study: Study, config: Config, folder: Path, board: Board, command: str) -> list[Trial]:
+def _tuned(study: Study, cell: Cell, folder: Path, board: Board, command: str) -> list[Trial]:
+    """Return the trials of a cell's tuning, which it shares with the arm's other cells: tuned here,
+    unless another process is doing that or has.
+    """
+    file = folder / "tuning" / f"{cell.tuning_digest}.json"
+    while True:
+        if trials := agree.on_first(lambda: _stored_trials(file)):
+            return trials
+        with contextlib.ExitStack() as held:
+            if _claim(held, folder, f"{cell.tuning_digest}.tuning"):
+                trials = _tune(study, cell, folder, board, command)
+                _store_trials(file, trials)
+                files.remove(folders.checkpoints(folder, cell.tuning_digest))
+                return trials
+        board.phase("waiting for the tuning of another process")
+        pause(WAIT_SECONDS, command)
+
+
+def _claim(held: contextlib.ExitStack, folder: Path, lock: str) -> bool:
+    """Take a lock for all processes of this study, until `held` is closed."""
+    return agree.on_first(lambda: held.enter_context(folders.claimed(folder, lock)))
+
+
+def _store_trials(file: Path, trials: Sequence[Trial]) -> None:
+    values = {"trials": [dataclasses.asdict(trial) for trial in trials]}
+    agree.on_first(lambda: files.write_sealed(file, values))
+
+
+def _tune(study: Study, cell: Cell, folder: Path, board: Board, command: str) -> list[Trial]:
     """Measure the validation accuracy that each rate of the budget reaches; they are trained
-    together. Stored trials are reused.
+    together.
     """
     rates = plan.rates(study)
-    kept = folder / "tuning.json"
-    if before := agree.on_first(lambda: _stored_trials(kept)):
-        return before
     board.phase(f"tuning {len(rates)} rates")
     seeds = [plan.TUNING_SEED] * len(rates)
-    config = config.replace(test_sets=())
-    trained = _fit(config, seeds, rates, _saver(folder / "tuning", command), board)
+    config = folders.config(study, cell.loss, cell.condition).replace(test_sets=())
+    saver = _saver(folders.checkpoints(folder, cell.tuning_digest), command)
+    trained = _fit(config, seeds, rates, saver, board)
     reached = trained.history[-1]["validation_accuracy"] if trained.history else [None] * len(rates)
-    trials = [
+    return [
         Trial(rate, accuracy if step is None else None)
         for rate, accuracy, step in zip(rates, reached, trained.diverged, strict=True)
     ]
-    stored = {"trials": [dataclasses.asdict(trial) for trial in trials]}
-    agree.on_first(lambda: files.write_json(kept, stored))
-    return trials
 
 
-def _stored_trials(path: Path) -> list[Trial] | None:
+def _stored_trials(file: Path) -> list[Trial] | None:
     # not there, or damaged: tuned again
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return [Trial(**trial) for trial in json.loads(path.read_text())["trials"]]
+        return [schema.build(Trial, trial) for trial in files.read_sealed(file)["trials"]]
     return None
 
 
@@ -219,27 +224,41 @@ def _first_bad_steps(history: Sequence[Row], seeds: int) -> list[int | None]:
     return first
 
 
-def _seed_run(
-    trained: Trained,
-    i: int,
-    seed: int,
-    test: Metrics | None,
-    test_last: Metrics | None,
-    test_sets: dict[str, Metrics],
-) -> SeedRun:
-    """Extract the i-th seed of those trained, with its epochs while it was finite."""
-    diverged = trained.diverged[i]
-    history = trained.history
+def _seed_runs(trained: Trained, seeds: Sequence[int]) -> list[SeedRun]:
+    """Test every seed of those trained, on all test sets."""
+    if trained.progress is None:
+        return [SeedRun(seed, trained.diverged[i], None, _rows(trained, i), []) for i, seed in
+                enumerate(seeds)]  # fmt: skip
+    state = trained.progress.state
+    tests, hits = _test(trained.experiment, state)
+    tests_last: Sequence[Metrics | None] = [None] * len(seeds)
+    if state.average:
+        tests_last, _ = _test(trained.experiment, state.last)
+    tests_on: dict[str, list[Metrics]] = {}
+    for name, split in trained.experiment.data.test_sets.items():
+        results, _ = _test(trained.experiment, state, split)
+        tests_on[name] = [metrics.without_large_confusion(result) for result in results]
+    runs = []
+    for i, seed in enumerate(seeds):
+        rows = _rows(trained, i)
+        if trained.diverged[i] is not None:
+            runs.append(SeedRun(seed, trained.diverged[i], None, rows, []))
+            continue
+        norms = trained.history[0]["gradient_norms"][i]
+        others = {name: results[i] for name, results in tests_on.items()}
+        packed_hits = packed(hits[i])
+        runs.append(SeedRun(seed, None, tests[i], rows, norms, packed_hits, tests_last[i], others))
+    return runs
+
+
+def _rows(trained: Trained, i: int) -> list[Row]:
+    """Extract the epochs of the i-th seed, while it was finite."""
     rows = [
         {name: value for name, value in row.items() if name not in OF_THE_MACHINE}
-        for row in history
+        for row in trained.history
         if row["bad_step"][i] is None
     ]
-    rows = [{k: v[i] if isinstance(v, list) else v for k, v in row.items()} for row in rows]
-    if diverged is not None:
-        return SeedRun(seed, diverged, None, rows, [])
-    norms = history[0]["gradient_norms"][i]
-    return SeedRun(seed, None, test, rows, norms, test_last, test_sets)
+    return [{k: v[i] if isinstance(v, list) else v for k, v in row.items()} for row in rows]
 
 
 def _test(

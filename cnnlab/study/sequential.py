@@ -289,6 +289,7 @@ def decide(
     comparisons: int | None = None,
     alpha: float = 0.05,
     tolerance: ArrayLike = 0.0,
+    lengths: ArrayLike | None = None,
 ) -> Decisions:
     """Look at a family after every seed; what is decided keeps its p-values.
 
@@ -298,6 +299,8 @@ def decide(
       comparisons: planned for the family, at least m; None: m.
       alpha: how often a family without differences may hold one, at most.
       tolerance: float[..., m, n], as for `evidence`.
+      lengths: int[..., m]: how many of the n seeds a comparison has, whatever stands after them;
+        None: all.
 
     Raises:
       InputError: as for `evidence`, or more comparisons than were planned.
@@ -314,12 +317,14 @@ def decide(
     p_zero = 1 / np.maximum.accumulate(np.maximum(capital, 1), -1)
     beyond = _p_beyond(differences, margin, limit, tolerance)
     shape = differences.shape[:-1]
+    last = np.broadcast_to(differences.shape[-1] if lengths is None else lengths, shape) - FIRST
     p, q = np.ones(shape), np.ones(shape)
     adjusted_p, adjusted_q = np.ones(shape), np.ones(shape)
     seeds = np.zeros(shape, np.int64)
     for look in range(capital.shape[-1]):
-        p = np.where(seeds, p, p_zero[..., look])
-        q = np.where(seeds, q, beyond[..., look])
+        kept = (seeds > 0) | (look > last)
+        p = np.where(kept, p, p_zero[..., look])
+        q = np.where(kept, q, beyond[..., look])
         adjusted_p = holm(p, planned - m)
         adjusted_q = holm(q, planned - m)
         reached = np.minimum(adjusted_p, adjusted_q) <= alpha * (1 + ROUNDING)

@@ -1,8 +1,9 @@
-"""Statistics of paired studies: what losses did over the same seeds, minus what a baseline did.
+"""Statistics of paired studies: what arms did over the same seeds, minus what a baseline did.
 
-The same seed means the same initial weights and data order, so what differs is the loss's doing.
+The same seed means the same initial weights and data order, so what differs is the arm's doing.
 All functions start from the differences, candidate minus baseline, float[..., n] over n seeds, and
-work along the last axis. They raise InputError for values that are not finite.
+work along the last axis. Verdicts are those of `sequential`, which hold at every look; sign flips
+are a second opinion, for one look.
 
 Sources: Bouthillier et al., 2021, arXiv 2103.03098; Agarwal et al., 2021, arXiv 2108.13264; Colas
 et al., 2018, arXiv 1806.08295.
@@ -10,68 +11,42 @@ et al., 2018, arXiv 1806.08295.
 
 from __future__ import annotations
 
-import functools
-import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cnnlab.errors import InputError
-from cnnlab.study.sequential import holm
+from cnnlab.study import sequential
 
-BETTER, WORSE, EQUIVALENT = "better", "worse", "equivalent"
-UNDECIDED, UNDERPOWERED = "undecided", "underpowered"
+BETTER, WORSE, EQUIVALENT, UNDECIDED = "better", "worse", "equivalent", "undecided"
+BEYOND, WITHIN = " by more than the margin", ", within the margin"  # after better and worse
 
-# A bootstrap of few values is too narrow: it lacks t's factor sqrt(n / (n - 1)) and tails. Of
-# normal means, nominally 0.95, BCa covers 0.919, 0.926, 0.930, 0.939 at n = 16, 20, 24, 32 (20,000
-# studies each); t covers 0.95 at each.
-BCA_FROM = 32
-RESAMPLES = 9_999
+ALPHA = 0.05
 FLIPS = 99_999  # 2^16 < FLIPS < 2^17: all of them up to 16 seeds
-# Seeds; above, and up to 20 comparisons, `detectable` of a t-test is that of sign flips to 3 %.
-SIMULATED_TO = 12
-STUDIES = 4_000  # a power of 0.8 is met to within 0.006, one standard error
-# Differences that agree to this share of the largest are equal: metrics are subtracted in floating
-# point.
+# Differences that agree to this share of the larger value are equal: metrics are subtracted in
+# floating point.
 SAME = 1e-9
 
 
-def interval(values: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the confidence interval of the mean: Student's t below `BCA_FROM` values, BCa
-    bootstrap from there on.
+def t_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Compute Student's confidence interval of the mean, for a number of seeds that was fixed
+    before.
 
     Returns:
       (low, high), float[...] each. One value says nothing: (-inf, inf). Constant values give the
       mean twice.
-
-    Source: BCa, Efron, 1987, doi 10.2307/2289144.
     """
     from scipy import stats
 
     values = _checked(values)
     n = values.shape[-1]
     mean = np.asarray(values.mean(-1))
-    sd = _sd(values)
     if n == 1:
         return mean - np.inf, mean + np.inf
-    if n < BCA_FROM:
-        half = stats.t.isf((1 - confidence) / 2, n - 1) * sd / np.sqrt(n)
-        return mean - half, mean + half
-    low = mean.copy()
-    high = mean.copy()
-    varied = sd > 0
-    if varied.any():
-        rows = values[varied]
-        rng = np.random.default_rng(0)
-        options: dict[str, Any] = dict(
-            vectorized=True, axis=-1, n_resamples=RESAMPLES, batch=_batch(rows), rng=rng
-        )
-        bootstrap = stats.bootstrap(
-            (rows,), np.mean, confidence_level=confidence, method="BCa", **options
-        )
-        low[varied], high[varied] = bootstrap.confidence_interval
-    return low, high
+    half = stats.t.isf((1 - confidence) / 2, n - 1) * _sd(values) / np.sqrt(n)
+    return mean - half, mean + half
 
 
 def sign_flip(differences: np.ndarray) -> np.ndarray:
@@ -109,29 +84,6 @@ def sign_flip(differences: np.ndarray) -> np.ndarray:
     )
 
 
-def equivalence(differences: np.ndarray, margin: float) -> np.ndarray:
-    """Compute the p-value of "the mean lies outside +-margin": two one-sided t-tests, of which the
-    larger p counts.
-
-    Returns:
-      float[...]; of constant differences 0 within the margin, else 1; 1 for n = 1.
-
-    Source: TOST, Schuirmann, 1987, doi 10.1007/BF01068419.
-    """
-    from scipy import stats
-
-    differences = _checked(differences)
-    if not 0 < margin < np.inf:
-        raise InputError(f"the margin of equivalence must be positive and finite, not {margin}")
-    n = differences.shape[-1]
-    room = margin - np.abs(differences.mean(-1))
-    sd = _sd(differences)
-    if n == 1:
-        return np.ones(room.shape)
-    p = stats.t.sf(room * np.sqrt(n) / np.where(sd > 0, sd, 1), n - 1)
-    return np.where(sd > 0, p, np.where(room > 0, 0.0, 1.0))
-
-
 def effect_size(differences: np.ndarray) -> np.ndarray:
     """Compute Cohen's d_z, mean / sd: float[...]; 0 or +-inf for constant differences; NaN for one
     seed.
@@ -153,52 +105,23 @@ def superiority(differences: np.ndarray) -> np.ndarray:
 
     Source: McGraw & Wong, 1992, doi 10.1037/0033-2909.111.2.361.
     """
-    return (np.sign(_checked(differences)).mean(-1) + 1) / 2
+    return (np.sign(np.asarray(differences, np.float64)).mean(-1) + 1) / 2
 
 
-def seeds_needed(comparisons: int, alpha: float = 0.05) -> int:
-    """Compute the fewest seeds n at which the sign-flip test can reach alpha after Holm's
-    correction: m 2^(1-n) <= alpha.
+def highest_rate(count: int, runs: int, confidence: float = 0.95) -> float:
+    """Compute the upper confidence bound of a rate of which `count` of so many runs were seen: for
+    none of n it is 1 - 0.05^(1/n).
 
-    >>> [seeds_needed(m) for m in (1, 2, 6, 12)]
-    [6, 7, 8, 9]
+    Source: Clopper & Pearson, 1934, doi 10.1093/biomet/26.4.404.
+
+    >>> round(highest_rate(0, 8), 3), highest_rate(8, 8)
+    (0.312, 1.0)
     """
-    if comparisons < 1 or not 0 < alpha < 1:
-        raise InputError(
-            f"wanted comparisons >= 1 and 0 < alpha < 1, got {comparisons} and {alpha}"
-        )
-    return next(n for n in itertools.count(1) if comparisons * 2.0 ** (1 - n) <= alpha)
+    from scipy import special
 
-
-@functools.cache
-def detectable(n: int, comparisons: int = 1, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Compute the smallest effect that n seeds find with that power at alpha / comparisons, Holm's
-    strictest step.
-
-    Returns:
-      mean / sd of normal differences; inf where n < seeds_needed(comparisons, alpha), as no effect
-      is large enough.
-    """
-    if n < seeds_needed(comparisons, alpha):
-        return np.inf
-    level = alpha / comparisons
-    if n > SIMULATED_TO:
-        from scipy import special, stats
-
-        return float(
-            special.nctdtrinc(n - 1, 1 - power, stats.t.isf(level / 2, n - 1)) / np.sqrt(n)
-        )
-    # Turning the seeds J leaves the sum where it was or above if effect <= -mean(noise over J). The
-    # test finds an effect > 0 when fewer than k = level 2^(n-1) of the 2^n - 1 turns do so (not
-    # turning is the k-th): when the effect exceeds the k-th largest of -mean(noise over J). The
-    # power is the share of studies with a lower threshold.
-    k = int(level * 2.0 ** (n - 1) * (1 + SAME))
-    turned = (np.arange(1, 2**n)[:, None] >> np.arange(n)) & 1
-    noise = np.random.default_rng(0).standard_normal((STUDIES, n)).astype(np.float32)
-    # [STUDIES, 2^n - 1], 65 MB at most
-    means = noise @ (turned / turned.sum(1, keepdims=True)).T.astype(np.float32)
-    means.partition(k - 1, -1)
-    return float(np.quantile(-means[:, k - 1], power))
+    if count >= runs:
+        return 1.0
+    return float(special.betaincinv(count + 1, runs - count, confidence))
 
 
 def distribution_sd(accuracies: np.ndarray, example_variance: float, images: int) -> float:
@@ -235,102 +158,170 @@ def distribution_sd(accuracies: np.ndarray, example_variance: float, images: int
 @dataclass(frozen=True)
 class Comparison:
     """One candidate against the baseline. The numbers are candidate minus baseline, whichever
-    direction is better.
+    direction is better; what diverged counts as infinitely bad.
+
+    Attributes:
+      n: seeds.
+      mean, median: of the differences, in the metric's unit; the mean is NaN where a run diverged.
+      low, high: the interval, which holds at every look, for all comparisons together.
+      p: that the differences are symmetric about 0, at every look, after Holm.
+      p_equivalent: that they are symmetric about a centre beyond the margin, likewise.
+      p_sign_flip: of the sign-flip test of these n seeds, for one look and this comparison alone;
+        NaN where a run diverged.
+      effect: mean / sd.
+      superiority: P(candidate > baseline).
+      decided: after how many seeds; 0 if it is not.
+      expected: seeds to expect until it is, if it is not; else NaN.
+      evidence: against "symmetric about 0" after each seed from the eighth on.
+      verdict: better, worse, equivalent or undecided.
+      extent: of better and worse, if the interval says so: by more than the margin, or within it.
     """
 
-    n: int  # seeds
-    mean: float  # in the metric's unit, as low, high and detectable are
+    n: int
+    mean: float
+    median: float
     low: float
     high: float
-    method: str  # of the interval: t or BCa
-    p: float  # sign flips
-    p_holm: float
-    p_equivalent: float  # TOST, after Holm
-    effect: float  # mean / sd
-    superiority: float  # P(candidate > baseline)
-    detectable: float  # with power 0.8; inf where seeds are too few
+    p: float
+    p_equivalent: float
+    p_sign_flip: float
+    effect: float
+    superiority: float
+    decided: int
+    expected: float
+    evidence: tuple[float, ...]
     verdict: str
+    extent: str
 
-
-def verdicts(
-    differences: np.ndarray,
-    margin: float,
-    larger_is_better: bool = True,
-    alpha: float = 0.05,
-    others: int = 0,
-) -> dict:
-    """Compute the fields of `Comparison` except for n and the interval, of many families at once.
-
-    Args:
-      differences: float[..., m, n], families of m comparisons; the rest as for `compare`.
-
-    Returns:
-      name -> float[..., m]; verdict: str[..., m].
-    """
-    differences = _checked(differences)
-    m = differences.shape[-2] + others
-    n = differences.shape[-1]
-    mean = differences.mean(-1)
-    p = sign_flip(differences)
-    enough = n >= seeds_needed(m, alpha)
-
-    p_holm = holm(p, others)
-    p_equivalent = holm(equivalence(differences, margin), others)
-    smallest = detectable(n, m, alpha) * _sd(differences) if enough else np.full(p.shape, np.inf)
-    # Too few seeds first: then no p-value can tell a difference from none, and nothing else may be
-    # read into that.
-    cases = [
-        np.full(p.shape, not enough),
-        p_holm <= alpha,
-        p_equivalent <= alpha,
-        smallest > margin,
-    ]
-    names = [
-        UNDERPOWERED,
-        np.where((mean > 0) == larger_is_better, BETTER, WORSE),
-        EQUIVALENT,
-        UNDERPOWERED,
-    ]
-    return {
-        "mean": mean,
-        "p": p,
-        "p_holm": p_holm,
-        "p_equivalent": p_equivalent,
-        "effect": effect_size(differences),
-        "superiority": superiority(differences),
-        "detectable": smallest,
-        "verdict": np.select(cases, names, UNDECIDED),
-    }
+    @property
+    def words(self) -> str:
+        """The verdict with its extent."""
+        return self.verdict + self.extent
 
 
 def compare(
-    differences: np.ndarray,
+    differences: Sequence[np.ndarray] | np.ndarray,
     margin: float,
     larger_is_better: bool = True,
-    alpha: float = 0.05,
-    others: int = 0,
+    comparisons: int | None = None,
+    alpha: float = ALPHA,
+    tolerance: Sequence[np.ndarray] | None = None,
 ) -> list[Comparison]:
     """Compare m candidates with one baseline, as one family.
 
     Args:
-      differences: float[m, n], candidate minus baseline; m = 0 gives [].
+      differences: float[n] for each candidate, of its first n seeds, candidate minus baseline;
+        +-inf where one of the two diverged, 0 where both did.
       margin: the difference that would matter, > 0, in the metric's unit.
       larger_is_better: False for a loss; turns the verdict, not the numbers.
-      alpha: how often a family of no differences may hold a "better" or "worse".
-      others: comparisons of the family that ended without numbers; Holm's correction counts them.
+      comparisons: planned for the family; None: m.
+      alpha: how often a family without differences may hold a "better" or "worse", at most.
+      tolerance: for each difference, how much of it may be rounding; None: nothing.
+
+    Raises:
+      InputError: a difference is NaN, or there are more candidates than were planned.
     """
-    if np.ndim(differences) != 2:
-        raise InputError(
-            f"wanted differences [comparisons, seeds], got shape {np.shape(differences)}"
-        )
-    if not len(differences):
+    rows = [np.asarray(row, np.float64) for row in differences]
+    if not rows:
         return []
-    columns = verdicts(differences, margin, larger_is_better, alpha, others)
-    columns["low"], columns["high"] = interval(differences, 1 - alpha)
-    n = np.shape(differences)[1]
-    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    fixed: dict[str, Any] = {"n": n, "method": "t" if n < BCA_FROM else "BCa"}
-    return [Comparison(**fixed, **dict(zip(columns, row, strict=True))) for row in rows]
+    if any(row.ndim != 1 or not len(row) for row in rows):
+        raise InputError("wanted differences [seeds] for each comparison, one or more of them")
+    slack = [np.zeros(len(row)) for row in rows] if tolerance is None else tolerance
+    planned = len(rows) if comparisons is None else comparisons
+    lengths = np.array([len(row) for row in rows])
+    padded, padded_slack = _padded(rows), _padded(slack)
+    decisions = sequential.decide(padded, margin, planned, alpha, padded_slack, lengths)
+    finite = np.isfinite(padded).all(-1)
+    ends, flips = np.empty((2, len(rows))), np.full(len(rows), np.nan)
+    for n in np.unique(lengths):
+        same = lengths == n
+        ends[:, same] = sequential.interval(
+            padded[same, :n], alpha / planned, padded_slack[same, :n]
+        )
+        if (both := same & finite).any():
+            flips[both] = sign_flip(padded[both, :n])
+    compared = []
+    for i, row in enumerate(rows):
+        p, q = float(decisions.p[i]), float(decisions.p_equivalent[i])
+        low, high = (float(end) for end in ends[:, i])
+        differs, equivalent = (value <= alpha * (1 + sequential.ROUNDING) for value in (p, q))
+        decided = int(decisions.seeds[i])
+        low, high = _cut(row[:decided], low, high, differs, equivalent, margin)
+        verdict, extent = _verdict(low, high, differs, equivalent, margin, larger_is_better)
+        expected = (
+            sequential.seeds_to_expect(row, margin, planned, alpha) if not decided else np.nan
+        )
+        looks = max(0, len(row) - sequential.FIRST + 1)
+        compared.append(
+            Comparison(
+                **_sizes(row),
+                low=low,
+                high=high,
+                p=p,
+                p_equivalent=q,
+                p_sign_flip=float(flips[i]),
+                decided=decided,
+                expected=float(expected),
+                evidence=tuple(decisions.capital[i, :looks].tolist()),
+                verdict=verdict,
+                extent=extent,
+            )
+        )
+    return compared
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    table = np.zeros((len(rows), max(map(len, rows))))
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = row
+    return table
+
+
+def _sizes(row: np.ndarray) -> dict[str, Any]:
+    """Compute the fields of a comparison that describe float[n] without a verdict."""
+    finite = bool(np.all(np.isfinite(row)))
+    with np.errstate(invalid="ignore"):  # the median of -inf and inf is NaN
+        median = float(np.median(row))
+    return {
+        "n": len(row),
+        "mean": float(row.mean()) if finite else np.nan,
+        "median": median,
+        "effect": float(effect_size(row)) if finite else np.nan,
+        "superiority": float(superiority(row)),
+    }
+
+
+def _cut(
+    row: np.ndarray, low: float, high: float, differs: bool, equivalent: bool, margin: float
+) -> tuple[float, float]:
+    """End an interval at the values that Holm has rejected: it may do so at a higher level than the
+    interval's own. `row`: the differences up to the decision.
+    """
+    if differs and low < 0 < high:
+        low, high = (0.0, high) if np.sum(np.sign(row)) > 0 else (low, 0.0)
+    if equivalent:
+        low, high = max(low, -margin), min(high, margin)
+    return low, high
+
+
+def _verdict(
+    low: float,
+    high: float,
+    differs: bool,
+    equivalent: bool,
+    margin: float,
+    larger_is_better: bool,
+) -> tuple[str, str]:
+    """Read a verdict and its extent off an interval; `differs` and `equivalent`: Holm says so."""
+    if not differs and low <= 0 <= high:
+        within = equivalent or (-margin < low and high < margin)
+        return (EQUIVALENT if within else UNDECIDED), ""
+    verdict = BETTER if (low >= 0) == larger_is_better else WORSE
+    if low >= margin or high <= -margin:
+        return verdict, BEYOND
+    if -margin <= low and high <= margin:
+        return verdict, WITHIN
+    return verdict, ""
 
 
 def _checked(values: np.ndarray) -> np.ndarray:

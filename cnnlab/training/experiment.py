@@ -36,16 +36,15 @@ class TrainingData:
     """A data set, read: what a run trains and validates on.
 
     Attributes:
-      dataset: its labels are the right ones, its positions the images that are not held out.
+      dataset: its labels are the right ones, its positions the images that are not held out under
+        the recipe's seed.
       images: uint8[N, H, W, C], the training split in memory; None where it is streamed.
-      held_out: int[V], positions of the images to validate on.
       facts: about it.
       test_sets: the splits to test on besides its own, by name.
     """
 
     dataset: datasets.Dataset
     images: np.ndarray | None
-    held_out: np.ndarray
     facts: DataFacts
     test_sets: Mapping[str, datasets.Split] = field(default_factory=dict)
 
@@ -73,7 +72,9 @@ class TrainingData:
         """
         recipe = config.recipe
         num_images = self.facts.counts["train"]
-        used = parts.corrupt(self.dataset, seed, config.machine.data_dir)
+        kept, _ = divided(recipe, self.dataset.labels, seed)
+        clean = dataclasses.replace(self.dataset, positions=kept)
+        used = parts.corrupt(clean, seed, config.machine.data_dir)
         if len(used.positions) != num_images:
             raise InputError(
                 f"{recipe.dataset} leaves {len(used.positions)} images under seed {seed} and "
@@ -99,6 +100,8 @@ class Experiment:
       keys: of the seeds, key[] or key[S].
       rates: their learning rates, float32[] or float32[S].
       feed: their training batches.
+      held_out: positions of the images that they are validated on, int64[V]; int64[S, V] where each
+        seed has its own.
     """
 
     config: Config
@@ -110,6 +113,7 @@ class Experiment:
     keys: jax.Array
     rates: jax.Array
     feed: feeds.Feed
+    held_out: np.ndarray
 
     @property
     def layout(self) -> Layout:
@@ -183,10 +187,14 @@ class Experiment:
 
     def validate(self, state: TrainState) -> list[Metrics]:
         """Compute each network's metrics on the held-out images; empty where none are held out."""
-        if not len(self.data.held_out):
+        if not self.held_out.size:
             return []
-        batches = self._in_order(self.data.read, self.data.held_out)
-        return self._measure(self.program.validation_sums, state, batches)
+        if self.held_out.ndim == 1:
+            batches = self._in_order(self.data.read, self.held_out)
+            return self._measure(self.program.validation_sums, state, batches)
+        of_seeds = [self._in_order(self.data.read, positions) for positions in self.held_out]
+        batches = feeds.stacked_batches(of_seeds)
+        return self._measure(self.program.validation_sums_of_seeds, state, batches)
 
     def test(
         self,
@@ -305,7 +313,10 @@ def build(
     compiled.abstract_start()  # refuses a model that the images are too small for
     init_images = None
     if count := network.init_images(compiled.model):  # the same whatever the seed
-        first = jnp.asarray(data.read(data.dataset.positions[:count])["image"])
+        positions = data.dataset.positions
+        if recipe.split_seed is None:  # those depend on it
+            positions = np.arange(len(data.dataset.labels))
+        first = jnp.asarray(data.read(positions[:count])["image"])
         init_images = augment.normalise(first, *network.statistics(data.facts))
     seeded = _seeded(data, compiled, seeds, rates)
     device_images = layout.place(seeded["feed"].data)
@@ -322,6 +333,7 @@ class _OfSeeds(TypedDict):
     keys: jax.Array
     rates: jax.Array
     feed: feeds.Feed
+    held_out: np.ndarray
 
 
 def _seeded(
@@ -330,19 +342,31 @@ def _seeded(
     seeds: Sequence[int] | None,
     rates: Sequence[float] | None,
 ) -> _OfSeeds:
-    """Build what depends on the seeds in an experiment: its keys, rates and feed."""
+    """Build what depends on the seeds in an experiment: its keys, rates, feed and split."""
     config, parts, layout = compiled.config, compiled.parts, compiled.layout
     recipe = config.recipe
     keys = network.run_keys(recipe.seed if seeds is None else seeds)
     peak = jnp.asarray(recipe.learning_rate if rates is None else rates, float)
     rows = _rows(recipe.batch_size, layout)
+    labels = data.dataset.labels
+    _, held_out = divided(recipe, labels, recipe.seed)
     if seeds is None:
         feed = data.feed(config, parts, recipe.seed, rows)
     else:
         held = [seeds[i] for i in layout.local_part(len(seeds), SEEDS)]
         feed = feeds.stacked([data.feed(config, parts, seed, rows, len(held)) for seed in held])
+        if recipe.split_seed is None:
+            held_out = np.stack([divided(recipe, labels, seed)[1] for seed in held])
     placed = layout.place(jnp.broadcast_to(peak, keys.shape), compiled.per_seed)
-    return {"keys": keys, "rates": placed, "feed": feed}
+    return {"keys": keys, "rates": placed, "feed": feed, "held_out": held_out}
+
+
+def divided(recipe: Recipe, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide a training split, of labels int32[N], into what is trained on and what is held out:
+    ascending positions of each.
+    """
+    split_seed = seed if recipe.split_seed is None else recipe.split_seed
+    return order.split(labels, recipe.validation, split_seed)
 
 
 def _rows(batch_size: int, layout: Layout) -> np.ndarray:
@@ -453,7 +477,7 @@ def training_data(
     recipe = config.recipe
     split = dataset.train
     labels = read.train.labels
-    kept, held_out = order.split(labels, recipe.validation, recipe.split_seed)
+    kept, held_out = divided(recipe, labels, recipe.seed)
     if recipe.validation and not len(held_out):
         raise InputError(
             f"--validation {recipe.validation} of {len(split)} images holds out none; take more, "
@@ -467,8 +491,10 @@ def training_data(
         raise InputError(
             f"--batch-size {recipe.batch_size} is larger than the {counts.sum()} training images"
         )
-    # Of all images, whichever of them are trained on: the same under all conditions of a study.
-    mean, std = read.train.mean_std(kept)
+    # Of all images, whichever of them are trained on: the same under all conditions of a study, and
+    # of those held out too where these depend on the seed.
+    every = np.arange(len(split)) if recipe.split_seed is None else kept
+    mean, std = read.train.mean_std(every)
     facts = DataFacts(
         class_names=tuple(dataset.class_names),
         image_shape=tuple(split.image_shape),
@@ -486,4 +512,4 @@ def training_data(
         mirror=dataset.mirror,
         teacher_digest=teacher_digest,
     )
-    return TrainingData(clean, read.images, held_out, facts)
+    return TrainingData(clean, read.images, facts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,12 +14,12 @@ import numpy as np
 
 from cnnlab import metrics
 from cnnlab.checkpoint.manager import Checkpoints
-from cnnlab.cli import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
+from cnnlab.cli import Stopped
 from cnnlab.console import Console
 from cnnlab.data.dataset import Batch
 from cnnlab.errors import Diverged
 from cnnlab.multihost import transfer
-from cnnlab.training.signals import StopRequest, stop_signals
+from cnnlab.training.signals import StopRequest, stop_signals, stopped_by
 from cnnlab.training.step import NEVER, Progress, Sums, Totals, TrainState, Variables, zero_totals
 from cnnlab.types import Metrics, Row
 
@@ -258,12 +257,10 @@ class _Loop:
         if self.saver.checkpoints is None:
             what = "nothing is saved"
             then = "to start again"
-        name = signal.Signals(self.stopped_by).name
         last = self.experiment.steps_per_epoch
-        return Stopped(
-            f"stopped by {name} at step {step} of {last * self.epochs}, {what}; {then}: "
-            f"{self.saver.command}",
-            EXIT_INTERRUPTED if self.stopped_by == signal.SIGINT else EXIT_PREEMPTED,
+        return stopped_by(
+            self.stopped_by,
+            f" at step {step} of {last * self.epochs}, {what}; {then}: {self.saver.command}",
         )
 
     def _save(

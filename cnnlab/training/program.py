@@ -192,12 +192,17 @@ class Program:
         return self._sums("one")
 
     @cached_property
+    def validation_sums_of_seeds(self) -> Sums:
+        """(variables, batches with a leading axis of seeds) -> metric sums; compiled."""
+        return self._sums("one", PartitionSpec(SEEDS, AXIS))
+
+    @cached_property
     def test_sums(self) -> Sums:
         """(variables, batch) -> metric sums, over the recipe's views of an image; compiled."""
         views = self.config.recipe.test_views
         return self.validation_sums if views == "one" else self._sums(views)
 
-    def _sums(self, views: str) -> Sums:
+    def _sums(self, views: str, batch: PartitionSpec = BATCH) -> Sums:
         features = "features" in self.parts.loss_asks
         step = partial(
             eval_step,
@@ -205,7 +210,7 @@ class Program:
             objective=self.step_parts.objective,
             extra_metrics=self.metrics,
         )
-        return self.layout.compile(step, (self.per_seed, BATCH), self.per_seed)
+        return self.layout.compile(step, (self.per_seed, batch), self.per_seed)
 
     @cached_property
     def logits(self) -> Callable[[Variables, Batch], jax.Array]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from cnnlab.cli import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
 from cnnlab.multihost import processes, shutdown
 
 
@@ -51,3 +53,22 @@ def stop_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stopped_by(number: int, what: str) -> Stopped:
+    """Build the exception of a process that a signal has stopped; `what` follows its name."""
+    status = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
+    return Stopped(f"stopped by {signal.Signals(number).name}{what}", status)
+
+
+def pause(seconds: float, command: str) -> None:
+    """Wait for what other processes do.
+
+    Raises:
+      Stopped: a signal came.
+    """
+    with stop_signals() as stop:
+        time.sleep(seconds)
+        number = stop.seen()
+    if number is not None:
+        raise stopped_by(number, f" while others train; to resume: {command}")

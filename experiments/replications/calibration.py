@@ -5,7 +5,8 @@ Source: Guo et al. 2017 (arXiv 1706.04599), Mukhoti et al. 2020 (arXiv 2002.0943
 trained to the end. Written before the run: (1) cross-entropy's mean confidence on the test set is
 above its accuracy, margin +-1 point; (2-4) mean_squared_error, focal (gamma 2) and cross-entropy
 smoothed by 0.1 each have a lower ECE than cross-entropy, margin +-0.01. Each holds if better, is
-refuted if worse or equivalent, else undecided.
+refuted if worse or if the difference lies within the margin, else undecided (restated for verdicts
+that hold at every look, before any run with them).
 
     python experiments/replications/calibration.py --data-dir DIR
 """
@@ -46,7 +47,7 @@ def judge(results: Results) -> list[Judged]:
 
     # [seeds, 3, bins]
     bins = np.array(
-        [run.test["calibration"] for run in results.cells[0][0].runs if run.test is not None]
+        [run.test["calibration"] for run in results.arms[0][0].runs if run.test is not None]
     )
     count, confidence, hits = bins.sum(2).T
     (over,) = statistics.compare(((confidence - hits) / count)[None], margin=0.01)

@@ -12,8 +12,9 @@ family under Holm's correction.
    it has; +-0.5.
 4. Higher validation accuracy after the first epoch; +-1 point.
 
-Each holds if cross-entropy is better, is refuted if it is worse or the two are equivalent, else
-undecided.
+Each holds if cross-entropy is better, is refuted if it is worse or if the difference lies within
+the margin, else undecided (restated for verdicts that hold at every look, before any run with
+them). A seed that diverged never reaches the accuracy, and has 0 after the first epoch.
 
     python experiments/replications/early_training.py --data-dir DIR
 """
@@ -44,19 +45,19 @@ def judge(results: Results) -> list[Judged]:
     from cnnlab.study import statistics
     from cnnlab.study.results import curve
 
-    row = results.cells[0]
+    row = results.arms[0]
     ours = row[results.study.losses.index("cross_entropy")]
     theirs = row[results.study.losses.index("mean_squared_error")]
 
-    def gradient_norm(cell):
-        return np.array([np.mean(run.gradient_norms) for run in cell.runs])
+    def gradient_norm(arm):
+        return np.array([np.mean(run.gradient_norms or [1.0]) for run in arm.runs])
 
-    def epochs(cell):
-        reached = curve(cell, "validation_accuracy") >= TARGET
+    def epochs(arm):
+        reached = curve(arm, "validation_accuracy") >= TARGET
         return np.where(reached.any(1), reached.argmax(1) + 1.0, reached.shape[1] + 1.0)
 
-    def first(cell):
-        return curve(cell, "validation_accuracy")[:, 0]
+    def first(arm):
+        return np.nan_to_num(curve(arm, "validation_accuracy")[:, 0])
 
     differences = [
         (np.log(gradient_norm(ours)) - np.log(gradient_norm(theirs))) / 0.1,

@@ -4,8 +4,9 @@ test set).
 Source: Menon et al. 2021 (arXiv 2007.07314), Ren et al. 2020 (arXiv 2007.10740): CIFAR-10-LT,
 factor 100.
 Written before the run: each has a higher test accuracy than cross-entropy where the first class has
-100 times the images of the last: holds if better, refuted if worse or equivalent within +-1 point,
-else undecided. (At tau = 1 the two are the same function, and must agree.)
+100 times the images of the last: holds if better, refuted if worse or if the difference lies within
++-1 point, else undecided (restated for verdicts that hold at every look, before any run with them).
+At tau = 1 the two are the same function, and must agree.
 
     python experiments/replications/long_tail.py --data-dir DIR
 """

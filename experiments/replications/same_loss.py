@@ -1,8 +1,8 @@
 """Claim (f): a loss compared with itself, over other seeds, is not found to be better or worse.
 
 The A/A test of the study itself: cross-entropy, and mean squared error, over seeds 0.. against the
-same loss over seeds 1000... Written before the run: holds if both verdicts are undecided,
-equivalent or underpowered; refuted if one is better or worse.
+same loss over seeds 1000... Written before the run: holds for a loss if the verdict is undecided or
+equivalent, refuted if it is better or worse; undecided if eight seeds were not reached.
 
     python experiments/replications/same_loss.py --data-dir DIR
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from cnnlab import cli
+from cnnlab import cli, files
 from cnnlab.study import plan
 from cnnlab.study.replication import Judged, Replication, indistinct, judged, replicate
 from cnnlab.study.results import Results
@@ -33,16 +33,13 @@ def judge(results: Results) -> list[Judged]:
 
     study = results.study
     others = dataclasses.replace(study, first_seed=study.first_seed + 1000)
-    other = cells.conduct(others, run_folder.command())
+    folder = files.expanded(study.workdir).absolute() / "same_loss/again"
+    other = cells.conduct(others, run_folder.command(), folder)
     if other is None:
         return []
-    pairs = zip(results.cells[0], other.cells[0], strict=True)
-    compared = statistics.compare(
-        np.array(
-            [values(first, study.metric) - values(second, study.metric) for first, second in pairs]
-        ),
-        plan.margin(study),
-    )
+    pairs = zip(results.arms[0], other.arms[0], strict=True)
+    gaps = [values(first, study.metric) - values(second, study.metric) for first, second in pairs]
+    compared = statistics.compare(np.nan_to_num(gaps), plan.margin(study))
     return [
         judged(f"{loss} does not differ from itself", comparison, indistinct)
         for loss, comparison in zip(study.losses, compared, strict=True)

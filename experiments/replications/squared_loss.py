@@ -2,16 +2,15 @@
 
 Source: Hui & Belkin 2020 (arXiv 2006.07322): 95.9 against 96.3 % on CIFAR-10 with a wide residual
 network.
-Written before the run: holds if the study's verdict is equivalent within +-1 point; refuted if the
-whole interval of the paired difference lies beyond one point; else undecided. The learning rate is
-that of the other replications, chosen for neither.
+Written before the run: holds if the interval of the paired difference lies within +-1 point;
+refuted if it lies beyond; else undecided (restated for intervals that hold at every look, before
+any run with them). The learning rate is that of the other replications, chosen for neither.
 
     python experiments/replications/squared_loss.py --data-dir DIR
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from cnnlab import cli
@@ -30,9 +29,8 @@ def judge(results: Results) -> list[Judged]:
     from cnnlab.study.results import decide
 
     margin = plan.margin(results.study)
-    rule = functools.partial(equal, margin=margin)
     return [
-        judged(f"{v.loss} is within {margin:.0%} of cross_entropy", v.comparison, rule)
+        judged(f"{v.loss} is within {margin:.0%} of cross_entropy", v.comparison, equal)
         for v in decide(results)
     ]
 

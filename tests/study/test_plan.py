@@ -103,6 +103,27 @@ def test_the_flags_of_the_issue():
         ({"losses": ("focal", "focal")}, "takes each value once"),
         ({"seeds": 0}, r"--seeds must lie in \[1, 10000\]"),
         ({"first_seed": -1}, "--first-seed"),
+        ({"seeds": 6}, "must be a multiple of 4, the seeds of a block; got 6: take 8, or --block"),
+        ({"first_seed": 2}, "--first-seed must be a multiple of 4"),
+        ({"seeds": 8, "block": 3}, "--seeds must be a multiple of 3"),
+        ({"max_seeds": 24}, "--max-seeds 24 has no effect without --until decided"),
+        ({"until": "decided", "max_seeds": 4}, "--max-seeds must be at least --seeds, 8; got 4"),
+        ({"until": "decided", "max_seeds": 30}, "--max-seeds must be a multiple of 4"),
+        ({"until": "dawn"}, "unknown until 'dawn'"),
+        ({"until": "decided", "max_seeds": 10**9}, r"--max-seeds must lie in \[1, 10000\]"),
+        ({"alpha": 0.7}, "--alpha"),
+        ({"comparisons": 10**12}, "--comparisons must lie in"),
+        ({"losses": ("ce", "mse", "focal"), "comparisons": 1}, "at least 2, which this study has"),
+        ({"tune": "lr=1e-4..1e-1", "budget": 999_999_999_999}, "--budget must lie in"),
+        (
+            {
+                "vary": (
+                    "batch_size=" + ",".join(map(str, range(1, 400))),
+                    "epochs=" + ",".join(map(str, range(1, 400))),
+                )
+            },
+            "159,201 conditions with 8 seeds are .* more than the 100,000 that a study may have",
+        ),
         ({"baseline": "cross_entrpy"}, "did you mean 'cross_entropy'"),
         ({"label_noise": (0.0, 1.0)}, r"--label-noise must lie in \[0, 1\), got 1.0"),
         ({"label_noise": (-0.1,)}, "--label-noise"),
@@ -150,15 +171,30 @@ def test_what_cannot_be_asked(changes, said):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_blocks_are_fixed_ranges_of_seeds():
+    assert plan.blocks(study(seeds=8)) == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert plan.blocks(study(seeds=12))[:2] == plan.blocks(study(seeds=8))
+    assert plan.blocks(study(seeds=8, first_seed=4)) == plan.blocks(study(seeds=12))[1:]
+    assert plan.blocks(study(seeds=3)) == [(0, 1, 2)]  # fewer than a block
+    assert plan.blocks(study(seeds=4, block=2)) == [(0, 1), (2, 3)]
+    asked = study(until="decided")
+    assert len(plan.blocks(asked)) == 8 and plan.seeds(asked) == list(range(8))
+    assert plan.most_seeds(study(until="decided", seeds=40)) == 40
+    assert plan.most_seeds(study(until="decided", max_seeds=16)) == 16
+
+
 def test_rates_are_evenly_spaced_in_their_logarithm():
     rates = plan.rates(study(tune="lr=1e-4..1e-1", budget=4))
     assert rates == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1]) and plan.rates(study()) == []
 
 
 def test_no_study_trains_with_the_seed_of_its_tuning():
+    last = plan.TUNING_SEED - 7 - 4  # a multiple of 4
     with pytest.raises(InputError, match="first-seed"):
-        study(first_seed=plan.TUNING_SEED - 7)
-    assert plan.TUNING_SEED not in plan.seeds(study(first_seed=plan.TUNING_SEED - 8))
+        study(first_seed=last + 4)
+    assert plan.TUNING_SEED not in plan.seeds(study(first_seed=last))
+    with pytest.raises(InputError, match="first-seed"):
+        study(first_seed=last, until="decided")
 
 
 def test_a_study_has_every_flag_of_train_but_what_it_varies():

@@ -45,7 +45,7 @@ def test_every_script_has_its_study_s_flags(script, name, capsys):
     assert asked.machine.data_dir == "DIR"
 
 
-def comparison(mean, sd=0.001, n=8, margin=0.01, larger_is_better=True):
+def comparison(mean, sd=0.001, n=12, margin=0.01, larger_is_better=True):
     noise = np.resize([-1.0, 1.0], n) * sd
     return statistics.compare((mean + noise)[None], margin, larger_is_better)[0]
 
@@ -54,12 +54,14 @@ def comparison(mean, sd=0.001, n=8, margin=0.01, larger_is_better=True):
     ("found", "verdict"),
     [
         (comparison(0.02), HOLDS),
+        (comparison(0.012, sd=0.008), HOLDS),  # better, by how much is open
         (comparison(-0.02), REFUTED),
+        (comparison(-0.004, sd=0.0005), REFUTED),  # worse, within the margin
         (comparison(0.0), REFUTED),  # equivalent: it beats nothing
+        (comparison(0.004, sd=0.0005), REFUTED),  # better, but within the margin
         (comparison(0.01, sd=0.05), UNDECIDED),
         (comparison(0.02, n=4), UNDECIDED),  # too few seeds for anything
         (comparison(-0.02, larger_is_better=False), HOLDS),
-        (None, UNDECIDED),
     ],
 )
 def test_beating(found, verdict):
@@ -70,14 +72,16 @@ def test_beating(found, verdict):
     ("found", "equal", "indistinct"),
     [
         (comparison(0.0), HOLDS, HOLDS),
+        (comparison(0.004, sd=0.0005), HOLDS, REFUTED),  # it differs, within the margin
         (comparison(0.02), REFUTED, REFUTED),
         (comparison(-0.02), REFUTED, REFUTED),
+        (comparison(0.012, sd=0.008), UNDECIDED, REFUTED),  # within or beyond, but it differs
         (comparison(0.009, sd=0.05), UNDECIDED, HOLDS),
         (comparison(0.0, n=4), UNDECIDED, UNDECIDED),  # nothing could have been found
     ],
 )
 def test_being_equal_and_indistinct(found, equal, indistinct):
-    assert replication.equal(found, 0.01) == equal
+    assert replication.equal(found) == equal
     assert replication.indistinct(found) == indistinct
 
 
@@ -112,7 +116,7 @@ def test_what_a_claim_is_about_cannot_be_changed(script, changes):
 def test_a_loss_that_is_better_early_is_found_so(script):
     module = script("early_training")
     found = study_example.results(losses=("cross_entropy", "mean_squared_error"), fraction=(0.2,))
-    fast, slow = (cell.runs for cell in found.cells[0])
+    fast, slow = (cell.runs for cell in found.arms[0])
     for run, quick in zip(slow, fast, strict=True):
         run.gradient_norms[:] = [norm / 10 for norm in quick.gradient_norms]
         for row, like in zip(run.history, quick.history, strict=True):
@@ -128,7 +132,7 @@ def test_replicate_trains_judges_and_stores(tfds_root, tmp_path, capsys, script)
     study = Replication.of(
         dataset="tiny", fraction=(1.0,), losses=("cross_entropy", "squared_logits"),
         model="mlp,hidden=[8]",
-        batch_size=32, validation=0.2, epochs=2, seeds=6, devices=1, progress="off",
+        batch_size=32, validation=0.2, epochs=2, seeds=8, devices=1, progress="off",
         workdir=str(tmp_path),
     )  # fmt: skip
     with jax.numpy_dtype_promotion("standard"):
@@ -136,6 +140,6 @@ def test_replicate_trains_judges_and_stores(tfds_root, tmp_path, capsys, script)
     stored = json.loads((tmp_path / "squared_loss/verdict.json").read_text())
     (statement,) = stored["statements"]
     assert (
-        statement["verdict"].upper() in capsys.readouterr().out and "n = 6" in statement["numbers"]
+        statement["verdict"].upper() in capsys.readouterr().out and "n = 8" in statement["numbers"]
     )
     assert (tmp_path / "squared_loss/report.html").exists()

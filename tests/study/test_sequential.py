@@ -165,6 +165,25 @@ def test_holm_by_hand():
     assert sequential.holm([0.5, 0.9]).tolist() == [1.0, 1.0]
 
 
+def test_holm_properties():
+    p = np.random.default_rng(0).uniform(0, 1, (300, 6)) ** 3
+    adjusted = sequential.holm(p)
+    assert (adjusted >= p).all() and (adjusted <= np.minimum(1, 6 * p)).all()
+    np.testing.assert_allclose(adjusted.min(-1), np.minimum(1, 6 * p.min(-1)))
+    order = np.argsort(p, -1)
+    assert (np.diff(np.take_along_axis(adjusted, order, -1)) >= 0).all()
+    np.testing.assert_array_equal(sequential.holm(p[:, ::-1]), adjusted[:, ::-1])
+    # Holm's procedure as it is told: from the smallest on, reject while p_(k) <= alpha / (m - k +
+    # 1).
+    for row, got in zip(p, adjusted, strict=True):
+        rejected = set()
+        for step, k in enumerate(np.argsort(row)):
+            if row[k] > ALPHA / (6 - step):
+                break
+            rejected.add(int(k))
+        assert set(np.flatnonzero(got <= ALPHA).tolist()) == rejected
+
+
 def test_a_decision_keeps_its_p_and_its_seed():
     """What comes after a decision changes nothing of it, and opens the way for the others."""
     clear = np.concatenate([np.full(9, 1.0), np.full(11, -1.0)])

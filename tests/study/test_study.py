@@ -2,9 +2,12 @@
 any kill.
 """
 
+import copy
 import dataclasses
 import fcntl
+import itertools
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -14,10 +17,10 @@ import numpy as np
 import pytest
 from small_data import drawn, write_dataset
 
-from cnnlab import spec
+from cnnlab import files, spec
 from cnnlab.console import Console
 from cnnlab.errors import InputError
-from cnnlab.study import cells, folder, plan, report, results, seeds
+from cnnlab.study import cells, folder, plan, records, report, results, seeds, sequential
 from cnnlab.study.board import Board
 from cnnlab.study.checks import check
 from cnnlab.study.plan import Study
@@ -36,6 +39,16 @@ SMALL = Study.of(
 def data(tfds_root):
     with jax.numpy_dtype_promotion("standard"):  # optax.adam mixes types
         yield
+
+
+def cell_of(asked, loss, noise, block=0):
+    """A cell of a study."""
+    return folder.cells(asked, loss, {"label_noise": noise}, plan.blocks(asked))[block]
+
+
+def file_of(asked, loss, noise, block=0):
+    """Its file."""
+    return folder.file(Path(asked.workdir), cell_of(asked, loss, noise, block))
 
 
 def study(tmp_path, **changes):
@@ -57,10 +70,7 @@ def stepped(built, steps):
 def numbers(found):
     """All that a study found, without what is of the machine and the hour."""
     machine = ("seconds", "images_per_second", "devices", "versions")
-    return [
-        [{k: v for k, v in cell.to_json().items() if k not in machine} for cell in row]
-        for row in found.cells
-    ]
+    return [{k: v for k, v in cell.to_json().items() if k not in machine} for cell in found.cells]
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +84,20 @@ def pretend(monkeypatch, whole, trained):
 
     def train(study, cell, *_):
         trained.append(cell)
-        return dataclasses.replace(whole.cells[0][0], loss=cell.loss, config=cell.config)
+        seeds = {
+            "runs": [
+                dataclasses.replace(run, seed=seed)
+                for run, seed in zip(itertools.cycle(whole.cells[0].runs), cell.seeds, strict=False)
+            ]
+        }
+        return dataclasses.replace(whole.cells[0], loss=cell.loss, config=cell.config, **seeds)
 
     monkeypatch.setattr(cells, "train_cell", train)
 
 
 def test_what_a_cell_holds(whole):
     assert whole.conditions == [{"label_noise": 0.0}, {"label_noise": 0.3}]
-    for row, condition in zip(whole.cells, whole.conditions, strict=True):
+    for row, condition in zip(whole.arms, whole.conditions, strict=True):
         for cell, loss in zip(row, SMALL.losses, strict=True):
             assert (cell.loss, cell.condition, cell.learning_rate) == (loss, condition, 0.01)
             assert [run.seed for run in cell.runs] == [0, 1] and cell.tuning is None
@@ -99,7 +115,7 @@ def test_a_cell_is_what_train_gives_each_seed_alone(whole):
     config = plan.config(SMALL, "mse", {"label_noise": 0.3}, seed=1)
     built = experiment.build(config)
     (wanted,) = built.test(stepped(built, 15).state)
-    found = whole.cells[1][1].runs[1].test
+    found = whole.arms[1][1].runs[1].test
     assert found["confusion"] == wanted["confusion"]
     # 15 float32 steps: parameters agree to some 1e-5 (test_seeds), and so do mean losses of order 1
     np.testing.assert_allclose(
@@ -109,15 +125,46 @@ def test_a_cell_is_what_train_gives_each_seed_alone(whole):
     )
 
 
+def test_each_seed_draws_its_own_split(whole, tmp_path):
+    """As train.py with --split-seed none does; the split can be fixed, too."""
+    asked = study(tmp_path, label_noise=(0.0,), losses=("mse", "focal"))
+    config = plan.config(asked, "mse", {}, seed=1)
+    assert config.recipe.split_seed is None
+    (together,) = (experiment.build(config, seeds=[0, 1]),)
+    alone = experiment.build(config)
+    assert together.held_out.shape == (2, 40)
+    np.testing.assert_array_equal(together.held_out[1], alone.held_out)
+    assert len(np.intersect1d(*together.held_out)) < 20
+    labels = alone.data.dataset.labels
+    for positions in together.held_out:  # stratified alike
+        np.testing.assert_array_equal(
+            np.bincount(labels[positions]), np.bincount(labels[alone.held_out])
+        )
+        trained = np.concatenate([item["image"][1] for item in together.items(0, 5)])
+    assert not np.isin(trained, together.held_out[1]).any()
+    state, own = stepped(together, 10).state, stepped(alone, 10).state
+    both, (one,) = together.validate(state), alone.validate(own)
+    assert both[1]["confusion"] == one["confusion"] != both[0]["confusion"]
+    assert both[1]["nll"] == pytest.approx(one["nll"], rel=1e-4)
+    assert together.facts.mean == alone.facts.mean
+    fixed = plan.config(asked.replace(split_seed=0), "mse", {}, seed=1)
+    shared = experiment.build(fixed, seeds=[0, 1])
+    assert shared.held_out.shape == (40,)
+    np.testing.assert_array_equal(shared.held_out, experiment.build(fixed).held_out)
+
+
 def test_averaged_weights_are_an_arm(tmp_path):
     """Its last weights are those of the other arm, to the bit: it is trained alike."""
     averaged = "mse@average=swa,start=0.5"
     asked = study(tmp_path, losses=("mse", averaged), label_noise=(0.0,), schedule="constant")
     found = run(asked)
-    (row,) = found.cells
+    (row,) = found.arms
     plain, other = row
-    assert (other.loss, other.config["average"]) == (averaged, "swa,start=0.5")
-    assert (plain.config["average"], plain.config["loss"]) == ("none", other.config["loss"])
+    assert (other.loss, other.cells[0].config["average"]) == (averaged, "swa,start=0.5")
+    assert [plain.cells[0].config[name] for name in ("average", "loss")] == [
+        "none",
+        other.cells[0].config["loss"],
+    ]
     for mine, theirs in zip(other.runs, plain.runs, strict=True):
         assert mine.test_last == theirs.test != mine.test
         assert theirs.test_last is None
@@ -154,7 +201,7 @@ def test_every_seed_is_tested_on_further_sets(tmp_path, monkeypatch, tfds_root):
     with_other_sets(tmp_path, monkeypatch, tfds_root)
     asked = study(tmp_path, test_sets=SETS, label_noise=(0.0,), tune="lr=1e-3..1e-2", budget=2)
     found = run(asked)
-    for cell, loss in zip(found.cells[0], asked.losses, strict=True):
+    for cell, loss in zip(found.cells, asked.losses, strict=True):
         assert [*cell.test_sets] == [*SETS[1:]] and cell.tuning
         config = plan.config(asked, loss, {}, seed=1).replace(learning_rate=cell.learning_rate)
         built = experiment.build(config)
@@ -185,14 +232,6 @@ def test_cells_without_a_test_set_or_of_other_images_are_refused(
         InputError, match=r"test set tiny_v6: .*was tested without it; delete it to"
     ):
         run(asked.replace(test_sets=SETS[2:]))
-    for path in (tmp_path / "study" / "cells").iterdir():  # as an earlier version wrote it
-        cell = json.loads(path.read_text())
-        assert cell.pop("test_sets") == {} and cell["config"].pop("test_sets") == []
-        for each in cell["runs"]:
-            assert each.pop("test_sets") == {}
-        path.write_text(json.dumps(cell))
-    for read, written in zip(run(asked).cells, whole.cells, strict=True):
-        assert [cell.runs for cell in read] == [cell.runs for cell in written]
     with pytest.raises(InputError, match="was tested without it"):
         run(asked.replace(test_sets=SETS))
     assert not trained
@@ -215,24 +254,6 @@ def test_a_test_set_that_does_not_fit_is_refused_before_training(tmp_path, monke
     ):
         with pytest.raises(InputError, match=message):
             run(study(tmp_path, test_sets=(text,)))
-    assert not trained
-
-
-def test_a_cell_of_a_version_without_averages_is_read(tmp_path, monkeypatch, whole):
-    asked = study(tmp_path)
-    shutil.copytree(whole.study.workdir, asked.workdir)
-    for path in (tmp_path / "study" / "cells").iterdir():
-        cell = json.loads(path.read_text())
-        for settings in (cell["config"], cell["config"]["written"]):
-            settings.pop("average")
-        for one in cell["runs"]:
-            assert one.pop("test_last") is None
-        path.write_text(json.dumps(cell))
-    trained = []
-    pretend(monkeypatch, whole, trained)
-    assert [[cell.runs for cell in row] for row in run(asked).cells] == [
-        [cell.runs for cell in row] for row in whole.cells
-    ]
     assert not trained
 
 
@@ -310,7 +331,7 @@ def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch,
     trained = []
     (tmp_path / "study/locks").mkdir(parents=True)
     pretend(monkeypatch, whole, trained)
-    name = folder.cell(asked, "mse", {"label_noise": 0.0}).digest
+    name = cell_of(asked, "mse", 0.0).digest
     with (tmp_path / "study/locks" / name).open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert run(asked) is None
@@ -330,29 +351,29 @@ def test_shards_share_the_grid_out(tmp_path, monkeypatch, whole):
     assert len({cell.digest for part in trained.values() for cell in part}) == 4
 
 
-def test_a_run_that_diverges_is_said_and_not_compared(tmp_path):
-    """Under SGD a rate of 1e18 breaks squared_logits at once; the study goes on."""
-    asked = study(tmp_path, losses=("cross_entropy", "squared_logits"), label_noise=(0.0,),
-        optimizer="sgd",
-                  vary=("learning_rate=0.01,1e25",), seeds=6)  # fmt: skip
+def test_a_seed_that_diverges_counts_as_the_worst(tmp_path):
+    """Under SGD a rate of 1e25 breaks squared_logits at once; the study goes on."""
+    arms = ("cross_entropy", "squared_logits", "squared_logits@lr=1e25")
+    asked = study(tmp_path, losses=arms, label_noise=(0.0,), optimizer="sgd", seeds=8, block=8)
     found = run(asked)
-    sound = found.cells[0][1]
-    broken = found.cells[1][1]
+    _, sound, broken = found.arms[0]
     assert all(run.diverged is None for run in sound.runs)
     # the square of 1e25 is no float32
-    assert [run.diverged for run in broken.runs] == [1] * 6
+    assert [run.diverged for run in broken.runs] == [1] * 8
     assert all(run.test is None for run in broken.runs)
     assert broken.example_variance is None
     first, second = results.decide(found)
-    assert first.comparison is not None and first.diverged == 0
-    assert second.comparison is None and second.diverged == 6
-    json.dumps([[cell.to_json() for cell in row] for row in found.cells], allow_nan=False)
+    assert first.failures.diverged == 0 and math.isfinite(first.comparison.mean)
+    assert second.failures.diverged == 8 and second.failures.highest_rate == 1
+    assert second.words.startswith("worse") and second.comparison.decided == 8
+    assert (second.comparison.median, math.isnan(second.comparison.mean)) == (-math.inf, True)
+    json.dumps([cell.to_json() for cell in found.cells], allow_nan=False)
 
 
 def test_every_cell_is_tuned_with_the_same_budget(tmp_path):
     asked = study(tmp_path, tune="lr=1e-5..1e-1", budget=3, label_noise=(0.3,))
     found = run(asked)
-    for cell in found.cells[0]:
+    for cell in found.arms[0]:
         rates = [trial.learning_rate for trial in cell.tuning]
         assert rates == pytest.approx([1e-5, 1e-3, 1e-1])
         best = max(cell.tuning, key=lambda trial: trial.accuracy)
@@ -362,7 +383,7 @@ def test_every_cell_is_tuned_with_the_same_budget(tmp_path):
     config = plan.config(asked, "cross_entropy", {"label_noise": 0.3}, plan.TUNING_SEED)
     built = experiment.build(config.replace(learning_rate=rates[1]))
     (reached,) = built.validate(stepped(built, 15).state)
-    assert found.cells[0][0].tuning[1].accuracy == reached["accuracy"]
+    assert found.arms[0][0].tuning[1].accuracy == reached["accuracy"]
 
 
 def test_conditions_share_a_compilation(tmp_path, monkeypatch):
@@ -434,15 +455,11 @@ def test_an_optimizer_sees_the_parameters_of_one_seed(tmp_path):
     experiment.build(config.replace(optimizer="muon"), seeds=[0, 1]).start()
 
 
-@pytest.mark.parametrize(
-    "content", ['{"a": 1}', "[1]", "{", '{"loss": "mse", "runs": [], "digest": ""}']
-)
+@pytest.mark.parametrize("content", ['{"a": 1}', "[1]", "{", '{"loss": "mse", "runs": []}', ""])
 def test_a_damaged_cell_is_named(tmp_path, content, whole):
     asked = study(tmp_path)
     shutil.copytree(whole.study.workdir, asked.workdir)
-    (path,) = Path(asked.workdir, "cells").glob(
-        f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json"
-    )
+    path = file_of(asked, "mse", 0.3)
     path.write_text(content)
     with pytest.raises(InputError, match=f"{path.name}.*delete it") as error:
         run(asked)
@@ -451,18 +468,202 @@ def test_a_damaged_cell_is_named(tmp_path, content, whole):
     assert numbers(run(asked)) == numbers(whole)
 
 
+def test_an_edited_cell_is_named(tmp_path, whole):
+    """Whatever is changed in its text."""
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    path = file_of(asked, "mse", 0.3)
+    text = path.read_text()
+    for place in range(10, len(text), len(text) // 40):
+        old = text[place]
+        other = "7" if old != "7" else "8"
+        path.write_text(text[:place] + other + text[place + 1 :])
+        with pytest.raises(InputError, match=f"{path.name} cannot be read .*delete it") as error:
+            run(asked)
+        assert len(str(error.value).splitlines()) == 1
+    path.write_text(text)
+    assert numbers(run(asked)) == numbers(whole)
+
+
+def changed(values, where, value):
+    """Values with another one at a path such as runs.0.test.accuracy."""
+    values = copy.deepcopy(values)
+    *outer, last = [int(key) if key.isdecimal() else key for key in where.split(".")]
+    inner = values
+    for key in outer:
+        inner = inner[key]
+    inner[last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        ("runs.0.test.accuracy", 7.0, r"runs\[0\].test.accuracy must lie in \[0, 1\], got 7.0"),
+        ("runs.1.test.ece", -0.5, r"runs\[1\].test.ece must lie in \[0, 1\]"),
+        ("runs.1.test.accuracy", 0.3333, "accuracy|confusion does not hold 50 images"),
+        ("runs.0.test.nll", "2", "runs.0..test.nll must be a number, got 2"),
+        ("runs.0.test.count", 51, "must be 50, got 51|does not hold 51 images"),
+        ("runs.0.seed", 5, "it holds seeds 5 to 1, not seeds 0 to 1"),
+        ("runs.0.seed", -1, r"runs\[0\].seed must lie in \[0, inf\), got -1"),
+        ("runs.0.diverged", 3, r"runs\[0\] has diverged, or a test, but not both"),
+        ("runs.0.hits", "AAAA", r"hits of 24 images, not 50"),
+        ("runs.0.history", None, r"runs\[0\].history must be a list, got None"),
+        ("learning_rate", 0.0, r"learning_rate must lie in \(0, inf\), got 0.0"),
+        ("seconds", "1", "seconds must be float, got '1'"),
+        ("counts.test", -5, r"counts.test must lie in \[0, inf\)"),
+        ("surplus", 1, "surplus is not known"),
+    ],
+)
+def test_a_cell_out_of_range_is_named_whatever_its_seal(tmp_path, whole, where, value, said):
+    """As another program would write it."""
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    path = file_of(asked, "mse", 0.3)
+    files.write_sealed(path, changed(files.read_sealed(path), where, value))
+    with pytest.raises(InputError, match=said) as error:
+        run(asked)
+    assert path.name in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_a_folder_of_an_earlier_version_is_refused(tmp_path, monkeypatch, whole):
+    asked = study(tmp_path)
+    trained = []
+    pretend(monkeypatch, whole, trained)
+    cells_there = tmp_path / "study" / "cells"
+    cells_there.mkdir(parents=True)
+    (cells_there / "mse--label-noise-0.3-0123456789ab.json").write_text("{}")
+    with pytest.raises(InputError, match=r"an earlier version .*choose another --workdir") as error:
+        run(asked)
+    assert len(str(error.value).splitlines()) == 1 and not trained
+
+
+def test_more_seeds_train_only_new_blocks_and_end_in_the_same_numbers(tmp_path, monkeypatch):
+    """2, then 4, then 6 seeds; and 6 at once: the same cells to the bit."""
+    step_by_step = study(tmp_path, label_noise=(0.3,), block=2, epochs=1)
+    trained = []
+    train = cells.train_cell
+
+    def noted(study, cell, *rest):
+        trained.append((cell.loss, cell.seeds))
+        return train(study, cell, *rest)
+
+    monkeypatch.setattr(cells, "train_cell", noted)
+    for seeds_now in (2, 4, 6):
+        trained.clear()
+        found = run(step_by_step.replace(seeds=seeds_now))
+        last = (seeds_now - 2, seeds_now - 1)
+        assert trained == [(loss, last) for loss in step_by_step.losses]
+        assert [len(arm.runs) for arm in found.arms[0]] == [seeds_now] * 2
+    at_once = run(step_by_step.replace(seeds=6, workdir=str(tmp_path / "at once")))
+    assert numbers(at_once) == numbers(found)
+    trained.clear()
+    fewer = run(step_by_step.replace(seeds=4))  # the same folder, asked for less
+    assert not trained and [len(arm.runs) for arm in fewer.arms[0]] == [4, 4]
+
+
+def manifest_of(asked):
+    return json.loads(Path(asked.workdir, "manifest.json").read_text())
+
+
+def test_the_manifest_is_written_before_the_first_cell_and_never_again(
+    tmp_path, monkeypatch, whole
+):
+    asked = study(tmp_path, metric="nll", baseline="mse", comparisons=5)
+
+    def train(*_):
+        held = manifest_of(asked)
+        assert (held["metric"], held["baseline"], held["comparisons"]) == (
+            "nll",
+            "mean_squared_error",
+            5,
+        )
+        arms = [(arm["loss"], arm["condition"]["label_noise"]) for arm in held["arms"]]
+        assert arms == [(loss, noise) for noise in (0.0, 0.3) for loss in asked.losses]
+        assert held["recipe"]["epochs"] == 3 and "loss" not in held["recipe"]
+        raise InputError("stop here")
+
+    monkeypatch.setattr(cells, "train_cell", train)
+    with pytest.raises(InputError, match="stop here"):
+        run(asked)
+    before = Path(asked.workdir, "manifest.json").read_bytes()
+    monkeypatch.undo()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))  # refused before anything is written
+    with pytest.raises(InputError):
+        run(asked.replace(metric="ece"))
+    assert Path(asked.workdir, "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"metric": "nll"}, "metric nll instead of accuracy"),
+        ({"margin": 0.05}, "margin 0.05 instead of 0.01"),
+        ({"baseline": "mse"}, "baseline mean_squared_error instead of cross_entropy"),
+        ({"alpha": 0.1}, "alpha 0.1 instead of 0.05"),
+        ({"first_seed": 2}, "first seed 2 instead of 0"),
+        ({"comparisons": 9}, "comparisons 9 instead of 2"),
+        ({"epochs": 1}, "epochs 1 instead of 3"),
+        ({"schedule": "constant"}, "schedule constant instead of the default"),
+    ],
+)
+def test_what_was_not_planned_has_no_verdict(tmp_path, monkeypatch, whole, changes, said):
+    asked = study(tmp_path, **changes)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    pretend(monkeypatch, whole, [])
+    found = run(asked)
+    assert any(line == said for line in found.deviations)
+    assert {verdict.words for verdict in results.decide(found)} == {"exploratory"}
+    paths = report.write(found, tmp_path)
+    text = paths[1].read_text()
+    assert said in text and "· exploratory" in text
+    assert not re.search("[▲▼≈?] (better|worse|equivalent|undecided)", text)
+    assert ",exploratory" in paths[3].read_text()
+    back = run(study(tmp_path))
+    assert not back.deviations and "exploratory" not in report.write(back, tmp_path)[3].read_text()
+
+
+def test_arms_within_the_planned_comparisons_and_beyond(tmp_path, monkeypatch, whole):
+    asked = study(tmp_path, comparisons=4)
+    pretend(monkeypatch, whole, [])
+    assert run(asked).comparisons == 4
+    more = run(asked.replace(losses=(*asked.losses, "focal")))
+    assert (more.comparisons, more.deviations) == (4, [])
+    alias = run(asked.replace(losses=("ce", "mean_squared_error", "focal,gamma=2.0")))
+    assert (alias.comparisons, alias.deviations) == (4, [])  # the same by other names
+    assert "has grown" not in report.write(more, tmp_path)[1].read_text()
+    beyond = run(asked.replace(losses=(*asked.losses, "focal", "gce"), comparisons=None))
+    assert (beyond.comparisons, beyond.deviations) == (6, [])
+    assert (
+        "has grown from 4 planned comparisons to 6" in report.write(beyond, tmp_path)[1].read_text()
+    )
+    fewer = run(asked.replace(label_noise=(0.0,), comparisons=None))
+    assert (fewer.comparisons, fewer.deviations) == (4, [])  # what was planned stays counted
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"form": 2}'])
+def test_a_missing_or_damaged_manifest_is_one_line(tmp_path, whole, content):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    path = Path(asked.workdir, "manifest.json")
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=r"manifest.json .*choose another --workdir") as error:
+        run(asked)
+    assert len(str(error.value).splitlines()) == 1
+
+
 def test_cells_of_other_data_or_another_teacher_are_refused(tmp_path, whole):
     asked = study(tmp_path)
     shutil.copytree(whole.study.workdir, asked.workdir)
-    (path,) = Path(asked.workdir, "cells").glob(
-        f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json"
-    )
-    held = json.loads(path.read_text())
+    path = file_of(asked, "mse", 0.3)
+    held = files.read_sealed(path)
     for name in ("digest", "teacher_digest"):
-        path.write_text(json.dumps(held | {name: "0" * 64}))
+        files.write_sealed(path, held | {name: "0" * 64})
         with pytest.raises(InputError, match="other data, or by another teacher"):
             run(asked)
-    path.write_text(json.dumps(held))
+    files.write_sealed(path, held)
     assert numbers(run(asked)) == numbers(whole)
 
 
@@ -472,7 +673,7 @@ def test_a_cell_of_a_version_without_some_hyperparameter_is_accepted(tmp_path, m
     shutil.copytree(whole.study.workdir, asked.workdir)
     pretend(monkeypatch, whole, trained)
     for path in Path(asked.workdir, "cells").iterdir():
-        held = json.loads(path.read_text())
+        held = files.read_sealed(path)
         model, optimizer = (spec.parse(held["config"][name]) for name in ("model", "optimizer"))
         # Defaults are stored too
         assert (model.keywords["dropout"], optimizer.keywords["b1"]) == (
@@ -482,12 +683,10 @@ def test_a_cell_of_a_version_without_some_hyperparameter_is_accepted(tmp_path, m
         for name, part, gone in (("model", model, "dropout"), ("optimizer", optimizer, "b1")):
             kept = {key: value for key, value in part.keywords.items() if key != gone}
             held["config"][name] = str(spec.Spec(part.name, kept))
-        path.write_text(json.dumps(held))
+        files.write_sealed(path, held)
     found = run(asked)
     assert not trained
-    assert [[cell.runs for cell in row] for row in found.cells] == [
-        [cell.runs for cell in row] for row in whole.cells
-    ]
+    assert [cell.runs for cell in found.cells] == [cell.runs for cell in whole.cells]
 
 
 @pytest.mark.parametrize(
@@ -502,15 +701,13 @@ def test_a_cell_of_a_version_with_another_default_is_refused(
 ):
     asked = study(tmp_path)
     shutil.copytree(whole.study.workdir, asked.workdir)
-    (path,) = Path(asked.workdir, "cells").glob(
-        f"*-{folder.cell(asked, 'mse', {'label_noise': 0.3}).digest}.json"
-    )
-    held = json.loads(path.read_text())
+    path = file_of(asked, "mse", 0.3)
+    held = files.read_sealed(path)
     key, _, value = stored.partition("=")
     then = spec.parse(held["config"][name])
     assert then.name == part and then.keywords[key] != float(value)
     held["config"][name] = str(spec.Spec(part, {**then.keywords, key: float(value)}))
-    path.write_text(json.dumps(held))
+    files.write_sealed(path, held)
     wanted = (
         f"{path.name} was trained by a version of cnnlab with other defaults ({said}); delete it"
     )
@@ -538,8 +735,8 @@ def test_a_loss_that_no_rate_trains_is_reported_as_diverged(tmp_path):
     asked = study(tmp_path, losses=("cross_entropy", "mse"), label_noise=(0.0,), optimizer="sgd",
                   tune="lr=1e30,1e31".replace(",", ".."), budget=2)  # fmt: skip
     found = run(asked)
-    assert all(run.diverged is not None for run in found.cells[0][0].runs)
-    assert [trial.accuracy for trial in found.cells[0][0].tuning] == [None, None]
+    assert all(run.diverged is not None for run in found.arms[0][0].runs)
+    assert [trial.accuracy for trial in found.arms[0][0].tuning] == [None, None]
 
 
 def test_each_cell_is_compared_with_the_images_of_its_own_condition(tmp_path):
@@ -602,13 +799,134 @@ def test_the_announcement_says_how_many_seeds_a_verdict_takes(tmp_path):
     assert lines[0].startswith(
         "3 losses x 2 conditions x 2 seeds of 3 epochs, 4 comparisons with cross_entropy"
     )
-    # 1 + log2(4 / 0.05) = 7.3
-    assert any("at least 8 seeds" in line and "--seeds 8" in line for line in lines)
-    assert not any("underpowered" in line for line in cells.announcement(study(tmp_path, seeds=7)))
+    needed = sequential.seeds_needed(4)
+    assert f"no verdict is possible: 4 comparisons need at least {needed} seeds" in lines[1]
+    assert not any("verdict" in line for line in cells.announcement(study(tmp_path, seeds=8)))
+    until = cells.announcement(study(tmp_path, until="decided", max_seeds=16))
+    assert "x 2 to 16 seeds, until decided, of 3 epochs" in until[0]
+
+
+def reaching(monkeypatch, whole, trained, accuracies):
+    """Training that takes no time: `accuracies(loss, seed)` of 50 images are right."""
+
+    def train(study, cell, *_):
+        trained.append(cell)
+        runs = []
+        for seed in cell.seeds:
+            right = accuracies(cell.loss, seed)
+            test = whole.cells[0].runs[0].test | {
+                "accuracy": right / 50,
+                "confusion": [[right, 50 - right, 0], [0, 0, 0], [0, 0, 0]],
+            }
+            hits = records.packed(np.arange(50) < right)
+            run = whole.cells[0].runs[0]
+            runs.append(dataclasses.replace(run, seed=seed, test=test, hits=hits))
+        loss = {"loss": cell.loss, "condition": cell.condition, "config": cell.config}
+        return dataclasses.replace(whole.cells[0], runs=runs, **loss)
+
+    monkeypatch.setattr(cells, "train_cell", train)
+
+
+def clear_and_close(loss, seed):
+    """Two arms that differ at once, one that never does, one that does after a while."""
+    close = 20 + (seed * 7) % 5
+    return {
+        "cross_entropy": close,
+        "mse": close - 10 - seed % 3,
+        "focal,gamma=1": close + (-1) ** (seed * (seed + 1) // 2),
+        "gce": close + (3 + seed % 2 if seed not in (1, 4) else -3),
+    }[loss]
+
+
+ARMS = ("cross_entropy", "mse", "focal,gamma=1", "gce")
+
+
+def until(tmp_path, **changes):
+    asked = {"until": "decided", "max_seeds": 24, "seeds": 8, "block": 4, "losses": ARMS}
+    return study(tmp_path, label_noise=(0.0,), **(asked | changes))
+
+
+def test_blocks_are_added_to_what_is_not_decided(tmp_path, monkeypatch, whole, capsys):
+    trained = []
+    reaching(monkeypatch, whole, trained, clear_and_close)
+    found = cells.run(until(tmp_path), Board("lines"), "COMMAND")
+    assert found.deviations == []
+    numbers_of = {arm.loss: len(arm.runs) for arm in found.arms[0]}
+    assert numbers_of == {"cross_entropy": 24, "mse": 8, "focal,gamma=1": 24, "gce": 16}
+    verdicts = {verdict.loss: verdict for verdict in results.decide(found)}
+    assert verdicts["mse"].words == "worse by more than the margin"
+    assert verdicts["mse"].comparison.decided == 8
+    assert verdicts["gce"].kind == "better" and 12 < verdicts["gce"].comparison.decided <= 16
+    assert verdicts["focal,gamma=1"].kind == "undecided"
+    order = [(cell.seeds[0], cell.loss) for cell in trained]
+    assert [loss for first, loss in order if first == 8] == ["cross_entropy", *ARMS[2:]]
+    assert [loss for first, loss in order if first == 16] == ["cross_entropy", "focal,gamma=1"]
+    output = capsys.readouterr().out
+    assert "  gce, as configured: 12 seeds, evidence " in output and "to expect" in output
+
+    # As if all had been trained: the same verdicts
+    full = run(until(tmp_path, until=None, max_seeds=None, seeds=24))
+    again = {verdict.loss: verdict for verdict in results.decide(full)}
+    for loss, verdict in verdicts.items():
+        assert again[loss].comparison.decided == verdict.comparison.decided
+        assert again[loss].comparison.p == verdict.comparison.p
+    # And again until decided: the same bytes, though more cells are there
+    trained.clear()
+    paths = [report.write(found, tmp_path / "one"), report.write(run(until(tmp_path)), tmp_path)]
+    assert not trained
+    assert [path.read_bytes() for path in paths[0]] == [path.read_bytes() for path in paths[1]]
+
+
+def test_a_larger_maximum_goes_on(tmp_path, monkeypatch, whole):
+    trained = []
+    reaching(monkeypatch, whole, trained, clear_and_close)
+    short = run(until(tmp_path, max_seeds=12))
+    assert {len(arm.runs) for arm in short.arms[0]} == {8, 12}
+    trained.clear()
+    longer = run(until(tmp_path))
+    assert {cell.seeds[0] for cell in trained} == {12, 16, 20}
+    at_once = run(until(tmp_path / "at once"))
+    assert [v.comparison for v in results.decide(longer)] == [
+        v.comparison for v in results.decide(at_once)
+    ]
+
+
+def test_an_arm_that_comes_later_is_trained_from_the_first_seed(tmp_path, monkeypatch, whole):
+    trained = []
+    reaching(monkeypatch, whole, trained, clear_and_close)
+    run(until(tmp_path, losses=ARMS[:2], comparisons=3))
+    trained.clear()
+    found = run(until(tmp_path))
+    assert {(cell.loss, cell.seeds[0]) for cell in trained} >= {("gce", 0), ("focal,gamma=1", 0)}
+    assert found.comparisons == 3 and found.deviations == []
+    verdicts = {verdict.loss: verdict.words for verdict in results.decide(found)}
+    assert verdicts["mse"].startswith("worse")
+
+
+def test_undecided_arms_are_waited_for_where_others_train_them(tmp_path, monkeypatch, whole):
+    """A shard takes what is left, and what a dead process has not finished."""
+    trained = []
+    reaching(monkeypatch, whole, trained, clear_and_close)
+    asked = until(tmp_path, shard="1/2")
+    digest = folder.cells(asked, "mse", {}, plan.blocks(asked))[0].digest
+    lock = Path(asked.workdir) / "locks" / digest
+    lock.parent.mkdir(parents=True)
+    waited = []
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def let_go(_, command):
+            waited.append(command)
+            held.close()
+
+        monkeypatch.setattr(cells, "pause", let_go)
+        found = run(asked)
+    assert waited == ["COMMAND"] and trained[0].seeds == (4, 5, 6, 7)
+    assert len(found.arms[0][1].runs) == 8
 
 
 def test_spread_is_that_of_the_seeds(whole):
-    cell = whole.cells[0][0]
+    cell = whole.arms[0][0]
     on_test, over_sets = results.spread(cell)
     accuracies = [run.test["accuracy"] for run in cell.runs]
     assert (

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from cnnlab.study import plan
+from cnnlab.study import manifest, plan
+from cnnlab.study.manifest import Manifest
 from cnnlab.study.plan import Condition, Study
-from cnnlab.study.results import CellResult, Results, SeedRun, Trial
+from cnnlab.study.records import CellResult, SeedRun, Trial, packed
+from cnnlab.study.results import ArmResult, Results
 
 ECE_BINS = 15
 SHIFTS = (0.0, 0.004, -0.03, 0.012, -0.001, 0.02, 0.006, -0.012)  # of the losses' accuracies
@@ -40,26 +42,47 @@ def results(
     names = class_names or [f"class {k}" for k in range(classes)]
     rows = [
         [
-            _cell(study, i, j, names, images, steps, (diverged or {}).get((i, j), []))
+            _arm(study, i, j, names, images, steps, (diverged or {}).get((i, j), []))
             for j in range(len(losses))
         ]
         for i in range(len(plan.conditions(study)))
     ]
-    return Results(
-        study, plan.conditions(study), rows, "python experiments/ablate.py --losses 'a&b' <x>"
+    planned = Manifest(
+        form=manifest.FORM,
+        written="2026-11-01T08:30:00+00:00",
+        metric=study.metric,
+        margin=plan.margin(study),
+        baseline=plan.baseline(study),
+        arms=[],
+        first_seed=study.first_seed,
+        block=plan.block_width(study),
+        alpha=study.alpha,
+        comparisons=plan.comparisons(study),
+        recipe={},
     )
+    command = "python experiments/ablate.py --losses 'a&b' <x>"
+    return Results(study, plan.conditions(study), rows, command, planned, planned.comparisons)
 
 
-def _cell(
+def _arm(
     study: Study, place: int, j: int, names: list[str], images: int, steps: int, lost: list[int]
-) -> CellResult:
+) -> ArmResult:
+    cells = tuple(
+        _cell(study, place, j, names, images, steps, lost, block) for block in plan.blocks(study)
+    )
+    return ArmResult(study.losses[j], plan.conditions(study)[place], cells)
+
+
+def _cell(  # noqa: PLR0913
+    study: Study, place: int, j: int, names: list[str], images: int, steps: int, lost: list[int],
+    block: tuple[int, ...],
+) -> CellResult:  # fmt: skip
     condition = plan.conditions(study)[place]
     level = (
         0.85 - 0.5 * condition.get("label_noise", 0.0) * (1 - 0.15 * j) + SHIFTS[j % len(SHIFTS)]
     )
     runs = [
-        _run(study, condition, level, j, seed, names, images, steps, seed in lost)
-        for seed in plan.seeds(study)
+        _run(study, condition, level, j, seed, names, images, steps, seed in lost) for seed in block
     ]
     trials = None
     rate = study.training.learning_rate
@@ -76,11 +99,10 @@ def _cell(
         config={},
         learning_rate=rate,
         runs=runs,
-        example_variance=0.02 if study.seeds - len(lost) > 1 else None,
         tuning=trials,
-        images=45_000 * study.training.epochs * study.seeds,
+        images=45_000 * study.training.epochs * len(block),
         seconds=812.25 + j,
-        images_per_second=45_000 * study.training.epochs * study.seeds / (812.25 + j),
+        images_per_second=45_000 * study.training.epochs * len(block) / (812.25 + j),
         parameters=421_642,
         devices="2 x cpu",
         versions=dict(VERSIONS),
@@ -117,15 +139,17 @@ def _run(  # noqa: PLR0913
     norms = (1.5 + j) * np.exp(-np.arange(steps) / 30 + 0.25 * own.standard_normal(steps))
     if lost:
         return SeedRun(seed, 77, test=None, history=history[: seed % 3], gradient_norms=[])
-    test = _test(level, own, len(names), images)
+    test, hits = _test(level, own, len(names), images)
     others = {
-        name: _test(level - 0.1 * place, own, len(names), images // 2)
+        name: _test(level - 0.1 * place, own, len(names), images // 2)[0]
         for place, name in enumerate(plan.further_test_sets(study), 1)
     }
-    return SeedRun(seed, None, test, history, norms.tolist(), test_sets=others)
+    return SeedRun(seed, None, test, history, norms.tolist(), packed(hits), test_sets=others)
 
 
-def _test(level: float, rng: np.random.Generator, classes: int, images: int) -> dict[str, Any]:
+def _test(
+    level: float, rng: np.random.Generator, classes: int, images: int
+) -> tuple[dict[str, Any], np.ndarray]:
     true = rng.integers(0, classes, images)
     right = rng.random(images) < level
     wrong = (true + 1 + rng.poisson(0.8, images) % (classes - 1)) % classes
@@ -140,7 +164,7 @@ def _test(level: float, rng: np.random.Generator, classes: int, images: int) -> 
     for row, what in zip(calibration, (np.ones(images), confidence, right), strict=True):
         np.add.at(row, bins, what)
     accuracy = float(right.mean())
-    return {
+    test = {
         "count": images,
         "loss": 0.5,
         "accuracy": accuracy,
@@ -152,3 +176,4 @@ def _test(level: float, rng: np.random.Generator, classes: int, images: int) -> 
         "per_class_accuracy": [None] * classes,
         "confusion": confusion.tolist(),
     }
+    return test, right

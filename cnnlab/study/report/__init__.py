@@ -19,7 +19,7 @@ from cnnlab.html.page import page as write_page
 from cnnlab.study import plan
 from cnnlab.study.report import claims, document, tables
 from cnnlab.study.report.numbers import scales
-from cnnlab.study.results import Results, decide
+from cnnlab.study.results import Results, Verdict, decide
 
 KINDS = {mark: word for word, mark in tables.MARKS.items()}
 
@@ -62,17 +62,38 @@ def brief(results: Results) -> list[str]:
     lines = [claims.summary(results, verdicts)]
     for verdict in verdicts:
         c = verdict.comparison
-        word = tables.MARKS[tables.verdict_word(verdict)]
-        numbers = (
-            f"{scale.difference(c.mean)} {scale.interval(c.low, c.high, signs=True)} "
-            f"{scale.difference_unit}"
-            if c
-            else ""
-        )
+        interval = scale.interval(c.low, c.high, signs=True)
+        numbers = f"{scale.difference(c.mean)} {interval} {scale.difference_unit}".strip()
         lines.append(
-            f"  {word:<15} {verdict.loss}, {plan.label(verdict.condition)}: {numbers}".rstrip(" :")
+            f"  {tables.marked(verdict):<15} {verdict.loss}, {plan.label(verdict.condition)}: "
+            f"{numbers}, decided after {tables.decided(verdict)} seeds"
+            if c.decided
+            else f"  {tables.marked(verdict):<15} {verdict.loss}, {plan.label(verdict.condition)}: "
+            f"{numbers}, {tables.decided(verdict)}"
         )
     return lines
+
+
+STANDING = ("comparison", "seeds", "evidence", "interval", "verdict")
+
+
+def standings(
+    results: Results, verdicts: Sequence[Verdict]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return head and rows of a table, as text, of how the comparisons stand while a study runs."""
+    scale = scales(results.study)[results.study.metric]
+    limit = results.comparisons / results.study.alpha
+    rows = []
+    for verdict in verdicts:
+        c = verdict.comparison
+        evidence = f"{max(c.evidence, default=1.0):.3g} of {limit:.3g}"
+        interval = f"{scale.interval(c.low, c.high, signs=True)} {scale.difference_unit}".strip()
+        name = f"{verdict.loss}, {plan.label(verdict.condition)}:"
+        word = tables.marked(verdict)
+        if not c.decided:
+            word += f", {tables.expected(c)}"
+        rows.append((name, str(c.n), evidence, interval, word))
+    return STANDING, rows
 
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

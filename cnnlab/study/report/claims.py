@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from cnnlab.study import plan, statistics
+from cnnlab.study import plan, sequential, statistics
+from cnnlab.study.records import CellResult
 from cnnlab.study.report import series
 from cnnlab.study.report.numbers import number_of, scales, short
-from cnnlab.study.report.tables import DIVERGED, verdict_word
-from cnnlab.study.results import CellResult, Results, Verdict
+from cnnlab.study.results import EXPLORATORY, Results, Verdict
 
 # Of the versions: they change the rounding, and are reported with the compute.
 HARDWARE = ("machine", "flags")
@@ -51,11 +51,30 @@ def compared(results: Results) -> str:
         else f", {number_of(study.training.epochs, 'epoch')}"
     )
     return (
-        f"{rest} against the baseline {base}{where}: {number_of(study.seeds, 'paired seed')} "
-        f"each{first}, {study.training.model} on {study.training.dataset}{epochs}; the metric "
-        f"named beforehand is "
-        f"{_metric(study)} on the test set."
+        f"{rest} against the baseline {base}{where}: {_seeds(results)} "
+        f"each{first}, {study.training.model} on {study.training.dataset}{epochs}; by "
+        f"{_metric(study)} on the test set.{_split(study)}"
     )
+
+
+def _split(study: plan.Study) -> str:
+    """Say which images are held out for validation."""
+    training = study.training
+    if not training.validation:
+        return ""
+    if training.split_seed is None:
+        return " Each seed draws its own validation split, so that verdicts cover other splits."
+    return (
+        f" All seeds have the same validation split (--split-seed {training.split_seed}): verdicts "
+        "are about that one."
+    )
+
+
+def _seeds(results: Results) -> str:
+    """Say how many seeds the arms have."""
+    numbers = sorted({len(arm.runs) for row in results.arms for arm in row})
+    most = number_of(numbers[-1], "paired seed")
+    return most if len(numbers) == 1 else f"{numbers[0]} to {most}"
 
 
 def _metric(study: plan.Study) -> str:
@@ -65,49 +84,72 @@ def _metric(study: plan.Study) -> str:
 
 def summary(results: Results, verdicts: Sequence[Verdict]) -> str:
     """Say how many verdicts there are of each kind."""
-    counts = Counter(map(verdict_word, verdicts))
+    counts = Counter(verdict.kind for verdict in verdicts)
     order = (
         statistics.BETTER,
         statistics.WORSE,
         statistics.EQUIVALENT,
         statistics.UNDECIDED,
-        statistics.UNDERPOWERED,
-        DIVERGED,
+        EXPLORATORY,
     )
     kinds = listed([f"{counts[word]} {word}" for word in order if counts[word]])
     return f"{number_of(len(verdicts), 'comparison')} with {plan.baseline(results.study)}: {kinds}."
 
 
-def warnings(results: Results) -> list[str]:
-    """List what weakens every claim below: too few seeds, rates not tuned or at the edge, diverged
-    runs, mixed cells.
+def warnings(results: Results, verdicts: Sequence[Verdict]) -> list[str]:
+    """List what weakens every claim below: deviations from the plan, too few seeds, rates not tuned
+    or at the edge, diverged runs, mixed cells, verdicts against the mean.
     """
     return [
+        *_unplanned(results),
+        *_grown(results),
         *_too_few(results),
         *_untuned(results),
         *_edges(results),
         *_diverged(results),
         *_mixed(results),
+        *_against_the_mean(results, verdicts),
+    ]
+
+
+def _unplanned(results: Results) -> list[str]:
+    if not results.deviations:
+        return []
+    return [
+        "Exploratory: this is not what was planned, so that there are no verdicts. It has "
+        f"{listed(results.deviations, '; ')}. The intervals hold for any margin, but not for a "
+        "metric or a baseline that was chosen after the results were seen."
+    ]
+
+
+def _grown(results: Results) -> list[str]:
+    planned = results.manifest.comparisons
+    if results.comparisons <= planned:
+        return []
+    return [
+        f"The family has grown from {number_of(planned, 'planned comparison')} to "
+        f"{results.comparisons} after results were seen. All levels were computed again, for "
+        f"{results.comparisons}; name the number beforehand with --comparisons."
     ]
 
 
 def _too_few(results: Results) -> list[str]:
     study = results.study
-    m = (len(study.losses) - 1) * len(results.conditions)
-    needed = statistics.seeds_needed(m)
-    if study.seeds >= needed:
+    needed = sequential.seeds_needed(results.comparisons, study.alpha)
+    most = max(len(arm.runs) for row in results.arms for arm in row)
+    if most >= needed:
         return []
     return [
-        f"No verdict was possible: {number_of(m, 'comparison')} at "
-        f"{number_of(study.seeds, 'seed')} cannot reach p = 0.05 after Holm’s correction, whatever "
-        f"the difference; {needed} seeds are needed (--seeds {needed})."
+        f"No verdict was possible: {number_of(results.comparisons, 'comparison')} at "
+        f"{number_of(most, 'seed')} cannot be decided, whatever the difference; {needed} "
+        "seeds are needed. The same command with more --seeds trains only what is missing."
     ]
 
 
 def _untuned(results: Results) -> list[str]:
     if results.study.tune is not None:
         return []
-    used = sorted({cell.learning_rate for row in results.cells for cell in row})
+    used = sorted({cell.learning_rate for cell in results.cells})
     return [
         "The learning rate was not tuned per loss: all losses used "
         f"{listed(list(map(short, used)))}, and a rate that suits the baseline biases every "
@@ -118,11 +160,11 @@ def _untuned(results: Results) -> list[str]:
 def _edges(results: Results) -> list[str]:
     at_edge = []
     for j, loss in enumerate(results.study.losses):
-        cells = [row[j] for row in results.cells]
-        rates = sorted({short(cell.learning_rate) for cell in cells if series.at_edge(cell)})
-        count = sum(map(series.at_edge, cells))
+        arms = [row[j] for row in results.arms]
+        rates = sorted({short(arm.learning_rate) for arm in arms if series.at_edge(arm)})
+        count = sum(map(series.at_edge, arms))
         if count:
-            among = f", under {count} of {len(cells)} conditions" if len(cells) > 1 else ""
+            among = f", under {count} of {len(arms)} conditions" if len(arms) > 1 else ""
             at_edge.append(f"{loss} ({listed(rates)}{among})")
     if not at_edge:
         return []
@@ -146,24 +188,40 @@ def tuned(results: Results) -> list[str]:
 
 def _diverged(results: Results) -> list[str]:
     lines = []
-    for condition, row in zip(results.conditions, results.cells, strict=True):
-        for cell in row:
-            if lost := series.diverged(cell):
+    for condition, row in zip(results.conditions, results.arms, strict=True):
+        for arm in row:
+            if lost := series.diverged(arm):
                 seeds = listed([f"{seed} (step {step:,})" for seed, step in lost])
-                runs = number_of(len(cell.runs), "run")
+                runs = number_of(len(arm.runs), "run")
                 lines.append(
-                    f"{len(lost)} of {runs} of {cell.loss}, {plan.label(condition)}: seed {seeds}"
+                    f"{len(lost)} of {runs} of {arm.loss}, {plan.label(condition)}: seed {seeds}"
                 )
     if not lines:
         return []
     return [
-        f"Runs diverged: {'; '.join(lines)}. Comparisons with them have no numbers, as leaving "
-        f"such seeds out would flatter the loss; the verdict is “{DIVERGED}”."
+        f"Runs diverged: {'; '.join(lines)}. Such a seed counts as infinitely bad in verdicts and "
+        "intervals; means of the others would flatter the loss and are not shown."
+    ]
+
+
+def _against_the_mean(results: Results, verdicts: Sequence[Verdict]) -> list[str]:
+    larger = plan.metric(results.study).larger_is_better
+    lines = []
+    for verdict in verdicts:
+        mean = verdict.comparison.mean
+        claimed = {statistics.BETTER: 1, statistics.WORSE: -1}.get(verdict.kind, 0)
+        if claimed * mean * (1 if larger else -1) < 0:
+            lines.append(f"{verdict.loss}, {plan.label(verdict.condition)} ({verdict.kind})")
+    if not lines:
+        return []
+    return [
+        f"Verdict and mean difference disagree in sign: {listed(lines, '; ')}. It is usually one "
+        "way, and sometimes much more the other: look at every seed."
     ]
 
 
 def _mixed(results: Results) -> list[str]:
-    cells = [cell for row in results.cells for cell in row]
+    cells = results.cells
     lines = []
     by_size: dict[object, set[str]] = {}  # scaled otherwise, the same images have another digest
     for cell in cells:
@@ -190,7 +248,7 @@ def _differing(cells: Sequence[CellResult], hardware: bool) -> str:
 
 def machines(results: Results) -> list[str]:
     """Say which machines or flags differ between cells; nothing if none do."""
-    differing = _differing([cell for row in results.cells for cell in row], hardware=True)
+    differing = _differing(results.cells, hardware=True)
     return (
         [f"Cells were trained on different machines, which can differ in rounding: {differing}."]
         if differing
@@ -198,34 +256,50 @@ def machines(results: Results) -> list[str]:
     )
 
 
+def planned(results: Results) -> str:
+    """Say what was planned, and when."""
+    manifest = results.manifest
+    more = ""
+    if results.comparisons > plan.comparisons(results.study):
+        more = f" of {results.comparisons} that are planned"
+    return (
+        f"Planned on {manifest.written.replace('T', ' at ').replace('+00:00', ' UTC')}, before the "
+        f"first cell was trained: {scales(results.study)[results.study.metric].name} against "
+        f"{manifest.baseline}, margin ±{_margin(results)}, "
+        f"{number_of(plan.comparisons(results.study), 'comparison')}{more}. Of studies without any "
+        f"difference at most {100 * manifest.alpha:g} % end with a better or worse, however often "
+        "one looks and whenever one stops."
+    )
+
+
+def _margin(results: Results) -> str:
+    study = results.study
+    return scales(study)[study.metric].with_unit(plan.margin(study))
+
+
 def meanings(results: Results) -> list[tuple[str, str]]:
     """Explain each verdict: (word, explanation)."""
-    study = results.study
-    m = number_of((len(study.losses) - 1) * len(results.conditions), "comparison")
-    margin = scales(study)[study.metric].with_unit(plan.margin(study))
+    margin = _margin(results)
     return [
         (
             f"{statistics.BETTER}, {statistics.WORSE}",
-            "the mean difference is not zero: sign-flip test over the seeds, p ≤ 0.05 after "
-            f"Holm’s correction over {m}. It may still be smaller than ±{margin}: look at the "
-            "interval.",
+            "the differences are not symmetric about zero: the interval lies on one side of it. "
+            f"“By more than the margin”: all of it lies beyond ±{margin}. “Within the margin”: all "
+            f"of it lies within, so there is a difference, but a smaller one than ±{margin}.",
         ),
         (
             statistics.EQUIVALENT,
-            f"the mean difference lies within ±{margin}: two one-sided t-tests, p ≤ 0.05 after "
-            "Holm’s correction.",
+            f"the interval lies within ±{margin}, and zero in it.",
         ),
         (
             statistics.UNDECIDED,
-            f"neither was shown, though with these seeds a difference of {margin} would have been "
-            "found with power 0.8.",
+            "the interval allows both. This is never “no difference”: it takes more seeds; how "
+            "many stands next to it, if the differences go on as they are.",
         ),
         (
-            statistics.UNDERPOWERED,
-            f"neither was shown, and a difference of {margin} could have been missed. This is "
-            "never “no difference”: it takes more seeds.",
+            EXPLORATORY,
+            "the study differs from its plan, so that its numbers are to look at.",
         ),
-        (DIVERGED, "a run of the loss or of the baseline left the finite numbers."),
     ]
 
 
@@ -237,10 +311,14 @@ def columns(results: Results) -> str:
         if plan.metric(results.study).larger_is_better
         else "; as smaller is better, below 0.5 favours the loss"
     )
+    together = number_of(results.comparisons, "comparison")
     return (
-        "Differences are loss minus baseline, of the same seed. d_z: mean over sd of the "
-        f"differences. P(A > B): share of seeds where the loss’s {name} (A) is above the "
-        f"baseline’s (B), ties half{tail}. Detectable: the smallest mean difference found with "
-        "power 0.8 at these seeds. Intervals are of one comparison, without Holm’s correction; p "
-        "not equivalent is what “equivalent” rests on."
+        "Differences are loss minus baseline, of the same seed. The interval holds at every look, "
+        f"for all {together} together. p: of differences that are symmetric about zero, at every "
+        "look, after Holm’s correction; p not equivalent: of a centre beyond the margin. Sign "
+        "flips: p of an exact test for one look and one comparison, a second opinion. d_z: mean "
+        f"over sd of the differences. P(A > B): share of seeds where the loss’s {name} (A) is "
+        f"above the baseline’s (B), ties half{tail}. Failed: seeds that diverged or collapsed "
+        "(less than half the accuracy of the arm’s median seed), and the highest rate of them that "
+        "so many seeds allow, at 95 %."
     )

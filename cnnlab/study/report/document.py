@@ -24,7 +24,7 @@ from cnnlab.plots import MATRIX_CLASSES
 from cnnlab.study import plan
 from cnnlab.study.report import claims, figures, series, tables
 from cnnlab.study.report.numbers import scales
-from cnnlab.study.results import CellResult, Results, Verdict
+from cnnlab.study.results import ArmResult, Results, Verdict
 
 
 def sections(results: Results, verdicts: Sequence[Verdict]) -> list[Section]:
@@ -36,7 +36,8 @@ def sections(results: Results, verdicts: Sequence[Verdict]) -> list[Section]:
     """
     parts = [
         _verdicts(results, verdicts),
-        _seeds(results),
+        _evidence(results, verdicts),
+        _seeds(results, verdicts),
         _averages(results),
         _test_sets(results),
         _spread(results),
@@ -64,29 +65,55 @@ def _verdicts(results: Results, verdicts: Sequence[Verdict]) -> Section:
         "Verdicts",
         [
             Text(claims.summary(results, verdicts)),
-            *[Text(line, alarm=True) for line in claims.warnings(results)],
+            Text(claims.planned(results)),
+            *[Text(line, alarm=True) for line in claims.warnings(results, verdicts)],
             *[Text(line) for line in claims.tuned(results)],
             _tabled(results, tables.verdicts(results, verdicts)),
             Text(claims.columns(results), dim=True),
             Terms(claims.meanings(results)),
-            Text("The other metrics: to look at; only the metric named beforehand is tested."),
+            Text(
+                "The other metrics: to look at; only the metric named beforehand has verdicts. "
+                "Each interval holds at every look, for itself alone."
+            ),
             _tabled(results, tables.others(results)),
         ],
     )
 
 
-def _seeds(results: Results) -> Section:
+def _evidence(results: Results, verdicts: Sequence[Verdict]) -> Section:
+    if not any(verdict.comparison.evidence for verdict in verdicts):
+        return Section("Evidence", [])
+    places = range(len(results.conditions))
+    return Section(
+        "Evidence along the seeds",
+        [
+            Text(
+                "How much the seeds so far speak against “symmetric about zero”: the capital of a "
+                "player who bets on the signs of the differences, in a game that is fair if they "
+                "are symmetric. Above the dashed line a comparison is decided on its own, at "
+                f"{results.comparisons / results.study.alpha:,.0f}; as others of the family are "
+                "decided less is enough. A ring marks the seed of decision."
+            ),
+            Legend(results.study.losses),
+            Panels(lambda: [figures.evidence(results, verdicts, i) for i in places]),
+        ],
+    )
+
+
+def _seeds(results: Results, verdicts: Sequence[Verdict]) -> Section:
     places = range(len(results.conditions))
     return Section(
         "Every seed",
         [
             Text(
-                "Each point is a seed on the test set, each bar the mean’s 95 % interval, its line "
-                "the mean. On the right the differences from the baseline at the same seed; the "
-                "grey band is the margin of equivalence."
+                "Each point is a seed on the test set; on the left the bar is the mean ± sd over "
+                "seeds. On the right the differences from the baseline at the same seed, with the "
+                "interval of the table of verdicts and a line at their median; the grey band is "
+                "the margin of equivalence."
             ),
             Panels(
-                lambda: [panel for i in places for panel in figures.seeds(results, i)], pairs=True
+                lambda: [p for i in places for p in figures.seeds(results, verdicts, i)],
+                pairs=True,
             ),
             _tabled(results, tables.seeds(results), "The same as a table"),
         ],
@@ -181,15 +208,15 @@ def _noisy(results: Results) -> bool:
 
 
 def _has(results: Results, name: str) -> bool:
-    return any(name in row for cell in _cells(results) for run in cell.runs for row in run.history)
+    return any(name in row for arm in _arms(results) for run in arm.runs for row in run.history)
 
 
-def _cells(results: Results) -> list[CellResult]:
-    return [cell for row in results.cells for cell in row]
+def _arms(results: Results) -> list[ArmResult]:
+    return [arm for row in results.arms for arm in row]
 
 
 def _gradients(results: Results) -> Section:
-    steps = max((series.gradient_norms(cell).shape[1] for cell in _cells(results)), default=0)
+    steps = max((series.gradient_norms(arm).shape[1] for arm in _arms(results)), default=0)
     if not steps:
         return Section("Gradient norms", [])
     places = range(len(results.conditions))
@@ -227,7 +254,7 @@ def _calibration(results: Results) -> Section:
 
 def _confusion(results: Results) -> Section:
     losses = range(len(results.study.losses))
-    bars = any(len(cell.class_names) > MATRIX_CLASSES for cell in _cells(results))
+    bars = any(len(arm.class_names) > MATRIX_CLASSES for arm in _arms(results))
     return Section(
         "Largest confusions" if bars else "Confusion matrices",
         [
@@ -255,7 +282,7 @@ def _along(results: Results, name: str) -> Section:
     return Section(
         f"{metric[0].upper()}{metric[1:]} against {words}",
         [
-            Text("Mean over seeds with its 95 % interval; the numbers are in the tables above."),
+            Text("Mean ± sd over seeds; the numbers are in the tables above."),
             Legend(results.study.losses),
             Panels(
                 lambda: [figures.along(results, name, others, places) for others, places in groups]
@@ -265,7 +292,7 @@ def _along(results: Results, name: str) -> Section:
 
 
 def _tuning(results: Results) -> Section:
-    if not any(cell.tuning for cell in _cells(results)):
+    if not any(arm.tuning for arm in _arms(results)):
         return Section("Tuning", [])
     places = range(len(results.conditions))
     return Section(
@@ -297,9 +324,9 @@ def _compute(results: Results) -> Section:
 
 
 def _reproduction(results: Results) -> Section:
-    versions = [cell.versions for cell in _cells(results)]
+    versions = [cell.versions for cell in results.cells]
     distinct = [version for i, version in enumerate(versions) if version not in versions[:i]]
-    head = "Versions" if len(distinct) == 1 else "Versions (cells differ)"
+    head = "Versions" if len(distinct) == 1 else "Versions (arms differ)"
     return Section(
         "To repeat it",
         [

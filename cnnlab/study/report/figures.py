@@ -14,10 +14,10 @@ from cnnlab.html.blocks import Panel
 from cnnlab.html.svg import INK, draw, look, plain_log
 from cnnlab.metrics import largest_confusions
 from cnnlab.plots import MATRIX_CLASSES, SERIES, clipped, confusion_bars
-from cnnlab.study import plan
+from cnnlab.study import plan, sequential
 from cnnlab.study.report import series, tables
 from cnnlab.study.report.numbers import ECE, number_of, scales, short
-from cnnlab.study.results import CellResult, Results, curve, differences, values
+from cnnlab.study.results import ArmResult, Results, Verdict, curve, differences, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,24 +30,77 @@ BARS = 12  # confusions that are drawn of more classes than a matrix is drawn of
 BAR_NAME = 18  # characters of a name next to a bar
 
 
-def seeds(results: Results, place: int) -> list[Panel]:
+def evidence(results: Results, verdicts: Sequence[Verdict], place: int) -> Panel:
+    """Draw the evidence against "symmetric about zero" along the seeds, a line for each loss."""
+    rows = _rows(results, verdicts, place)
+    limit = results.comparisons / results.study.alpha
+
+    def paint(axis: Axes) -> None:
+        axis.set_yscale("log")
+        axis.axhline(limit, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axis.axhline(1, color=INK, linewidth=0.8)
+        for j, verdict in rows.items():
+            capital = np.maximum(verdict.comparison.evidence, 1e-3)
+            x = np.arange(len(capital)) + sequential.FIRST
+            axis.plot(x, capital, **look(j), linewidth=1.6, markersize=4.5)
+            at = verdict.comparison.decided - sequential.FIRST
+            if 0 <= at < len(capital):
+                axis.plot(
+                    [x[at]],
+                    [capital[at]],
+                    "o",
+                    markersize=11,
+                    markerfacecolor="none",
+                    markeredgecolor=look(j)["color"],
+                    markeredgewidth=1.6,
+                )
+        axis.grid(color=INK, alpha=0.15)
+        ticks = cast("MaxNLocator", axis.xaxis.get_major_locator())
+        ticks.set_params(integer=True, nbins=6)
+        axis.set(xlabel="seeds", ylabel="evidence (log)")
+        plain_log(axis.yaxis)
+
+    caption = f"Evidence{_under(results.conditions[place])}"
+    return Panel(caption, draw(paint, f"{caption}, along the seeds"))
+
+
+def _rows(results: Results, verdicts: Sequence[Verdict], place: int) -> dict[int, Verdict]:
+    """Find the verdicts under the place-th condition, by the number of the loss."""
+    condition, losses = results.conditions[place], results.study.losses
+    return {losses.index(v.loss): v for v in verdicts if v.condition == condition}
+
+
+def seeds(results: Results, verdicts: Sequence[Verdict], place: int) -> list[Panel]:
     """Draw the study's metric for each seed, and its difference from the baseline of the same seed,
     under the place-th condition.
     """
     study = results.study
     scale = scales(results.study)[results.study.metric]
-    cells = results.cells[place]
+    arms = results.arms[place]
     where = _under(results.conditions[place])
-    accuracies = [scale.factor * values(cell, study.metric) for cell in cells]
+    accuracies = [scale.factor * values(arm, study.metric) for arm in arms]
     gaps = [
         scale.factor * differences(results, study.metric).get((place, j), np.array([]))
-        for j in range(len(cells))
+        for j in range(len(arms))
     ]
     margin = scale.factor * plan.margin(study)
     direction = "larger" if plan.metric(study).larger_is_better else "smaller"
 
+    rows = _rows(results, verdicts, place)
+    spans = [
+        (series.mean(row) - series.sd(row), series.mean(row), series.mean(row) + series.sd(row))
+        for row in accuracies
+    ]
+    nothing = (np.nan, np.nan, np.nan)
+    intervals = [
+        tuple(scale.factor * end for end in (c.low, c.median, c.high))
+        if (c := rows[j].comparison if j in rows else None)
+        else nothing
+        for j in range(len(arms))
+    ]
+
     def left(axis: Axes) -> None:
-        _strips(axis, study.losses, accuracies)
+        _strips(axis, study.losses, accuracies, spans)
         axis.set_xlabel(f"{scale.label}, {direction} is better")
 
     def right(axis: Axes) -> None:
@@ -57,12 +110,12 @@ def seeds(results: Results, place: int) -> list[Panel]:
             loss if len(gap) else f"{loss} (baseline)"
             for loss, gap in zip(study.losses, gaps, strict=True)
         ]
-        _strips(axis, names, gaps)
+        _strips(axis, names, gaps, intervals)
         axis.set_xlabel(scale.difference_label)
 
     shape = {
         "width": STRIP,
-        "height": ROW * len(cells) + 48,
+        "height": ROW * len(arms) + 48,
         "left": 8,
         "right": 12,
         "top": 6,
@@ -80,8 +133,13 @@ def seeds(results: Results, place: int) -> list[Panel]:
     ]
 
 
-def _strips(axis: Axes, losses: Sequence[str], rows: Sequence[np.ndarray]) -> None:
-    """Draw a row for each loss, its name above its points; mean and interval as a bar."""
+def _strips(
+    axis: Axes,
+    losses: Sequence[str],
+    rows: Sequence[np.ndarray],
+    bars: Sequence[tuple[float, ...]],
+) -> None:
+    """Draw a row for each loss, its name above its points; (low, middle, high) as a bar."""
     for j, (loss, row) in enumerate(zip(losses, rows, strict=True)):
         style = look(j)
         finite = np.isfinite(row)
@@ -95,11 +153,11 @@ def _strips(axis: Axes, losses: Sequence[str], rows: Sequence[np.ndarray]) -> No
             markersize=6,
             markeredgewidth=0,
         )
-        if len(row) > 1 and finite.all():
-            mean = series.mean(row)
-            low, high = series.interval(row)
+        low, middle, high = bars[j]
+        if np.isfinite(low) and np.isfinite(high):
             axis.plot([low, high], [j + 0.15] * 2, color=style["color"], linewidth=2)
-            axis.plot([mean], [j + 0.15], "|", color=INK, markersize=13, markeredgewidth=2)
+        if np.isfinite(middle):
+            axis.plot([middle], [j + 0.15], "|", color=INK, markersize=13, markeredgewidth=2)
         lost = "" if finite.all() else f" – {number_of(int((~finite).sum()), 'run')} diverged"
         axis.text(
             0.01,
@@ -129,15 +187,15 @@ def _capital(text: str) -> str:
 def _lines(
     results: Results,
     place: int,
-    table: Callable[[CellResult], np.ndarray],
+    table: Callable[[ArmResult], np.ndarray],
     x0: int = 1,
     log: bool = False,
 ) -> Callable[[Axes], None]:
     """Return a function that paints mean and band over seeds, one line per loss."""
 
     def paint(axis: Axes) -> None:
-        for j, cell in enumerate(results.cells[place]):
-            rows = table(cell)
+        for j, arm in enumerate(results.arms[place]):
+            rows = table(arm)
             if log:
                 rows = np.log10(np.where(rows > 0, rows, np.nan))
             mean, sd = series.band(rows)
@@ -162,7 +220,7 @@ def _lines(
 
 def curves(results: Results, place: int, name: str) -> Panel:
     """Draw a column of the history over the epochs: validation_accuracy or train_accuracy."""
-    paint = _lines(results, place, lambda cell: 100 * curve(cell, name))
+    paint = _lines(results, place, lambda arm: 100 * curve(arm, name))
 
     def paint_curves(axis: Axes) -> None:
         paint(axis)
@@ -188,10 +246,10 @@ def reliability(results: Results, place: int, j: int) -> Panel:
     """Draw accuracy against confidence, pooled over seeds, with bars for the share of the images at
     that confidence.
     """
-    cell = results.cells[place][j]
+    arm = results.arms[place][j]
     style = look(j)
     ece = ECE
-    count, confidence, accuracy = series.calibration(cell)
+    count, confidence, accuracy = series.calibration(arm)
 
     def paint(axis: Axes) -> None:
         bins = len(count)
@@ -211,27 +269,27 @@ def reliability(results: Results, place: int, j: int) -> Panel:
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence (share)", ylabel="accuracy (share)")
         axis.set(xticks=[0, 0.25, 0.5, 0.75, 1], yticks=[0, 0.25, 0.5, 0.75, 1])
 
-    text = f"ECE {tables.spread_of(ece, values(cell, 'ece'))} {ece.unit}"
-    lost = f", without {len(series.diverged(cell))} diverged" if series.diverged(cell) else ""
+    text = f"ECE {tables.spread_of(ece, values(arm, 'ece'))} {ece.unit}"
+    lost = f", without {len(series.diverged(arm))} diverged" if series.diverged(arm) else ""
     where = _under(results.conditions[place])
-    label = f"Reliability of {cell.loss}{where}: {text}"
-    return Panel(f"{cell.loss}: {text}{lost}", draw(paint, label, 262, 245, right=16))
+    label = f"Reliability of {arm.loss}{where}: {text}"
+    return Panel(f"{arm.loss}: {text}{lost}", draw(paint, label, 262, 245, right=16))
 
 
 def confusion(results: Results, place: int, j: int) -> Panel:
     """Draw the confusion matrix, pooled over seeds: shares of each true class; of many classes the
     largest confusions.
     """
-    cell = results.cells[place][j]
-    counts = series.confusion(cell)
-    lost = f", without {len(series.diverged(cell))} diverged" if series.diverged(cell) else ""
-    caption = f"{cell.loss}{lost}"
-    label = f"Confusion matrix of {cell.loss}{_under(results.conditions[place])}"
+    arm = results.arms[place][j]
+    counts = series.confusion(arm)
+    lost = f", without {len(series.diverged(arm))} diverged" if series.diverged(arm) else ""
+    caption = f"{arm.loss}{lost}"
+    label = f"Confusion matrix of {arm.loss}{_under(results.conditions[place])}"
     if counts is None:
         return Panel(caption, draw(_all_diverged, label))
-    if len(cell.class_names) > MATRIX_CLASSES:
-        return Panel(caption, _largest_confusions(counts, cell.class_names, label))
-    return Panel(caption, _matrix(series.shares(counts), cell.class_names, label))
+    if len(arm.class_names) > MATRIX_CLASSES:
+        return Panel(caption, _largest_confusions(counts, arm.class_names, label))
+    return Panel(caption, _matrix(series.shares(counts), arm.class_names, label))
 
 
 def _all_diverged(axis: Axes) -> None:
@@ -304,12 +362,11 @@ def along(results: Results, name: str, others: plan.Condition, places: Sequence[
     def paint(axis: Axes) -> None:
         for j in range(len(results.study.losses)):
             per_place = [
-                scale.factor * values(results.cells[i][j], results.study.metric) for i in places
+                scale.factor * values(results.arms[i][j], results.study.metric) for i in places
             ]
             mean = np.array([series.mean(row) for row in per_place])
-            low, high = np.array([series.interval(row) for row in per_place]).T
-            ends = np.nan_to_num([mean - low, high - mean])
-            axis.errorbar(x, mean, ends, **look(j), linewidth=1.6, markersize=5.5, capsize=3)
+            sd = np.nan_to_num([series.sd(row) for row in per_place])
+            axis.errorbar(x, mean, sd, **look(j), linewidth=1.6, markersize=5.5, capsize=3)
         if name != "label_noise":
             axis.set_xscale("log")
             axis.minorticks_off()
@@ -334,13 +391,13 @@ def tuning(results: Results, place: int) -> Panel:
 
     def paint(axis: Axes) -> None:
         axis.set_xscale("log")
-        for j, cell in enumerate(results.cells[place]):
-            trials = cell.tuning or []
+        for j, arm in enumerate(results.arms[place]):
+            trials = arm.tuning or []
             style = look(j)
             x = [trial.learning_rate for trial in trials]
             y = [math.nan if trial.accuracy is None else 100 * trial.accuracy for trial in trials]
             axis.plot(x, y, **style, linewidth=1.4, markersize=4.5)
-            chosen = [k for k, rate in enumerate(x) if rate == cell.learning_rate]
+            chosen = [k for k, rate in enumerate(x) if rate == arm.learning_rate]
             axis.plot(
                 [x[k] for k in chosen],
                 [y[k] for k in chosen],

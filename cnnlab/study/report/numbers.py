@@ -46,8 +46,8 @@ class Scale:
         return signed(self.factor * value, self.digits)
 
     def interval(self, low: float, high: float, signs: bool = False) -> str:
-        """Format an interval as [low, high]; a dash unless both ends are finite."""
-        if not (math.isfinite(low) and math.isfinite(high)):
+        """Format an interval as [low, high]; a dash if neither end is finite."""
+        if not (math.isfinite(low) or math.isfinite(high)):
             return NONE
         write = self.difference if signs else self.value
         return f"[{write(low)}, {write(high)}]"

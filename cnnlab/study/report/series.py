@@ -7,15 +7,15 @@ from __future__ import annotations
 import numpy as np
 
 from cnnlab import metrics
-from cnnlab.study import statistics
+from cnnlab.study import sequential
 from cnnlab.study.plan import Condition
-from cnnlab.study.results import CellResult, Results, padded
+from cnnlab.study.results import ArmResult, Results, padded
 from cnnlab.types import Metrics
 
 
-def gradient_norms(cell: CellResult) -> np.ndarray:
+def gradient_norms(arm: ArmResult) -> np.ndarray:
     """Collect the gradient norms of the first steps: float64[seeds, steps]."""
-    return padded(run.gradient_norms or [] for run in cell.runs)
+    return padded(run.gradient_norms or [] for run in arm.runs)
 
 
 def band(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -34,11 +34,9 @@ def mean(seed_values: np.ndarray) -> float:
     return float(seed_values.mean()) if np.all(np.isfinite(seed_values)) else np.nan
 
 
-def interval(seed_values: np.ndarray) -> tuple[float, float]:
-    """Compute the mean's 95 % interval over seeds; NaN if a run diverged or there is only one."""
-    if len(seed_values) < 2 or not np.all(np.isfinite(seed_values)):
-        return np.nan, np.nan
-    low, high = statistics.interval(seed_values)
+def interval(gaps: np.ndarray, alpha: float) -> tuple[float, float]:
+    """Compute the interval of paired differences that holds at every look, for them alone."""
+    low, high = sequential.interval(gaps, alpha)
     return float(low), float(high)
 
 
@@ -51,16 +49,16 @@ def sd(seed_values: np.ndarray) -> float:
     )
 
 
-def tested(cell: CellResult) -> list[Metrics]:
+def tested(arm: ArmResult) -> list[Metrics]:
     """Return the test results of the runs that did not diverge."""
-    return [run.test for run in cell.runs if run.diverged is None and run.test is not None]
+    return [run.test for run in arm.runs if run.diverged is None and run.test is not None]
 
 
-def calibration(cell: CellResult) -> np.ndarray:
+def calibration(arm: ArmResult) -> np.ndarray:
     """Compute count, mean confidence and accuracy of each bin, pooled over seeds: float64[3, bins].
     The latter two are NaN for an empty bin; there are no bins if all runs diverged.
     """
-    tests = tested(cell)
+    tests = tested(arm)
     if not tests:
         return np.full((3, 0), np.nan)
     count, confidence, hits = np.array([test["calibration"] for test in tests], np.float64).sum(0)
@@ -68,12 +66,12 @@ def calibration(cell: CellResult) -> np.ndarray:
     return np.stack([count, confidence / some, hits / some])
 
 
-def confusion(cell: CellResult) -> np.ndarray | None:
+def confusion(arm: ArmResult) -> np.ndarray | None:
     """Count the images of each true class that were predicted as each class, over all seeds:
     int64[K, K]; None if all runs diverged.
     """
     counts = None
-    for test in tested(cell):
+    for test in tested(arm):
         matrix = metrics.confusion_matrix(test)
         counts = matrix if counts is None else counts + matrix
     return counts
@@ -106,12 +104,12 @@ def along(results: Results, name: str) -> list[tuple[Condition, list[int]]]:
     return [(others, places) for others, places in ordered if len(places) > 1]
 
 
-def at_edge(cell: CellResult) -> bool:
+def at_edge(arm: ArmResult) -> bool:
     """Return whether the rate that tuning chose is the lowest or the highest of those tried."""
-    tried = [trial.learning_rate for trial in cell.tuning or []]
-    return bool(tried) and cell.learning_rate in (min(tried), max(tried))
+    tried = [trial.learning_rate for trial in arm.tuning or []]
+    return bool(tried) and arm.learning_rate in (min(tried), max(tried))
 
 
-def diverged(cell: CellResult) -> list[tuple[int, int]]:
+def diverged(arm: ArmResult) -> list[tuple[int, int]]:
     """List (seed, step) of the runs that diverged."""
-    return [(run.seed, run.diverged) for run in cell.runs if run.diverged is not None]
+    return [(run.seed, run.diverged) for run in arm.runs if run.diverged is not None]

@@ -10,6 +10,7 @@ import numpy as np
 
 from cnnlab.html.blocks import Table
 from cnnlab.study import plan, statistics
+from cnnlab.study.records import SeedRun
 from cnnlab.study.report import series
 from cnnlab.study.report.numbers import (
     ACCURACY,
@@ -23,34 +24,68 @@ from cnnlab.study.report.numbers import (
     signed,
 )
 from cnnlab.study.results import (
-    CellResult,
+    EXPLORATORY,
+    ArmResult,
+    Failures,
     Results,
-    SeedRun,
     Verdict,
     differences,
+    failures,
     last_values,
     spread,
     values,
 )
+from cnnlab.study.statistics import Comparison
 
-DIVERGED = "diverged"
 # Not by colour alone: a sign, and the word.
 MARKS = {
     statistics.BETTER: "▲ better",
     statistics.WORSE: "▼ worse",
     statistics.EQUIVALENT: "≈ equivalent",
     statistics.UNDECIDED: "? undecided",
-    statistics.UNDERPOWERED: "○ underpowered",
-    DIVERGED: "✗ diverged",
+    EXPLORATORY: "· exploratory",
 }
+FAR = 1_000  # seeds; a decision that takes more is not in sight
 NBSP = "\N{NO-BREAK SPACE}"
 BEFORE = ("loss", "seed", "learning_rate", "diverged")
 AFTER = ("epochs",)  # the metrics, in results.csv
+# Of a comparison, in verdicts.csv
+NUMBERS = (
+    *("n", "mean", "median", "low", "high", "p", "p_equivalent", "p_sign_flip", "effect"),
+    *("superiority", "decided", "expected"),
+)
 
 
-def verdict_word(verdict: Verdict) -> str:
-    """Return the verdict's word; for comparisons without numbers, diverged."""
-    return verdict.comparison.verdict if verdict.comparison else DIVERGED
+def marked(verdict: Verdict) -> str:
+    """Format a verdict for a person, with its sign and extent."""
+    return MARKS[verdict.kind] + verdict.words.removeprefix(verdict.kind)
+
+
+def decided(verdict: Verdict) -> str:
+    """Say after how many seeds a comparison was decided, of how many, or when to expect that."""
+    comparison = verdict.comparison
+    if comparison.decided:
+        return f"{comparison.decided} of {comparison.n}"
+    return f"not in {comparison.n}; {expected(comparison)}"
+
+
+def expected(comparison: Comparison) -> str:
+    """Say after how many seeds to expect a decision, if the differences go on as they are."""
+    if not comparison.expected < FAR:
+        return "no decision in sight"
+    return f"about {max(comparison.expected, comparison.n + 1):,.0f} to expect"
+
+
+def failed(failures: Failures) -> str:
+    """Format how many seeds failed, with the highest rate that they allow."""
+    count = failures.diverged + failures.collapsed
+    kinds = [
+        f"{number} {word}"
+        for number, word in ((failures.diverged, "diverged"), (failures.collapsed, "collapsed"))
+        if number
+    ]
+    of = f" ({', '.join(kinds)})" if kinds else ""
+    return f"{count}{of}, ≤{NBSP}{100 * failures.highest_rate:.0f}{NBSP}%"
 
 
 def _means(results: Results, metric: str) -> list[tuple[float, float]]:
@@ -59,7 +94,7 @@ def _means(results: Results, metric: str) -> list[tuple[float, float]]:
     pairs = differences(results, metric)
 
     def mean(i: int, j: int) -> float:
-        return series.mean(values(results.cells[i][j], metric))
+        return series.mean(values(results.arms[i][j], metric))
 
     return [(mean(i, base), mean(i, j)) for i, j in pairs]
 
@@ -72,39 +107,47 @@ def verdicts(results: Results, verdicts: Sequence[Verdict]) -> Table:
       verdicts: its verdicts.
     """
     scale = scales(results.study)[results.study.metric]
-    method = next((f" ({v.comparison.method})" for v in verdicts if v.comparison), "")
     unit = f" ({scale.difference_unit})" if scale.difference_unit else ""
     head = (
-        *(
-            "condition",
-            "loss",
-            "verdict",
-            f"baseline’s {scale.label}",
-            f"loss’s {scale.label}",
-            f"difference{unit}",
-        ),
-        *(
-            f"95 % interval{method}",
-            "p",
-            "p (Holm)",
-            "p not equivalent (Holm)",
-            "d_z",
-            f"P(A{NBSP}>{NBSP}B)",
-            f"detectable{unit}",
-        ),
+        "condition",
+        "loss",
+        "verdict",
+        f"mean difference{unit}",
+        "interval at every look",
+        "seed of decision",
+        "p (Holm)",
+        "p not equivalent (Holm)",
+        f"median difference{unit}",
+        f"baseline’s {scale.label}",
+        f"loss’s {scale.label}",
+        "failed",
+        "sign flips",
+        "d_z",
+        f"P(A{NBSP}>{NBSP}B)",
     )
     rows = []
     for verdict, means in zip(verdicts, _means(results, results.study.metric), strict=True):
         c = verdict.comparison
-        numbers = [NONE] * 8
-        if c:
-            numbers = [
-                *(scale.difference(c.mean), scale.interval(c.low, c.high, signs=True)),
-                *map(probability, (c.p, c.p_holm, c.p_equivalent)),
-                *(signed(c.effect, 2), fixed(c.superiority, 2), scale.value(c.detectable)),
-            ]
-        names = (plan.label(verdict.condition), verdict.loss, MARKS[verdict_word(verdict)])
-        rows.append((*names, *map(scale.value, means), *numbers))
+        baseline, loss = map(scale.value, means)
+        rows.append(
+            (
+                plan.label(verdict.condition),
+                verdict.loss,
+                marked(verdict),
+                scale.difference(c.mean),
+                scale.interval(c.low, c.high, signs=True),
+                decided(verdict),
+                probability(c.p),
+                probability(c.p_equivalent),
+                scale.difference(c.median),
+                baseline,
+                loss,
+                failed(verdict.failures),
+                probability(c.p_sign_flip),
+                signed(c.effect, 2),
+                fixed(c.superiority, 2),
+            )
+        )
     return Table(head, rows, 3)
 
 
@@ -116,7 +159,7 @@ def others(results: Results) -> Table:
     head = ["condition", "loss"]
     for name in metrics:
         unit = shown[name].difference_unit
-        head += [shown[name].name + (f" ({unit})" if unit else ""), "95 % interval"]
+        head += [shown[name].name + (f" ({unit})" if unit else ""), "interval"]
     rows = []
     for i, j in gaps[metrics[0]]:
         row = [plan.label(results.conditions[i]), results.study.losses[j]]
@@ -124,22 +167,22 @@ def others(results: Results) -> Table:
             gap = gaps[name][i, j]
             row += [
                 shown[name].difference(series.mean(gap)),
-                shown[name].interval(*series.interval(gap), signs=True),
+                shown[name].interval(*series.interval(gap, results.study.alpha), signs=True),
             ]
         rows.append(tuple(row))
     return Table(tuple(head), rows)
 
 
 def _per_cell(
-    results: Results, head: Sequence[str], row: Callable[[CellResult], tuple[str, ...]]
+    results: Results, head: Sequence[str], row: Callable[[ArmResult], tuple[str, ...]]
 ) -> Table:
-    """Build a table with a row for each condition and loss: `row(cell)` -> its columns after these
+    """Build a table with a row for each condition and loss: `row(arm)` -> its columns after these
     two.
     """
     rows = [
-        (plan.label(condition), cell.loss, *row(cell))
-        for condition, cells in zip(results.conditions, results.cells, strict=True)
-        for cell in cells
+        (plan.label(condition), arm.loss, *row(arm))
+        for condition, arms in zip(results.conditions, results.arms, strict=True)
+        for arm in arms
     ]
     return Table(("condition", "loss", *head), rows)
 
@@ -149,39 +192,38 @@ def seeds(results: Results) -> Table:
     metric = results.study.metric
     scale = scales(results.study)[metric]
 
-    def row(cell: CellResult) -> tuple[str, ...]:
-        seed_values = values(cell, metric)
+    def row(arm: ArmResult) -> tuple[str, ...]:
+        seed_values = values(arm, metric)
         finite = seed_values[np.isfinite(seed_values)]
         ends = (finite.min(), finite.max()) if len(finite) else (np.nan, np.nan)
-        mean = scale.value(series.mean(seed_values))
-        between = scale.interval(*series.interval(seed_values))
-        return (str(len(finite)), mean, between, *map(scale.value, (series.sd(seed_values), *ends)))
+        numbers = (series.mean(seed_values), series.sd(seed_values), *ends)
+        return (str(len(seed_values)), failed(failures(arm)), *map(scale.value, numbers))
 
-    head = ("finite seeds", f"mean {scale.label}", "95 % interval", "sd", "lowest", "highest")
+    head = ("seeds", "failed", f"mean {scale.label}", "sd", "lowest", "highest")
     return _per_cell(results, head, row)
 
 
 def averages(results: Results) -> Table:
     """Tabulate the study's metric of averaged weights next to that of the last weights of the same
-    runs, for the cells that average them.
+    runs, for the arms that average them.
     """
     metric = results.study.metric
     scale = scales(results.study)[metric]
     unit = f" ({scale.difference_unit})" if scale.difference_unit else ""
     rows = []
-    for condition, cells in zip(results.conditions, results.cells, strict=True):
-        for cell in cells:
-            averaged, last = values(cell, metric), last_values(cell, metric)
+    for condition, arms in zip(results.conditions, results.arms, strict=True):
+        for arm in arms:
+            averaged, last = values(arm, metric), last_values(arm, metric)
             if np.all(np.isnan(last)):
                 continue
             means = [scale.value(series.mean(seed_values)) for seed_values in (averaged, last)]
             gap = averaged - last
-            between = scale.interval(*series.interval(gap), signs=True)
+            between = scale.interval(*series.interval(gap, results.study.alpha), signs=True)
             difference = scale.difference(series.mean(gap))
-            rows.append((plan.label(condition), cell.loss, *means, difference, between))
+            rows.append((plan.label(condition), arm.loss, *means, difference, between))
     label = scale.label
     head = ("condition", "loss", f"averaged, {label}", f"last, {label}", f"difference{unit}")
-    return Table((*head, "95 % interval"), rows)
+    return Table((*head, "interval"), rows)
 
 
 def test_set(results: Results, name: str) -> Table:
@@ -196,35 +238,35 @@ def test_set(results: Results, name: str) -> Table:
     unit = f" ({scale.difference_unit})" if scale.difference_unit else ""
     gaps = differences(results, metric, name)
     rows = []
-    for i, (condition, cells) in enumerate(zip(results.conditions, results.cells, strict=True)):
-        for j, cell in enumerate(cells):
-            seed_values = values(cell, metric, name)
+    for i, (condition, arms) in enumerate(zip(results.conditions, results.arms, strict=True)):
+        for j, arm in enumerate(arms):
+            seed_values = values(arm, metric, name)
             numbers = [scale.value(series.mean(seed_values)), scale.value(series.sd(seed_values))]
             compared = [NONE, NONE]
             if (i, j) in gaps:
                 gap = gaps[i, j]
-                between = scale.interval(*series.interval(gap), signs=True)
+                between = scale.interval(*series.interval(gap, results.study.alpha), signs=True)
                 compared = [scale.difference(series.mean(gap)), between]
-            rows.append((plan.label(condition), cell.loss, *numbers, *compared))
-    head = ("condition", "loss", f"mean {scale.label}", "sd", f"difference{unit}", "95 % interval")
+            rows.append((plan.label(condition), arm.loss, *numbers, *compared))
+    head = ("condition", "loss", f"mean {scale.label}", "sd", f"difference{unit}", "interval")
     return Table(head, rows)
 
 
 def spreads(results: Results) -> Table:
     """Tabulate how much accuracy differs between seeds, on this test set and beyond it."""
     head = ("sd on the test set (pp)", "sd on the distribution (pp)")
-    return _per_cell(results, head, lambda cell: tuple(fixed(100 * sd, 3) for sd in spread(cell)))
+    return _per_cell(results, head, lambda arm: tuple(fixed(100 * sd, 3) for sd in spread(arm)))
 
 
 def last_epoch(results: Results, columns: Sequence[str]) -> Table:
     """Tabulate where the learning curves end: mean ± sd over seeds."""
 
-    def row(cell: CellResult) -> tuple[str, ...]:
-        finished = [run.diverged is None and bool(run.history) for run in cell.runs]
+    def row(arm: ArmResult) -> tuple[str, ...]:
+        finished = [run.diverged is None and bool(run.history) for run in arm.runs]
         last = [
             [
                 run.history[-1].get(name) if there else None
-                for run, there in zip(cell.runs, finished, strict=True)
+                for run, there in zip(arm.runs, finished, strict=True)
             ]
             for name in columns
         ]
@@ -245,8 +287,8 @@ def spread_of(scale: Scale, seed_values: np.ndarray) -> str:
 def calibration(results: Results) -> Table:
     """Tabulate the ECE over seeds."""
 
-    def row(cell):
-        return (spread_of(ECE, values(cell, "ece")),)
+    def row(arm):
+        return (spread_of(ECE, values(arm, "ece")),)
 
     return _per_cell(results, ("ECE (%), mean ± sd",), row)
 
@@ -254,13 +296,13 @@ def calibration(results: Results) -> Table:
 def tuning(results: Results) -> Table:
     """Tabulate which learning rate was chosen, and its accuracy on the validation split."""
 
-    def row(cell: CellResult) -> tuple[str, ...]:
-        trials = cell.tuning or []
-        best = next((t.accuracy for t in trials if t.learning_rate == cell.learning_rate), None)
+    def row(arm: ArmResult) -> tuple[str, ...]:
+        trials = arm.tuning or []
+        best = next((t.accuracy for t in trials if t.learning_rate == arm.learning_rate), None)
         failed = sum(trial.accuracy is None for trial in trials)
         reached = ACCURACY.value(np.nan if best is None else best)
-        where = "at the edge" if series.at_edge(cell) else "inside"
-        return short(cell.learning_rate), reached, str(len(trials)), str(failed), where
+        where = "at the edge" if series.at_edge(arm) else "inside"
+        return short(arm.learning_rate), reached, str(len(trials)), str(failed), where
 
     head = ("chosen rate", "validation accuracy (%)", "rates tried", "diverged", "in the range")
     return _per_cell(results, head, row)
@@ -269,23 +311,23 @@ def tuning(results: Results) -> Table:
 def compute(results: Results) -> Table:
     """Tabulate what the study cost, with the total in the last row."""
 
-    def row(cell: CellResult) -> tuple[str, ...]:
-        speed = cell.images_per_second
+    def row(arm: ArmResult) -> tuple[str, ...]:
+        speed = arm.images_per_second
         return (
             *(
-                f"{cell.images:,}",
-                fixed(cell.seconds, 1),
+                f"{arm.images:,}",
+                fixed(arm.seconds, 1),
                 NONE if speed is None else f"{speed:,.0f}",
             ),
-            *(short(cell.learning_rate), f"{cell.parameters:,}", str(cell.devices)),
+            *(short(arm.learning_rate), f"{arm.parameters:,}", str(arm.devices)),
         )
 
     table = _per_cell(
         results, ("images", "seconds", "images/s", "learning rate", "parameters", "devices"), row
     )
-    cells = [cell for row in results.cells for cell in row]
-    images = sum(cell.images for cell in cells)
-    seconds = sum(cell.seconds for cell in cells)
+    arms = [arm for row in results.arms for arm in row]
+    images = sum(arm.images for arm in arms)
+    seconds = sum(arm.seconds for arm in arms)
     speed = f"{images / seconds:,.0f}" if seconds else NONE
     total = ("", "total", f"{images:,}", fixed(seconds, 1), speed, "", "", "")
     return Table(table.head, [*table.rows, total], table.words)
@@ -299,13 +341,13 @@ def csv_runs(results: Results) -> tuple[list[str], list[list[object]]]:
     further = plan.further_test_sets(results.study)
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
     rows = [
-        [*_fields(names, condition), cell.loss, run.seed, cell.learning_rate, run.diverged]
+        [*_fields(names, condition), arm.loss, run.seed, arm.learning_rate, run.diverged]
         + [_metric(run, metric) for metric in measured]
         + [len(run.history)]
         + [_metric(run, metric, test_set) for test_set in further for metric in measured]
-        for condition, cells in zip(results.conditions, results.cells, strict=True)
-        for cell in cells
-        for run in cell.runs
+        for condition, arms in zip(results.conditions, results.arms, strict=True)
+        for arm in arms
+        for run in arm.runs
     ]
     on_further = [f"{metric}@{test_set}" for test_set in further for metric in measured]
     fields = [*BEFORE, *measured, *AFTER, *on_further]
@@ -325,27 +367,26 @@ def csv_verdicts(
     """
     study = results.study
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
-    of_difference = ("mean", "low", "high", "method")
-    p = ("p", "p_holm", "p_equivalent")
-    numbers = ("n", *of_difference, *p, "effect", "superiority", "detectable")
     asked = (plan.baseline(study), study.metric, plan.margin(study))
     head = [
-        "loss",
-        "baseline",
-        "metric",
-        "margin",
-        "baseline_mean",
-        "loss_mean",
-        *numbers,
-        "diverged",
-        "verdict",
+        *("loss", "baseline", "metric", "margin", "baseline_mean", "loss_mean"),
+        *NUMBERS,
+        *("diverged", "collapsed", "highest_failure_rate", "comparisons", "verdict"),
     ]
-    rows = [
-        [*_fields(names, verdict.condition), verdict.loss, *asked, *means]
-        + [getattr(verdict.comparison, name) if verdict.comparison else None for name in numbers]
-        + [verdict.diverged, verdict_word(verdict)]
-        for verdict, means in zip(verdicts, _means(results, study.metric), strict=True)
-    ]
+    rows = []
+    for verdict, means in zip(verdicts, _means(results, study.metric), strict=True):
+        lost = verdict.failures
+        rows.append(
+            [
+                *_fields(names, verdict.condition),
+                verdict.loss,
+                *asked,
+                *means,
+                *[getattr(verdict.comparison, name) for name in NUMBERS],
+                *(lost.diverged, lost.collapsed, lost.highest_rate, results.comparisons),
+                verdict.words,
+            ]
+        )
     return [*_columns(names, head), *head], rows
 
 

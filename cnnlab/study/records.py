@@ -1,0 +1,179 @@
+"""What a study's cells hold on disk: dataclasses with ranges, checked when they are read."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import numpy as np
+
+from cnnlab.config import Count, Rate, Size
+from cnnlab.metrics import Metric, confusion_matrix
+from cnnlab.study import schema
+from cnnlab.study.plan import Condition
+from cnnlab.types import JsonObject, Metrics, Row
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A learning rate that was tried, and the validation accuracy that it reached.
+
+    `accuracy` is None where training did not stay finite.
+    """
+
+    learning_rate: Rate
+    accuracy: Annotated[float, "[0, 1]"] | None
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One network of a cell.
+
+    Attributes:
+      seed: of it.
+      diverged: the number of its first step that was not finite; None: all were.
+      test: `metrics.summarise` of the test set; None where it diverged.
+      history: train.py's rows, one per epoch.
+      gradient_norms: of its first steps.
+      hits: which images of the test set it got right, as `packed`; empty where it diverged.
+      test_last: where its weights are averaged, the test of the last of them; else None.
+      test_sets: the same as `test` of each further test set, by name.
+    """
+
+    seed: Size
+    diverged: Count | None
+    test: Metrics | None
+    history: list[Row]
+    gradient_norms: list[float]
+    hits: str = ""
+    test_last: Metrics | None = None
+    test_sets: dict[str, Metrics] = field(default_factory=dict)
+
+    def tested(self, test_set: str | None) -> Metrics | None:
+        """Return the test on one of the further test sets; None for `test_set`: on the data set's
+        own.
+        """
+        return self.test if test_set is None else self.test_sets.get(test_set)
+
+
+def packed(hits: np.ndarray) -> str:
+    """Write bool[N] as text: eight to a byte, in base 64.
+
+    >>> packed(np.array([True, False, True]))
+    'oA=='
+    """
+    return base64.b64encode(np.packbits(hits).tobytes()).decode()
+
+
+def unpacked(text: str, count: int) -> np.ndarray:
+    """Read bool[count] that `packed` wrote.
+
+    Raises:
+      ValueError: it did not, or another number of them.
+    """
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(text, validate=True), np.uint8))
+    if not 0 <= len(bits) - count < 8:
+        raise ValueError(f"hits of {len(bits)} images, not {count}")
+    return bits[:count].astype(bool)
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a cell's file holds: an arm under a condition, trained with a block of seeds.
+
+    Attributes:
+      loss, condition: of the cell.
+      config: as a run stores it.
+      learning_rate: configured, or chosen by tuning.
+      runs: one for each seed.
+      tuning: the trials; None where nothing was tuned.
+      images: trained on, by all seeds.
+      seconds, images_per_second: of training.
+      parameters: of a network.
+      devices, versions: that it was trained with.
+      class_names, counts, digest, teacher_digest, test_sets: of its data (`DataFacts`).
+    """
+
+    loss: str
+    condition: Condition
+    config: JsonObject
+    learning_rate: Rate
+    runs: list[SeedRun]
+    tuning: list[Trial] | None
+    images: Size
+    seconds: Annotated[float, "[0, inf)"]
+    images_per_second: Rate | None
+    parameters: Size
+    devices: str
+    versions: JsonObject
+    class_names: list[str]
+    counts: dict[str, Size]
+    digest: str
+    teacher_digest: str | None
+    test_sets: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> JsonObject:
+        """Convert the result to JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: object, measured: Mapping[str, Metric]) -> CellResult:
+        """Rebuild the result from the values of `to_json`.
+
+        Args:
+          values: read from JSON.
+          measured: the metrics that every test must hold, by name.
+
+        Raises:
+          ValueError: something is missing, unknown, of another type, out of its range, or at odds
+            with the rest.
+        """
+        cell = schema.build(cls, values)
+        for i, run in enumerate(cell.runs):
+            _check_run(cell, run, measured, f"runs[{i}]")
+        return cell
+
+
+def _check_run(cell: CellResult, run: SeedRun, measured: Mapping[str, Metric], where: str) -> None:
+    tests = [("test", run.test), ("test_last", run.test_last)]
+    tests += [(f"test_sets.{name}", test) for name, test in run.test_sets.items()]
+    if (run.test is None) != (run.diverged is not None):
+        raise ValueError(f"{where} has diverged, or a test, but not both")
+    for name, test in tests:
+        if test is not None:
+            check_test(test, measured, f"{where}.{name}")
+    if run.test is None:
+        return
+    count = cell.counts.get("test")
+    if run.test["count"] != count:
+        raise ValueError(f"{where}.test.count must be {count}, got {run.test['count']}")
+    hits = unpacked(run.hits, run.test["count"])
+    if hits.mean() != run.test["accuracy"]:
+        raise ValueError(
+            f"{where}.test.accuracy must be {hits.mean()}, as hits are, got {run.test['accuracy']}"
+        )
+
+
+def check_test(test: Metrics, measured: Mapping[str, Metric], where: str) -> None:
+    """Check what `metrics.summarise` returned.
+
+    Raises:
+      ValueError: a metric is missing or out of its range, or they do not go together.
+    """
+    count = test.get("count")
+    if type(count) is not int or count < 1:
+        raise ValueError(f"{where}.count must be a number of images, got {count}")
+    for name, metric in measured.items():
+        value = test.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"{where}.{name} must be a number, got {value}")
+        if math.isfinite(value):
+            schema.in_range(f"{where}.{name}", value, metric.low, metric.high)
+    if "confusion" in test:
+        matrix = confusion_matrix(test)
+        if matrix.sum() != count or np.trace(matrix) / count != test["accuracy"]:
+            raise ValueError(f"{where}.confusion does not hold {count} images with that accuracy")
