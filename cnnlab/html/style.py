@@ -44,9 +44,9 @@ td.word {{ white-space: normal; overflow-wrap: break-word; max-width: 18rem; }}
   font-size: inherit; }}
 .group span {{ position: sticky; left: .5rem; }}
 td.verdict {{ white-space: nowrap; font-weight: 600; }}
-.better {{ color: var(--good); }} .worse, .diverged {{ color: var(--bad); }} .equivalent {{
+.better {{ color: var(--good); }} .worse {{ color: var(--bad); }} .equivalent {{
   color: var(--same); }}
-.undecided, .underpowered {{ color: var(--dim); }}
+.undecided, .exploratory {{ color: var(--dim); }}
 .grid td, .grid thead th {{ text-align: center; padding: .28rem .35rem; }}
 .grid thead th:not(:first-child) span {{ writing-mode: vertical-rl; transform: rotate(180deg);
   white-space: nowrap; }}

@@ -16,12 +16,16 @@ from cnnlab import files
 from cnnlab.errors import InputError
 from cnnlab.html.markdown import markdown
 from cnnlab.html.page import page as write_page
-from cnnlab.study import plan
+from cnnlab.study import plan, statistics
 from cnnlab.study.report import claims, document, tables
 from cnnlab.study.report.numbers import scales
 from cnnlab.study.results import Results, Verdict, decide
 
-KINDS = {mark: word for word, mark in tables.MARKS.items()}
+KINDS = {
+    mark + extent: word
+    for word, mark in tables.MARKS.items()
+    for extent in ("", statistics.BEYOND, statistics.WITHIN)
+}
 
 
 def write(results: Results, folder: Path) -> list[Path]:
@@ -60,16 +64,14 @@ def brief(results: Results) -> list[str]:
     verdicts = decide(results)
     scale = scales(results.study)[results.study.metric]
     lines = [claims.summary(results, verdicts)]
+    width = max(len(tables.marked(verdict)) for verdict in verdicts)
     for verdict in verdicts:
         c = verdict.comparison
         interval = scale.interval(c.low, c.high, signs=True)
+        name = f"{verdict.loss}, {plan.label(verdict.condition)}"
         numbers = f"{scale.difference(c.mean)} {interval} {scale.difference_unit}".strip()
         lines.append(
-            f"  {tables.marked(verdict):<15} {verdict.loss}, {plan.label(verdict.condition)}: "
-            f"{numbers}, decided after {tables.decided(verdict)} seeds"
-            if c.decided
-            else f"  {tables.marked(verdict):<15} {verdict.loss}, {plan.label(verdict.condition)}: "
-            f"{numbers}, {tables.decided(verdict)}"
+            f"  {tables.marked(verdict):<{width}}  {name}: {numbers}; {tables.decided(verdict)}"
         )
     return lines
 

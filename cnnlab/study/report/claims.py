@@ -289,7 +289,7 @@ def meanings(results: Results) -> list[tuple[str, str]]:
         ),
         (
             statistics.EQUIVALENT,
-            f"the interval lies within ±{margin}, and zero in it.",
+            f"the interval contains zero and lies within ±{margin}.",
         ),
         (
             statistics.UNDECIDED,
@@ -305,20 +305,27 @@ def meanings(results: Results) -> list[tuple[str, str]]:
 
 def columns(results: Results) -> str:
     """Explain how to read the table of verdicts."""
+    together = number_of(results.comparisons, "comparison")
+    return (
+        "Differences are loss minus baseline, of the same seed. The interval holds at every look, "
+        f"for all {together} together. p: of differences that are symmetric about zero, at every "
+        "look, after Holm’s correction. Failed: seeds that diverged or collapsed (less than half "
+        "the accuracy of the arm’s median seed), and the highest rate of them that so many seeds "
+        "allow, at 95 %."
+    )
+
+
+def further_columns(results: Results) -> str:
+    """Explain how to read the table of what else is known."""
     name = scales(results.study)[results.study.metric].name
     tail = (
         ""
         if plan.metric(results.study).larger_is_better
         else "; as smaller is better, below 0.5 favours the loss"
     )
-    together = number_of(results.comparisons, "comparison")
     return (
-        "Differences are loss minus baseline, of the same seed. The interval holds at every look, "
-        f"for all {together} together. p: of differences that are symmetric about zero, at every "
-        "look, after Holm’s correction; p not equivalent: of a centre beyond the margin. Sign "
-        "flips: p of an exact test for one look and one comparison, a second opinion. d_z: mean "
-        f"over sd of the differences. P(A > B): share of seeds where the loss’s {name} (A) is "
-        f"above the baseline’s (B), ties half{tail}. Failed: seeds that diverged or collapsed "
-        "(less than half the accuracy of the arm’s median seed), and the highest rate of them that "
-        "so many seeds allow, at 95 %."
+        "p not equivalent: of differences that are symmetric about a centre beyond the margin. "
+        "Sign flips: p of an exact test for one look and one comparison, a second opinion. d_z: "
+        f"mean over sd of the differences. P(A > B): share of seeds where the loss’s {name} (A) is "
+        f"above the baseline’s (B), ties half{tail}."
     )

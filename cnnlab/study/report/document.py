@@ -70,6 +70,8 @@ def _verdicts(results: Results, verdicts: Sequence[Verdict]) -> Section:
             *[Text(line) for line in claims.tuned(results)],
             _tabled(results, tables.verdicts(results, verdicts)),
             Text(claims.columns(results), dim=True),
+            _tabled(results, tables.besides(results, verdicts), "More numbers of each comparison"),
+            Text(claims.further_columns(results), dim=True),
             Terms(claims.meanings(results)),
             Text(
                 "The other metrics: to look at; only the metric named beforehand has verdicts. "
@@ -92,7 +94,8 @@ def _evidence(results: Results, verdicts: Sequence[Verdict]) -> Section:
                 "player who bets on the signs of the differences, in a game that is fair if they "
                 "are symmetric. Above the dashed line a comparison is decided on its own, at "
                 f"{results.comparisons / results.study.alpha:,.0f}; as others of the family are "
-                "decided less is enough. A ring marks the seed of decision."
+                "decided less is enough. A ring marks the seed of decision; for an equivalent pair "
+                "that rests on the evidence against both margins, which is not drawn."
             ),
             Legend(results.study.losses),
             Panels(lambda: [figures.evidence(results, verdicts, i) for i in places]),

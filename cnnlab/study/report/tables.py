@@ -65,7 +65,7 @@ def decided(verdict: Verdict) -> str:
     """Say after how many seeds a comparison was decided, of how many, or when to expect that."""
     comparison = verdict.comparison
     if comparison.decided:
-        return f"{comparison.decided} of {comparison.n}"
+        return f"seed {comparison.decided} of {comparison.n}"
     return f"not in {comparison.n}; {expected(comparison)}"
 
 
@@ -109,46 +109,40 @@ def verdicts(results: Results, verdicts: Sequence[Verdict]) -> Table:
     scale = scales(results.study)[results.study.metric]
     unit = f" ({scale.difference_unit})" if scale.difference_unit else ""
     head = (
-        "condition",
-        "loss",
-        "verdict",
-        f"mean difference{unit}",
-        "interval at every look",
-        "seed of decision",
-        "p (Holm)",
-        "p not equivalent (Holm)",
-        f"median difference{unit}",
-        f"baseline’s {scale.label}",
-        f"loss’s {scale.label}",
-        "failed",
-        "sign flips",
-        "d_z",
-        f"P(A{NBSP}>{NBSP}B)",
+        *("condition", "loss", "verdict", f"mean difference{unit}", f"median{unit}"),
+        *("interval at every look", "decided at", "p (Holm)", "failed"),
+    )
+    rows = []
+    for verdict in verdicts:
+        c = verdict.comparison
+        names = (plan.label(verdict.condition), verdict.loss, marked(verdict))
+        numbers = (
+            scale.difference(c.mean),
+            scale.difference(c.median),
+            scale.interval(c.low, c.high, signs=True),
+            decided(verdict),
+            probability(c.p),
+            failed(verdict.failures),
+        )
+        rows.append((*names, *numbers))
+    return Table(head, rows, 3)
+
+
+def besides(results: Results, verdicts: Sequence[Verdict]) -> Table:
+    """Tabulate what else is known of the comparisons."""
+    scale = scales(results.study)[results.study.metric]
+    head = (
+        *("condition", "loss", f"baseline’s {scale.label}", f"loss’s {scale.label}"),
+        *("p not equivalent (Holm)", "sign flips", "d_z", f"P(A{NBSP}>{NBSP}B)"),
     )
     rows = []
     for verdict, means in zip(verdicts, _means(results, results.study.metric), strict=True):
         c = verdict.comparison
         baseline, loss = map(scale.value, means)
-        rows.append(
-            (
-                plan.label(verdict.condition),
-                verdict.loss,
-                marked(verdict),
-                scale.difference(c.mean),
-                scale.interval(c.low, c.high, signs=True),
-                decided(verdict),
-                probability(c.p),
-                probability(c.p_equivalent),
-                scale.difference(c.median),
-                baseline,
-                loss,
-                failed(verdict.failures),
-                probability(c.p_sign_flip),
-                signed(c.effect, 2),
-                fixed(c.superiority, 2),
-            )
-        )
-    return Table(head, rows, 3)
+        p = (probability(c.p_equivalent), probability(c.p_sign_flip))
+        sizes = (signed(c.effect, 2), fixed(c.superiority, 2))
+        rows.append((plan.label(verdict.condition), verdict.loss, baseline, loss, *p, *sizes))
+    return Table(head, rows)
 
 
 def others(results: Results) -> Table:
