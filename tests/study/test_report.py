@@ -156,7 +156,7 @@ def test_the_table_of_verdicts_holds_the_numbers_of_verdicts_csv(folder, studied
         assert words == row["verdict"] and sign in "▲▼≈?"
         assert text[3:5] == [signed(percent("mean")), signed(percent("median"))]
         assert text[5] == f"[{signed(percent('low'))}, {signed(percent('high'))}]"
-        decided = f"seed {row['decided']} of 12" if row["decided"] != "0" else "not in 12"
+        decided = f"seed {row['decided']} of 12" if row["decided"] != "0" else "open at 12, "
         assert text[6].startswith(decided)
         assert text[7] == f"{float(row['p']):.4f}"
         highest = f"{percent('highest_failure_rate'):.0f}"
@@ -424,7 +424,7 @@ def test_diverged_runs(tmp_path):
     assert lost[0]["low"] == "-inf" and float(lost[0]["high"]) > 0
     shown = {(row[0], row[1]): row for row in markdown_tables(plain)[0][1:]}
     row = shown["label noise 0.0", "mean_squared_error"]
-    assert row[3] == "–" and row[5].startswith("[−∞, +") and row[8].startswith("2 (2 diverged)")
+    assert row[3] == "–" and row[5].startswith("[−∞, +") and row[8].startswith("2, ≤")
 
 
 def test_cells_that_do_not_belong_together_are_told(studied):
@@ -637,3 +637,17 @@ def test_a_metric_of_your_own_is_reported_like_the_others(metric, tmp_path):
         assert [verdict[1][i] for i in (0, 2)] == ["mean_squared_error", "+0.300"]
         assert more[1][:3] == ["mean_squared_error", "0.535", "0.835"]
     assert [float(row["half"]) for row in rows(tmp_path / "results.csv")[:2]] == [0.5, 0.51]
+
+
+def test_collapsed_seeds_and_verdicts_against_the_mean_are_told():
+    """Usually two points better, and at chance in one seed of sixteen."""
+    found = study_example.results(("cross_entropy", "mse"), seeds=16)
+    baseline, arm = found.arms[0]
+    for run, base in zip(arm.runs, baseline.runs, strict=True):
+        run.test["accuracy"] = base.test["accuracy"] + (0.02 if run.seed != 11 else -0.7)
+    told = warned(found)
+    assert any("1 of 16 runs of mse" in line and "collapsed" in line for line in told)
+    assert any("disagree in sign: mse, as configured (better)" in line for line in told)
+    (verdict,) = decide(found)
+    assert verdict.failures.collapsed == 1 and verdict.comparison.mean < 0
+    assert tables.verdicts(found, [verdict]).rows[0][-1].startswith("1, ≤")

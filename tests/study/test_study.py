@@ -862,7 +862,7 @@ def test_blocks_are_added_to_what_is_not_decided(tmp_path, monkeypatch, whole, c
     assert [loss for first, loss in order if first == 8] == ["cross_entropy", *ARMS[2:]]
     assert [loss for first, loss in order if first == 16] == ["cross_entropy", "focal,gamma=1"]
     output = capsys.readouterr().out
-    assert "  gce, as configured: 12 seeds, evidence " in output and "to expect" in output
+    assert "  gce, as configured: 12 seeds, evidence " in output and ", expect " in output
 
     # As if all had been trained: the same verdicts
     full = run(until(tmp_path, until=None, max_seeds=None, seeds=24))

@@ -11,7 +11,7 @@ from cnnlab.study import plan, sequential, statistics
 from cnnlab.study.records import CellResult
 from cnnlab.study.report import series
 from cnnlab.study.report.numbers import number_of, scales, short
-from cnnlab.study.results import EXPLORATORY, Results, Verdict
+from cnnlab.study.results import EXPLORATORY, Results, Verdict, failures
 
 # Of the versions: they change the rounding, and are reported with the compute.
 HARDWARE = ("machine", "flags")
@@ -107,6 +107,7 @@ def warnings(results: Results, verdicts: Sequence[Verdict]) -> list[str]:
         *_untuned(results),
         *_edges(results),
         *_diverged(results),
+        *_collapsed(results),
         *_mixed(results),
         *_against_the_mean(results, verdicts),
     ]
@@ -204,6 +205,22 @@ def _diverged(results: Results) -> list[str]:
     ]
 
 
+def _collapsed(results: Results) -> list[str]:
+    lines = []
+    for condition, row in zip(results.conditions, results.arms, strict=True):
+        for arm in row:
+            if count := failures(arm).collapsed:
+                of = number_of(len(arm.runs), "run")
+                lines.append(f"{count} of {of} of {arm.loss}, {plan.label(condition)}")
+    if not lines:
+        return []
+    return [
+        f"Runs collapsed, to less than half the accuracy of the median run: {'; '.join(lines)}. "
+        "No seed counts for more than two typical differences, so that a loss which is usually "
+        "better and sometimes collapses can be called better."
+    ]
+
+
 def _against_the_mean(results: Results, verdicts: Sequence[Verdict]) -> list[str]:
     larger = plan.metric(results.study).larger_is_better
     lines = []
@@ -293,8 +310,8 @@ def meanings(results: Results) -> list[tuple[str, str]]:
         ),
         (
             statistics.UNDECIDED,
-            "the interval allows both. This is never “no difference”: it takes more seeds; how "
-            "many stands next to it, if the differences go on as they are.",
+            "the interval allows both. This is never “no difference”: it takes more seeds. "
+            "“Expect 24”: so many, if the differences go on as they are.",
         ),
         (
             EXPLORATORY,
@@ -309,9 +326,9 @@ def columns(results: Results) -> str:
     return (
         "Differences are loss minus baseline, of the same seed. The interval holds at every look, "
         f"for all {together} together. p: of differences that are symmetric about zero, at every "
-        "look, after Holm’s correction. Failed: seeds that diverged or collapsed (less than half "
-        "the accuracy of the arm’s median seed), and the highest rate of them that so many seeds "
-        "allow, at 95 %."
+        "look, after Holm’s correction. Open at 16: not decided after so many seeds. Failed: seeds "
+        "that diverged or collapsed (less than half the accuracy of the arm’s median seed), and "
+        "the highest rate of them that so many seeds allow, at 95 %."
     )
 
 

@@ -66,26 +66,20 @@ def decided(verdict: Verdict) -> str:
     comparison = verdict.comparison
     if comparison.decided:
         return f"seed {comparison.decided} of {comparison.n}"
-    return f"not in {comparison.n}; {expected(comparison)}"
+    return f"open at {comparison.n}, {expected(comparison)}"
 
 
 def expected(comparison: Comparison) -> str:
-    """Say after how many seeds to expect a decision, if the differences go on as they are."""
+    """Say at which seed to expect a decision, if the differences go on as they are."""
     if not comparison.expected < FAR:
-        return "no decision in sight"
-    return f"about {max(comparison.expected, comparison.n + 1):,.0f} to expect"
+        return "no end in sight"
+    return f"expect {max(comparison.expected, comparison.n + 1):,.0f}"
 
 
 def failed(failures: Failures) -> str:
     """Format how many seeds failed, with the highest rate that they allow."""
     count = failures.diverged + failures.collapsed
-    kinds = [
-        f"{number} {word}"
-        for number, word in ((failures.diverged, "diverged"), (failures.collapsed, "collapsed"))
-        if number
-    ]
-    of = f" ({', '.join(kinds)})" if kinds else ""
-    return f"{count}{of}, ≤{NBSP}{100 * failures.highest_rate:.0f}{NBSP}%"
+    return f"{count}, ≤{NBSP}{100 * failures.highest_rate:.0f}{NBSP}%"
 
 
 def _means(results: Results, metric: str) -> list[tuple[float, float]]:
