@@ -5,6 +5,7 @@ others.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -136,8 +137,14 @@ def run(
         deviations = manifests.deviations(manifest, study, arms)
         for line in deviations:
             board.say(f"not as planned, so there are no verdicts: {line}")
-        planned = Planned(manifest, manifests.family(manifest, study, arms), deviations)
-        trainer = Trainer(Job(study, folder, digests, command), cluster, board, planned)
+        job = Job(study, folder, digests, command)
+        planned = Planned(
+            manifest,
+            manifests.family(manifest, study, arms),
+            deviations,
+            () if deviations else agree.on_first(lambda: _left_out(job, manifest, arms)),
+        )
+        trainer = Trainer(job, cluster, board, planned)
         with board.showing():
             if study.until:
                 return _until_decided(trainer, arms)
@@ -151,6 +158,33 @@ class Planned:
     manifest: Manifest
     comparisons: int
     deviations: Sequence[str]
+    left_out: Sequence[tuple[ArmResult, ArmResult]]
+
+
+def _left_out(job: Job, manifest: Manifest, arms: Arms) -> list[tuple[ArmResult, ArmResult]]:
+    """Read what is there of the arms that were planned and are not asked for, each with its
+    baseline.
+    """
+    study = job.study
+    asked = {cells[0].tuning_digest for cells in arms.values()}
+    pairs = []
+    for arm in manifest.arms:
+        with contextlib.suppress(InputError):  # such as a file of the user's that is gone
+            if arm.digest not in asked and folders.canonical(study, arm.loss) != manifest.baseline:
+                mine = _stored(job, arm.loss, arm.condition)
+                baseline = _stored(job, plan.baseline(study), arm.condition)
+                if mine.cells and baseline.cells:
+                    pairs.append((mine, baseline))
+    return pairs
+
+
+def _stored(job: Job, loss: str, condition: plan.Condition) -> ArmResult:
+    """Read the cells that are there of an arm, up to the first that is missing."""
+    cells = folders.cells(job.study, loss, condition, plan.blocks(job.study))
+    measured = plan.metrics(job.study)
+    results = (folders.read(job.folder, cell, None, measured) for cell in cells)
+    there = itertools.takewhile(lambda result: result is not None, results)
+    return ArmResult(loss, condition, tuple(result for result in there if result))
 
 
 @dataclass

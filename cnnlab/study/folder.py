@@ -197,14 +197,14 @@ class Digests:
 
 
 def read(
-    folder: Path, cell: Cell, digests: Digests, measured: Mapping[str, Metric]
+    folder: Path, cell: Cell, digests: Digests | None, measured: Mapping[str, Metric]
 ) -> CellResult | None:
     """Read a cell's result, whatever the words in its file's name; None if there is none.
 
     Args:
       folder: of the study.
       cell: of it.
-      digests: that it must have been trained with.
+      digests: that it must have been trained with; None: whatever it was.
       measured: the metrics that it must hold, by name.
 
     Raises:
@@ -227,7 +227,8 @@ def read(
         raise InputError(
             f"{path} cannot be read ({error}); delete it to train that cell again"
         ) from error
-    _refuse_other_data(path, result, digests)
+    if digests is not None:
+        _refuse_other_data(path, result, digests)
     if differing:
         raise InputError(
             f"{path} was trained by a version of cnnlab with other defaults "

@@ -106,6 +106,8 @@ class Results:
       manifest: what was planned.
       comparisons: that share the error rate.
       deviations: what was done otherwise than planned, in words; empty if verdicts may be drawn.
+      left_out: arms that were planned and trained, but are not asked for, each with its baseline:
+        what is known of them stays known.
     """
 
     study: Study
@@ -115,6 +117,7 @@ class Results:
     manifest: Manifest
     comparisons: int
     deviations: Sequence[str] = ()
+    left_out: Sequence[tuple[ArmResult, ArmResult]] = ()
 
     @property
     def cells(self) -> list[CellResult]:
@@ -223,15 +226,20 @@ def _pairs(
     """Pair each arm's values with the baseline's of the same seeds."""
     study = results.study
     base = study.losses.index(plan.baseline(study))
-    pairs = {}
-    for i, row in enumerate(results.arms):
-        baseline = values(row[base], metric, test_set)
-        for j, arm in enumerate(row):
-            if j != base:
-                mine = values(arm, metric, test_set)
-                n = min(len(mine), len(baseline))
-                pairs[i, j] = mine[:n], baseline[:n]
-    return pairs
+    return {
+        (i, j): _pair(arm, row[base], metric, test_set)
+        for i, row in enumerate(results.arms)
+        for j, arm in enumerate(row)
+        if j != base
+    }
+
+
+def _pair(
+    arm: ArmResult, baseline: ArmResult, metric: str, test_set: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    mine, theirs = values(arm, metric, test_set), values(baseline, metric, test_set)
+    n = min(len(mine), len(theirs))
+    return mine[:n], theirs[:n]
 
 
 def _difference(arm: np.ndarray, baseline: np.ndarray, larger_is_better: bool) -> np.ndarray:
@@ -259,15 +267,16 @@ def decide(results: Results, metric: str | None = None) -> list[Verdict]:
     record = plan.metrics(study)[metric]
     margin = plan.margin(study) if metric == study.metric else record.margin
     larger = record.larger_is_better
-    pairs = _pairs(results, metric)
+    places = _pairs(results, metric)
+    pairs = [*places.values(), *[_pair(*pair, metric) for pair in results.left_out]]
     compared = statistics.compare(
-        [_difference(*pair, larger) for pair in pairs.values()],
+        [_difference(*pair, larger) for pair in pairs],
         margin,
         larger,
         results.comparisons,
         study.alpha,
-        [_rounding(*pair) for pair in pairs.values()],
-    )
+        [_rounding(*pair) for pair in pairs],
+    )[: len(places)]
     exploratory = bool(results.deviations) or metric != results.manifest.metric
     return [
         Verdict(
@@ -277,7 +286,7 @@ def decide(results: Results, metric: str | None = None) -> list[Verdict]:
             failures(results.arms[i][j]),
             exploratory,
         )
-        for (i, j), comparison in zip(pairs, compared, strict=True)
+        for (i, j), comparison in zip(places, compared, strict=True)
     ]
 
 

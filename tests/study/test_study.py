@@ -903,6 +903,19 @@ def test_an_arm_that_comes_later_is_trained_from_the_first_seed(tmp_path, monkey
     assert verdicts["mse"].startswith("worse")
 
 
+def test_what_is_known_of_an_arm_stays_when_it_is_left_out(tmp_path, monkeypatch, whole):
+    """Holm gives to the others what a decided one does not need, asked for or not."""
+    reaching(monkeypatch, whole, [], clear_and_close)
+    full = run(until(tmp_path))
+    fewer = run(until(tmp_path, losses=("cross_entropy", "gce", "focal,gamma=1")))
+    assert [arm.loss for arm, _ in fewer.left_out] == ["mse"] and fewer.comparisons == 3
+    known = {verdict.loss: verdict for verdict in results.decide(full)}
+    for verdict in results.decide(fewer):
+        assert verdict.comparison == known[verdict.loss].comparison
+    alone = dataclasses.replace(fewer, left_out=())
+    assert results.decide(alone)[0].comparison.p > known["gce"].comparison.p
+
+
 def test_undecided_arms_are_waited_for_where_others_train_them(tmp_path, monkeypatch, whole):
     """A shard takes what is left, and what a dead process has not finished."""
     trained = []
