@@ -68,8 +68,10 @@ TESTED = ("last", "best")
 TEST = "test"  # the test split of a run's own data set
 PART = "part"  # in the grammar of spec.py
 Part = Annotated[str, PART]
-Count = Annotated[int, "[1, inf)"]
-Size = Annotated[int, "[0, inf)"]
+# Bounds of what would be made a list or a process of: refused before that is tried
+Count = Annotated[int, "[1, 1000000]"]
+Size = Annotated[int, "[0, 1000000000]"]
+Few = Annotated[int, "[0, 1000]"]
 Rate = Annotated[float, "(0, inf)"]
 Share = Annotated[float, "[0, 1)"]
 # What the metadata of a type says of a value: an interval, or `PART`; or the words that it may be.
@@ -122,7 +124,7 @@ class Training(Settings):
     image-classification set by its TFDS name (emnist/letters, cifar10:3.0.2), or your own:
     my_data.load,size=64. Corruptions follow after a +: cifar10+label_noise,rate=0.4 (--list
     dataset, corruption)."""
-    image_size: Count | None = None
+    image_size: Annotated[int, "[1, 10000]"] | None = None
     """Side in pixels to which images are scaled and cropped; needed only where their sizes differ.
     """
     image_key: str | None = None
@@ -137,7 +139,7 @@ class Training(Settings):
     class, always the same images."""
     validation: Share = 0.1
     """Share of the training split held out for validation, stratified by class."""
-    split_seed: Size | None = 0
+    split_seed: Annotated[int, "[0, 4294967296)"] | None = 0
     """Seed of that split, so that runs over seeds validate on the same images. None: drawn by the
     run's own seed, as a study does unless told otherwise: its verdicts then cover other splits.
     """
@@ -240,7 +242,7 @@ class Machine(Settings):
     decoded_limit: Annotated[float, "[0, inf)"] = 16.0
     """GiB that auto may take for the file of decoded images, and no more than half of what is free
     on its disk."""
-    workers: Size = 0
+    workers: Few = 0
     """Processes that read, and decode, when mapped or streaming; 0: threads of this one."""
     parallel: Annotated[str, ("auto", "jit", "pmap", "sharded")] = "auto"
     """auto (sharded when there is more than one device), jit (one device), pmap or sharded."""

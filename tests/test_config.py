@@ -69,6 +69,21 @@ def test_the_edges_that_are_good(good):
     assert dict(Config.of(**good).items()).items() >= good.items()
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        name
+        for section in (Recipe, Machine, Output)
+        for name, kinds, _ in settings._rules(section)
+        if int in kinds and float not in kinds
+    ],
+)
+def test_every_whole_number_has_an_upper_bound(field):
+    """A request for a trillion of something is answered before a list of them is built."""
+    with pytest.raises(InputError, match=rf"{settings.flag(field)} must lie in \[\d+, \d+[\])]"):
+        Config.of(**{field: 999_999_999_999})
+
+
 CHOICES = [
     (name, words)
     for section in (Recipe, Machine, Output)
@@ -251,7 +266,7 @@ def test_a_file_that_is_none(tmp_path, name, text, words):
             r"--process must lie in \[0, 2\)",
         ),
         ({"coordinator": "here", "processes": 2, "process": 0}, "--coordinator must be HOST:PORT"),
-        ({"processes": 0}, r"--processes must lie in \[1, inf\)"),
+        ({"processes": 0}, r"--processes must lie in \[1, 1000000\]"),
     ],
 )
 def test_processes_and_meshes_that_cannot_be(fields, words):

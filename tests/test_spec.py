@@ -172,8 +172,14 @@ def test_several_values_written_and_read_are_the_same():
         # ranges that the docstrings state
         *(("model", f"mlp,dropout={x}", "dropout must lie in [0, 1), "
                                         "got") for x in (-0.1, 1, 1.5, "inf", "-inf")),
-        ("model", "cnn,widths=[32,0]", "widths must lie in [1, inf), got [32,0]"),
-        ("model", "mlp,hidden=[-128]", "hidden must lie in [1, inf), got [-128]"),
+        ("model", "cnn,widths=[32,0]", "widths must lie in [1, 100000], got [32,0]"),
+        ("model", "mlp,hidden=[999999999999]", "hidden must lie in [1, 1000000]"),
+        ("model", "cnn8,widths=[999999999999]", "widths must lie in [1, 100000]"),
+        ("model", "wide_resnet,width=999999999999", "width must lie in [1, 1000]"),
+        ("augmentation", "augmix,width=999999999999", "width must lie in [1, 100]"),
+        ("augmentation", "views,count=999999999999", "count must lie in [1, 100]"),
+        ("schedule", "restarts,period=999999999999", "period must lie in (0, 1000000]"),
+        ("model", "mlp,hidden=[-128]", "hidden must lie in [1, 1000000], got [-128]"),
         *(("optimizer", f"sgd,momentum={x}", "momentum must lie in [0, 1), "
                                              "got") for x in (-0.1, 1, "inf")),
         *(("optimizer", f"{name},weight_decay=-0.1", "weight_decay must lie in [0, "
@@ -361,9 +367,9 @@ def test_a_network_with_several_names_has_one_spec(text, shortest):
         ("resnet18,steem=imagenet", "model resnet18 has no hyperparameter 'steem'; its"),
         ("resnet34,depth=34", "model resnet34 has no hyperparameter 'depth'; its"),
         ("resnet20,blocks=3", "blocks must be a list, got 3"),
-        ("resnet20,widths=[16,0,64]", "widths must lie in [1, inf)"),
+        ("resnet20,widths=[16,0,64]", "widths must lie in [1, 100000]"),
         ("resnet18,dropout=1", "dropout must lie in [0, 1)"),
-        ("wide_resnet,depth=4", "depth must lie in [10, inf)"),
+        ("wide_resnet,depth=4", "depth must lie in [10, 1000]"),
         ("resnet18,conv=blocked", "conv comes from the run"),
     ],
 )

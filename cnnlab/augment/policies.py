@@ -122,7 +122,7 @@ def augmix(
 
     Args:
       mean, std: float[C], of the data set, in pixels.
-      width: in [1, inf), chains of a view.
+      width: in [1, 100], chains of a view.
       severity: in [0.1, 10], the strongest; each operation has a strength between 0.1 and it. At 10
         it rotates by 30 degrees, shears by 0.3 and translates by a third of the image.
       alpha: in (0, inf).
@@ -213,7 +213,7 @@ def views(keys: jax.Array, batch: Batch, count: int = 2) -> Batch:
     on `view_logits`.
 
     Args:
-      count: in [1, inf), copies of each image besides itself.
+      count: in [1, 100], copies of each image besides itself.
 
     Source: Hendrycks et al., 2020, "AugMix", https://arxiv.org/abs/1912.02781
     """

@@ -32,7 +32,7 @@ class AirNet(nn.Module):
     D^2, which takes the same steps.
 
     Args:
-      widths: in [1, inf), channels of each group of two convolutions.
+      widths: in [1, 100000], channels of each group of two convolutions.
       whiten: fit the first layer to the patches of 5,000 training images and fix it, or train it as
         the others.
       activation: relu, gelu, silu or tanh.

@@ -25,8 +25,8 @@ class CNN(nn.Module):
     With the defaults on 32x32x3 it has 545,098 parameters.
 
     Args:
-      widths: in [1, inf), channels of each convolution, at least one.
-      hidden: in [1, inf), units of each hidden dense layer.
+      widths: in [1, 100000], channels of each convolution, at least one.
+      hidden: in [1, 1000000], units of each hidden dense layer.
       batch_norm: batch normalisation after each convolution and hidden dense layer.
       dropout: in [0, 1), share of hidden dense units dropped in training.
       pool: max or average.

@@ -29,8 +29,8 @@ class CNN8(nn.Module):
     labels", arXiv 2006.13554.
 
     Args:
-      widths: in [1, inf), channels of each stage.
-      hidden: in [1, inf), units of the first dense layer.
+      widths: in [1, 100000], channels of each stage.
+      hidden: in [1, 1000000], units of the first dense layer.
       head: linear or cosine.
     """
 

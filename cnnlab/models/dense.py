@@ -41,7 +41,7 @@ class MLP(nn.Module):
     """Dense layers over the flattened image.
 
     Args:
-      hidden: in [1, inf), units of each hidden layer.
+      hidden: in [1, 1000000], units of each hidden layer.
       batch_norm: batch normalisation after each hidden layer.
       dropout: in [0, 1), share of hidden units dropped in training.
       activation: relu, gelu, silu or tanh.

@@ -32,11 +32,11 @@ class ResNet(nn.Module):
     Goyal et al., 2017, "Accurate, large minibatch SGD", arXiv 1706.02677 (zero_scale).
 
     Args:
-      blocks: in [1, inf), residual blocks of each stage.
-      widths: in [1, inf), channels of the 3x3 convolutions of each stage.
+      blocks: in [1, 1000], residual blocks of each stage.
+      widths: in [1, 100000], channels of the 3x3 convolutions of each stage.
       bottleneck: blocks of convolutions 1x1, 3x3 and 1x1, the last with four times as many
         channels; else of two 3x3.
-      stem_width: in [1, inf), channels of the first convolution.
+      stem_width: in [1, 100000], channels of the first convolution.
       stem: cifar (convolution 3x3) or imagenet (convolution 7x7, maxima 3x3, each with stride 2).
       shortcut: projection (convolution 1x1 with batch norm) or pad (every other pixel, new
         channels zero), where a block changes the shape.
@@ -214,9 +214,9 @@ class WideResNet(nn.Module):
     Source: Zagoruyko & Komodakis, 2016, "Wide residual networks", arXiv 1605.07146.
 
     Args:
-      depth: in [10, inf), convolutions, projections included: 6 n + 4, with n blocks per
+      depth: in [10, 1000], convolutions, projections included: 6 n + 4, with n blocks per
         stage.
-      width: in [1, inf), times 16, 32 and 64 channels.
+      width: in [1, 1000], times 16, 32 and 64 channels.
       dropout: in [0, 1), share of values dropped between the convolutions of a block.
       head: linear or cosine.
 

@@ -135,7 +135,7 @@ def restarts(
 
     Args:
       peak: the largest rate.
-      period: in (0, inf), epochs of the first.
+      period: in (0, 1000000], epochs of the first.
       growth: in [1, inf), how many times longer than the one before each is.
       steps_per_epoch: the unit of epochs.
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Annotated
 
 from cnnlab import files
-from cnnlab.config import Count, Rate, Size
+from cnnlab.config import Rate
 from cnnlab.errors import InputError
 from cnnlab.study import folder as folders
 from cnnlab.study import plan, schema
 from cnnlab.study.folder import Cell
 from cnnlab.study.plan import Condition, Study
+from cnnlab.study.records import Count, Size
 from cnnlab.types import JsonObject
 
 NAME = "manifest.json"

@@ -28,7 +28,6 @@ from cnnlab.config import (
     Rate,
     Recipe,
     Settings,
-    Size,
     Training,
 )
 from cnnlab.errors import InputError, unknown
@@ -68,7 +67,7 @@ class Study(Settings):
     """How many seeds: with the same one every loss starts from the same weights and sees the same
     batches.
     """
-    first_seed: Size = 0
+    first_seed: Annotated[int, "[0, 4294967296)"] = 0
     """The first of them; the others follow it."""
     until: Annotated[str, ("decided",)] | None = None
     """decided: add blocks of seeds to the losses that are not decided yet, and to the baseline,

@@ -11,11 +11,14 @@ from typing import Annotated
 
 import numpy as np
 
-from cnnlab.config import Count, Rate, Size
+from cnnlab.config import Rate
 from cnnlab.metrics import Metric, confusion_matrix
 from cnnlab.study import schema
 from cnnlab.study.plan import Condition
 from cnnlab.types import JsonObject, Metrics, Row
+
+Count = Annotated[int, "[1, inf)"]
+Size = Annotated[int, "[0, inf)"]
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image
 
 from cnnlab import cli
-from cnnlab.config import Config, Count, Part, Settings, Size, check
+from cnnlab.config import Config, Count, Few, Part, Settings, check
 from cnnlab.data import prepared, storage, tfrecord
 from cnnlab.data.catalogue import open_dataset
 from cnnlab.data.dataset import Batch, Dataset
@@ -63,7 +63,7 @@ class Arguments(Settings):
     """Network, as for train.py."""
     batch_size: Count = 128
     """Images per step."""
-    workers: Size = 0
+    workers: Few = 0
     """Processes that read and decode when streaming; 0: threads."""
     rounds: Count = 9
     """Turns of each source."""

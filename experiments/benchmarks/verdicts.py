@@ -14,11 +14,12 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from cnnlab import cli
-from cnnlab.config import Count, Settings, check
+from cnnlab.config import Settings, check
 from cnnlab.study import sequential
 
 ALPHA = 0.05
@@ -37,7 +38,7 @@ MIXED = (3.0, 2.0, 1.5, 1.0, 0.5, 0.0)
 class Arguments(Settings):
     """Measure the errors and the cost of verdicts."""
 
-    families: Count = 2000
+    families: Annotated[int, "[1, 20000]"] = 2000
     """Drawn for each row of the table."""
     seed: int = 0
     """Of the draws."""

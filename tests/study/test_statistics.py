@@ -89,7 +89,7 @@ def test_sign_flip_with_random_flips():
     assert p[3] == pytest.approx(2 / (statistics.FLIPS + 1))  # never 0
 
 
-# Holm, TOST, sizes
+# Sizes
 
 
 def test_sizes():
