@@ -92,16 +92,21 @@ def test_it_says_what_it_does_and_what_it_found(whole):
     assert not list(folder.glob("*.checkpoints"))
 
 
+def kill(folder, finished, *more):
+    """Start the study, and kill it once so many cells are finished."""
+    process = start(folder, *more)
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("cells/*.json"))) < finished:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
 def test_killed_twice_it_ends_in_the_same_bytes(whole, tmp_path):
     folder = tmp_path / "study"
     for finished in (1, 2):
-        process = start(folder)
-        deadline = time.monotonic() + 120
-        while len(list(folder.glob("cells/*.json"))) < finished:
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        kill(folder, finished)
     assert not (folder / "report.html").exists()
     process = start(folder)
     output, errors = process.communicate(timeout=300)
@@ -129,13 +134,7 @@ def until_decided(tfds_root, tmp_path_factory):
 def test_killed_twice_it_is_decided_by_the_same_bytes(until_decided, tmp_path):
     folder = tmp_path / "study"
     for finished in (1, 3):
-        process = start(folder, *UNTIL, *QUICK)
-        deadline = time.monotonic() + 120
-        while len(list(folder.glob("cells/*.json"))) < finished:
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        kill(folder, finished, *UNTIL, *QUICK)
     process = start(folder, *UNTIL, *QUICK)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors

@@ -5,13 +5,13 @@ the same.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from cnnlab.study import plan, sequential, statistics
 from cnnlab.study.records import CellResult
 from cnnlab.study.report import series
 from cnnlab.study.report.numbers import number_of, scales, short
-from cnnlab.study.results import EXPLORATORY, Results, Verdict, failures
+from cnnlab.study.results import EXPLORATORY, ArmResult, Results, Verdict, failures
 
 # Of the versions: they change the rounding, and are reported with the compute.
 HARDWARE = ("machine", "flags")
@@ -187,16 +187,20 @@ def tuned(results: Results) -> list[str]:
     ]
 
 
-def _diverged(results: Results) -> list[str]:
-    lines = []
+def _named(results: Results) -> Iterator[tuple[str, ArmResult]]:
+    """Yield each arm under each condition with its name."""
     for condition, row in zip(results.conditions, results.arms, strict=True):
         for arm in row:
-            if lost := series.diverged(arm):
-                seeds = listed([f"{seed} (step {step:,})" for seed, step in lost])
-                runs = number_of(len(arm.runs), "run")
-                lines.append(
-                    f"{len(lost)} of {runs} of {arm.loss}, {plan.label(condition)}: seed {seeds}"
-                )
+            yield f"{arm.loss}, {plan.label(condition)}", arm
+
+
+def _diverged(results: Results) -> list[str]:
+    lines = []
+    for name, arm in _named(results):
+        if lost := series.diverged(arm):
+            seeds = listed([f"{seed} (step {step:,})" for seed, step in lost])
+            runs = number_of(len(arm.runs), "run")
+            lines.append(f"{len(lost)} of {runs} of {name}: seed {seeds}")
     if not lines:
         return []
     return [
@@ -206,12 +210,11 @@ def _diverged(results: Results) -> list[str]:
 
 
 def _collapsed(results: Results) -> list[str]:
-    lines = []
-    for condition, row in zip(results.conditions, results.arms, strict=True):
-        for arm in row:
-            if count := failures(arm).collapsed:
-                of = number_of(len(arm.runs), "run")
-                lines.append(f"{count} of {of} of {arm.loss}, {plan.label(condition)}")
+    lines = [
+        f"{count} of {number_of(len(arm.runs), 'run')} of {name}"
+        for name, arm in _named(results)
+        if (count := failures(arm).collapsed)
+    ]
     if not lines:
         return []
     return [
