@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Annotated
 
 from cnnlab import files
 from cnnlab.config import Training, flag
 from cnnlab.errors import InputError
 from cnnlab.study import report, sequential, statistics
-from cnnlab.study.plan import Study
+from cnnlab.study.plan import MOST_SEEDS, Study
 from cnnlab.study.results import Results
 from cnnlab.training import run_folder
 
@@ -26,7 +27,7 @@ HOLDS, REFUTED, UNDECIDED = "holds", "refuted", "undecided"
 
 @dataclass(frozen=True)
 class Replication(Study):
-    """Test a claim at a size that two CPU cores finish: a fifth of CIFAR-10, eight epochs, eight
+    """Test a claim at a size that two CPU cores finish: a fifth of CIFAR-10, eight epochs, twelve
     seeds.
     """
 
@@ -37,6 +38,8 @@ class Replication(Study):
     )
     fraction: tuple[float, ...] = (0.2,)
     """Share of the training images that is used."""
+    seeds: Annotated[int, f"[1, {MOST_SEEDS}]"] = 12
+    """How many; nine comparisons need ten."""
     workdir: str = "runs/replications"
     """Folder of the results; replications share the cells that they have in common."""
 

@@ -249,6 +249,14 @@ def _difference(arm: np.ndarray, baseline: np.ndarray, larger_is_better: bool) -
     return np.where(lost & ~baseline_lost, worst, np.where(baseline_lost & ~lost, -worst, gap))
 
 
+def gaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Subtract what a second arm did from what a first did, over the seeds that both have: values
+    float64[n] of each -> float64[n].
+    """
+    n = min(len(first), len(second))
+    return first[:n] - second[:n]
+
+
 def _rounding(arm: np.ndarray, baseline: np.ndarray) -> np.ndarray:
     """Compute how much of a difference may be rounding; nothing where one diverged."""
     return np.nan_to_num(statistics.SAME * np.maximum(np.abs(arm), np.abs(baseline)))

@@ -43,7 +43,7 @@ def judge(results: Results) -> list[Judged]:
 
     from cnnlab import losses
     from cnnlab.study import statistics
-    from cnnlab.study.results import curve
+    from cnnlab.study.results import curve, gaps
 
     row = results.arms[0]
     ours = row[results.study.losses.index("cross_entropy")]
@@ -60,9 +60,9 @@ def judge(results: Results) -> list[Judged]:
         return np.nan_to_num(curve(arm, "validation_accuracy")[:, 0])
 
     differences = [
-        (np.log(gradient_norm(ours)) - np.log(gradient_norm(theirs))) / 0.1,
-        (epochs(theirs) - epochs(ours)) / 0.5,
-        (first(ours) - first(theirs)) / 0.01,
+        gaps(np.log(gradient_norm(ours)), np.log(gradient_norm(theirs))) / 0.1,
+        gaps(epochs(theirs), epochs(ours)) / 0.5,
+        gaps(first(ours), first(theirs)) / 0.01,
     ]
     statements = (
         "gradient over the first 64 steps",

@@ -38,7 +38,7 @@ def judge(results: Results) -> list[Judged]:
     import numpy as np
 
     from cnnlab.study import statistics
-    from cnnlab.study.results import curve, differences
+    from cnnlab.study.results import curve, differences, gaps
 
     losses = results.study.losses
     claimed = {
@@ -59,7 +59,7 @@ def judge(results: Results) -> list[Judged]:
     entropy, absolute = (
         np.nan_to_num(curve(arm, "train_accuracy")[:, -1]) for arm in results.arms[0][:2]
     )
-    (underfits,) = statistics.compare((entropy - absolute)[None], margin=0.05)
+    (underfits,) = statistics.compare([gaps(entropy, absolute)], margin=0.05)
     return [judged("mean_absolute_error underfits right labels", underfits, better), *beaten]
 
 

@@ -2,7 +2,7 @@
 
 The A/A test of the study itself: cross-entropy, and mean squared error, over seeds 0.. against the
 same loss over seeds 1000... Written before the run: holds for a loss if the verdict is undecided or
-equivalent, refuted if it is better or worse; undecided if eight seeds were not reached.
+equivalent, refuted if it is better or worse; undecided if there are fewer than eight seeds.
 
     python experiments/replications/same_loss.py --data-dir DIR
 """
@@ -28,7 +28,7 @@ def judge(results: Results) -> list[Judged]:
     import numpy as np
 
     from cnnlab.study import cells, statistics
-    from cnnlab.study.results import values
+    from cnnlab.study.results import gaps, values
     from cnnlab.training import run_folder
 
     study = results.study
@@ -38,8 +38,10 @@ def judge(results: Results) -> list[Judged]:
     if other is None:
         return []
     pairs = zip(results.arms[0], other.arms[0], strict=True)
-    gaps = [values(first, study.metric) - values(second, study.metric) for first, second in pairs]
-    compared = statistics.compare(np.nan_to_num(gaps), plan.margin(study))
+    differences = [
+        gaps(values(first, study.metric), values(second, study.metric)) for first, second in pairs
+    ]
+    compared = statistics.compare([*map(np.nan_to_num, differences)], plan.margin(study))
     return [
         judged(f"{loss} does not differ from itself", comparison, indistinct)
         for loss, comparison in zip(study.losses, compared, strict=True)

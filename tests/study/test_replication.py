@@ -2,6 +2,7 @@
 known.
 """
 
+import dataclasses
 import importlib
 import json
 
@@ -103,6 +104,20 @@ def test_every_script_judges_what_it_announces(name, script, monkeypatch):
     assert {each.verdict for each in statements} <= {HOLDS, REFUTED, UNDECIDED}
     assert all(each.numbers for each in statements)
     assert "before the run" in module.__doc__ and "Claim (" in module.__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_script_judges_arms_with_fewer_seeds_than_their_baseline(name, script, monkeypatch):
+    """As --until decided leaves them."""
+    module = script(name)
+    study = study_of(module)
+    fields = {name: value for name, value in study.items() if name != "losses"}
+    found = study_example.results(losses=study.losses, **fields)
+    for row in found.arms:
+        row[1:] = [dataclasses.replace(arm, cells=arm.cells[:2]) for arm in row[1:]]
+    other = study_example.results(losses=study.losses, first_seed=1000, seeds=12)
+    monkeypatch.setattr(cells, "conduct", lambda *_: other)
+    assert module.judge(found)
 
 
 @pytest.mark.parametrize(
