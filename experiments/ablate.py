@@ -2,26 +2,42 @@
 
     python experiments/ablate.py --losses cross_entropy focal,gamma=2 --label-noise 0 0.4
     python experiments/ablate.py --losses cross_entropy my_module.my_loss --tune lr=1e-4..1e-1
+    python experiments/ablate.py --losses cross_entropy focal brier --until decided --max-seeds 24
 
 Every loss is trained from the same weights on the same batches for each seed. The same command
 resumes a study that was stopped or killed; machines that share the folder take `--shard 0/4`,
-`--shard 1/4`, ... of it, or `--executor ray`.
+`--shard 1/4`, ... of it, or `--executor ray`. With `--until decided` blocks of seeds are added
+until every comparison is decided; the report is written after each of them, to look at whenever
+you like.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cnnlab import cli, files
 from cnnlab.multihost import agree
 from cnnlab.study.plan import Study
 from cnnlab.training import run_folder
 
+if TYPE_CHECKING:
+    from cnnlab.study.results import Results
+
+
+def write(results: Results) -> list[Path]:
+    """Write the report of a study into its folder."""
+    from cnnlab.study import report
+
+    return agree.on_first(lambda: report.write(results, files.expanded(results.study.workdir)))
+
 
 def main(study: Study) -> None:
     from cnnlab.study import cells, report
 
-    results = cells.conduct(study, run_folder.command())
+    results = cells.conduct(study, run_folder.command(), look=write)
     if results is not None:
-        paths = agree.on_first(lambda: report.write(results, files.expanded(study.workdir)))
+        paths = write(results)
         print(*report.brief(results), *paths, sep="\n", flush=True)
 
 

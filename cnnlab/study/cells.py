@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,16 +86,25 @@ class Job:
         shutil.rmtree(folders.checkpoints(self.folder, cell.digest), ignore_errors=True)
 
 
-def conduct(study: Study, command: str, plan_folder: Path | None = None) -> Results | None:
+Look = Callable[[Results], object]
+
+
+def conduct(
+    study: Study, command: str, plan_folder: Path | None = None, look: Look | None = None
+) -> Results | None:
     """Announce a study, train it and show its progress; otherwise as `run`."""
     board = Board(study.progress, study.training.epochs)
     for line in announcement(study):
         board.say(line)
-    return run(study, board, command, plan_folder)
+    return run(study, board, command, plan_folder, look)
 
 
 def run(
-    study: Study, board: Board, command: str, plan_folder: Path | None = None
+    study: Study,
+    board: Board,
+    command: str,
+    plan_folder: Path | None = None,
+    look: Look | None = None,
 ) -> Results | None:
     """Train what is still missing of a study.
 
@@ -104,6 +113,7 @@ def run(
       board: shows how far it is.
       command: to run again, for messages and the report.
       plan_folder: of the manifest; None: the study's. Others may share its cells.
+      look: called with the results so far while seeds are added; None: nobody looks.
 
     Returns:
       The results; None while cells are missing that are another shard's or that another process is
@@ -147,7 +157,7 @@ def run(
         trainer = Trainer(job, cluster, board, planned)
         with board.showing():
             if study.until:
-                return _until_decided(trainer, arms)
+                return _until_decided(trainer, arms, look)
             return _fixed(trainer, arms)
 
 
@@ -276,7 +286,7 @@ def _fixed(trainer: Trainer, arms: Arms) -> Results | None:
     return trainer.pooled(arms)
 
 
-def _until_decided(trainer: Trainer, arms: Arms) -> Results:
+def _until_decided(trainer: Trainer, arms: Arms, look: Look | None) -> Results:
     """Train blocks of seeds of the arms that are not decided, and of their baselines, until all are
     or have the most seeds.
 
@@ -298,6 +308,8 @@ def _until_decided(trainer: Trainer, arms: Arms) -> Results:
         undecided = [verdict for verdict in verdicts if not verdict.comparison.decided]
         if not undecided or blocks == most:
             return results
+        if look:
+            look(results)
         for verdict in undecided:
             for loss in (verdict.loss, plan.baseline(study)):
                 wanted[loss, plan.label(verdict.condition)] = blocks + 1

@@ -847,9 +847,10 @@ def until(tmp_path, **changes):
 
 
 def test_blocks_are_added_to_what_is_not_decided(tmp_path, monkeypatch, whole, capsys):
-    trained = []
+    trained, looks = [], []
     reaching(monkeypatch, whole, trained, clear_and_close)
-    found = cells.run(until(tmp_path), Board("lines"), "COMMAND")
+    found = cells.run(until(tmp_path), Board("lines"), "COMMAND", look=looks.append)
+    assert [len(look.arms[0][0].runs) for look in looks] == [8, 12, 16, 20]
     assert found.deviations == []
     numbers_of = {arm.loss: len(arm.runs) for arm in found.arms[0]}
     assert numbers_of == {"cross_entropy": 24, "mse": 8, "focal,gamma=1": 24, "gce": 16}
