@@ -17,7 +17,7 @@ from cnnlab.errors import InputError
 from cnnlab.multihost import agree
 from cnnlab.study import folder as folders
 from cnnlab.study import manifest as manifests
-from cnnlab.study import on_ray, plan, report, sequential
+from cnnlab.study import on_ray, plan, records, report, sequential
 from cnnlab.study.board import Board
 from cnnlab.study.checks import check
 from cnnlab.study.folder import Cell, Digests
@@ -75,11 +75,19 @@ class Job:
             if claimed and not self.read(cell):
                 board.started(cell)
                 trained = train_cell(self.study, cell, self.folder, board, self.command)
+                self._check(cell, trained)
                 path = folders.file(self.folder, cell)
                 agree.on_first(lambda: files.write_sealed(path, trained.to_json()))
         if result := self.read(cell):
             agree.on_first(lambda: self.clear(cell))
         return result
+
+    def _check(self, cell: Cell, trained: CellResult) -> None:
+        """Refuse what could not be read again, such as a metric outside its own range."""
+        try:
+            records.check(trained, plan.metrics(self.study))
+        except ValueError as error:
+            raise InputError(f"{cell.name} cannot be kept: {error}") from error
 
     def clear(self, cell: Cell) -> None:
         """Remove the checkpoints of a finished cell, which a killed process may have left."""
@@ -124,41 +132,41 @@ def run(
       Stopped: a signal came; the cells under way are saved.
     """
     folder = files.expanded(study.workdir).absolute()
+    plan_folder = plan_folder or folder
     agree.on_first(lambda: folders.refuse_old(folder))
+    study = _with_block(study, agree.on_first(lambda: manifests.read(plan_folder)))
     blocks = plan.blocks(study)
     arms = {
         (loss, plan.label(condition)): folders.cells(study, loss, condition, blocks)
         for loss, condition in plan.grid(study)
     }
     _refuse_twins([arm[0] for arm in arms.values()])
-    plan.metric(study)  # refuse it before any training
+    plan.margin(study)  # refuse metric and margin before any training
     remote = on_ray.joined(study, command) if study.executor == "ray" else contextlib.nullcontext()
     with remote as cluster:
         if cluster:
             # Ray may have to wait for a machine
-            board.say("checking losses and data on a machine of Ray's")
+            board.say("checking losses and data on one of Ray's machines")
             digests = cluster.call(check, study, Console("off"))
         else:
             digests = agree.on_all(lambda: check(study, board))
         agree.agree("the data set or the teacher", [vars(digest) for digest in digests.values()])
-        manifest = agree.on_first(
-            lambda: manifests.settled(study, arms, plan_folder or folder, folder / "cells")
-        )
-        deviations = manifests.deviations(manifest, study, arms)
-        for line in deviations:
-            board.say(f"not as planned, so there are no verdicts: {line}")
         job = Job(study, folder, digests, command)
-        planned = Planned(
-            manifest,
-            manifests.family(manifest, study, arms),
-            deviations,
-            () if deviations else agree.on_first(lambda: _left_out(job, manifest, arms)),
-        )
+        planned = agree.on_first(lambda: _planned(job, arms, plan_folder))
+        for line in planned.deviations:
+            board.say(f"not as planned, so there are no verdicts: {line}")
         trainer = Trainer(job, cluster, board, planned)
         with board.showing():
             if study.until:
                 return _until_decided(trainer, arms, look)
             return _fixed(trainer, arms)
+
+
+def _with_block(study: Study, manifest: Manifest | None) -> Study:
+    """Take the width of the blocks that are there, unless another is asked for."""
+    if manifest is None or study.block is not None:
+        return study
+    return study.replace(block=manifest.block)
 
 
 @dataclass(frozen=True)
@@ -171,26 +179,45 @@ class Planned:
     left_out: Sequence[tuple[ArmResult, ArmResult]]
 
 
+def _planned(job: Job, arms: Arms, plan_folder: Path) -> Planned:
+    """Compare a study with its manifest, which is written if there is none."""
+    study = job.study
+    manifest = manifests.settled(study, arms, plan_folder, job.folder)
+    if deviations := manifests.deviations(manifest, study, arms):
+        # Every arm is another one: there are no verdicts.
+        comparisons = max(manifest.comparisons, plan.comparisons(study))
+        return Planned(manifest, comparisons, deviations, ())
+    comparisons = manifests.extended(manifest, study, arms, plan_folder)
+    return Planned(manifest, comparisons, (), _left_out(job, manifest, arms))
+
+
 def _left_out(job: Job, manifest: Manifest, arms: Arms) -> list[tuple[ArmResult, ArmResult]]:
     """Read what is there of the arms that were planned and are not asked for, each with its
     baseline.
     """
     study = job.study
-    asked = {cells[0].tuning_digest for cells in arms.values()}
+    asked = {cells[0].arm_digest for cells in arms.values()}
     pairs = []
     for arm in manifest.arms:
-        with contextlib.suppress(InputError):  # such as a file of the user's that is gone
-            if arm.digest not in asked and folders.canonical(study, arm.loss) != manifest.baseline:
-                mine = _stored(job, arm.loss, arm.condition)
-                baseline = _stored(job, plan.baseline(study), arm.condition)
-                if mine.cells and baseline.cells:
-                    pairs.append((mine, baseline))
+        if arm.digest in asked or folders.canonical(arm.loss) == manifest.baseline:
+            continue
+        mine = _stored(job, arm.loss, arm.condition, arm.digest)
+        baseline = _stored(job, plan.baseline(study), arm.condition)
+        if mine.cells and baseline.cells:
+            pairs.append((mine, baseline))
     return pairs
 
 
-def _stored(job: Job, loss: str, condition: plan.Condition) -> ArmResult:
-    """Read the cells that are there of an arm, up to the first that is missing."""
-    cells = folders.cells(job.study, loss, condition, plan.blocks(job.study))
+def _stored(job: Job, loss: str, condition: plan.Condition, digest: str | None = None) -> ArmResult:
+    """Read the cells that are there of an arm, up to the first that is missing; none if the arm has
+    another digest than this now.
+    """
+    try:
+        cells = folders.cells(job.study, loss, condition, plan.blocks(job.study))
+    except InputError:  # a file of the user's that is gone
+        cells = []
+    if digest is not None:
+        cells = [cell for cell in cells if cell.arm_digest == digest]
     measured = plan.metrics(job.study)
     results = (folders.read(job.folder, cell, None, measured) for cell in cells)
     there = itertools.takewhile(lambda result: result is not None, results)
@@ -279,8 +306,8 @@ def _fixed(trainer: Trainer, arms: Arms) -> Results | None:
     trainer.train([cell for cell in shard if cell.digest in missing])
     if left := trainer.look(cells):
         trainer.board.say(
-            f"{len(left)} of {len(cells)} cells are left to others; the report comes with the last "
-            "one"
+            f"{len(left)} of {len(cells)} cells are left to others; the last to finish writes the "
+            "report"
         )
         return None
     return trainer.pooled(arms)
@@ -301,6 +328,7 @@ def _until_decided(trainer: Trainer, arms: Arms, look: Look | None) -> Results:
         now = {key: cells[: wanted[key]] for key, cells in arms.items()}
         cells = _in_order(now)
         trainer.board.expect(cells, cells)
+        is_new = bool(trainer.look(cells))
         trainer.train_all(cells)
         results = trainer.pooled(now)
         verdicts = decide(results)
@@ -308,7 +336,7 @@ def _until_decided(trainer: Trainer, arms: Arms, look: Look | None) -> Results:
         undecided = [verdict for verdict in verdicts if not verdict.comparison.decided]
         if not undecided or blocks == most:
             return results
-        if look:
+        if look and is_new:
             look(results)
         for verdict in undecided:
             for loss in (verdict.loss, plan.baseline(study)):
@@ -358,8 +386,8 @@ def announcement(study: Study) -> list[str]:
     ]
     if plan.most_seeds(study) < needed:
         lines.append(
-            f"no verdict is possible: {_count(planned, 'comparison')} need at least {needed} "
-            "seeds; more can be added later"
+            f"no verdict is possible: {_count(planned, 'comparison')} cannot be decided by fewer "
+            f"than {needed} seeds; more can be added later"
         )
     if study.tune is None:
         lines.append(

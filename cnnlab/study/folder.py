@@ -21,7 +21,7 @@ from pathlib import Path
 
 from cnnlab import files, spec
 from cnnlab.config import Config, Recipe
-from cnnlab.errors import InputError
+from cnnlab.errors import InputError, one_line
 from cnnlab.metrics import Metric
 from cnnlab.parts import find, resolve
 from cnnlab.spec import Part
@@ -30,6 +30,8 @@ from cnnlab.study.plan import Condition, Study
 from cnnlab.study.records import CellResult
 from cnnlab.training.run_folder import SHORT, conflicts, stored_form
 from cnnlab.types import JsonObject
+
+TOO_MUCH = (RecursionError, OverflowError)  # what absurd JSON may end in
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Cell:
       seeds: of its networks.
       words: in the name of its file, for people.
       digest: in that name, for us.
-      tuning_digest: of what its tuning depends on, which the cells of all blocks share.
+      arm_digest: of all that its numbers depend on but its seeds.
       config: as a run stores it.
     """
 
@@ -50,7 +52,7 @@ class Cell:
     seeds: tuple[int, ...]
     words: str
     digest: str
-    tuning_digest: str
+    arm_digest: str
     config: JsonObject = field(default_factory=dict, compare=False)
 
     @property
@@ -110,14 +112,18 @@ def settings(recipe: Recipe) -> JsonObject:
     return {k: v for k, v in fields.items() if v != default[k] and k not in SHORT}
 
 
-def canonical(study: Study, loss: str) -> str:
-    """Return an arm's canonical form: aliases and defaults written out make no difference.
+def canonical(loss: str) -> str:
+    """Return an arm's canonical form: aliases and defaults written out make no difference. One that
+    can no longer be found stays as it is.
 
-    >>> canonical(Study(losses=("ce", "focal")), "ce@average=ema")
+    >>> canonical("ce@average=ema")
     'cross_entropy@average=ema'
     """
-    written = settings(plan.config(study, loss, {}).recipe)
-    _, changed = plan.arm(loss)
+    text, changed = plan.arm(loss)
+    try:
+        written = settings(Recipe(loss=text).replace(**changed))
+    except InputError:
+        return loss
     besides = [f"@{name}={written.get(name, 'default')}" for name in sorted(changed)]
     return written.get("loss", Recipe.loss) + "".join(besides)
 
@@ -143,7 +149,8 @@ def refuse_old(folder: Path) -> None:
       InputError: it is one.
     """
     for path in (folder / "cells").glob("*.json"):
-        if not re.search(r"--seeds?-\d+(-to-\d+)?--[0-9a-f]{12}$", path.stem):
+        is_new = re.search(r"--seeds?-\d+(-to-\d+)?--[0-9a-f]{12}$", path.stem)
+        if not is_new and re.search(r"-[0-9a-f]{12}$", path.stem):
             raise InputError(
                 f"{folder} holds the study of an earlier version of cnnlab ({path.name}): choose "
                 "another --workdir"
@@ -221,12 +228,15 @@ def read(
                 f"it holds {plan.seed_range(seeds)}, not {plan.seed_range(cell.seeds)}"
             )
         differing = conflicts(result.config, Config.from_json(cell.config))
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (InputError, OSError, ValueError, KeyError, TypeError, *TOO_MUCH) as error:
         raise InputError(
-            f"{path} cannot be read ({error}); delete it to train that cell again"
+            f"{path} cannot be read ({one_line(error)}); delete it to train that cell again"
         ) from error
+    if differing and (result.loss, result.condition) != (cell.loss, cell.condition):
+        raise InputError(
+            f"{path} holds another cell, {result.loss}, {plan.label(result.condition)}; delete it "
+            "to train its own again"
+        )
     if digests is not None:
         _refuse_other_data(path, result, digests)
     if differing:

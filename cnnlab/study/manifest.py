@@ -10,13 +10,14 @@ import dataclasses
 import datetime
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 from cnnlab import files
-from cnnlab.config import Rate
+from cnnlab.config import Rate, Recipe, Training
 from cnnlab.errors import InputError
+from cnnlab.parts import resolve
 from cnnlab.study import folder as folders
 from cnnlab.study import plan, schema
 from cnnlab.study.folder import Cell
@@ -25,7 +26,8 @@ from cnnlab.study.records import Count, Size
 from cnnlab.types import JsonObject
 
 NAME = "manifest.json"
-FORM = 2  # of study folders; 1 had cells of all seeds, and no manifest
+ADDED = "added.json"  # arms that came later
+VERSION = 2  # of study folders; 1 had cells of all seeds, and no manifest
 PLANNED = ("metric", "margin", "baseline", "first_seed", "block", "alpha", "comparisons")
 
 Arms = Mapping[tuple[str, str], Sequence[Cell]]  # cells by `Cell.key`, block after block
@@ -37,7 +39,7 @@ class PlannedArm:
 
     Attributes:
       loss, condition: of it.
-      digest: of all that its numbers depend on but its seeds (`Cell.tuning_digest`).
+      digest: of all that its numbers depend on but its seeds (`Cell.arm_digest`).
     """
 
     loss: str
@@ -50,8 +52,9 @@ class Manifest:
     """The plan of a study.
 
     Attributes:
-      form: of the folder.
+      version: of the folder.
       written: when, in UTC.
+      cells: of the study that were there already, trained for another one that shares its folder.
       metric, margin, first_seed, block, alpha: of the study.
       baseline: in its canonical form.
       arms: of the study under each condition, the baseline too.
@@ -59,8 +62,9 @@ class Manifest:
       recipe: the other settings on which numbers depend, but for those at their defaults.
     """
 
-    form: Count
+    version: Count
     written: str
+    cells: Size
     metric: str
     margin: Rate
     baseline: str
@@ -72,23 +76,22 @@ class Manifest:
     recipe: JsonObject
 
 
-def of(study: Study, arms: Arms) -> Manifest:
+def of(study: Study, arms: Arms, trained: int = 0) -> Manifest:
     """Write down a study, as of now.
 
     Args:
       study: to write down.
       arms: its cells.
+      trained: how many of them are.
     """
     return Manifest(
-        form=FORM,
+        version=VERSION,
         written=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        cells=trained,
         metric=study.metric,
         margin=plan.margin(study),
-        baseline=folders.canonical(study, plan.baseline(study)),
-        arms=[
-            PlannedArm(cells[0].loss, cells[0].condition, cells[0].tuning_digest)
-            for cells in arms.values()
-        ],
+        baseline=folders.canonical(plan.baseline(study)),
+        arms=_planned(arms),
         first_seed=study.first_seed,
         block=plan.block_width(study),
         alpha=study.alpha,
@@ -97,46 +100,76 @@ def of(study: Study, arms: Arms) -> Manifest:
     )
 
 
+def _planned(arms: Arms) -> list[PlannedArm]:
+    return [
+        PlannedArm(cells[0].loss, cells[0].condition, cells[0].arm_digest)
+        for cells in arms.values()
+    ]
+
+
 def _recipe(study: Study) -> JsonObject:
-    """Return what all arms have in common, but for settings at their defaults."""
-    recipe = plan.config(study, plan.baseline(study), {}).recipe
-    _, changed = plan.arm(plan.baseline(study))
-    shared = {k: v for k, v in folders.settings(recipe).items() if k not in ("loss", *changed)}
+    """Return what all arms have in common, but for settings at their defaults; with the SHA-256 of
+    the user's files behind it.
+    """
+    shared = Recipe(**{f.name: getattr(study.training, f.name) for f in fields(Training)})
     budget = study.budget if study.tune else None
     besides = {"noise": study.noise, "tune": study.tune, "budget": budget}
-    return shared | {name: value for name, value in besides.items() if value is not None}
+    files_behind = {f"file {name}": sha for name, sha in resolve(shared).sources().items()}
+    named = {name: value for name, value in besides.items() if value is not None}
+    return folders.settings(shared) | named | files_behind
 
 
-def settled(study: Study, arms: Arms, folder: Path, cells: Path) -> Manifest:
+def read(folder: Path) -> Manifest | None:
+    """Read the manifest in a folder; None if there is none.
+
+    Raises:
+      InputError: it is damaged, or of another version.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        manifest = schema.build(Manifest, files.read_sealed(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); restore it, or choose another --workdir"
+        ) from error
+    if manifest.version != VERSION:
+        raise InputError(f"{path} is of another version of cnnlab: choose another --workdir")
+    return manifest
+
+
+def settled(study: Study, arms: Arms, folder: Path, workdir: Path) -> Manifest:
     """Return the manifest of a study: the one in the folder, else a new one that is written there.
+    It is final once a cell has begun.
 
     Args:
       study: to write down.
       arms: its cells.
       folder: of the manifest, created if missing.
-      cells: the folder of their files; if it is in the same one, and has some without a manifest,
-        that was deleted.
+      workdir: the study's folder, which others may share.
 
     Raises:
       InputError: the manifest is damaged, missing or cannot be written.
     """
     path = folder / NAME
-    if not path.exists():
-        if folder == cells.parent and any(cells.glob("*.json")):
+    of_this = {cell.digest for cells in arms.values() for cell in cells}
+    trained = {name.stem.rpartition("--")[2] for name in (workdir / "cells").glob("*.json")}
+    begun = trained or any(workdir.glob("*.checkpoints"))
+    manifest = read(folder)
+    if manifest is None:
+        if (folder == workdir and trained) or (folder / "verdicts.csv").exists():
             raise InputError(
                 f"{path} is missing: what was planned for the cells there cannot be known; choose "
                 "another --workdir"
             )
+        _write_once(path, of(study, arms, len(trained & of_this)))
+    elif not begun and deviations(manifest, study, arms):
+        path.unlink(missing_ok=True)
         _write_once(path, of(study, arms))
-    try:
-        manifest = schema.build(Manifest, files.read_sealed(path))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); restore it, or choose another --workdir"
-        ) from error
-    if manifest.form != FORM:
-        raise InputError(f"{path} is of another version of cnnlab: choose another --workdir")
-    return manifest
+    settled = read(folder)
+    assert settled is not None
+    return settled
 
 
 def _write_once(path: Path, manifest: Manifest) -> None:
@@ -169,28 +202,47 @@ def deviations(manifest: Manifest, study: Study, arms: Arms) -> list[str]:
     pairs = [(name, getattr(asked, name), getattr(manifest, name)) for name in PLANNED]
     names = sorted(asked.recipe.keys() | manifest.recipe.keys())
     pairs += [(name, asked.recipe.get(name), manifest.recipe.get(name)) for name in names]
-    return [
+    lines = [
         f"{name.replace('_', ' ')} {_word(ours)} instead of {_word(planned)}"
         for name, ours, planned in pairs
         if ours != planned
     ]
+    baseline = plan.baseline(study)
+    known = {(arm.loss, plan.label(arm.condition)): arm.digest for arm in manifest.arms}
+    edited = [
+        key
+        for key, cells in arms.items()
+        if key[0] == baseline and known.get(key, cells[0].arm_digest) != cells[0].arm_digest
+    ]
+    if edited and not lines:
+        lines.append(f"the baseline {baseline} of other files than were there")
+    return lines
 
 
 def _word(value: object) -> str:
     return "the default" if value is None else str(value)
 
 
-def family(manifest: Manifest, study: Study, arms: Arms) -> int:
-    """Count the comparisons that share the error rate: those planned, and what was added beyond
-    them.
+def extended(manifest: Manifest, study: Study, arms: Arms, folder: Path) -> int:
+    """Count the comparisons that share the error rate: those planned, and all that were ever added
+    beyond them. What this study adds is noted next to the manifest.
+
+    Raises:
+      InputError: the note is damaged, or cannot be written.
     """
-    if deviations(manifest, study, arms):  # every arm is another one: there are no verdicts
-        return max(manifest.comparisons, plan.comparisons(study))
-    known = {arm.digest for arm in manifest.arms}
-    baselines = len({plan.label(arm.condition) for arm in manifest.arms})
-    added = [
-        cells[0]
-        for cells in arms.values()
-        if cells[0].loss != plan.baseline(study) and cells[0].tuning_digest not in known
-    ]
-    return max(manifest.comparisons, len(manifest.arms) - baselines + len(added))
+    path = folder / ADDED
+    try:
+        values = files.read_sealed(path)["arms"] if path.exists() else []
+        before = [schema.build(PlannedArm, value) for value in values]
+        known = {arm.digest for arm in (*manifest.arms, *before)}
+        new = [arm for arm in _planned(arms) if arm.digest not in known]
+        if new:
+            noted = [dataclasses.asdict(arm) for arm in (*before, *new)]
+            files.write_sealed(path, {"arms": noted})
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read or written ({error}); restore it, or choose another --workdir"
+        ) from error
+    everything = {arm.digest: arm for arm in (*manifest.arms, *before, *new)}.values()
+    compared = sum(folders.canonical(arm.loss) != manifest.baseline for arm in everything)
+    return max(manifest.comparisons, compared)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 EXECUTORS = ("local", "ray")
 BLOCK = 4  # seeds
 MAX_SEEDS = 32
+MOST_LOOKED_AT = 1_000  # seeds; looking after each takes the square of their number
 MOST_SEEDS = 10_000
 MOST_RATES = 1_000  # that tuning tries, in one program
 MOST_CELLS = 100_000  # of a study; its grid is a list
@@ -72,7 +73,7 @@ class Study(Settings):
     until: Annotated[str, ("decided",)] | None = None
     """decided: add blocks of seeds to the losses that are not decided yet, and to the baseline,
     until all are. One may look at any time, and stop, and go on with more."""
-    max_seeds: Annotated[int, f"[1, {MOST_SEEDS}]"] | None = None
+    max_seeds: Annotated[int, f"[1, {MOST_LOOKED_AT}]"] | None = None
     """The most that --until decided takes. None: 32."""
     block: Annotated[int, f"[1, {MOST_SEEDS}]"] | None = None
     """Seeds that are trained together and kept in one file, a cell: a study of more seeds trains
@@ -201,6 +202,11 @@ class Study(Settings):
                 raise InputError("--tune chooses the learning rate: it cannot be varied too")
             if both := condition.keys() & changed.keys():
                 raise InputError(f"--losses {loss}: {min(both)} is varied by --vary already")
+            if "split_seed" in changed:
+                raise InputError(
+                    f"--losses {loss}: arms hold out the same images; --split-seed and --vary are "
+                    "for all of them"
+                )
             if not config(self, loss, condition).recipe.validation and self.tune:
                 raise InputError(
                     "--tune chooses on the validation split: --validation must be above 0"
@@ -316,7 +322,7 @@ def _typed(where: str, value: str, kind: object) -> object:
         read = ast.literal_eval(
             {"true": "True", "false": "False", "none": "None"}.get(value.lower(), value)
         )
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         read = value
     kinds = settings.value_types(kind)
     if type(read) in kinds:
@@ -352,7 +358,8 @@ def most_seeds(study: Study) -> int:
     """Return how many seeds an arm may get."""
     if study.until is None:
         return study.seeds
-    return study.max_seeds or max(MAX_SEEDS, study.seeds)
+    width = block_width(study)
+    return study.max_seeds or -(-max(MAX_SEEDS, study.seeds) // width) * width
 
 
 def seeds(study: Study) -> list[int]:
@@ -392,7 +399,8 @@ def shard(text: str) -> tuple[int, int]:
       InputError: anything else.
     """
     which, _, of = text.partition("/")
-    if not (which.isdecimal() and of.isdecimal() and int(which) < int(of)):
+    sound = all(number.isdecimal() and len(number) < 7 for number in (which, of))
+    if not sound or int(which) >= int(of):
         raise InputError(f"--shard must be i/n with 0 <= i < n, such as 0/4; got '{text}'")
     return int(which), int(of)
 
@@ -459,8 +467,15 @@ def metric(study: Study) -> Metric:
 
 
 def margin(study: Study) -> float:
-    """Return the difference of the study's metric within which two losses count as equivalent."""
-    return metric(study).margin if study.margin is None else study.margin
+    """Return the difference of the study's metric within which two losses count as equivalent.
+
+    Raises:
+      InputError: the metric is not measured, or has none.
+    """
+    margin = metric(study).margin if study.margin is None else study.margin
+    if not 0 < margin < math.inf:
+        raise InputError(f"metric {study.metric} has no margin above 0: give --margin")
+    return margin
 
 
 def label(condition: Condition) -> str:

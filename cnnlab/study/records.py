@@ -12,13 +12,14 @@ from typing import Annotated
 import numpy as np
 
 from cnnlab.config import Rate
-from cnnlab.metrics import Metric, confusion_matrix
+from cnnlab.metrics import WRITTEN_OUT, Metric, confusion_matrix
 from cnnlab.study import schema
 from cnnlab.study.plan import Condition
 from cnnlab.types import JsonObject, Metrics, Row
 
-Count = Annotated[int, "[1, inf)"]
-Size = Annotated[int, "[0, inf)"]
+Count = Annotated[int, "[1, 9007199254740992)"]
+Size = Annotated[int, "[0, 9007199254740992)"]  # exact as a float
+MOST = 1e300  # of a metric that is finite
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,28 @@ class CellResult:
             with the rest.
         """
         cell = schema.build(cls, values)
-        for i, run in enumerate(cell.runs):
-            _check_run(cell, run, measured, f"runs[{i}]")
+        check(cell, measured)
         return cell
+
+
+def check(cell: CellResult, measured: Mapping[str, Metric]) -> None:
+    """Check what a cell's file holds, or will.
+
+    Args:
+      cell: of a study.
+      measured: the metrics that every test must hold, by name.
+
+    Raises:
+      ValueError: a number is out of its range, or at odds with the rest.
+    """
+    if not cell.class_names or not cell.runs:
+        raise ValueError("it has no classes, or no runs")
+    rates = {trial.learning_rate for trial in cell.tuning or []}
+    rates |= set() if cell.tuning else {cell.config.get("learning_rate")}
+    if cell.learning_rate not in rates:
+        raise ValueError(f"learning_rate {cell.learning_rate} is none that it was trained with")
+    for i, run in enumerate(cell.runs):
+        _check_run(cell, run, measured, f"runs[{i}]")
 
 
 def _check_run(cell: CellResult, run: SeedRun, measured: Mapping[str, Metric], where: str) -> None:
@@ -148,7 +168,11 @@ def _check_run(cell: CellResult, run: SeedRun, measured: Mapping[str, Metric], w
         raise ValueError(f"{where} has diverged, or a test, but not both")
     for name, test in tests:
         if test is not None:
-            check_test(test, measured, f"{where}.{name}")
+            check_test(test, measured, len(cell.class_names), f"{where}.{name}")
+    for i, row in enumerate(run.history):
+        _check_row(row, f"{where}.history[{i}]")
+    for i, norm in enumerate(run.gradient_norms):
+        schema.in_range(f"{where}.gradient_norms[{i}]", norm, 0.0, math.inf)
     if run.test is None:
         return
     count = cell.counts.get("test")
@@ -161,22 +185,42 @@ def _check_run(cell: CellResult, run: SeedRun, measured: Mapping[str, Metric], w
         )
 
 
-def check_test(test: Metrics, measured: Mapping[str, Metric], where: str) -> None:
+def _check_row(row: Row, where: str) -> None:
+    """Check an epoch's metrics: numbers, and accuracies in [0, 1]."""
+    for name, value in row.items():
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"{where}.{name} must be a number, got {value}")
+        if name.endswith("accuracy") and math.isfinite(value):
+            schema.in_range(f"{where}.{name}", value, 0.0, 1.0)
+
+
+def check_test(test: Metrics, measured: Mapping[str, Metric], classes: int, where: str) -> None:
     """Check what `metrics.summarise` returned.
 
     Raises:
       ValueError: a metric is missing or out of its range, or they do not go together.
     """
     count = test.get("count")
-    if type(count) is not int or count < 1:
+    if type(count) is not int or not 1 <= count < 2**53:
         raise ValueError(f"{where}.count must be a number of images, got {count}")
     for name, metric in measured.items():
         value = test.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or MOST < abs(value) < math.inf
+        ):
             raise ValueError(f"{where}.{name} must be a number, got {value}")
         if math.isfinite(value):
             schema.in_range(f"{where}.{name}", value, metric.low, metric.high)
-    if "confusion" in test:
+    bins = np.array(test.get("calibration"))
+    if bins.dtype.kind not in "if" or bins.ndim != 2 or len(bins) != 3:
+        raise ValueError(f"{where}.calibration must be three rows of numbers")
+    if "confusion" in test or classes <= WRITTEN_OUT:
         matrix = confusion_matrix(test)
+        if matrix.shape != (classes, classes):
+            raise ValueError(f"{where}.confusion must be {classes} x {classes}")
         if matrix.sum() != count or np.trace(matrix) / count != test["accuracy"]:
             raise ValueError(f"{where}.confusion does not hold {count} images with that accuracy")

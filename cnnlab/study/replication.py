@@ -10,7 +10,7 @@ margin, and is refuted if it lies beyond. Everything else is undecided.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated
 
@@ -19,10 +19,12 @@ from cnnlab.config import Training, flag
 from cnnlab.errors import InputError
 from cnnlab.study import report, sequential, statistics
 from cnnlab.study.plan import MOST_SEEDS, Study
-from cnnlab.study.results import Results
+from cnnlab.study.results import EXPLORATORY, Results
 from cnnlab.training import run_folder
 
 HOLDS, REFUTED, UNDECIDED = "holds", "refuted", "undecided"
+# What a claim is about
+FIXED = ("losses", "label_noise", "long_tail", "vary", "metric", "margin", "baseline", "alpha")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Replication(Study):
     def __post_init__(self) -> None:
         super().__post_init__()
         claim = type(self)
-        for name in ("losses", "label_noise", "long_tail", "vary", "metric"):
+        for name in FIXED:
             if claim is not Replication and getattr(self, name) != getattr(claim, name):
                 raise InputError(
                     f"the claim is about {getattr(claim, name)}: {flag(name)} cannot be changed"
@@ -59,8 +61,8 @@ class Replication(Study):
 
 @dataclass(frozen=True)
 class Judged:
-    """A statement of a claim, with its verdict (holds, refuted or undecided) and the numbers behind
-    it.
+    """A statement of a claim, with its verdict (holds, refuted, undecided or exploratory) and the
+    numbers behind it.
     """
 
     statement: str
@@ -130,9 +132,11 @@ def replicate(study: Replication, judge: Callable[[Results], Sequence[Judged]], 
         return
     report.write(results, folder)
     verdicts = judge(results)
+    if results.deviations:  # numbers to look at
+        verdicts = [replace(verdict, verdict=EXPLORATORY) for verdict in verdicts]
     for verdict in verdicts:
         print(
-            f"{verdict.verdict.upper():<10} {verdict.statement}\n           {verdict.numbers}",
+            f"{verdict.verdict.upper():<11} {verdict.statement}\n            {verdict.numbers}",
             flush=True,
         )
     rows = [vars(verdict) for verdict in verdicts]

@@ -131,7 +131,7 @@ class Failures:
 
     Attributes:
       runs: all of them.
-      diverged: those that left the finite numbers.
+      diverged: those that left the finite numbers, or whose metric did.
       collapsed: those with less than half the accuracy of the arm's median network.
     """
 
@@ -176,11 +176,11 @@ class Verdict:
         return EXPLORATORY if self.exploratory else self.comparison.words
 
 
-def failures(arm: ArmResult) -> Failures:
+def failures(arm: ArmResult, metric: str) -> Failures:
     """Count the networks that diverged or collapsed."""
     accuracies = values(arm, "accuracy")
     finite = accuracies[np.isfinite(accuracies)]
-    diverged = sum(run.diverged is not None for run in arm.runs)
+    diverged = int(np.sum(np.isnan(values(arm, metric))))
     collapsed = int(np.sum(finite < np.median(finite) / 2)) if len(finite) else 0
     return Failures(len(arm.runs), diverged, collapsed)
 
@@ -215,15 +215,17 @@ def differences(
 
     Args as for `values`.
     """
-    pairs = _pairs(results, metric, test_set)
+    pairs = paired(results, metric, test_set)
     larger = plan.metrics(results.study)[metric].larger_is_better
-    return {place: _difference(arm, base, larger) for place, (arm, base) in pairs.items()}
+    return {place: difference(arm, base, larger) for place, (arm, base) in pairs.items()}
 
 
-def _pairs(
+def paired(
     results: Results, metric: str, test_set: str | None = None
 ) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
-    """Pair each arm's values with the baseline's of the same seeds."""
+    """Pair each arm's values with the baseline's of the same seeds: (condition, arm) by number ->
+    float64[seeds] of each. Args as for `values`.
+    """
     study = results.study
     base = study.losses.index(plan.baseline(study))
     return {
@@ -242,7 +244,8 @@ def _pair(
     return mine[:n], theirs[:n]
 
 
-def _difference(arm: np.ndarray, baseline: np.ndarray, larger_is_better: bool) -> np.ndarray:
+def difference(arm: np.ndarray, baseline: np.ndarray, larger_is_better: bool) -> np.ndarray:
+    """Subtract values, float64[n], of which NaN is infinitely bad; two of them are equal."""
     worst = -np.inf if larger_is_better else np.inf
     lost, baseline_lost = np.isnan(arm), np.isnan(baseline)
     gap = np.where(lost | baseline_lost, 0.0, arm - baseline)
@@ -255,6 +258,11 @@ def gaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """
     n = min(len(first), len(second))
     return first[:n] - second[:n]
+
+
+def _is_known(arm: np.ndarray, baseline: np.ndarray) -> bool:
+    """Return whether something is known of a pair: not all of both diverged."""
+    return bool(np.any(np.isfinite(arm) | np.isfinite(baseline)))
 
 
 def _rounding(arm: np.ndarray, baseline: np.ndarray) -> np.ndarray:
@@ -275,26 +283,33 @@ def decide(results: Results, metric: str | None = None) -> list[Verdict]:
     record = plan.metrics(study)[metric]
     margin = plan.margin(study) if metric == study.metric else record.margin
     larger = record.larger_is_better
-    places = _pairs(results, metric)
+    places = paired(results, metric)
     pairs = [*places.values(), *[_pair(*pair, metric) for pair in results.left_out]]
-    compared = statistics.compare(
-        [_difference(*pair, larger) for pair in pairs],
-        margin,
-        larger,
-        results.comparisons,
-        study.alpha,
-        [_rounding(*pair) for pair in pairs],
-    )[: len(places)]
-    exploratory = bool(results.deviations) or metric != results.manifest.metric
+    some = [pair for pair in pairs if _is_known(*pair)]
+    compared = iter(
+        statistics.compare(
+            [difference(*pair, larger) for pair in some],
+            margin,
+            larger,
+            results.comparisons,
+            study.alpha,
+            [_rounding(*pair) for pair in some],
+        )
+    )
+    comparisons = {
+        place: next(compared) if _is_known(*pair) else statistics.unknown(len(pair[0]))
+        for place, pair in places.items()
+    }
+    exploratory = bool(results.deviations)
     return [
         Verdict(
             results.conditions[i],
             study.losses[j],
             comparison,
-            failures(results.arms[i][j]),
+            failures(results.arms[i][j], metric),
             exploratory,
         )
-        for (i, j), comparison in zip(places, compared, strict=True)
+        for (i, j), comparison in comparisons.items()
     ]
 
 

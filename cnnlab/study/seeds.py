@@ -135,15 +135,15 @@ def _tuned(study: Study, cell: Cell, folder: Path, board: Board, command: str) -
     """Return the trials of a cell's tuning, which it shares with the arm's other cells: tuned here,
     unless another process is doing that or has.
     """
-    file = folder / "tuning" / f"{cell.tuning_digest}.json"
+    file = folder / "tuning" / f"{cell.arm_digest}.json"
     while True:
-        if trials := agree.on_first(lambda: _stored_trials(file)):
+        if trials := agree.on_first(lambda: _stored_trials(file, plan.rates(study))):
             return trials
         with contextlib.ExitStack() as held:
-            if _claim(held, folder, f"{cell.tuning_digest}.tuning"):
+            if _claim(held, folder, f"{cell.arm_digest}.tuning"):
                 trials = _tune(study, cell, folder, board, command)
                 _store_trials(file, trials)
-                files.remove(folders.checkpoints(folder, cell.tuning_digest))
+                files.remove(folders.checkpoints(folder, cell.arm_digest))
                 return trials
         board.phase("waiting for the tuning of another process")
         pause(WAIT_SECONDS, command)
@@ -167,7 +167,7 @@ def _tune(study: Study, cell: Cell, folder: Path, board: Board, command: str) ->
     board.phase(f"tuning {len(rates)} rates")
     seeds = [plan.TUNING_SEED] * len(rates)
     config = folders.config(study, cell.loss, cell.condition).replace(test_sets=())
-    saver = _saver(folders.checkpoints(folder, cell.tuning_digest), command)
+    saver = _saver(folders.checkpoints(folder, cell.arm_digest), command)
     trained = _fit(config, seeds, rates, saver, board)
     reached = trained.history[-1]["validation_accuracy"] if trained.history else [None] * len(rates)
     return [
@@ -176,10 +176,14 @@ def _tune(study: Study, cell: Cell, folder: Path, board: Board, command: str) ->
     ]
 
 
-def _stored_trials(file: Path) -> list[Trial] | None:
-    # not there, or damaged: tuned again
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return [schema.build(Trial, trial) for trial in files.read_sealed(file)["trials"]]
+def _stored_trials(file: Path, rates: Sequence[float]) -> list[Trial] | None:
+    """Read the trials of these rates; None if they are not there, damaged, or of other rates: then
+    they are made again.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        trials = [schema.build(Trial, trial) for trial in files.read_sealed(file)["trials"]]
+        if [trial.learning_rate for trial in trials] == list(rates):
+            return trials
     return None
 
 
@@ -227,8 +231,10 @@ def _first_bad_steps(history: Sequence[Row], seeds: int) -> list[int | None]:
 def _seed_runs(trained: Trained, seeds: Sequence[int]) -> list[SeedRun]:
     """Test every seed of those trained, on all test sets."""
     if trained.progress is None:
-        return [SeedRun(seed, trained.diverged[i], None, _rows(trained, i), []) for i, seed in
-                enumerate(seeds)]  # fmt: skip
+        return [
+            SeedRun(seed, trained.diverged[i], None, _rows(trained, i), [])
+            for i, seed in enumerate(seeds)
+        ]
     state = trained.progress.state
     tests, hits = _test(trained.experiment, state)
     tests_last: Sequence[Metrics | None] = [None] * len(seeds)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -198,7 +199,7 @@ def interval(
 
     Returns:
       (low, high), float64[...] each; infinite where no end was found, as for fewer than eight
-      seeds.
+      seeds; NaN where no centre fits: the differences are not symmetric about any.
 
     Raises:
       InputError: as for `evidence`.
@@ -207,39 +208,73 @@ def interval(
     shape = np.broadcast_shapes(differences.shape[:-1], np.shape(level))
     differences = np.broadcast_to(differences, (*shape, differences.shape[-1]))
     level = np.broadcast_to(np.asarray(level, np.float64), shape)
-    low, high = np.full(shape, -np.inf), np.full(shape, np.inf)
     finite = np.isfinite(differences)
     if differences.shape[-1] < FIRST or not finite.any():
-        return low, high
+        return np.full(shape, -np.inf), np.full(shape, np.inf)
     some = np.ma.masked_array(differences, ~finite)
-    middle = np.ma.filled(np.ma.median(some, -1), 0.0)
     reach = np.maximum(np.ma.filled(some.max(-1) - some.min(-1), 0.0), 1e-12)
 
-    def inside(distance: np.ndarray) -> np.ndarray:
-        p = p_value(differences, middle + distance * reach, 1 / level, tolerance)
+    def inside(centre: np.ndarray) -> np.ndarray:
+        p = p_value(differences, centre, 1 / level, tolerance)
         return p > level * (1 + ROUNDING)
 
+    start, is_inside = _start(some, inside)
+    ends = [start + _edge(inside, start, sign * reach) for sign in (-1, 1)]
     known = finite.any(-1)
-    low = np.where(known, middle + _edge(inside, -1.0, shape) * reach, low)
-    high = np.where(known, middle + _edge(inside, 1.0, shape) * reach, high)
-    return low, high
+    low, high = (np.where(is_inside, end, np.nan) for end in ends)
+    return np.where(known, low, -np.inf), np.where(known, high, np.inf)
 
 
-def _edge(inside, direction: float, shape: tuple[int, ...]) -> np.ndarray:
-    """Find the distance, float64[...], beyond which nothing is inside, to 2^-40 of itself;
-    infinite beyond `FARTHEST`.
+Inside = Callable[[np.ndarray], np.ndarray]
+
+
+def _start(some: np.ma.MaskedArray, inside: Inside) -> tuple[np.ndarray, np.ndarray]:
+    """Find a centre inside, float64[...]: the median, unless later seeds have moved it out of what
+    earlier ones allow; and whether there is one, bool[...].
     """
-    far = np.ones(shape)
-    while (going := inside(direction * far) & (far <= FARTHEST)).any():
+    start = np.ma.filled(np.ma.median(some, -1), 0.0)
+    found = inside(start)
+    earlier = [some[..., :n] for n in range(FIRST, some.shape[-1], FIRST // 2)]
+    others = [np.zeros_like(start), *[np.ma.filled(np.ma.median(x, -1), 0.0) for x in earlier]]
+    others.append(np.ma.filled(some.mean(-1), 0.0))
+    for other in others:
+        if found.all():
+            break
+        better = ~found & inside(other)
+        start = np.where(better, other, start)
+        found = found | better
+    return start, found
+
+
+def _edge(inside: Inside, start: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Find how far from the start nothing is inside any more, float64[...], to 2^-40 of itself;
+    infinite beyond `FARTHEST` times the reach.
+
+    Args:
+      inside: whether a centre is.
+      start: a centre, float64[...].
+      reach: a distance with its direction, float64[...].
+    """
+    far = np.ones(np.shape(start))
+    while (going := inside(start + far * reach) & (far <= FARTHEST)).any():
         far = np.where(going, 2 * far, far)
-    near = np.zeros(shape)
+    near = np.zeros(np.shape(start))
     beyond = far > FARTHEST
     for _ in range(HALVINGS):
         middle = (near + far) / 2
-        there = inside(direction * middle)
+        there = inside(start + middle * reach)
         near = np.where(there, middle, near)
         far = np.where(there, far, middle)
-    return direction * np.where(beyond, np.inf, far)
+    return np.where(beyond, np.inf, far) * reach
+
+
+def direction(differences: ArrayLike) -> np.ndarray:
+    """Say which sign float[..., n] mostly have, each counted as two typical ones at most: 1, -1 or
+    0.
+    """
+    differences = _checked(differences)
+    z = np.clip(differences / _typical(differences)[..., None], -MOST, MOST)
+    return np.sign(np.sum(z, -1))
 
 
 def holm(p: np.ndarray, reserved: int = 0) -> np.ndarray:
@@ -328,7 +363,7 @@ def decide(
         adjusted_p = holm(p, planned - m)
         adjusted_q = holm(q, planned - m)
         reached = np.minimum(adjusted_p, adjusted_q) <= alpha * (1 + ROUNDING)
-        seeds = np.where((seeds == 0) & reached, look + FIRST, seeds)
+        seeds = np.where((seeds == 0) & reached, np.minimum(look, last) + FIRST, seeds)
     return Decisions(adjusted_p, adjusted_q, seeds, capital)
 
 

@@ -231,43 +231,83 @@ def compare(
     lengths = np.array([len(row) for row in rows])
     padded, padded_slack = _padded(rows), _padded(slack)
     decisions = sequential.decide(padded, margin, planned, alpha, padded_slack, lengths)
-    finite = np.isfinite(padded).all(-1)
-    ends, flips = np.empty((2, len(rows))), np.full(len(rows), np.nan)
-    for n in np.unique(lengths):
-        same = lengths == n
-        ends[:, same] = sequential.interval(
-            padded[same, :n], alpha / planned, padded_slack[same, :n]
-        )
-        if (both := same & finite).any():
-            flips[both] = sign_flip(padded[both, :n])
+    level = alpha / planned
+    low, high = _by_length(padded, lengths, level, padded_slack)
+    first_low, first_high = _by_length(padded, decisions.seeds, level, padded_slack)
+    flips = _sign_flips(padded, lengths)
     compared = []
     for i, row in enumerate(rows):
         p, q = float(decisions.p[i]), float(decisions.p_equivalent[i])
-        low, high = (float(end) for end in ends[:, i])
-        differs, equivalent = (value <= alpha * (1 + sequential.ROUNDING) for value in (p, q))
+        reached = alpha * (1 + sequential.ROUNDING)
         decided = int(decisions.seeds[i])
-        low, high = _cut(row[:decided], low, high, differs, equivalent, margin)
-        verdict, extent = _verdict(low, high, differs, equivalent, margin, larger_is_better)
-        expected = (
-            sequential.seeds_to_expect(row, margin, planned, alpha) if not decided else np.nan
-        )
+        sign = int(sequential.direction(row[:decided])) if p <= reached else 0
+        known = (sign, q <= reached, margin)
+        interval = _cut(float(low[i]), float(high[i]), *known)
+        if not interval[0] <= interval[1]:  # later seeds contradict those that decided
+            interval = _cut(float(first_low[i]), float(first_high[i]), *known)
+        verdict, extent = _verdict(*interval, *known, larger_is_better)
+        expected = sequential.seeds_to_expect(row, margin, planned, alpha)
         looks = max(0, len(row) - sequential.FIRST + 1)
         compared.append(
             Comparison(
                 **_sizes(row),
-                low=low,
-                high=high,
+                low=interval[0],
+                high=interval[1],
                 p=p,
                 p_equivalent=q,
                 p_sign_flip=float(flips[i]),
                 decided=decided,
-                expected=float(expected),
+                expected=np.nan if decided else float(expected),
                 evidence=tuple(decisions.capital[i, :looks].tolist()),
                 verdict=verdict,
                 extent=extent,
             )
         )
     return compared
+
+
+def unknown(n: int) -> Comparison:
+    """Return the comparison of n pairs of which none is finite: nothing is known of it."""
+    nan, inf = float("nan"), float("inf")
+    sizes = {name: nan for name in ("mean", "median", "effect", "superiority", "p_sign_flip")}
+    return Comparison(
+        n=n,
+        **sizes,
+        low=-inf,
+        high=inf,
+        p=1.0,
+        p_equivalent=1.0,
+        decided=0,
+        expected=inf,
+        evidence=(),
+        verdict=UNDECIDED,
+        extent="",
+    )
+
+
+def _by_length(
+    padded: np.ndarray, lengths: np.ndarray, level: float, slack: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the intervals of rows of several lengths, each of its first seeds: float64[m] each;
+    infinite for none.
+    """
+    low, high = np.full(len(padded), -np.inf), np.full(len(padded), np.inf)
+    for n in np.unique(lengths[lengths > 0]):
+        same = lengths == n
+        low[same], high[same] = sequential.interval(padded[same, :n], level, slack[same, :n])
+    return low, high
+
+
+def _sign_flips(padded: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Compute sign-flip p-values of rows of several lengths, float64[m]; NaN where not all is
+    finite.
+    """
+    p = np.full(len(padded), np.nan)
+    for n in np.unique(lengths):
+        same = (lengths == n) & np.isfinite(padded[:, :n]).all(-1)
+        if same.any():
+            p[same] = sign_flip(padded[same, :n])
+    return p
 
 
 def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -292,31 +332,35 @@ def _sizes(row: np.ndarray) -> dict[str, Any]:
 
 
 def _cut(
-    row: np.ndarray, low: float, high: float, differs: bool, equivalent: bool, margin: float
+    low: float, high: float, sign: int, equivalent: bool, margin: float
 ) -> tuple[float, float]:
-    """End an interval at the values that Holm has rejected: it may do so at a higher level than the
-    interval's own. `row`: the differences up to the decision.
+    """Make an interval say what is known: it ends at the values that Holm has rejected, which may
+    be at a higher level than its own, and holds 0 while nothing is decided.
+
+    Args:
+      low, high: of the interval.
+      sign: of the differences, if they are not symmetric about 0; else 0.
+      equivalent: whether they lie within the margin.
+      margin: the difference that would matter.
     """
-    if differs and low < 0 < high:
-        low, high = (0.0, high) if np.sum(np.sign(row)) > 0 else (low, 0.0)
+    if sign > 0:
+        low = max(low, 0.0)
+    elif sign < 0:
+        high = min(high, 0.0)
+    elif not equivalent:
+        low, high = min(low, 0.0), max(high, 0.0)
     if equivalent:
         low, high = max(low, -margin), min(high, margin)
     return low, high
 
 
 def _verdict(
-    low: float,
-    high: float,
-    differs: bool,
-    equivalent: bool,
-    margin: float,
-    larger_is_better: bool,
+    low: float, high: float, sign: int, equivalent: bool, margin: float, larger_is_better: bool
 ) -> tuple[str, str]:
-    """Read a verdict and its extent off an interval; `differs` and `equivalent`: Holm says so."""
-    if not differs and low <= 0 <= high:
-        within = equivalent or (-margin < low and high < margin)
-        return (EQUIVALENT if within else UNDECIDED), ""
-    verdict = BETTER if (low >= 0) == larger_is_better else WORSE
+    """Put what is known in words: the verdict and its extent. Args as for `_cut`."""
+    if not sign:
+        return (EQUIVALENT if equivalent else UNDECIDED), ""
+    verdict = BETTER if (sign > 0) == larger_is_better else WORSE
     if low >= margin or high <= -margin:
         return verdict, BEYOND
     if -margin <= low and high <= margin:

@@ -85,7 +85,7 @@ def test_it_says_what_it_does_and_what_it_found(whole):
         "2 losses x 2 conditions x 2 seeds of 3 epochs, 2 comparisons with cross_entropy in "
         "accuracy" in output
     )
-    assert "no verdict is possible: 2 comparisons need at least 8 seeds" in output
+    assert "no verdict is possible: 2 comparisons cannot be decided by fewer than 8 seeds" in output
     assert re.findall(r"^(\d)/4 ", output, re.MULTILINE) == ["1", "2", "3", "4"]
     assert output.splitlines()[-1].strip().endswith((".csv", ".html", ".md"))
     assert (folder / "results.csv").read_text().count("\n") == 1 + 2 * 2 * 2

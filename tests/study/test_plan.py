@@ -110,8 +110,11 @@ def test_the_flags_of_the_issue():
         ({"until": "decided", "max_seeds": 4}, "--max-seeds must be at least --seeds, 8; got 4"),
         ({"until": "decided", "max_seeds": 30}, "--max-seeds must be a multiple of 4"),
         ({"until": "dawn"}, "unknown until 'dawn'"),
-        ({"until": "decided", "max_seeds": 10**9}, r"--max-seeds must lie in \[1, 10000\]"),
+        ({"until": "decided", "max_seeds": 10**9}, r"--max-seeds must lie in \[1, 1000\]"),
         ({"alpha": 0.7}, "--alpha"),
+        ({"losses": ("ce", "mse@split_seed=3")}, "arms hold out the same images"),
+        ({"shard": "0/" + "9" * 5000}, "--shard must be i/n"),
+        ({"vary": ("epochs=" + "-" * 100_000 + "1",)}, "is no int"),
         ({"comparisons": 10**12}, "--comparisons must lie in"),
         ({"losses": ("ce", "mse", "focal"), "comparisons": 1}, "at least 2, which this study has"),
         ({"tune": "lr=1e-4..1e-1", "budget": 999_999_999_999}, "--budget must lie in"),
@@ -181,6 +184,8 @@ def test_blocks_are_fixed_ranges_of_seeds():
     assert len(plan.blocks(asked)) == 8 and plan.seeds(asked) == list(range(8))
     assert plan.most_seeds(study(until="decided", seeds=40)) == 40
     assert plan.most_seeds(study(until="decided", max_seeds=16)) == 16
+    wide = plan.blocks(study(until="decided", block=5, seeds=10))
+    assert len(wide) == 7 and {len(block) for block in wide} == {5}
 
 
 def test_rates_are_evenly_spaced_in_their_logarithm():

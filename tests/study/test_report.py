@@ -647,7 +647,7 @@ def test_collapsed_seeds_and_verdicts_against_the_mean_are_told():
         run.test["accuracy"] = base.test["accuracy"] + (0.02 if run.seed != 11 else -0.7)
     told = warned(found)
     assert any("1 of 16 runs of mse" in line and "collapsed" in line for line in told)
-    assert any("disagree in sign: mse, as configured (better)" in line for line in told)
+    assert any("mean difference disagree: mse, as configured (better)" in line for line in told)
     (verdict,) = decide(found)
     assert verdict.failures.collapsed == 1 and verdict.comparison.mean < 0
     assert tables.verdicts(found, [verdict]).rows[0][-1].startswith("1, ≤")

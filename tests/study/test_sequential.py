@@ -151,6 +151,12 @@ def test_an_interval_holds_the_centres_with_a_larger_p():
     assert np.all(later[0] <= low + 1e-9) and np.all(high <= later[1] + 1e-9)  # it only shrinks
     wide = sequential.interval(rows[:, :7], level)
     assert np.all(np.isinf(wide))
+    # Where the median has moved out of what the first seeds allow, and where nothing fits
+    moved = np.concatenate([np.linspace(0.9, 1.1, 8), np.full(4, -1.0)])
+    low_moved, high_moved = sequential.interval(moved, 0.05)
+    assert 0.5 < low_moved < high_moved < 1.2
+    torn = np.concatenate([np.full(12, 1.0), np.full(30, -1.0)])
+    assert np.isnan(sequential.interval(torn, 0.05)).all()
     nothing = sequential.interval(np.full((1, 9), np.inf), 0.05)
     assert [float(end[0]) for end in nothing] == [-np.inf, np.inf]
     # A level for each row

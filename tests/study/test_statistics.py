@@ -170,13 +170,16 @@ def test_a_verdict_and_its_interval_never_disagree():
         rows = rng.choice([0.1, 0.3, 1]) * (rng.standard_normal((5, 12)) + effects)
         for c in statistics.compare(rows, margin=0.5):
             seen.add(c.words)
-            assert (c.verdict == statistics.BETTER) == (c.low >= 0)
-            assert (c.verdict == statistics.WORSE) == (c.high <= 0)
+            assert c.low <= c.high
+            assert (c.verdict == statistics.BETTER) == (c.p <= ALPHA + 1e-9 and c.low >= 0)
+            assert (c.verdict == statistics.WORSE) == (c.p <= ALPHA + 1e-9 and c.high <= 0)
             inside = c.low >= -0.5 and c.high <= 0.5
-            assert (c.verdict == statistics.EQUIVALENT) == (inside and c.low < 0 < c.high)
-            assert (c.extent == statistics.WITHIN) == (inside and not c.low < 0 < c.high)
+            differs = c.verdict in (statistics.BETTER, statistics.WORSE)
+            assert inside or c.verdict != statistics.EQUIVALENT
+            assert (c.extent == statistics.WITHIN) == (inside and differs)
             assert (c.extent == statistics.BEYOND) == (c.low >= 0.5 or c.high <= -0.5)
             assert (c.verdict == statistics.UNDECIDED) == (c.decided == 0)
+            assert c.low <= 0 <= c.high or c.decided
             assert math.isnan(c.expected) == (c.decided > 0)
     assert len(seen) == 8  # every word occurs
 
@@ -211,6 +214,33 @@ def test_an_interval_ends_where_holm_rejects():
     if alone.p <= ALPHA / 2:
         pytest.fail("not close enough")
     assert alone.verdict == both.verdict == statistics.BETTER and both.low == 0
+
+
+def test_what_is_decided_stays_whatever_comes_later():
+    """Seeds that turn cannot make "better" worse, nor "equivalent" a difference."""
+    turning = np.concatenate([1 + 0.1 * NOISE[:8], -1 + 0.1 * np.tile(NOISE, 2)[:24]])
+    for n in (8, 12, 16, 32):
+        (c,) = statistics.compare([turning[:n]], margin=0.1)
+        assert (c.verdict, c.decided) == (statistics.BETTER, 8)
+        assert 0 <= c.low < c.high
+    # Usually better, sometimes collapsed
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        bad = rng.random(32) < 0.4
+        row = np.where(bad, -10 + rng.standard_normal(32), 1 + 0.2 * rng.standard_normal(32))
+        whole = statistics.compare([row], margin=0.1)[0]
+        if whole.decided:
+            before = statistics.compare([row[: whole.decided]], margin=0.1)[0]
+            assert (before.verdict, before.p) == (whole.verdict, whole.p)
+            assert before.low - 1e-9 <= whole.low <= whole.high <= before.high + 1e-9
+
+
+def test_no_decision_comes_after_the_last_seed_of_an_arm():
+    """Holm decides the close one when the other is decided, which has more seeds."""
+    close = np.array([0.9, 1.1, 1.0, 0.7, -0.1, 0.8, 1.2, 0.9])
+    late = np.concatenate([np.resize([1.0, -1.0], 6), np.full(14, 1.0)])
+    short, long = statistics.compare([close, late], 0.1)
+    assert long.decided > 8 and short.decided == 8 == short.n
 
 
 def test_arms_with_fewer_seeds():

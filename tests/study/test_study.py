@@ -10,6 +10,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -505,13 +506,13 @@ def changed(values, where, value):
         ("runs.0.test.nll", "2", "runs.0..test.nll must be a number, got 2"),
         ("runs.0.test.count", 51, "must be 50, got 51|does not hold 51 images"),
         ("runs.0.seed", 5, "it holds seeds 5 to 1, not seeds 0 to 1"),
-        ("runs.0.seed", -1, r"runs\[0\].seed must lie in \[0, inf\), got -1"),
+        ("runs.0.seed", -1, r"runs\[0\].seed must lie in \[0, 9007199254740992\), got -1"),
         ("runs.0.diverged", 3, r"runs\[0\] has diverged, or a test, but not both"),
         ("runs.0.hits", "AAAA", r"hits of 24 images, not 50"),
         ("runs.0.history", None, r"runs\[0\].history must be a list, got None"),
         ("learning_rate", 0.0, r"learning_rate must lie in \(0, inf\), got 0.0"),
         ("seconds", "1", "seconds must be float, got '1'"),
-        ("counts.test", -5, r"counts.test must lie in \[0, inf\)"),
+        ("counts.test", -5, r"counts.test must lie in \[0, 9007199254740992\)"),
         ("surplus", 1, "surplus is not known"),
     ],
 )
@@ -628,20 +629,230 @@ def test_arms_within_the_planned_comparisons_and_beyond(tmp_path, monkeypatch, w
     pretend(monkeypatch, whole, [])
     assert run(asked).comparisons == 4
     more = run(asked.replace(losses=(*asked.losses, "focal")))
-    assert (more.comparisons, more.deviations) == (4, [])
+    assert (more.comparisons, more.deviations) == (4, ())
     alias = run(asked.replace(losses=("ce", "mean_squared_error", "focal,gamma=2.0")))
-    assert (alias.comparisons, alias.deviations) == (4, [])  # the same by other names
+    assert (alias.comparisons, alias.deviations) == (4, ())  # the same by other names
     assert "has grown" not in report.write(more, tmp_path)[1].read_text()
     beyond = run(asked.replace(losses=(*asked.losses, "focal", "gce"), comparisons=None))
-    assert (beyond.comparisons, beyond.deviations) == (6, [])
+    assert (beyond.comparisons, beyond.deviations) == (6, ())
     assert (
         "has grown from 4 planned comparisons to 6" in report.write(beyond, tmp_path)[1].read_text()
     )
     fewer = run(asked.replace(label_noise=(0.0,), comparisons=None))
-    assert (fewer.comparisons, fewer.deviations) == (4, [])  # what was planned stays counted
+    # What was planned, or ever asked for, stays counted
+    assert (fewer.comparisons, fewer.deviations) == (6, ())
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"form": 2}'])
+def test_every_arm_that_was_ever_asked_for_is_counted(tmp_path, monkeypatch, whole):
+    """One at a time is as many looks as all at once."""
+    pretend(monkeypatch, whole, [])
+    asked = study(tmp_path, label_noise=(0.0,))
+    counts = [run(asked).comparisons]
+    for gamma in (1, 2, 3):
+        counts.append(
+            run(asked.replace(losses=("cross_entropy", f"focal,gamma={gamma}"))).comparisons
+        )
+    counts.append(run(asked.replace(label_noise=(0.3,))).comparisons)  # a condition, too
+    assert counts == [1, 2, 3, 4, 5]
+    assert run(asked).comparisons == 5
+    Path(asked.workdir, "added.json").write_text("{")
+    with pytest.raises(InputError, match=r"added.json cannot be read"):
+        run(asked)
+
+
+LOSSES = """
+import jax.numpy as jnp
+from cnnlab.losses import cross_entropy
+from cnnlab.metrics import Metric
+
+def base(logits, labels):
+    return SCALE * cross_entropy(logits, labels)
+
+def hits(logits, labels, mask):
+    return SCALE * jnp.sum(jnp.where(mask, logits[:, 0] > 0, False))
+
+mine = Metric("mine", hits, larger_is_better=True)
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path, monkeypatch):
+    """Write a module of losses and metrics with another scale, as a user edits it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(scale):
+        (tmp_path / "edited.py").write_text(LOSSES.replace("SCALE", str(scale)))
+        sys.modules.pop("edited", None)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"losses": ("edited.base", "mse")}, "the baseline edited.base of other files"),
+        (
+            {"metrics": ("edited.mine",), "metric": "mine"},
+            "file .*edited.* instead of",
+        ),
+        ({"losses": ("mse", "edited.base")}, None),  # an arm of its own, which is counted
+    ],
+)
+def test_files_behind_the_baseline_or_the_metric_are_part_of_the_plan(
+    tmp_path, monkeypatch, whole, own_file, changes, said
+):
+    trained = []
+    measured = {"mine": 0.5} if "metrics" in changes else {}
+    reaching(monkeypatch, whole, trained, lambda *_: 20, measured)
+    own_file(1.0)
+    asked = study(tmp_path, label_noise=(0.0,), **changes)
+    assert (run(asked).deviations, run(asked).comparisons) == ((), 1)
+    own_file(0.5)
+    trained.clear()
+    found = run(asked)
+    assert trained
+    if said is None:
+        assert (found.deviations, found.comparisons) == ((), 2)
+        # The same command again changes nothing: the old arm is not the new one
+        assert run(asked).left_out == found.left_out == []
+    else:
+        assert len(found.deviations) == 1 and re.search(said, found.deviations[0])
+
+
+def test_what_the_baseline_alone_overrides_is_pinned_for_the_others(tmp_path, monkeypatch, whole):
+    pretend(monkeypatch, whole, [])
+    arms = ("cross_entropy@epochs=1", "mse")
+    asked = study(tmp_path, label_noise=(0.0,), losses=arms)
+    assert run(asked).deviations == ()
+    assert run(asked.replace(epochs=5)).deviations == ["epochs 5 instead of 3"]
+
+
+def test_a_plan_can_be_corrected_until_a_cell_has_begun(tmp_path, monkeypatch, whole):
+    def stop(*_):
+        raise InputError("stop here")
+
+    asked = study(tmp_path, label_noise=(0.0,))
+    monkeypatch.setattr(cells, "train_cell", stop)
+    for margin in (0.1, 0.01):
+        with pytest.raises(InputError, match="stop here"):
+            run(asked.replace(margin=margin))
+        assert manifest_of(asked)["margin"] == margin
+    pretend(monkeypatch, whole, [])
+    assert run(asked.replace(margin=0.01)).deviations == ()
+    assert run(asked.replace(margin=0.1)).deviations == ["margin 0.1 instead of 0.01"]
+
+
+def test_the_width_of_blocks_is_that_of_the_manifest(tmp_path, monkeypatch, whole):
+    trained = []
+    pretend(monkeypatch, whole, trained)
+    asked = study(tmp_path, label_noise=(0.0,))  # two seeds, a block of two
+    run(asked)
+    trained.clear()
+    more = run(asked.replace(seeds=8))
+    assert more.deviations == () and {len(cell.seeds) for cell in trained} == {2}
+
+
+def test_the_report_says_what_was_planned(tmp_path, monkeypatch, whole):
+    pretend(monkeypatch, whole, [])
+    asked = study(tmp_path, label_noise=(0.0,))
+    run(asked)
+    text = report.write(run(asked.replace(metric="ece", margin=0.05)), tmp_path)[1].read_text()
+    assert (
+        "before its first cell was trained: accuracy against cross_entropy, margin ±1.00 pp" in text
+    )
+    assert "no verdicts: metric ece instead of accuracy and margin 0.05 instead of 0.01" in text
+    # Cells that another study of the folder had trained
+    elsewhere = cells.run(asked, Board("off"), "COMMAND", tmp_path / "claim")
+    assert elsewhere.manifest.cells == 2
+    assert "when 2 cells of it had been trained for another study" in (
+        report.write(elsewhere, tmp_path / "claim")[1].read_text()
+    )
+    (tmp_path / "claim/manifest.json").unlink()
+    with pytest.raises(InputError, match=r"manifest.json is missing"):
+        cells.run(asked, Board("off"), "COMMAND", tmp_path / "claim")
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("runs.0.test.calibration", "x"),
+        ("runs.0.test.confusion", [[1]]),
+        ("runs.0.test.nll", 10**400),
+        ("runs.0.history", [{"validation_accuracy": "x"}]),
+        ("runs.0.history", [{"validation_accuracy": 7.0}]),
+        ("runs.0.gradient_norms", [-1.0]),
+        ("images", 10**400),
+        ("class_names", []),
+        ("learning_rate", 5.0),
+        ("config", {"loss": "nonsense"}),
+    ],
+)
+def test_an_absurd_cell_is_one_line_that_names_it(tmp_path, whole, where, value):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    path = file_of(asked, "mse", 0.3)
+    files.write_sealed(path, changed(files.read_sealed(path), where, value))
+    with pytest.raises(InputError, match=rf"{path.name} cannot be read") as error:
+        run(asked)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_deeply_nested_cells_swapped_ones_and_copies(tmp_path, whole):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    path, other = file_of(asked, "mse", 0.3), file_of(asked, "cross_entropy", 0.3)
+    text = path.read_text()
+    path.with_name("x (copy).json").write_text("{}")
+    assert numbers(run(asked)) == numbers(whole)
+    path.write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(InputError, match=rf"{path.name} cannot be read"):
+        run(asked)
+    path.write_text(other.read_text())
+    with pytest.raises(InputError, match=r"holds another cell, cross_entropy, label noise 0\.3"):
+        run(asked)
+    path.write_text(text)
+
+
+def test_a_damaged_cell_of_an_arm_that_is_left_out_is_named(tmp_path, whole):
+    asked = study(tmp_path)
+    shutil.copytree(whole.study.workdir, asked.workdir)
+    path = file_of(asked, "mse", 0.3)
+    path.write_text("{")
+    with pytest.raises(InputError, match=f"{path.name} cannot be read"):
+        run(asked.replace(label_noise=(0.0,)))
+
+
+def test_a_metric_without_a_margin_or_beyond_its_range_is_refused(tmp_path, monkeypatch, whole):
+    from cnnlab.metrics import METRICS
+
+    monkeypatch.setitem(METRICS, "nll", dataclasses.replace(METRICS["nll"], margin=0.0))
+    plan._metrics.cache_clear()
+    with pytest.raises(InputError, match="metric nll has no margin above 0: give --margin"):
+        run(study(tmp_path, metric="nll"))
+    assert not (tmp_path / "study").exists()
+    pretend(monkeypatch, whole, [])
+    monkeypatch.setitem(METRICS, "ece", dataclasses.replace(METRICS["ece"], low=0.9))
+    plan._metrics.cache_clear()
+    with pytest.raises(InputError, match=r"cannot be kept: runs\[0\].test.ece must lie in"):
+        run(study(tmp_path))
+    assert not list(Path(tmp_path, "study/cells").glob("*.json"))
+    monkeypatch.undo()
+    plan._metrics.cache_clear()
+
+
+def test_trials_of_other_rates_are_made_again(tmp_path):
+    asked = study(tmp_path, label_noise=(0.0,), tune="lr=1e-3..1e-2", budget=2, epochs=1)
+    before = run(asked)
+    for path in Path(asked.workdir, "tuning").iterdir():
+        held = files.read_sealed(path)
+        held["trials"][0]["learning_rate"] = 0.5
+        files.write_sealed(path, held)
+    for path in Path(asked.workdir, "cells").iterdir():
+        path.unlink()
+    assert numbers(run(asked)) == numbers(before)
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"version": 2}'])
 def test_a_missing_or_damaged_manifest_is_one_line(tmp_path, whole, content):
     asked = study(tmp_path)
     shutil.copytree(whole.study.workdir, asked.workdir)
@@ -800,13 +1011,16 @@ def test_the_announcement_says_how_many_seeds_a_verdict_takes(tmp_path):
         "3 losses x 2 conditions x 2 seeds of 3 epochs, 4 comparisons with cross_entropy"
     )
     needed = sequential.seeds_needed(4)
-    assert f"no verdict is possible: 4 comparisons need at least {needed} seeds" in lines[1]
+    assert (
+        f"no verdict is possible: 4 comparisons cannot be decided by fewer than {needed} seeds"
+        in lines[1]
+    )
     assert not any("verdict" in line for line in cells.announcement(study(tmp_path, seeds=8)))
     until = cells.announcement(study(tmp_path, until="decided", max_seeds=16))
     assert "x 2 to 16 seeds, until decided, of 3 epochs" in until[0]
 
 
-def reaching(monkeypatch, whole, trained, accuracies):
+def reaching(monkeypatch, whole, trained, accuracies, measured=None):
     """Training that takes no time: `accuracies(loss, seed)` of 50 images are right."""
 
     def train(study, cell, *_):
@@ -817,6 +1031,7 @@ def reaching(monkeypatch, whole, trained, accuracies):
             test = whole.cells[0].runs[0].test | {
                 "accuracy": right / 50,
                 "confusion": [[right, 50 - right, 0], [0, 0, 0], [0, 0, 0]],
+                **(measured or {}),
             }
             hits = records.packed(np.arange(50) < right)
             run = whole.cells[0].runs[0]
@@ -851,7 +1066,7 @@ def test_blocks_are_added_to_what_is_not_decided(tmp_path, monkeypatch, whole, c
     reaching(monkeypatch, whole, trained, clear_and_close)
     found = cells.run(until(tmp_path), Board("lines"), "COMMAND", look=looks.append)
     assert [len(look.arms[0][0].runs) for look in looks] == [8, 12, 16, 20]
-    assert found.deviations == []
+    assert found.deviations == ()
     numbers_of = {arm.loss: len(arm.runs) for arm in found.arms[0]}
     assert numbers_of == {"cross_entropy": 24, "mse": 8, "focal,gamma=1": 24, "gce": 16}
     verdicts = {verdict.loss: verdict for verdict in results.decide(found)}
@@ -899,7 +1114,7 @@ def test_an_arm_that_comes_later_is_trained_from_the_first_seed(tmp_path, monkey
     trained.clear()
     found = run(until(tmp_path))
     assert {(cell.loss, cell.seeds[0]) for cell in trained} >= {("gce", 0), ("focal,gamma=1", 0)}
-    assert found.comparisons == 3 and found.deviations == []
+    assert found.comparisons == 3 and found.deviations == ()
     verdicts = {verdict.loss: verdict.words for verdict in results.decide(found)}
     assert verdicts["mse"].startswith("worse")
 
@@ -937,6 +1152,44 @@ def test_undecided_arms_are_waited_for_where_others_train_them(tmp_path, monkeyp
         found = run(asked)
     assert waited == ["COMMAND"] and trained[0].seeds == (4, 5, 6, 7)
     assert len(found.arms[0][1].runs) == 8
+
+
+def test_nothing_is_known_where_no_metric_is_finite(tmp_path, monkeypatch, whole):
+    nothing = {"nll": math.nan}
+    reaching(monkeypatch, whole, [], lambda *_: 20, nothing)
+    asked = study(tmp_path, label_noise=(0.0,), metric="nll", seeds=8, block=8)
+    found = run(asked)
+    (verdict,) = results.decide(found)
+    assert (verdict.words, verdict.failures.diverged) == ("undecided", 8)
+    assert report.write(found, tmp_path)
+
+
+def test_means_next_to_a_verdict_are_of_the_same_seeds(tmp_path, monkeypatch, whole):
+    """The baseline goes on, and gets better."""
+    reaching(monkeypatch, whole, [], lambda loss, seed: clear_and_close(loss, seed) + seed // 8)
+    found = run(until(tmp_path))
+    row = next(
+        line.split(",")
+        for line in report.write(found, tmp_path)[3].read_text().splitlines()
+        if line.startswith("mse,")
+    )
+    head = Path(tmp_path, "verdicts.csv").read_text().splitlines()[0].split(",")
+    values = dict(zip(head, row, strict=True))
+    gap = float(values["loss_mean"]) - float(values["baseline_mean"])
+    assert gap == pytest.approx(float(values["mean"])) and values["n"] == "8"
+
+
+def test_a_report_of_averages_of_which_one_diverged(tmp_path):
+    asked = study(
+        tmp_path, losses=("mse", "mse@average=ema,decay=0.9"), label_noise=(0.0,), seeds=8, epochs=1
+    )
+    found = run(asked)
+    arm = found.arms[0][1]
+    lost = dataclasses.replace(arm.runs[0], test=None, test_last=None, diverged=3, hits="")
+    first = dataclasses.replace(arm.cells[0], runs=[lost, *arm.cells[0].runs[1:]])
+    found.arms[0][1] = dataclasses.replace(arm, cells=(first, *arm.cells[1:]))
+    text = report.write(found, tmp_path)[1].read_text()
+    assert "Averaged weights" in text
 
 
 def test_spread_is_that_of_the_seeds(whole):

@@ -48,7 +48,8 @@ def results(
         for i in range(len(plan.conditions(study)))
     ]
     planned = Manifest(
-        form=manifest.FORM,
+        version=manifest.VERSION,
+        cells=0,
         written="2026-11-01T08:30:00+00:00",
         metric=study.metric,
         margin=plan.margin(study),

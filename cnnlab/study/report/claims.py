@@ -15,6 +15,7 @@ from cnnlab.study.results import EXPLORATORY, ArmResult, Results, Verdict, failu
 
 # Of the versions: they change the rounding, and are reported with the compute.
 HARDWARE = ("machine", "flags")
+THINNED = ("fraction", "long_tail")  # conditions that use some of the images
 
 
 def listed(items: Sequence[str], comma: str = ", ") -> str:
@@ -58,16 +59,24 @@ def compared(results: Results) -> str:
 
 
 def _split(study: plan.Study) -> str:
-    """Say which images are held out for validation."""
+    """Say which images are drawn by the seed."""
     training = study.training
-    if not training.validation:
-        return ""
-    if training.split_seed is None:
-        return " Each seed draws its own validation split, so that verdicts cover other splits."
-    return (
-        f" All seeds have the same validation split (--split-seed {training.split_seed}): verdicts "
-        "are about that one."
-    )
+    by_seed = []
+    if any(name in condition for condition in plan.conditions(study) for name in THINNED):
+        by_seed.append("images")
+    if not training.validation or any(text.startswith("split_seed") for text in study.vary):
+        fixed = ""
+    elif training.split_seed is None:
+        by_seed.append("validation split")
+        fixed = ""
+    else:
+        fixed = (
+            f" All seeds have the same validation split (--split-seed {training.split_seed}): "
+            "verdicts are about that one."
+        )
+    if not by_seed:
+        return fixed
+    return f" Each seed draws its own {listed(by_seed)}, so that verdicts cover others.{fixed}"
 
 
 def _seeds(results: Results) -> str:
@@ -117,9 +126,8 @@ def _unplanned(results: Results) -> list[str]:
     if not results.deviations:
         return []
     return [
-        "Exploratory: this is not what was planned, so that there are no verdicts. It has "
-        f"{listed(results.deviations, '; ')}. The intervals hold for any margin, but not for a "
-        "metric or a baseline that was chosen after the results were seen."
+        "This study deviates from its plan, so it has no verdicts: "
+        f"{listed(results.deviations, '; ')}. Its numbers are for exploration only."
     ]
 
 
@@ -129,8 +137,8 @@ def _grown(results: Results) -> list[str]:
         return []
     return [
         f"The family has grown from {number_of(planned, 'planned comparison')} to "
-        f"{results.comparisons} after results were seen. All levels were computed again, for "
-        f"{results.comparisons}; name the number beforehand with --comparisons."
+        f"{results.comparisons}, counting all that were ever asked for in this folder. All levels "
+        f"were computed again, for {results.comparisons}; --comparisons plans them beforehand."
     ]
 
 
@@ -204,8 +212,9 @@ def _diverged(results: Results) -> list[str]:
     if not lines:
         return []
     return [
-        f"Runs diverged: {'; '.join(lines)}. Such a seed counts as infinitely bad in verdicts and "
-        "intervals; means of the others would flatter the loss and are not shown."
+        f"Runs diverged: {'; '.join(lines)}. Such a seed is worse than any other, and like every "
+        "seed it counts for two typical differences at most; means of the others would flatter the "
+        "loss and are not shown."
     ]
 
 
@@ -213,7 +222,7 @@ def _collapsed(results: Results) -> list[str]:
     lines = [
         f"{count} of {number_of(len(arm.runs), 'run')} of {name}"
         for name, arm in _named(results)
-        if (count := failures(arm).collapsed)
+        if (count := failures(arm, results.study.metric).collapsed)
     ]
     if not lines:
         return []
@@ -230,13 +239,14 @@ def _against_the_mean(results: Results, verdicts: Sequence[Verdict]) -> list[str
     for verdict in verdicts:
         mean = verdict.comparison.mean
         claimed = {statistics.BETTER: 1, statistics.WORSE: -1}.get(verdict.kind, 0)
-        if claimed * mean * (1 if larger else -1) < 0:
+        against = claimed * mean * (1 if larger else -1) < 0
+        if against or (verdict.kind == statistics.BETTER and verdict.failures.diverged):
             lines.append(f"{verdict.loss}, {plan.label(verdict.condition)} ({verdict.kind})")
     if not lines:
         return []
     return [
-        f"Verdict and mean difference disagree in sign: {listed(lines, '; ')}. It is usually one "
-        "way, and sometimes much more the other: look at every seed."
+        f"Verdict and mean difference disagree: {listed(lines, '; ')}. It is usually one way, and "
+        "sometimes much more the other: look at every seed."
     ]
 
 
@@ -251,6 +261,11 @@ def _mixed(results: Results) -> list[str]:
             "Not all cells were trained on the same data: their digests differ, and so may the "
             "results for that reason alone. Delete the older cells and train them again."
         )
+    for name, arm in _named(results):
+        rates = sorted({cell.learning_rate for cell in arm.cells})
+        if len(rates) > 1:
+            used = listed(list(map(short, rates)))
+            lines.append(f"Blocks of {name} were trained with different learning rates: {used}.")
     if differing := _differing(cells, hardware=False):
         lines.append(f"Cells were trained with different versions: {differing}.")
     return lines
@@ -279,16 +294,18 @@ def machines(results: Results) -> list[str]:
 def planned(results: Results) -> str:
     """Say what was planned, and when."""
     manifest = results.manifest
-    more = ""
-    if results.comparisons > plan.comparisons(results.study):
-        more = f" of {results.comparisons} that are planned"
+    scale = scales(results.study).get(manifest.metric)
+    name = scale.name if scale else manifest.metric
+    margin = scale.with_unit(manifest.margin) if scale else f"{manifest.margin:g}"
+    when = "before its first cell was trained"
+    if manifest.cells:
+        when = f"when {number_of(manifest.cells, 'cell')} of it had been trained for another study"
     return (
-        f"Planned on {manifest.written.replace('T', ' at ').replace('+00:00', ' UTC')}, before the "
-        f"first cell was trained: {scales(results.study)[results.study.metric].name} against "
-        f"{manifest.baseline}, margin ±{_margin(results)}, "
-        f"{number_of(plan.comparisons(results.study), 'comparison')}{more}. Of studies without any "
-        f"difference at most {100 * manifest.alpha:g} % end with a better or worse, however often "
-        "one looks and whenever one stops."
+        f"Planned on {manifest.written.replace('T', ' at ').replace('+00:00', ' UTC')}, {when}: "
+        f"{name} against {manifest.baseline}, margin ±{margin}, "
+        f"{number_of(manifest.comparisons, 'comparison')}. Of studies without any difference, at "
+        f"most {100 * manifest.alpha:g} % end with a “better” or “worse”, however often one looks "
+        "and whenever one stops."
     )
 
 
@@ -309,7 +326,7 @@ def meanings(results: Results) -> list[tuple[str, str]]:
         ),
         (
             statistics.EQUIVALENT,
-            f"the interval contains zero and lies within ±{margin}.",
+            f"the interval lies within ±{margin}, and no difference from zero was shown.",
         ),
         (
             statistics.UNDECIDED,
@@ -318,7 +335,7 @@ def meanings(results: Results) -> list[tuple[str, str]]:
         ),
         (
             EXPLORATORY,
-            "the study differs from its plan, so that its numbers are to look at.",
+            "the study deviates from its plan: its numbers are for exploration only.",
         ),
     ]
 

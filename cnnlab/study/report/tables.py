@@ -29,9 +29,11 @@ from cnnlab.study.results import (
     Failures,
     Results,
     Verdict,
+    difference,
     differences,
     failures,
     last_values,
+    paired,
     spread,
     values,
 )
@@ -72,7 +74,7 @@ def decided(verdict: Verdict) -> str:
 def expected(comparison: Comparison) -> str:
     """Say at which seed to expect a decision, if the differences go on as they are."""
     if not comparison.expected < FAR:
-        return "no end in sight"
+        return "not within 1,000 seeds"
     return f"expect {max(comparison.expected, comparison.n + 1):,.0f}"
 
 
@@ -83,14 +85,11 @@ def failed(failures: Failures) -> str:
 
 
 def _means(results: Results, metric: str) -> list[tuple[float, float]]:
-    """Compute the means of the baseline and the loss, in the order of the verdicts."""
-    base = results.study.losses.index(plan.baseline(results.study))
-    pairs = differences(results, metric)
-
-    def mean(i: int, j: int) -> float:
-        return series.mean(values(results.arms[i][j], metric))
-
-    return [(mean(i, base), mean(i, j)) for i, j in pairs]
+    """Compute the means of the baseline and the loss over the seeds that both have, in the order of
+    the verdicts.
+    """
+    pairs = paired(results, metric).values()
+    return [(series.mean(baseline), series.mean(loss)) for loss, baseline in pairs]
 
 
 def verdicts(results: Results, verdicts: Sequence[Verdict]) -> Table:
@@ -185,7 +184,7 @@ def seeds(results: Results) -> Table:
         finite = seed_values[np.isfinite(seed_values)]
         ends = (finite.min(), finite.max()) if len(finite) else (np.nan, np.nan)
         numbers = (series.mean(seed_values), series.sd(seed_values), *ends)
-        return (str(len(seed_values)), failed(failures(arm)), *map(scale.value, numbers))
+        return (str(len(seed_values)), failed(failures(arm, metric)), *map(scale.value, numbers))
 
     head = ("seeds", "failed", f"mean {scale.label}", "sd", "lowest", "highest")
     return _per_cell(results, head, row)
@@ -205,10 +204,10 @@ def averages(results: Results) -> Table:
             if np.all(np.isnan(last)):
                 continue
             means = [scale.value(series.mean(seed_values)) for seed_values in (averaged, last)]
-            gap = averaged - last
+            gap = difference(averaged, last, plan.metric(results.study).larger_is_better)
             between = scale.interval(*series.interval(gap, results.study.alpha), signs=True)
-            difference = scale.difference(series.mean(gap))
-            rows.append((plan.label(condition), arm.loss, *means, difference, between))
+            mean = scale.difference(series.mean(gap))
+            rows.append((plan.label(condition), arm.loss, *means, mean, between))
     label = scale.label
     head = ("condition", "loss", f"averaged, {label}", f"last, {label}", f"difference{unit}")
     return Table((*head, "interval"), rows)
@@ -329,13 +328,14 @@ def csv_runs(results: Results) -> tuple[list[str], list[list[object]]]:
     further = plan.further_test_sets(results.study)
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
     rows = [
-        [*_fields(names, condition), arm.loss, run.seed, arm.learning_rate, run.diverged]
+        [*_fields(names, condition), arm.loss, run.seed, cell.learning_rate, run.diverged]
         + [_metric(run, metric) for metric in measured]
         + [len(run.history)]
         + [_metric(run, metric, test_set) for test_set in further for metric in measured]
         for condition, arms in zip(results.conditions, results.arms, strict=True)
         for arm in arms
-        for run in arm.runs
+        for cell in arm.cells
+        for run in cell.runs
     ]
     on_further = [f"{metric}@{test_set}" for test_set in further for metric in measured]
     fields = [*BEFORE, *measured, *AFTER, *on_further]
