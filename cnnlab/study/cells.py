@@ -24,6 +24,7 @@ from cnnlab.study.folder import Cell, Digests
 from cnnlab.study.manifest import Arms, Manifest
 from cnnlab.study.plan import Study
 from cnnlab.study.records import CellResult
+from cnnlab.study.report.numbers import number_of
 from cnnlab.study.results import ArmResult, Results, decide
 from cnnlab.study.seeds import WAIT_SECONDS, train_cell
 from cnnlab.training.signals import pause
@@ -364,10 +365,6 @@ def _refuse_twins(cells: Sequence[folders.Cell]) -> None:
         seen[cell.digest] = name
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
 def announcement(study: Study) -> list[str]:
     """List what to know before a study is paid for, one line each: its size, and whether it can end
     in a verdict at all.
@@ -376,18 +373,18 @@ def announcement(study: Study) -> list[str]:
     number = plan.comparisons(study)
     planned = study.comparisons or number
     needed = sequential.seeds_needed(planned, study.alpha)
-    seeds = _count(study.seeds, "seed")
+    seeds = number_of(study.seeds, "seed")
     if study.until:
-        seeds = f"{study.seeds} to {_count(plan.most_seeds(study), 'seed')}, until decided,"
+        seeds = f"{study.seeds} to {number_of(plan.most_seeds(study), 'seed')}, until decided,"
     lines = [
-        f"{losses} losses x {_count(conditions, 'condition')} x {seeds} of "
-        f"{_count(study.training.epochs, 'epoch')}, {_count(number, 'comparison')} with "
+        f"{losses} losses x {number_of(conditions, 'condition')} x {seeds} of "
+        f"{number_of(study.training.epochs, 'epoch')}, {number_of(number, 'comparison')} with "
         f"{plan.baseline(study)} in {plan.metric(study).name}"
     ]
     if plan.most_seeds(study) < needed:
         lines.append(
-            f"no verdict is possible: {_count(planned, 'comparison')} cannot be decided by fewer "
-            f"than {needed} seeds; more can be added later"
+            f"no verdict is possible: {number_of(planned, 'comparison')} cannot be decided by "
+            f"fewer than {needed} seeds; more can be added later"
         )
     if study.tune is None:
         lines.append(

@@ -207,16 +207,23 @@ def deviations(manifest: Manifest, study: Study, arms: Arms) -> list[str]:
         for name, ours, planned in pairs
         if ours != planned
     ]
-    baseline = plan.baseline(study)
-    known = {(arm.loss, plan.label(arm.condition)): arm.digest for arm in manifest.arms}
-    edited = [
-        key
-        for key, cells in arms.items()
-        if key[0] == baseline and known.get(key, cells[0].arm_digest) != cells[0].arm_digest
-    ]
-    if edited and not lines:
-        lines.append(f"the baseline {baseline} of other files than were there")
+    if not lines and _is_edited(manifest, study, arms):
+        lines.append("the files behind the baseline instead of those that were there")
     return lines
+
+
+def _is_edited(manifest: Manifest, study: Study, arms: Arms) -> bool:
+    """Return whether the baseline is another one than was planned, by the same name."""
+    planned = {
+        plan.label(arm.condition): arm.digest
+        for arm in manifest.arms
+        if folders.canonical(arm.loss) == manifest.baseline
+    }
+    for (loss, label), cells in arms.items():
+        digest = cells[0].arm_digest
+        if loss == plan.baseline(study) and planned.get(label, digest) != digest:
+            return True
+    return False
 
 
 def _word(value: object) -> str:

@@ -134,8 +134,7 @@ class Study(Settings):
         self._check_seeds()
         if not self.workdir or self.workdir.startswith("gs://"):
             raise InputError(
-                "--workdir must name a folder on a disk: a study needs locks, which a bucket has "
-                "not"
+                "--workdir must name a folder on a disk: a study needs locks, and buckets have none"
             )
         self._check_executor()
         if self.noise and not any(self.label_noise):

@@ -690,7 +690,7 @@ def own_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"losses": ("edited.base", "mse")}, "the baseline edited.base of other files"),
+        ({"losses": ("edited.base", "mse")}, "the files behind the baseline instead of"),
         (
             {"metrics": ("edited.mine",), "metric": "mine"},
             "file .*edited.* instead of",
