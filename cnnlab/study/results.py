@@ -270,26 +270,19 @@ def _rounding(arm: np.ndarray, baseline: np.ndarray) -> np.ndarray:
     return np.nan_to_num(statistics.SAME * np.maximum(np.abs(arm), np.abs(baseline)))
 
 
-def decide(results: Results, metric: str | None = None) -> list[Verdict]:
-    """Compare every other arm with the baseline under every condition, as one family.
-
-    Args:
-      results: of the study.
-      metric: None for the study's own, which was named before it was trained; others are to look
-        at.
+def decide(results: Results) -> list[Verdict]:
+    """Compare every other arm with the baseline under every condition, as one family, by the
+    study's metric.
     """
     study = results.study
-    metric = metric or study.metric
-    record = plan.metrics(study)[metric]
-    margin = plan.margin(study) if metric == study.metric else record.margin
-    larger = record.larger_is_better
-    places = paired(results, metric)
-    pairs = [*places.values(), *[_pair(*pair, metric) for pair in results.left_out]]
+    larger = plan.metric(study).larger_is_better
+    places = paired(results, study.metric)
+    pairs = [*places.values(), *[_pair(*pair, study.metric) for pair in results.left_out]]
     some = [pair for pair in pairs if _is_known(*pair)]
     compared = iter(
         statistics.compare(
             [difference(*pair, larger) for pair in some],
-            margin,
+            plan.margin(study),
             larger,
             results.comparisons,
             study.alpha,
@@ -306,7 +299,7 @@ def decide(results: Results, metric: str | None = None) -> list[Verdict]:
             results.conditions[i],
             study.losses[j],
             comparison,
-            failures(results.arms[i][j], metric),
+            failures(results.arms[i][j], study.metric),
             exploratory,
         )
         for (i, j), comparison in comparisons.items()
