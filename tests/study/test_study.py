@@ -148,6 +148,14 @@ def test_each_seed_draws_its_own_split(whole, tmp_path):
     assert both[1]["confusion"] == one["confusion"] != both[0]["confusion"]
     assert both[1]["nll"] == pytest.approx(one["nll"], rel=1e-4)
     assert together.facts.mean == alone.facts.mean
+    for mesh in ("2x1", "1x2", "2x2"):  # whichever devices have which seeds and images
+        devices = int(mesh[0]) * int(mesh[2])
+        spread = experiment.build(config.replace(devices=devices, mesh=mesh), seeds=[0, 1])
+        placed = spread.layout.place(
+            jax.device_get(stepped(together, 10).state), spread.program.per_seed
+        )
+        for ours, theirs in zip(spread.validate(placed), both, strict=True):
+            assert ours["confusion"] == theirs["confusion"]
     fixed = plan.config(asked.replace(split_seed=0), "mse", {}, seed=1)
     shared = experiment.build(fixed, seeds=[0, 1])
     assert shared.held_out.shape == (40,)
