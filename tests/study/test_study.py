@@ -127,7 +127,7 @@ def test_a_cell_is_what_train_gives_each_seed_alone(whole):
 
 
 def test_each_seed_draws_its_own_split(whole, tmp_path):
-    """As train.py with --split-seed none does; the split can be fixed, too."""
+    """As train.py with --split-seed None does; the split can be fixed, too."""
     asked = study(tmp_path, label_noise=(0.0,), losses=("mse", "focal"))
     config = plan.config(asked, "mse", {}, seed=1)
     assert config.recipe.split_seed is None
