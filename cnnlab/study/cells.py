@@ -202,10 +202,10 @@ def _left_out(job: Job, manifest: Manifest, arms: Arms) -> list[tuple[ArmResult,
     for arm in manifest.arms:
         if arm.digest in asked or folders.canonical(arm.loss) == manifest.baseline:
             continue
-        mine = _stored(job, arm.loss, arm.condition, arm.digest)
+        stored = _stored(job, arm.loss, arm.condition, arm.digest)
         baseline = _stored(job, plan.baseline(study), arm.condition)
-        if mine.cells and baseline.cells:
-            pairs.append((mine, baseline))
+        if stored.cells and baseline.cells:
+            pairs.append((stored, baseline))
     return pairs
 
 
@@ -221,8 +221,8 @@ def _stored(job: Job, loss: str, condition: plan.Condition, digest: str | None =
         cells = [cell for cell in cells if cell.arm_digest == digest]
     measured = plan.metrics(job.study)
     results = (folders.read(job.folder, cell, None, measured) for cell in cells)
-    there = itertools.takewhile(lambda result: result is not None, results)
-    return ArmResult(loss, condition, tuple(result for result in there if result))
+    prefix = itertools.takewhile(lambda result: result is not None, results)
+    return ArmResult(loss, condition, tuple(result for result in prefix if result))
 
 
 @dataclass

@@ -167,9 +167,9 @@ def settled(study: Study, arms: Arms, folder: Path, workdir: Path) -> Manifest:
     elif not begun and deviations(manifest, study, arms):
         path.unlink(missing_ok=True)
         _write_once(path, of(study, arms))
-    settled = read(folder)
-    assert settled is not None
-    return settled
+    manifest = read(folder)
+    assert manifest is not None
+    return manifest
 
 
 def _write_once(path: Path, manifest: Manifest) -> None:

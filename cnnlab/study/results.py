@@ -239,17 +239,19 @@ def paired(
 def _pair(
     arm: ArmResult, baseline: ArmResult, metric: str, test_set: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    mine, theirs = values(arm, metric, test_set), values(baseline, metric, test_set)
-    n = min(len(mine), len(theirs))
-    return mine[:n], theirs[:n]
+    of_arm = values(arm, metric, test_set)
+    of_baseline = values(baseline, metric, test_set)
+    n = min(len(of_arm), len(of_baseline))
+    return of_arm[:n], of_baseline[:n]
 
 
 def difference(arm: np.ndarray, baseline: np.ndarray, larger_is_better: bool) -> np.ndarray:
     """Subtract values, float64[n], of which NaN is infinitely bad; two of them are equal."""
     worst = -np.inf if larger_is_better else np.inf
-    lost, baseline_lost = np.isnan(arm), np.isnan(baseline)
-    gap = np.where(lost | baseline_lost, 0.0, arm - baseline)
-    return np.where(lost & ~baseline_lost, worst, np.where(baseline_lost & ~lost, -worst, gap))
+    arm_diverged, baseline_diverged = np.isnan(arm), np.isnan(baseline)
+    gap = np.where(arm_diverged | baseline_diverged, 0.0, arm - baseline)
+    gap = np.where(arm_diverged & ~baseline_diverged, worst, gap)
+    return np.where(baseline_diverged & ~arm_diverged, -worst, gap)
 
 
 def gaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -278,15 +280,15 @@ def decide(results: Results) -> list[Verdict]:
     larger = plan.metric(study).larger_is_better
     places = paired(results, study.metric)
     pairs = [*places.values(), *[_pair(*pair, study.metric) for pair in results.left_out]]
-    some = [pair for pair in pairs if _is_known(*pair)]
+    known_pairs = [pair for pair in pairs if _is_known(*pair)]
     compared = iter(
         statistics.compare(
-            [difference(*pair, larger) for pair in some],
+            [difference(*pair, larger) for pair in known_pairs],
             plan.margin(study),
             larger,
             results.comparisons,
             study.alpha,
-            [_rounding(*pair) for pair in some],
+            [_rounding(*pair) for pair in known_pairs],
         )
     )
     comparisons = {

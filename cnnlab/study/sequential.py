@@ -211,32 +211,32 @@ def interval(
     finite = np.isfinite(differences)
     if differences.shape[-1] < FIRST or not finite.any():
         return np.full(shape, -np.inf), np.full(shape, np.inf)
-    some = np.ma.masked_array(differences, ~finite)
-    reach = np.maximum(np.ma.filled(some.max(-1) - some.min(-1), 0.0), 1e-12)
+    finite_only = np.ma.masked_array(differences, ~finite)
+    reach = np.maximum(np.ma.filled(finite_only.max(-1) - finite_only.min(-1), 0.0), 1e-12)
 
     def inside(centre: np.ndarray) -> np.ndarray:
         p = p_value(differences, centre, 1 / level, tolerance)
         return p > level * (1 + ROUNDING)
 
-    start, is_inside = _start(some, inside)
+    start, is_inside = _start(finite_only, inside)
     ends = [start + _edge(inside, start, sign * reach) for sign in (-1, 1)]
-    known = finite.any(-1)
+    has_finite = finite.any(-1)
     low, high = (np.where(is_inside, end, np.nan) for end in ends)
-    return np.where(known, low, -np.inf), np.where(known, high, np.inf)
+    return np.where(has_finite, low, -np.inf), np.where(has_finite, high, np.inf)
 
 
 Inside = Callable[[np.ndarray], np.ndarray]
 
 
-def _start(some: np.ma.MaskedArray, inside: Inside) -> tuple[np.ndarray, np.ndarray]:
+def _start(finite_only: np.ma.MaskedArray, inside: Inside) -> tuple[np.ndarray, np.ndarray]:
     """Find a centre inside, float64[...]: the median, unless later seeds have moved it out of what
     earlier ones allow; and whether there is one, bool[...].
     """
-    start = np.ma.filled(np.ma.median(some, -1), 0.0)
+    start = np.ma.filled(np.ma.median(finite_only, -1), 0.0)
     found = inside(start)
-    earlier = [some[..., :n] for n in range(FIRST, some.shape[-1], FIRST // 2)]
+    earlier = [finite_only[..., :n] for n in range(FIRST, finite_only.shape[-1], FIRST // 2)]
     others = [np.zeros_like(start), *[np.ma.filled(np.ma.median(x, -1), 0.0) for x in earlier]]
-    others.append(np.ma.filled(some.mean(-1), 0.0))
+    others.append(np.ma.filled(finite_only.mean(-1), 0.0))
     for other in others:
         if found.all():
             break
@@ -262,9 +262,9 @@ def _edge(inside: Inside, start: np.ndarray, reach: np.ndarray) -> np.ndarray:
     beyond = far > FARTHEST
     for _ in range(HALVINGS):
         middle = (near + far) / 2
-        there = inside(start + middle * reach)
-        near = np.where(there, middle, near)
-        far = np.where(there, far, middle)
+        is_inside = inside(start + middle * reach)
+        near = np.where(is_inside, middle, near)
+        far = np.where(is_inside, far, middle)
     return np.where(beyond, np.inf, far) * reach
 
 
@@ -357,9 +357,9 @@ def decide(
     adjusted_p, adjusted_q = np.ones(shape), np.ones(shape)
     seeds = np.zeros(shape, np.int64)
     for look in range(capital.shape[-1]):
-        kept = (seeds > 0) | (look > last)
-        p = np.where(kept, p, p_zero[..., look])
-        q = np.where(kept, q, beyond[..., look])
+        is_final = (seeds > 0) | (look > last)
+        p = np.where(is_final, p, p_zero[..., look])
+        q = np.where(is_final, q, beyond[..., look])
         adjusted_p = holm(p, planned - m)
         adjusted_q = holm(q, planned - m)
         reached = np.minimum(adjusted_p, adjusted_q) <= alpha * (1 + ROUNDING)
@@ -417,9 +417,9 @@ def seeds_to_expect(differences: ArrayLike, margin: float, comparisons: int, alp
     8.0
     """
     differences = np.asarray(differences, np.float64)
-    some = np.ma.masked_invalid(differences)
-    mean = np.abs(np.ma.filled(some.mean(-1), 0.0))
-    sd = np.ma.filled(some.std(-1, ddof=1), 0.0)
+    finite_only = np.ma.masked_invalid(differences)
+    mean = np.abs(np.ma.filled(finite_only.mean(-1), 0.0))
+    sd = np.ma.filled(finite_only.std(-1, ddof=1), 0.0)
     distance = np.maximum(mean, margin - mean)
     with np.errstate(divide="ignore", invalid="ignore"):
         effect = np.where(distance > 0, distance / sd, 0.0)

@@ -241,11 +241,11 @@ def compare(
         reached = alpha * (1 + sequential.ROUNDING)
         decided = int(decisions.seeds[i])
         sign = int(sequential.direction(row[:decided])) if p <= reached else 0
-        known = (sign, q <= reached, margin)
-        interval = _cut(float(low[i]), float(high[i]), *known)
+        decision = (sign, q <= reached, margin)
+        interval = _cut(float(low[i]), float(high[i]), *decision)
         if not interval[0] <= interval[1]:  # later seeds contradict those that decided
-            interval = _cut(float(first_low[i]), float(first_high[i]), *known)
-        verdict, extent = _verdict(*interval, *known, larger_is_better)
+            interval = _cut(float(first_low[i]), float(first_high[i]), *decision)
+        verdict, extent = _verdict(*interval, *decision, larger_is_better)
         expected = sequential.seeds_to_expect(row, margin, planned, alpha)
         looks = max(0, len(row) - sequential.FIRST + 1)
         compared.append(
