@@ -211,6 +211,22 @@ def test_a_study_goes_from_here_to_ray_and_back(whole, ray_folder, tmp_path):
     assert len(kept) == 2 and len(now) == 4 and now.items() > kept.items()
 
 
+def test_a_study_is_decided_on_ray_as_here(ray_folder, tfds_root, tmp_path):
+    """Blocks of seeds are added round by round, each shared out over the machines."""
+    flags = [
+        "--dataset", "tiny", "--model", "softmax_regression", "--batch-size", "32", "--epochs", "1",
+        "--devices", "1", "--losses", "cross_entropy", "mse", "--seeds", "4", "--until", "decided",
+        "--max-seeds", "12", "--block", "4",
+    ]  # fmt: skip
+    for name, more in (("here", ()), ("ray", ("--executor", "ray"))):
+        done = script("ablate", *flags, *more, "--workdir", tmp_path / name, RAY_TMPDIR=ray_folder)
+        assert done.returncode == 0, done.stderr
+    for name in ("results.csv", "verdicts.csv"):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+    assert len(list((tmp_path / "ray/cells").iterdir())) in (4, 6)
+    assert not processes(ray_folder)
+
+
 def test_a_shard_of_a_cluster_and_unknown_executors_are_refused():
     losses = ["--losses", "mse", "focal"]
     with pytest.raises(InputError, match="--executor ray shares the cells out itself"):
