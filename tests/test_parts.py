@@ -310,9 +310,9 @@ def test_own_parts_in_a_study(tmp_path):
     )  # fmt: skip
     found = cells.run(study, Board("off", 2), "COMMAND")
     assert found is not None
-    (row,) = found.cells
-    assert [cell.loss for cell in row] == ["cross_entropy", "user_parts.penalised,alpha=0.5"]
-    for cell in row:
+    arms = [cell.loss for cell in found.cells]
+    assert arms == ["cross_entropy", "user_parts.penalised,alpha=0.5"]
+    for cell in found.cells:
         # A third less in training
         assert cell.counts == {
             "train": 54,
@@ -354,7 +354,7 @@ def test_arms_that_are_one_under_two_names_are_refused(tmp_path, tfds_root):
     again = cells.run(study.replace(losses=("cross_entropy", "mse")), Board("off", 1), "COMMAND")
     assert first is not None and again is not None
     # nothing is trained for another spelling
-    assert again.cells[0][0].runs == first.cells[0][0].runs
+    assert again.cells[0].runs == first.cells[0].runs
     assert len(list((tmp_path / "cells").iterdir())) == 2
 
 

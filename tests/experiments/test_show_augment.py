@@ -95,7 +95,7 @@ def test_the_script_writes_a_picture_or_a_line(tfds_root, tmp_path):
     for wrong, words in (
         (["--augment", "flipp"], "did you mean 'flip'"),
         (["--augment", "crop,padding=8"], "padding must be smaller than the image, 8 pixels"),
-        (["--images", 0], "--images must lie in [1, inf), got 0"),
+        (["--images", 0], "--images must lie in [1, 1000000], got 0"),
         (["--images", 201], "--images 201 is more than the 200 training images of tiny"),
         (["--output", tmp_path], "cannot be written"),
     ):

@@ -258,7 +258,7 @@ def test_a_companion_that_cannot_be(tfds_root, tmp_path):
     ("flags", "said"),
     [
         ("--runs 5 --together 2", "multiple of --together"),
-        ("--runs 0", "--runs must lie in [1, inf)"),
+        ("--runs 0", "--runs must lie in [1, 1000000]"),
         ("--runs 2 --seed 4294967295", "below 2**32"),
         ("--target 94", "(0, 1]"),
         ("--feed streaming", "--feed streaming"),

@@ -139,9 +139,9 @@ def test_a_study_of_many_classes_has_small_cells_and_a_report(tmp_path, monkeypa
     results = cells.run(study, Board("off", 1), "COMMAND")
     for path in (tmp_path / "study" / "cells").iterdir():
         assert path.stat().st_size < 100_000  # two matrices of 300 x 300 numbers were 2 MB
-    (first,) = {cell.class_names[0] for row in results.cells for cell in row}
+    (first,) = {cell.class_names[0] for cell in results.cells}
     assert first == "$ 0"
-    counts = series.confusion(results.cells[0][0])
+    counts = series.confusion(results.arms[0][0])
     assert counts.shape == (CLASSES, CLASSES) and counts.sum() == 2 * 600
     paths = report.write(results, tmp_path / "report")
     page = paths[0].read_text()

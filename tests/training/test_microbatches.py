@@ -218,7 +218,7 @@ def test_plans_count_the_operations_of_all_microbatches():
             "does not divide the 8 images of a device (--batch-size 32 over 4 devices)",
         ),
         ({"microbatches": 64}, "--microbatches 64 does not divide the 32 images"),
-        ({"microbatches": 0}, "--microbatches must lie in [1, inf), got 0"),
+        ({"microbatches": 0}, "--microbatches must lie in [1, 1000000], got 0"),
     ],
 )
 def test_what_cannot_be_divided(changes, words):
