@@ -72,7 +72,7 @@ class Study(Settings):
     """The first of them; the others follow it."""
     until: Annotated[str, ("decided",)] | None = None
     """decided: add blocks of seeds to the losses that are not decided yet, and to the baseline,
-    until all are. One may look at any time, and stop, and go on with more."""
+    until all are. One may look at any time, stop, and continue with more."""
     max_seeds: Annotated[int, f"[1, {MOST_LOOKED_AT}]"] | None = None
     """The most that --until decided takes. None: 32."""
     block: Annotated[int, f"[1, {MOST_SEEDS}]"] | None = None

@@ -407,8 +407,8 @@ def seeds_needed(comparisons: int, alpha: float = 0.05) -> int:
 
 def seeds_to_expect(differences: ArrayLike, margin: float, comparisons: int, alpha: float = 0.05):
     """Estimate after how many seeds a comparison will be decided, float64[...], if the differences
-    go on as they are: different from 0 or within the margin, whichever comes first. Infinite where
-    neither is in sight.
+    continue as they are: different from 0 or within the margin, whichever comes first. Infinite
+    where neither is in sight.
 
     n = (ln(comparisons / alpha) + 1.5) / min(ln 2, ln(1 + d^2) / 2), with d the distance of the
     mean from 0, or from the margin, over the standard deviation. Those not finite are left out.

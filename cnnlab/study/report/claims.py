@@ -331,7 +331,7 @@ def meanings(results: Results) -> list[tuple[str, str]]:
         (
             statistics.UNDECIDED,
             "the interval allows both. This is never “no difference”: it takes more seeds. "
-            "“Expect 24”: so many, if the differences go on as they are.",
+            "“Expect 24”: so many, if the differences continue as they are.",
         ),
         (
             EXPLORATORY,
