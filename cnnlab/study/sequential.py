@@ -40,16 +40,13 @@ HALVINGS = 40
 
 
 def evidence(
-    differences: ArrayLike,
-    centre: ArrayLike = 0.0,
-    limit: ArrayLike = 20.0,
-    tolerance: ArrayLike = 0.0,
+    d: ArrayLike, c: ArrayLike = 0.0, limit: ArrayLike = 20.0, *, tolerance: ArrayLike = 0.0
 ) -> np.ndarray:
     """Compute the player's capital after each seed from the eighth on.
 
     Args:
-      differences: float[..., n].
-      centre: float[...], of the null hypothesis.
+      d: float[..., n], the differences.
+      c: float[...], the centre of the null hypothesis.
       limit: float[...], above 1: the capital at which the comparison is decided.
       tolerance: float[..., n]: a distance from the centre up to it counts as 0.
 
@@ -62,11 +59,11 @@ def evidence(
     >>> evidence([0.3, 0.5, 0.2, 0.4, 0.1, 0.6, 0.3, 0.2, 0.4]).round(2)
     array([20., 20.])
     """
-    differences = _checked(differences)
+    differences = _checked(d)
     limit = np.asarray(limit, np.float64)
     if not np.all(limit > 1):
         raise InputError(f"the limit of a game must be above 1, got {limit.min()}")
-    distance = differences - np.asarray(centre, np.float64)[..., None]
+    distance = differences - np.asarray(c, np.float64)[..., None]
     distance = np.where(np.abs(distance) <= tolerance, 0.0, distance)
     if distance.shape[-1] < FIRST:
         return np.zeros((*distance.shape[:-1], 0))
@@ -171,10 +168,7 @@ def _bet(capital: np.ndarray, gain: np.ndarray, limit: np.ndarray) -> np.ndarray
 
 
 def p_value(
-    differences: ArrayLike,
-    centre: ArrayLike = 0.0,
-    limit: ArrayLike = 20.0,
-    tolerance: ArrayLike = 0.0,
+    d: ArrayLike, c: ArrayLike = 0.0, limit: ArrayLike = 20.0, *, tolerance: ArrayLike = 0.0
 ) -> np.ndarray:
     """Compute the p-value of "symmetric about the centre" after all seeds, float64[...]: 1 / the
     largest capital so far, hence at least 1 / limit. Args and Raises as for `evidence`.
@@ -182,18 +176,18 @@ def p_value(
     >>> float(p_value([0.3, 0.5, 0.2, 0.4, 0.1, 0.6, 0.3, 0.2]))
     0.05
     """
-    capitals = evidence(differences, centre, limit, tolerance)
+    capitals = evidence(d, c, limit, tolerance=tolerance)
     return 1 / np.max(capitals, -1, initial=1.0)
 
 
 def interval(
-    differences: ArrayLike, level: ArrayLike, tolerance: ArrayLike = 0.0
+    d: ArrayLike, level: ArrayLike, *, tolerance: ArrayLike = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the centres whose p-value is above a level: a confidence interval that holds at every
     look.
 
     Args:
-      differences: float[..., n].
+      d: float[..., n], the differences.
       level: float[...], in (0, 1): 0.05, or less for one of several comparisons.
       tolerance: as for `evidence`.
 
@@ -204,7 +198,7 @@ def interval(
     Raises:
       InputError: as for `evidence`.
     """
-    differences = _checked(differences)
+    differences = _checked(d)
     shape = np.broadcast_shapes(differences.shape[:-1], np.shape(level))
     differences = np.broadcast_to(differences, (*shape, differences.shape[-1]))
     level = np.broadcast_to(np.asarray(level, np.float64), shape)
@@ -215,7 +209,7 @@ def interval(
     reach = np.maximum(np.ma.filled(finite_only.max(-1) - finite_only.min(-1), 0.0), 1e-12)
 
     def inside(centre: np.ndarray) -> np.ndarray:
-        p = p_value(differences, centre, 1 / level, tolerance)
+        p = p_value(differences, centre, 1 / level, tolerance=tolerance)
         return p > level * (1 + ROUNDING)
 
     start, is_inside = _start(finite_only, inside)
@@ -348,7 +342,7 @@ def decide(
             f"wanted a margin above 0 and comparisons >= {m} >= 1, got {margin} and {planned}"
         )
     limit = planned / alpha
-    capital = evidence(differences, 0.0, limit, tolerance)
+    capital = evidence(differences, 0.0, limit, tolerance=tolerance)
     p_zero = 1 / np.maximum.accumulate(np.maximum(capital, 1), -1)
     beyond = _p_beyond(differences, margin, limit, tolerance)
     shape = differences.shape[:-1]
@@ -375,7 +369,7 @@ def _p_beyond(
     """
     larger = np.zeros(())
     for centre in (-margin, margin):
-        capital = evidence(differences, centre, limit, tolerance)
+        capital = evidence(differences, centre, limit, tolerance=tolerance)
         p = 1 / np.maximum.accumulate(np.maximum(capital, 1), -1)
         larger = np.maximum(larger, p)
     seeds = range(FIRST, differences.shape[-1] + 1)

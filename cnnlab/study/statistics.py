@@ -294,7 +294,9 @@ def _by_length(
     low, high = np.full(len(padded), -np.inf), np.full(len(padded), np.inf)
     for n in np.unique(lengths[lengths > 0]):
         same = lengths == n
-        low[same], high[same] = sequential.interval(padded[same, :n], level, slack[same, :n])
+        low[same], high[same] = sequential.interval(
+            padded[same, :n], level, tolerance=slack[same, :n]
+        )
     return low, high
 
 
