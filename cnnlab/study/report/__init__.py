@@ -18,8 +18,9 @@ from cnnlab.html.markdown import markdown
 from cnnlab.html.page import page as write_page
 from cnnlab.study import plan, statistics
 from cnnlab.study.report import claims, document, tables
-from cnnlab.study.report.numbers import scales
+from cnnlab.study.report.numbers import NONE, Scale, scales
 from cnnlab.study.results import Results, Verdict, decide
+from cnnlab.study.statistics import Comparison
 
 KINDS = {
     mark + extent: word
@@ -67,13 +68,18 @@ def brief(results: Results) -> list[str]:
     width = max(len(tables.marked(verdict)) for verdict in verdicts)
     for verdict in verdicts:
         c = verdict.comparison
-        interval = scale.interval(c.low, c.high, signs=True)
         name = f"{verdict.loss}, {plan.label(verdict.condition)}"
-        numbers = f"{scale.difference(c.mean)} {interval} {scale.difference_unit}".strip()
+        numbers = f"{scale.difference(c.mean)} {_interval(scale, c)}"
         lines.append(
             f"  {tables.marked(verdict):<{width}}  {name}: {numbers}; {tables.decided(verdict)}"
         )
     return lines
+
+
+def _interval(scale: Scale, comparison: Comparison) -> str:
+    """Format an interval with its unit, for a terminal."""
+    text = scale.interval(comparison.low, comparison.high, signs=True)
+    return "(none yet)" if text == NONE else f"{text} {scale.difference_unit}".strip()
 
 
 STANDING = ("comparison", "seeds", "evidence", "interval", "verdict")
@@ -89,7 +95,7 @@ def standings(
     for verdict in verdicts:
         c = verdict.comparison
         evidence = f"{max(c.evidence, default=1.0):.3g} of {limit:.3g}"
-        interval = f"{scale.interval(c.low, c.high, signs=True)} {scale.difference_unit}".strip()
+        interval = _interval(scale, c)
         name = f"{verdict.loss}, {plan.label(verdict.condition)}:"
         word = tables.marked(verdict)
         if not c.decided:
