@@ -171,7 +171,7 @@ class Comparison:
       effect: mean / sd.
       superiority: P(candidate > baseline).
       decided: after how many seeds; 0 if it is not.
-      expected: seeds to expect until it is, if it is not; else NaN.
+      expected: seeds to expect until it is; None if it is.
       evidence: against "symmetric about 0" after each seed from the eighth on.
       verdict: better, worse, equivalent or undecided.
       extent: of better and worse, if the interval says so: by more than the margin, or within it.
@@ -188,7 +188,7 @@ class Comparison:
     effect: float
     superiority: float
     decided: int
-    expected: float
+    expected: float | None
     evidence: tuple[float, ...]
     verdict: str
     extent: str
@@ -257,7 +257,7 @@ def compare(
                 p_equivalent=q,
                 p_sign_flip=float(flips[i]),
                 decided=decided,
-                expected=np.nan if decided else float(expected),
+                expected=None if decided else float(expected),
                 evidence=tuple(decisions.capital[i, :looks].tolist()),
                 verdict=verdict,
                 extent=extent,

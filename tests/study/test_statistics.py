@@ -180,7 +180,7 @@ def test_a_verdict_and_its_interval_never_disagree():
             assert (c.extent == statistics.BEYOND) == (c.low >= 0.5 or c.high <= -0.5)
             assert (c.verdict == statistics.UNDECIDED) == (c.decided == 0)
             assert c.low <= 0 <= c.high or c.decided
-            assert math.isnan(c.expected) == (c.decided > 0)
+            assert (c.expected is None) == (c.decided > 0)
     assert len(seen) == 8  # every word occurs
 
 

@@ -73,7 +73,7 @@ def decided(verdict: Verdict) -> str:
 
 def expected(comparison: Comparison) -> str:
     """Say at which seed to expect a decision, if the differences continue as they are."""
-    if not comparison.expected < FAR:
+    if comparison.expected is None or not comparison.expected < FAR:
         return "not within 1,000 seeds"
     return f"expect {max(comparison.expected, comparison.n + 1):,.0f}"
 
