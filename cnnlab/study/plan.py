@@ -361,11 +361,6 @@ def most_seeds(study: Study) -> int:
     return study.max_seeds or -(-max(MAX_SEEDS, study.seeds) // width) * width
 
 
-def seeds(study: Study) -> list[int]:
-    """List the seeds that every arm is trained with, at least."""
-    return list(range(study.first_seed, study.first_seed + study.seeds))
-
-
 def blocks(study: Study) -> list[tuple[int, ...]]:
     """List the blocks of all seeds that an arm may get. A block is a fixed range of numbers,
     however many are asked for.

@@ -136,11 +136,15 @@ def _tuned(study: Study, cell: Cell, folder: Path, board: Board, command: str) -
     unless another process is doing that or has.
     """
     file = folder / "tuning" / f"{cell.arm_digest}.json"
+    rates = plan.rates(study)
     while True:
-        if trials := agree.on_first(lambda: _stored_trials(file, plan.rates(study))):
+        if trials := agree.on_first(lambda: _stored_trials(file, rates)):
             return trials
         with contextlib.ExitStack() as held:
             if _claim(held, folder, f"{cell.arm_digest}.tuning"):
+                # Another process may have ended between the look and the lock
+                if trials := agree.on_first(lambda: _stored_trials(file, rates)):
+                    return trials
                 trials = _tune(study, cell, folder, board, command)
                 _store_trials(file, trials)
                 files.remove(folders.checkpoints(folder, cell.arm_digest))

@@ -179,8 +179,7 @@ def test_holm_properties():
     order = np.argsort(p, -1)
     assert (np.diff(np.take_along_axis(adjusted, order, -1)) >= 0).all()
     np.testing.assert_array_equal(sequential.holm(p[:, ::-1]), adjusted[:, ::-1])
-    # Holm's procedure as it is told: from the smallest on, reject while p_(k) <= alpha / (m - k +
-    # 1).
+    # By its definition: from the smallest on, reject while p_(k) <= alpha / (m - k + 1).
     for row, got in zip(p, adjusted, strict=True):
         rejected = set()
         for step, k in enumerate(np.argsort(row)):

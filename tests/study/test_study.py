@@ -361,7 +361,7 @@ def test_shards_share_the_grid_out(tmp_path, monkeypatch, whole):
 
 
 def test_a_seed_that_diverges_counts_as_the_worst(tmp_path):
-    """Under SGD a rate of 1e25 breaks squared_logits at once; the study goes on."""
+    """Under SGD a rate of 1e25 breaks squared_logits at once; the study continues."""
     arms = ("cross_entropy", "squared_logits", "squared_logits@lr=1e25")
     asked = study(tmp_path, losses=arms, label_noise=(0.0,), optimizer="sgd", seeds=8, block=8)
     found = run(asked)
@@ -1173,7 +1173,7 @@ def test_nothing_is_known_where_no_metric_is_finite(tmp_path, monkeypatch, whole
 
 
 def test_means_next_to_a_verdict_are_of_the_same_seeds(tmp_path, monkeypatch, whole):
-    """The baseline goes on, and gets better."""
+    """The baseline is trained further, and gets better."""
     reaching(monkeypatch, whole, [], lambda loss, seed: clear_and_close(loss, seed) + seed // 8)
     found = run(until(tmp_path))
     row = next(
