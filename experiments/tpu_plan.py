@@ -57,8 +57,8 @@ class Plan(Settings):
     """Height, width and channels of another data set than cnnlab's."""
     classes: Annotated[int, "[2, inf)"] | None = None
     """Its classes; of cifar100 with --label-key coarse_label, 20."""
-    images: Count | None = None
-    """Its training images, of which --validation are held out."""
+    images: Annotated[int, "[1, 2147483648)"] | None = None
+    """Its training images, of which --validation are held out; they are counted in 32 bits."""
     seeds: Count | None = None
     """Networks trained together, as ablate.py trains them; None: one, as train.py does."""
     price: Annotated[float, "(0, 1e6)"] | None = None

@@ -9,13 +9,13 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from scripts import ROOT
 
-from cnnlab import models
+from cnnlab import cli, models
 from cnnlab.config import Config
 from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
@@ -23,7 +23,9 @@ from cnnlab.parts import resolve
 from cnnlab.tpu import slices
 from cnnlab.training import devices, experiment, program
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "experiments"))
+import tpu_plan
+
 FACTS = DataFacts(
     class_names=tuple(map(str, range(10))),
     image_shape=(12, 12, 3),
@@ -318,6 +320,12 @@ def test_a_plan_of_a_residual_network(tmp_path):
 
 def initial(_, key):
     return models.CNN(10).init(key, np.zeros((1, 32, 32, 3), np.float32))["params"]
+
+
+@pytest.mark.parametrize("images", [1_281_167, 300_000_000])
+def test_a_plan_is_of_any_number_of_images(images):
+    """ImageNet's and JFT's."""
+    assert cli.parse(tpu_plan.Plan, ["--images", str(images)]).images == images
 
 
 @pytest.mark.slow
