@@ -246,7 +246,11 @@ def _pair(
 
 
 def difference(arm: np.ndarray, baseline: np.ndarray, larger_is_better: bool) -> np.ndarray:
-    """Subtract values, float64[n], of which NaN is infinitely bad; two of them are equal."""
+    """Subtract a baseline's values from an arm's, over the seeds that both have: float64[n] of each
+    -> float64[n]. NaN is infinitely bad; where both are, they are equal.
+    """
+    n = min(len(arm), len(baseline))
+    arm, baseline = arm[:n], baseline[:n]
     worst = -np.inf if larger_is_better else np.inf
     arm_diverged, baseline_diverged = np.isnan(arm), np.isnan(baseline)
     gap = np.where(arm_diverged | baseline_diverged, 0.0, arm - baseline)

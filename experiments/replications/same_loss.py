@@ -25,10 +25,8 @@ class SameLoss(Replication):
 
 
 def judge(results: Results) -> list[Judged]:
-    import numpy as np
-
     from cnnlab.study import cells, statistics
-    from cnnlab.study.results import gaps, values
+    from cnnlab.study.results import difference, values
     from cnnlab.training import run_folder
 
     study = results.study
@@ -38,10 +36,12 @@ def judge(results: Results) -> list[Judged]:
     if other is None:
         return []
     pairs = zip(results.arms[0], other.arms[0], strict=True)
+    larger = plan.metric(study).larger_is_better
     differences = [
-        gaps(values(first, study.metric), values(second, study.metric)) for first, second in pairs
+        difference(values(first, study.metric), values(second, study.metric), larger)
+        for first, second in pairs
     ]
-    compared = statistics.compare([*map(np.nan_to_num, differences)], plan.margin(study))
+    compared = statistics.compare(differences, plan.margin(study), larger)
     return [
         judged(f"{loss} does not differ from itself", comparison, indistinct)
         for loss, comparison in zip(study.losses, compared, strict=True)

@@ -140,6 +140,18 @@ def test_a_loss_that_is_better_early_is_found_so(script):
     assert module.judge(found)[3].verdict == HOLDS
 
 
+def test_a_loss_that_diverges_over_other_seeds_only_differs_from_itself(script, monkeypatch):
+    module = script("same_loss")
+    study = study_of(module)
+    first = study_example.results(losses=study.losses, seeds=12)
+    diverged = {(0, 0): list(range(1000, 1012))}
+    second = study_example.results(
+        losses=study.losses, seeds=12, first_seed=1000, diverged=diverged
+    )
+    monkeypatch.setattr(cells, "conduct", lambda *_: second)
+    assert module.judge(first)[0].verdict == REFUTED
+
+
 @pytest.mark.slow
 def test_replicate_trains_judges_and_stores(tfds_root, tmp_path, capsys, script):
     import jax
