@@ -141,7 +141,7 @@ class Training(Settings):
     """Share of the training split held out for validation, stratified by class."""
     split_seed: Annotated[int, "[0, 4294967296)"] | None = 0
     """Seed of that split, so that runs over seeds validate on the same images. None: drawn by the
-    run's own seed, as a study does unless told otherwise: its verdicts then cover other splits.
+    run's own seed, as a study does by default: its verdicts then cover other splits.
     """
 
     model: Part = "cnn"

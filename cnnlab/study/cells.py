@@ -197,10 +197,10 @@ def _left_out(job: Job, manifest: Manifest, arms: Arms) -> list[tuple[ArmResult,
     baseline.
     """
     study = job.study
-    asked = {cells[0].arm_digest for cells in arms.values()}
+    digests = {cells[0].arm_digest for cells in arms.values()}
     pairs = []
     for arm in manifest.arms:
-        if arm.digest in asked or folders.canonical(arm.loss) == manifest.baseline:
+        if arm.digest in digests or folders.canonical(arm.loss) == manifest.baseline:
             continue
         stored = _stored(job, arm.loss, arm.condition, arm.digest)
         baseline = _stored(job, plan.baseline(study), arm.condition)

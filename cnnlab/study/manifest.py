@@ -196,12 +196,12 @@ def deviations(manifest: Manifest, study: Study, arms: Arms) -> list[str]:
 
     Arms and conditions may be added and left out: the planned number of comparisons covers them.
     """
-    asked = of(study, arms)
+    current = of(study, arms)
     if study.comparisons is None:
-        asked = dataclasses.replace(asked, comparisons=manifest.comparisons)
-    pairs = [(name, getattr(asked, name), getattr(manifest, name)) for name in PLANNED]
-    names = sorted(asked.recipe.keys() | manifest.recipe.keys())
-    pairs += [(name, asked.recipe.get(name), manifest.recipe.get(name)) for name in names]
+        current = dataclasses.replace(current, comparisons=manifest.comparisons)
+    pairs = [(name, getattr(current, name), getattr(manifest, name)) for name in PLANNED]
+    names = sorted(current.recipe.keys() | manifest.recipe.keys())
+    pairs += [(name, current.recipe.get(name), manifest.recipe.get(name)) for name in names]
     lines = [
         f"{name.replace('_', ' ')} {_word(ours)} instead of {_word(planned)}"
         for name, ours, planned in pairs

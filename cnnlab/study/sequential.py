@@ -227,17 +227,17 @@ def _start(finite_only: np.ma.MaskedArray, inside: Inside) -> tuple[np.ndarray, 
     earlier ones allow; and whether there is one, bool[...].
     """
     start = np.ma.filled(np.ma.median(finite_only, -1), 0.0)
-    found = inside(start)
+    is_inside = inside(start)
     earlier = [finite_only[..., :n] for n in range(FIRST, finite_only.shape[-1], FIRST // 2)]
     others = [np.zeros_like(start), *[np.ma.filled(np.ma.median(x, -1), 0.0) for x in earlier]]
     others.append(np.ma.filled(finite_only.mean(-1), 0.0))
     for other in others:
-        if found.all():
+        if is_inside.all():
             break
-        better = ~found & inside(other)
+        better = ~is_inside & inside(other)
         start = np.where(better, other, start)
-        found = found | better
-    return start, found
+        is_inside = is_inside | better
+    return start, is_inside
 
 
 def _edge(inside: Inside, start: np.ndarray, reach: np.ndarray) -> np.ndarray:
@@ -250,8 +250,8 @@ def _edge(inside: Inside, start: np.ndarray, reach: np.ndarray) -> np.ndarray:
       reach: a distance with its direction, float64[...].
     """
     far = np.ones(np.shape(start))
-    while (going := inside(start + far * reach) & (far <= FARTHEST)).any():
-        far = np.where(going, 2 * far, far)
+    while (is_near := inside(start + far * reach) & (far <= FARTHEST)).any():
+        far = np.where(is_near, 2 * far, far)
     near = np.zeros(np.shape(start))
     beyond = far > FARTHEST
     for _ in range(HALVINGS):
@@ -399,7 +399,9 @@ def seeds_needed(comparisons: int, alpha: float = 0.05) -> int:
     return FIRST + int(np.argmax(capital >= limit * REACHED))
 
 
-def seeds_to_expect(differences: ArrayLike, margin: float, comparisons: int, alpha: float = 0.05):
+def seeds_to_expect(
+    differences: ArrayLike, margin: float, comparisons: int, alpha: float = 0.05
+) -> np.ndarray:
     """Estimate after how many seeds a comparison will be decided, float64[...], if the differences
     continue as they are: different from 0 or within the margin, whichever comes first. Infinite
     where neither is in sight.

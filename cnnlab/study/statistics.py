@@ -55,8 +55,7 @@ def sign_flip(differences: np.ndarray) -> np.ndarray:
 
     Returns:
       float[...]. Exact up to 16 seeds, hence >= 2^(1-n); above, from 99,999 random flips, always
-      the same, hence
-      >= 2e-5. 1 where all differences are zero, and for n = 1.
+      the same, hence >= 2e-5. 1 where all differences are zero, and for n = 1.
 
     Source: Fisher, 1935, The Design of Experiments; random flips, Phipson & Smyth, 2010, arXiv
     1603.05766.

@@ -70,7 +70,7 @@ def _verdicts(results: Results, verdicts: Sequence[Verdict]) -> Section:
             *[Text(line) for line in claims.tuned(results)],
             _tabled(results, tables.verdicts(results, verdicts)),
             Text(claims.columns(results), dim=True),
-            _tabled(results, tables.besides(results, verdicts), "More numbers of each comparison"),
+            _tabled(results, tables.details(results, verdicts), "More numbers of each comparison"),
             Text(claims.further_columns(results), dim=True),
             Terms(claims.meanings(results)),
             Text(

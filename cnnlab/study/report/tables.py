@@ -121,7 +121,7 @@ def verdicts(results: Results, verdicts: Sequence[Verdict]) -> Table:
     return Table(head, rows, 3)
 
 
-def besides(results: Results, verdicts: Sequence[Verdict]) -> Table:
+def details(results: Results, verdicts: Sequence[Verdict]) -> Table:
     """Tabulate what else is known of the comparisons."""
     scale = scales(results.study)[results.study.metric]
     head = (
