@@ -153,9 +153,8 @@ def check(cell: CellResult, measured: Mapping[str, Metric]) -> None:
     """
     if not cell.class_names or not cell.runs:
         raise ValueError("it has no classes, or no runs")
-    rates = {trial.learning_rate for trial in cell.tuning or []}
-    rates |= set() if cell.tuning else {cell.config.get("learning_rate")}
-    if cell.learning_rate not in rates:
+    rates = [trial.learning_rate for trial in cell.tuning or []]
+    if cell.learning_rate not in (rates or [cell.config.get("learning_rate")]):
         raise ValueError(f"learning_rate {cell.learning_rate} is none that it was trained with")
     for i, run in enumerate(cell.runs):
         _check_run(cell, run, measured, f"runs[{i}]")

@@ -32,24 +32,24 @@ SMALL = {"dataset": "tiny", "model": "mlp,hidden=[4]", "batch_size": 16, "valida
 )
 def test_the_described_arguments_are_those_of_the_run(config, seeds, tfds_root):
     """A step called with real arguments is compiled for the shapes, types and shardings that
-    `arguments` tells.
+    `arguments` describes.
     """
     called = []
     with jax.numpy_dtype_promotion("standard"):  # optax mixes types
         built = experiment.build(config, seeds=seeds)
         dispatch = built.program.dispatch
-        told = built.program.arguments()
+        described = built.program.arguments()
 
-        def noted(*args):
+        def record_and_dispatch(*args):
             called.append(args)
             return dispatch(*args)
 
-        object.__setattr__(built.program, "dispatch", noted)
+        object.__setattr__(built.program, "dispatch", record_and_dispatch)
         built.advance(built.start(), list(built.items(0, built.dispatch_steps)))
-        dispatch.lower(*told)
+        dispatch.lower(*described)
     assert len(called) == 1
-    assert jax.tree.structure(called[0]) == jax.tree.structure(told)
-    for leaf, wanted in zip(jax.tree.leaves(told), jax.tree.leaves(called[0]), strict=True):
+    assert jax.tree.structure(called[0]) == jax.tree.structure(described)
+    for leaf, wanted in zip(jax.tree.leaves(described), jax.tree.leaves(called[0]), strict=True):
         assert (leaf.shape, leaf.dtype) == (np.shape(wanted), wanted.dtype)
         if isinstance(wanted, jax.Array):  # numpy's are placed by the step itself
             assert leaf.sharding.is_equivalent_to(wanted.sharding, len(leaf.shape))
