@@ -150,6 +150,9 @@ class Training(Settings):
     compute_dtype: Annotated[str, ("float32", "bfloat16", "float16")] = "float32"
     """float32, bfloat16 or float16 (its gradients scaled up on the way); parameters, logits and
     loss are float32."""
+    loss: Part = "cross_entropy"
+    """A loss as name,key=value,... or your own: my_module.my_loss,alpha=0.3; transforms follow
+    after a +: focal,gamma=2+label_smoothing,alpha=0.1 (--list loss, transform)."""
     teacher: str | None = None
     """Run folder of the network that teaches, for the losses that take teacher_logits, such as
     distillation."""
@@ -196,9 +199,6 @@ class Training(Settings):
 class Recipe(Training):
     """What determines the numbers of a run. A resumed run keeps it."""
 
-    loss: Part = "cross_entropy"
-    """A loss as name,key=value,... or your own: my_module.my_loss,alpha=0.3; transforms follow
-    after a +: focal,gamma=2+label_smoothing,alpha=0.1 (--list loss, transform)."""
     seed: Annotated[int, "[0, 4294967296)"] = 0
     """Seed of initial weights, order, augmentation, dropout, wrong labels and left out images."""
     label_noise: Share = 0.0

@@ -310,7 +310,7 @@ def test_own_parts_in_a_study(tmp_path):
     )  # fmt: skip
     found = cells.run(study, Board("off", 2), "COMMAND")
     assert found is not None
-    arms = [cell.loss for cell in found.cells]
+    arms = [cell.arm for cell in found.cells]
     assert arms == ["cross_entropy", "user_parts.penalised,alpha=0.5"]
     for cell in found.cells:
         # A third less in training
@@ -344,7 +344,7 @@ def test_arms_that_are_one_under_two_names_are_refused(tmp_path, tfds_root):
         ({"losses": ("ce", "mse", "cross_entropy")}, "'ce' and 'cross_entropy'"),
         ({"losses": ("focal", "focal,gamma=2")}, "'focal' and 'focal,gamma=2'"),
         (
-            {"vary": ("optimizer=adam,adam,b1=0.9",)},
+            {"vary": ("optimizer=adam", "optimizer=adam,b1=0.9")},
             "'ce, optimizer adam' and 'ce, optimizer adam,b1=0.9'",
         ),
     ):

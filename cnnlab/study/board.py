@@ -194,7 +194,7 @@ class Board(Console):
         from rich.markup import escape
         from rich.table import Table
 
-        arms = dict.fromkeys(cell.loss for cell in self._cells.values())
+        arms = dict.fromkeys(cell.arm for cell in self._cells.values())
         conditions = dict.fromkeys(cell.key[1] for cell in self._cells.values())
         title = f"{len(self._results)} of {len(self._cells)} cells done{self._left()}"
         table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
@@ -205,9 +205,9 @@ class Board(Console):
             table.add_row(*map(escape, (arm, *texts)))
         return table
 
-    def _arm(self, loss: str, condition: str) -> str:
+    def _arm(self, name: str, condition: str) -> str:
         """Say how far an arm is under a condition."""
-        cells = [cell for cell in self._cells.values() if cell.key == (loss, condition)]
+        cells = [cell for cell in self._cells.values() if cell.key == (name, condition)]
         done = Done()
         for cell in cells:
             if cell.digest in self._results:

@@ -138,8 +138,8 @@ def run(
     study = _with_block(study, agree.on_first(lambda: manifests.read(plan_folder)))
     blocks = plan.blocks(study)
     arms = {
-        (loss, plan.label(condition)): folders.cells(study, loss, condition, blocks)
-        for loss, condition in plan.grid(study)
+        (arm, plan.label(condition)): folders.cells(study, arm, condition, blocks)
+        for arm, condition in plan.grid(study)
     }
     _refuse_twins([arm[0] for arm in arms.values()])
     plan.margin(study)  # refuse metric and margin before any training
@@ -147,7 +147,7 @@ def run(
     with remote as cluster:
         if cluster:
             # Ray may have to wait for a machine
-            board.say("checking losses and data on one of Ray's machines")
+            board.say("checking arms and data on one of Ray's machines")
             digests = cluster.call(check, study, Console("off"))
         else:
             digests = agree.on_all(lambda: check(study, board))
@@ -200,21 +200,21 @@ def _left_out(job: Job, manifest: Manifest, arms: Arms) -> list[tuple[ArmResult,
     digests = {cells[0].arm_digest for cells in arms.values()}
     pairs = []
     for arm in manifest.arms:
-        if arm.digest in digests or folders.canonical(arm.loss) == manifest.baseline:
+        if arm.digest in digests or folders.canonical(arm.name) == manifest.baseline:
             continue
-        stored = _stored(job, arm.loss, arm.condition, arm.digest)
+        stored = _stored(job, arm.name, arm.condition, arm.digest)
         baseline = _stored(job, plan.baseline(study), arm.condition)
         if stored.cells and baseline.cells:
             pairs.append((stored, baseline))
     return pairs
 
 
-def _stored(job: Job, loss: str, condition: plan.Condition, digest: str | None = None) -> ArmResult:
+def _stored(job: Job, arm: str, condition: plan.Condition, digest: str | None = None) -> ArmResult:
     """Read the cells that are there of an arm, up to the first that is missing; none if the arm has
     another digest than this now.
     """
     try:
-        cells = folders.cells(job.study, loss, condition, plan.blocks(job.study))
+        cells = folders.cells(job.study, arm, condition, plan.blocks(job.study))
     except InputError:  # a file of the user's that is gone
         cells = []
     if digest is not None:
@@ -222,7 +222,7 @@ def _stored(job: Job, loss: str, condition: plan.Condition, digest: str | None =
     measured = plan.metrics(job.study)
     results = (folders.read(job.folder, cell, None, measured) for cell in cells)
     prefix = itertools.takewhile(lambda result: result is not None, results)
-    return ArmResult(loss, condition, tuple(result for result in prefix if result))
+    return ArmResult(arm, condition, tuple(result for result in prefix if result))
 
 
 @dataclass
@@ -286,14 +286,14 @@ class Trainer:
         study = self.job.study
         pooled = [
             ArmResult(
-                cells[0].loss,
+                cells[0].arm,
                 cells[0].condition,
                 tuple(self.results[cell.digest] for cell in cells),
             )
             for cells in arms.values()
         ]
-        losses = len(study.losses)
-        rows = [pooled[i : i + losses] for i in range(0, len(pooled), losses)]
+        width = len(plan.arm_names(study))
+        rows = [pooled[i : i + width] for i in range(0, len(pooled), width)]
         return Results(study, plan.conditions(study), rows, self.job.command, **vars(self.planned))
 
 
@@ -340,8 +340,8 @@ def _until_decided(trainer: Trainer, arms: Arms, look: Look | None) -> Results:
         if look and is_new:
             look(results)
         for verdict in undecided:
-            for loss in (verdict.loss, plan.baseline(study)):
-                wanted[loss, plan.label(verdict.condition)] = blocks + 1
+            for arm in (verdict.arm, plan.baseline(study)):
+                wanted[arm, plan.label(verdict.condition)] = blocks + 1
     raise AssertionError("no block was left")
 
 
@@ -357,7 +357,7 @@ def _refuse_twins(cells: Sequence[folders.Cell]) -> None:
     """
     seen: dict[str, str] = {}
     for cell in cells:
-        name = f"{cell.loss}, {plan.label(cell.condition)}" if cell.condition else cell.loss
+        name = f"{cell.arm}, {plan.label(cell.condition)}" if cell.condition else cell.arm
         if cell.digest in seen:
             raise InputError(
                 f"'{seen[cell.digest]}' and '{name}' are the same under two names; leave one out"
@@ -369,7 +369,7 @@ def announcement(study: Study) -> list[str]:
     """List what to know before a study is paid for, one line each: its size, and whether it can end
     in a verdict at all.
     """
-    losses, conditions = len(study.losses), len(plan.conditions(study))
+    arms, conditions = len(plan.arm_names(study)), len(plan.conditions(study))
     number = plan.comparisons(study)
     planned = study.comparisons or number
     needed = sequential.seeds_needed(planned, study.alpha)
@@ -377,7 +377,7 @@ def announcement(study: Study) -> list[str]:
     if study.until:
         seeds = f"{study.seeds} to {number_of(plan.most_seeds(study), 'seed')}, until decided,"
     lines = [
-        f"{losses} losses x {number_of(conditions, 'condition')} x {seeds} of "
+        f"{arms} arms x {number_of(conditions, 'condition')} x {seeds} of "
         f"{number_of(study.training.epochs, 'epoch')}, {number_of(number, 'comparison')} with "
         f"{plan.baseline(study)} in {plan.metric(study).name}"
     ]
@@ -388,7 +388,6 @@ def announcement(study: Study) -> list[str]:
         )
     if study.tune is None:
         lines.append(
-            "the learning rate is not tuned per loss (--tune lr=1e-4..1e-1 does): the report says "
-            "so"
+            "the learning rate is not tuned per arm (--tune lr=1e-4..1e-1 does): the report says so"
         )
     return lines

@@ -40,8 +40,8 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
     digests: dict[tuple[str, str], Digests] = {}
     teachers: dict[str, str | None] = {}
     opened: dict[tuple[object, ...], tuple[Dataset, Contents, dict[str, str]]] = {}
-    for loss, condition in plan.grid(study):
-        config = folders.config(study, loss, condition)
+    for arm, condition in plan.grid(study):
+        config = folders.config(study, arm, condition)
         recipe = config.recipe
         parts = resolve(config.recipe, test_sets=study.test_sets)
         settings = (getattr(recipe, name) for name in DATA_SETTINGS)
@@ -59,11 +59,11 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
             experiment.choose_layout(config, parts, num_seeds)
         experiment.check_parts(recipe, parts, data.dataset)
         _check_values(recipe, parts, data.facts)
-        if loss not in teachers:
-            teachers[loss] = None
+        if arm not in teachers:
+            teachers[arm] = None
             if parts.needs_teacher:
-                _, teachers[loss] = network.teacher_fn(recipe, data.dataset)
-        digests[loss, plan.label(condition)] = Digests(data.facts.digest, teachers[loss], tested)
+                _, teachers[arm] = network.teacher_fn(recipe, data.dataset)
+        digests[arm, plan.label(condition)] = Digests(data.facts.digest, teachers[arm], tested)
     return digests
 
 

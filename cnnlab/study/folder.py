@@ -26,6 +26,7 @@ from cnnlab.metrics import Metric
 from cnnlab.parts import find, resolve
 from cnnlab.spec import Part
 from cnnlab.study import plan
+from cnnlab.study.arms import parse_arm
 from cnnlab.study.plan import Condition, Study
 from cnnlab.study.records import CellResult
 from cnnlab.training.run_folder import SHORT, conflicts, stored_form
@@ -39,7 +40,7 @@ class Cell:
     """An arm under a condition with a block of seeds: what is trained together, and one file.
 
     Attributes:
-      loss, condition: of it.
+      arm, condition: of it.
       seeds: of its networks.
       words: in the name of its file, for people.
       digest: in that name, for us.
@@ -47,7 +48,7 @@ class Cell:
       config: as a run stores it.
     """
 
-    loss: str
+    arm: str
     condition: Condition
     seeds: tuple[int, ...]
     words: str
@@ -58,24 +59,24 @@ class Cell:
     @property
     def key(self) -> tuple[str, str]:
         """The arm and the condition that it belongs to."""
-        return self.loss, plan.label(self.condition)
+        return self.arm, plan.label(self.condition)
 
     @property
     def name(self) -> str:
         """Its name for people."""
-        return f"{self.loss}, {plan.label(self.condition)}, {plan.seed_range(self.seeds)}"
+        return f"{self.arm}, {plan.label(self.condition)}, {plan.seed_range(self.seeds)}"
 
 
-def config(study: Study, loss: str, condition: Condition) -> Config:
+def config(study: Study, arm: str, condition: Condition) -> Config:
     """Build a cell's configuration; the teacher is only for the losses that take one."""
-    with_teacher = plan.config(study, loss, condition)
-    first = spec.parse_pipeline(plan.arm(loss)[0])[0]
+    with_teacher = plan.config(study, arm, condition)
+    first = spec.parse_pipeline(with_teacher.recipe.loss)[0]
     taught = find("loss", first).asks("teacher_logits")
     return with_teacher if taught else with_teacher.replace(teacher=None)
 
 
 def cells(
-    study: Study, loss: str, condition: Condition, blocks: Sequence[tuple[int, ...]]
+    study: Study, arm: str, condition: Condition, blocks: Sequence[tuple[int, ...]]
 ) -> list[Cell]:
     """Build the cells of an arm under a condition, one for each block of seeds. A cell's digest
     covers what its configuration changes, its seeds, the study's rates and the user's files.
@@ -84,14 +85,14 @@ def cells(
     version does not invalidate finished cells; the file says what the defaults were, and `read`
     compares them.
     """
-    configured = config(study, loss, condition)
+    configured = config(study, arm, condition)
     shared = [settings(configured.recipe), plan.rates(study), resolve(configured.recipe).sources()]
-    words = re.sub(r"[^\w.=+-]+", "-", f"{loss}--{plan.label(condition)}")[:80]
+    words = re.sub(r"[^\w.=+-]+", "-", f"{arm}--{plan.label(condition)}")[:80]
     stored = stored_form(configured)
     tuning = _digest(shared)
     return [
         Cell(
-            loss,
+            arm,
             condition,
             seeds,
             f"{words}--{plan.seed_range(seeds).replace(' ', '-')}",
@@ -112,20 +113,20 @@ def settings(recipe: Recipe) -> JsonObject:
     return {k: v for k, v in fields.items() if v != default[k] and k not in SHORT}
 
 
-def canonical(loss: str) -> str:
+def canonical(arm: str) -> str:
     """Return an arm's canonical form: aliases and defaults written out make no difference. One that
     can no longer be found stays as it is.
 
-    >>> canonical("ce@average=ema")
-    'cross_entropy@average=ema'
+    >>> canonical("ce"), canonical("loss=cross_entropy"), canonical("average=ema optimizer=adam")
+    ('cross_entropy', 'cross_entropy', 'average=ema optimizer=adam')
     """
-    text, changed = plan.arm(loss)
+    changed = parse_arm(arm)
     try:
-        written = settings(Recipe(loss=text).replace(**changed))
+        written = Recipe().to_json() | settings(Recipe(**changed))
     except InputError:
-        return loss
-    besides = [f"@{name}={written.get(name, 'default')}" for name in sorted(changed)]
-    return written.get("loss", Recipe.loss) + "".join(besides)
+        return arm
+    words = [f"{name}={written[name]}" for name in sorted(changed)]
+    return written["loss"] if changed.keys() == {"loss"} else " ".join(words)
 
 
 def _digest(identity: object) -> str:
@@ -232,9 +233,9 @@ def read(
         raise InputError(
             f"{path} cannot be read ({one_line(error)}); delete it to train that cell again"
         ) from error
-    if differing and (result.loss, result.condition) != (cell.loss, cell.condition):
+    if differing and (result.arm, result.condition) != (cell.arm, cell.condition):
         raise InputError(
-            f"{path} holds another cell, {result.loss}, {plan.label(result.condition)}; delete it "
+            f"{path} holds another cell, {result.arm}, {plan.label(result.condition)}; delete it "
             "to train its own again"
         )
     if digests is not None:
@@ -244,7 +245,7 @@ def read(
             f"{path} was trained by a version of cnnlab with other defaults "
             f"({'; '.join(differing)}); delete it to train that cell again"
         )
-    return dataclasses.replace(result, loss=cell.loss, condition=cell.condition)
+    return dataclasses.replace(result, arm=cell.arm, condition=cell.condition)
 
 
 def _refuse_other_data(path: Path, result: CellResult, digests: Digests) -> None:

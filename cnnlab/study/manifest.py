@@ -27,7 +27,7 @@ from cnnlab.types import JsonObject
 
 NAME = "manifest.json"
 ADDED = "added.json"  # arms that came later
-VERSION = 2  # of study folders; 1 had cells of all seeds, and no manifest
+VERSION = 3  # of study folders; 1 had no manifest, 2 only losses as arms
 PLANNED = ("metric", "margin", "baseline", "first_seed", "block", "alpha", "comparisons")
 
 Arms = Mapping[tuple[str, str], Sequence[Cell]]  # cells by `Cell.key`, block after block
@@ -38,11 +38,11 @@ class PlannedArm:
     """An arm under a condition.
 
     Attributes:
-      loss, condition: of it.
+      name, condition: of it.
       digest: of all that its numbers depend on but its seeds (`Cell.arm_digest`).
     """
 
-    loss: str
+    name: str
     condition: Condition
     digest: str
 
@@ -102,8 +102,7 @@ def of(study: Study, arms: Arms, trained: int = 0) -> Manifest:
 
 def _planned(arms: Arms) -> list[PlannedArm]:
     return [
-        PlannedArm(cells[0].loss, cells[0].condition, cells[0].arm_digest)
-        for cells in arms.values()
+        PlannedArm(cells[0].arm, cells[0].condition, cells[0].arm_digest) for cells in arms.values()
     ]
 
 
@@ -217,11 +216,11 @@ def _is_edited(manifest: Manifest, study: Study, arms: Arms) -> bool:
     planned = {
         plan.label(arm.condition): arm.digest
         for arm in manifest.arms
-        if folders.canonical(arm.loss) == manifest.baseline
+        if folders.canonical(arm.name) == manifest.baseline
     }
-    for (loss, label), cells in arms.items():
+    for (arm, label), cells in arms.items():
         digest = cells[0].arm_digest
-        if loss == plan.baseline(study) and planned.get(label, digest) != digest:
+        if arm == plan.baseline(study) and planned.get(label, digest) != digest:
             return True
     return False
 
@@ -251,5 +250,5 @@ def extended(manifest: Manifest, study: Study, arms: Arms, folder: Path) -> int:
             f"{path} cannot be read or written ({error}); restore it, or choose another --workdir"
         ) from error
     everything = {arm.digest: arm for arm in (*manifest.arms, *before, *new)}.values()
-    compared = sum(folders.canonical(arm.loss) != manifest.baseline for arm in everything)
+    compared = sum(folders.canonical(arm.name) != manifest.baseline for arm in everything)
     return max(manifest.comparisons, compared)

@@ -291,10 +291,10 @@ def _patiently(
     Raises:
       InputError: the user's files are others on this machine.
     """
-    (here,) = folders.cells(study, cell.loss, cell.condition, [cell.seeds])
+    (here,) = folders.cells(study, cell.arm, cell.condition, [cell.seeds])
     if here.digest != cell.digest:
         raise InputError(
-            f"{platform.node()} has other files behind the parts of {cell.loss} than this machine"
+            f"{platform.node()} has other files behind the parts of {cell.arm} than this machine"
         )
     board = Telling(study.training.epochs, _under_way(folder, cell))
     for _ in range(LOCK_SECONDS):

@@ -1,26 +1,20 @@
-"""What a study compares: losses x conditions x paired seeds. Imports no jax, so that `--help` is
+"""What a study compares: arms x conditions x paired seeds. Imports no jax, so that `--help` is
 quick.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import itertools
 import math
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated
 
 from cnnlab import config as settings
-from cnnlab import spec
 from cnnlab.config import (
-    FORMER,
     NOISE,
-    PARTS,
     PROGRESS,
     Config,
     Machine,
@@ -31,7 +25,7 @@ from cnnlab.config import (
     Training,
 )
 from cnnlab.errors import InputError, unknown
-from cnnlab.types import JsonObject
+from cnnlab.study.arms import Condition, parse_arm, parse_axes
 
 if TYPE_CHECKING:
     from cnnlab.metrics import Metric
@@ -46,33 +40,33 @@ MOST_CELLS = 100_000  # of a study; its grid is a list
 # No study's own: the rates are chosen on other weights, orders and draws than are compared
 TUNING_SEED = 2**32 - 1
 
-# Fields of Config by name, with the values that they have under it.
-Condition: TypeAlias = JsonObject
-
 
 @dataclass(frozen=True)
 class Study(Settings):
-    """Compare losses over paired seeds: train each under every condition, and report what can be
-    claimed.
+    """Compare losses, or any other settings, over paired seeds: train each under every condition,
+    and report what can be claimed.
     """
 
     training: Training = field(default_factory=functools.partial(Training, split_seed=None))
     machine: Machine = field(default_factory=Machine)
 
     losses: tuple[str, ...] = ()
-    """At least two, as for train.py's --loss: focal,gamma=2 or my_module.my_loss; with other
-    settings after an @: cross_entropy cross_entropy@average=ema,decay=0.99."""
+    """The losses to compare, as for train.py's --loss: cross_entropy focal,gamma=2 my_module.mine.
+    """
+    arms: tuple[str, ...] = ()
+    """Other settings to compare, each arm a text of words setting=value: "optimizer=adam"
+    "optimizer=sgd,momentum=0.9 learning_rate=0.1". Two arms at least, --losses included."""
     baseline: str | None = None
-    """The loss that the others are compared with. None: the first."""
+    """The arm that the others are compared with. None: the first."""
     seeds: Annotated[int, f"[1, {MOST_SEEDS}]"] = 8
-    """How many seeds: with the same one every loss starts from the same weights and sees the same
-    batches.
+    """How many seeds: with the same one all arms see the same images in the same order, and start
+    from the same weights where their networks agree.
     """
     first_seed: Annotated[int, "[0, 4294967296)"] = 0
     """The first of them; the others follow it."""
     until: Annotated[str, ("decided",)] | None = None
-    """decided: add blocks of seeds to the losses that are not decided yet, and to the baseline,
-    until all are. One may look at any time, stop, and continue with more."""
+    """decided: add blocks of seeds to the arms that are not decided yet, and to the baseline, until
+    all are. One may look at any time, stop, and continue with more."""
     max_seeds: Annotated[int, f"[1, {MOST_LOOKED_AT}]"] | None = None
     """The most that --until decided takes. None: 32."""
     block: Annotated[int, f"[1, {MOST_SEEDS}]"] | None = None
@@ -90,9 +84,8 @@ class Study(Settings):
     fraction: tuple[float, ...] = (1.0,)
     """Conditions: shares of the training images that are used, each in (0, 1]."""
     vary: tuple[str, ...] = ()
-    """Conditions by any other flag: optimizer=adam,sgd,momentum=0 epochs=5,10; every combination is
-    trained.
-    """
+    """Conditions by any setting, one value per word: dataset=cifar10 dataset=mnist epochs=5
+    epochs=10; every combination is trained."""
     metric: str = "accuracy"
     """What the verdicts are about, on the test set: accuracy, nll, brier, ece, top5, or one of
     --metrics by name.
@@ -104,8 +97,8 @@ class Study(Settings):
     alpha: Annotated[float, "[0.0001, 0.5]"] = 0.05
     """How often a study without any difference may end with a "better" or "worse", at most."""
     comparisons: Annotated[int, f"[1, {MOST_CELLS}]"] | None = None
-    """How many comparisons with the baseline are planned, if losses may still be added: verdicts
-    hold for so many. None: as many as there are.
+    """How many comparisons with the baseline are planned, if arms may still be added: verdicts hold
+    for so many. None: as many as there are.
     """
     test_sets: tuple[settings.Part, ...] = ()
     """Sets to test on besides test, as for train.py: to look at; the verdicts are about test."""
@@ -114,7 +107,7 @@ class Study(Settings):
     split.
     """
     budget: Annotated[int, f"[2, {MOST_RATES}]"] = 8
-    """Learning rates tried for each loss under each condition when tuning."""
+    """Learning rates tried for each arm under each condition when tuning."""
     shard: str = "0/1"
     """i/n: train every n-th cell from the i-th on (0 <= i < n), for n machines that share the
     folder.
@@ -130,7 +123,7 @@ class Study(Settings):
 
     def __post_init__(self) -> None:
         settings.check(self)
-        self._check_losses()
+        self._check_arms()
         self._check_seeds()
         if not self.workdir or self.workdir.startswith("gs://"):
             raise InputError(
@@ -169,21 +162,21 @@ class Study(Settings):
                     f"got {number}: take {below + width}, or --block for blocks of another width"
                 )
 
-    def _check_losses(self) -> None:
-        if len(self.losses) < 2:
+    def _check_arms(self) -> None:
+        if len(names := arm_names(self)) < 2:
             raise InputError(
-                "--losses must name at least two, to compare; got "
-                f"{' '.join(self.losses) or 'none'}"
+                "--losses and --arms must name at least two, to compare; got "
+                f"{' '.join(names) or 'none'}"
             )
-        for name in ("losses", "label_noise", "long_tail", "fraction", "vary"):
+        for name in ("losses", "arms", "label_noise", "long_tail", "fraction"):
             values = getattr(self, name)
-            if len(set(values)) < len(values) or not (values or name == "vary"):
+            if len(set(values)) < len(values) or not (values or name in ("losses", "arms")):
                 raise InputError(
                     f"{settings.flag(name)} takes each value once, at least one; got "
                     f"{' '.join(map(str, values)) or 'none'}"
                 )
-        if self.baseline is not None and self.baseline not in self.losses:
-            raise unknown("baseline", self.baseline, self.losses)
+        if self.baseline is not None and baseline(self) not in names:
+            raise unknown("baseline", self.baseline, names)
 
     def _check_executor(self) -> None:
         sharded = shard(self.shard) != (0, 1)
@@ -195,21 +188,21 @@ class Study(Settings):
             raise InputError("--executor ray starts its own processes: leave --processes away")
 
     def _check_condition(self, condition: Condition) -> None:
-        for loss in self.losses:
-            _, changed = arm(loss)
+        for arm in arm_names(self):
+            changed = parse_arm(arm)
             if self.tune and "learning_rate" in {*condition, *changed}:
                 raise InputError("--tune chooses the learning rate: it cannot be varied too")
             if both := condition.keys() & changed.keys():
-                raise InputError(f"--losses {loss}: {min(both)} is varied by --vary already")
-            if "split_seed" in changed:
-                raise InputError(
-                    f"--losses {loss}: arms hold out the same images; --split-seed and --vary are "
-                    "for all of them"
-                )
-            if not config(self, loss, condition).recipe.validation and self.tune:
+                raise InputError(f"arm '{arm}': {min(both)} is a condition already")
+            if not config(self, arm, condition).recipe.validation and self.tune:
                 raise InputError(
                     "--tune chooses on the validation split: --validation must be above 0"
                 )
+
+
+def arm_names(study: Study) -> tuple[str, ...]:
+    """List what is compared, each as it was written: `parse_arm` reads it."""
+    return tuple(" ".join(text.split()) for text in (*study.losses, *study.arms))
 
 
 def conditions(study: Study) -> list[Condition]:
@@ -217,126 +210,30 @@ def conditions(study: Study) -> list[Condition]:
     empty.
 
     Raises:
-      InputError: --vary names no flag, or one twice, or a value of another type.
+      InputError: --vary names no setting, or a value twice or of another type.
     """
     axes: dict[str, tuple] = {}
     for name, default in (("label_noise", 0.0), ("long_tail", 1.0), ("fraction", 1.0)):
         if (values := getattr(study, name)) != (default,):
             axes[name] = values
-    for text in study.vary:
-        name, values = _axis(text)
+    for name, values in parse_axes(study.vary).items():
         if name in axes:
-            raise InputError(f"--vary {text}: {name} is varied already")
+            raise InputError(f"--vary {name}=...: {settings.flag(name)} varies it already")
         axes[name] = values
     number = math.prod(map(len, axes.values()))
-    cells = number * len(study.losses) * -(-most_seeds(study) // block_width(study))
+    cells = number * len(arm_names(study)) * -(-most_seeds(study) // block_width(study))
     if cells > MOST_CELLS:
         raise InputError(
-            f"{len(study.losses)} losses under {number:,} conditions with {most_seeds(study):,} "
+            f"{len(arm_names(study))} arms under {number:,} conditions with {most_seeds(study):,} "
             f"seeds are {cells:,} cells, more than the {MOST_CELLS:,} that a study may have"
         )
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def _axis(text: str) -> tuple[str, tuple]:
-    where = f"--vary {text}"
-    name, kind, listed = _setting(text, where)
-    values = tuple(_typed(where, part, kind) for part in _values(name, listed))
-    if "=" not in text or len(set(values)) < len(values):
-        raise InputError(f"--vary takes flag=value,value,... with each value once; got '{text}'")
-    return name, values
-
-
-def _setting(text: str, where: str) -> tuple[str, object, str]:
-    """Split flag=values: the name of the setting, its type, the values; `where` is for messages.
-
-    Raises:
-      InputError: no setting that may differ within a study.
-    """
-    name, _, listed = text.partition("=")
-    name = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
-    kinds = {
-        k: v
-        for k, v in typing.get_type_hints(Training).items()
-        if k not in ("dataset", "teacher", "metrics")
-    }
-    if (former := name.replace("_", "-")) in FORMER:
-        raise InputError(
-            f"{where}: {former} is a hyperparameter of its part now, as in {FORMER[former]}"
-        )
-    if name not in kinds:
-        raise unknown("flag", name, sorted(kinds))
-    return name, kinds[name], listed
-
-
-@functools.cache
-def arm(text: str) -> tuple[str, Mapping[str, object]]:
-    """Split what a study compares into the loss, and the settings in which it differs from the
-    others.
-
-    Raises:
-      InputError: a setting without a value or named twice, or that cannot differ.
-
-    >>> loss, settings = arm("focal,gamma=2@average=ema,decay=0.99@epochs=5")
-    >>> loss, dict(settings)
-    ('focal,gamma=2', {'average': 'ema,decay=0.99', 'epochs': 5})
-    """
-    loss, *written = spec.split(text, "@")
-    changed: dict[str, object] = {}
-    for piece in written:
-        where = f"--losses {text}"
-        name, kind, value = _setting(piece, where)
-        if not value or name in changed:
-            raise InputError(f"{where}: after an @ comes setting=value, each setting once")
-        changed[name] = _typed(where, value, kind)
-    return loss, MappingProxyType(changed)
-
-
-def _values(name: str, listed: str) -> list[str]:
-    """Split values at the commas; for a part, key=value belongs to the one before:
-    adam,sgd,momentum=0 are two.
-
-    >>> _values("optimizer", "adam,b1=0.8,b2=0.9,sgd"), _values("batch_size", "64,128")
-    (['adam,b1=0.8,b2=0.9', 'sgd'], ['64', '128'])
-    """
-    values: list[str] = []
-    for piece in map(str.strip, spec.split(listed, ",")):
-        if (
-            name in PARTS
-            and values
-            and piece.partition("=")[0].isidentifier()
-            and "=" in piece.partition("+")[0]
-        ):
-            values[-1] += f",{piece}"
-        else:
-            values.append(piece)
-    return values
-
-
-def _typed(where: str, value: str, kind: object) -> object:
-    """Parse a flag's value as the flag's type; `where` is for messages."""
-    if kind is str:
-        return value
-    try:
-        read = ast.literal_eval(
-            {"true": "True", "false": "False", "none": "None"}.get(value.lower(), value)
-        )
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        read = value
-    kinds = settings.value_types(kind)
-    if type(read) in kinds:
-        return read
-    if float in kinds and type(read) is int:
-        return float(read)
-    wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
-    raise InputError(f"{where}: '{value}' is no {wanted}")
-
-
-def config(study: Study, loss: str, condition: Condition, seed: int = 0) -> Config:
+def config(study: Study, arm: str, condition: Condition, seed: int = 0) -> Config:
     """Build the configuration under which train.py would train one network of the study."""
     shared = {f.name: getattr(study.training, f.name) for f in dataclasses.fields(Training)}
-    loss, changed = arm(loss)
-    recipe = {**shared, **changed, "loss": loss, "seed": seed, **condition}
+    recipe = {**shared, **parse_arm(arm), "seed": seed, **condition}
     if recipe.get("label_noise"):
         recipe["noise"] = study.noise
     output = Output(progress=study.progress, tensorboard=False, test_sets=study.test_sets)
@@ -345,7 +242,7 @@ def config(study: Study, loss: str, condition: Condition, seed: int = 0) -> Conf
 
 def comparisons(study: Study) -> int:
     """Count the comparisons with the baseline."""
-    return (len(study.losses) - 1) * len(conditions(study))
+    return (len(arm_names(study)) - 1) * len(conditions(study))
 
 
 def block_width(study: Study) -> int:
@@ -382,8 +279,8 @@ def seed_range(numbers: Sequence[int]) -> str:
 
 
 def grid(study: Study) -> list[tuple[str, Condition]]:
-    """List the study's arms, each a loss under a condition, in the order of their training."""
-    return [(loss, condition) for condition in conditions(study) for loss in study.losses]
+    """List each arm under each condition, in the order of their training."""
+    return [(arm, condition) for condition in conditions(study) for arm in arm_names(study)]
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -420,8 +317,8 @@ def rates(study: Study) -> list[float]:
 
 
 def baseline(study: Study) -> str:
-    """Return the loss that the others are compared with."""
-    return study.baseline or study.losses[0]
+    """Return the arm that the others are compared with."""
+    return " ".join((study.baseline or arm_names(study)[0]).split())
 
 
 def further_test_sets(study: Study) -> tuple[str, ...]:
@@ -461,7 +358,7 @@ def metric(study: Study) -> Metric:
 
 
 def margin(study: Study) -> float:
-    """Return the difference of the study's metric within which two losses count as equivalent.
+    """Return the difference of the study's metric within which two arms count as equivalent.
 
     Raises:
       InputError: the metric is not measured, or has none.

@@ -90,7 +90,7 @@ class CellResult:
     """What a cell's file holds: an arm under a condition, trained with a block of seeds.
 
     Attributes:
-      loss, condition: of the cell.
+      arm, condition: of the cell.
       config: as a run stores it.
       learning_rate: configured, or chosen by tuning.
       runs: one for each seed.
@@ -102,7 +102,7 @@ class CellResult:
       class_names, counts, digest, teacher_digest, test_sets: of its data (`DataFacts`).
     """
 
-    loss: str
+    arm: str
     condition: Condition
     config: JsonObject
     learning_rate: Rate

@@ -24,7 +24,10 @@ from cnnlab.training import run_folder
 
 HOLDS, REFUTED, UNDECIDED = "holds", "refuted", "undecided"
 # What a claim is about
-FIXED = ("losses", "label_noise", "long_tail", "vary", "metric", "margin", "baseline", "alpha")
+FIXED = (
+    *("losses", "arms", "label_noise", "long_tail", "vary"),
+    *("metric", "margin", "baseline", "alpha"),
+)
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ class ArmResult:
     """An arm under a condition, with all its cells, in the order of their seeds.
 
     Attributes:
-      loss: the arm.
+      name: as it was written.
       condition: under which it was trained.
       cells: one for each block of seeds; at least one.
     """
 
-    loss: str
+    name: str
     condition: Condition
     cells: tuple[CellResult, ...]
 
@@ -101,7 +101,7 @@ class Results:
     Attributes:
       study: what was asked.
       conditions: of it.
-      arms: for each condition, for each loss.
+      arms: for each condition, for each arm.
       command: which makes it again.
       manifest: what was planned.
       comparisons: that share the error rate.
@@ -118,6 +118,11 @@ class Results:
     comparisons: int
     deviations: Sequence[str] = ()
     left_out: Sequence[tuple[ArmResult, ArmResult]] = ()
+
+    @property
+    def arm_names(self) -> tuple[str, ...]:
+        """What was compared, in the order of `arms`."""
+        return plan.arm_names(self.study)
 
     @property
     def cells(self) -> list[CellResult]:
@@ -153,14 +158,14 @@ class Verdict:
     """What can be said of an arm against the baseline under a condition.
 
     Attributes:
-      condition, loss: of the arm.
+      condition, arm: of it.
       comparison: with the baseline.
       failures: of the arm.
       exploratory: whether it deviates from the plan, so that its verdict does not count.
     """
 
     condition: Condition
-    loss: str
+    arm: str
     comparison: statistics.Comparison
     failures: Failures
     exploratory: bool = False
@@ -227,7 +232,7 @@ def paired(
     float64[seeds] of each. Args as for `values`.
     """
     study = results.study
-    base = study.losses.index(plan.baseline(study))
+    base = results.arm_names.index(plan.baseline(study))
     return {
         (i, j): _pair(arm, row[base], metric, test_set)
         for i, row in enumerate(results.arms)
@@ -303,7 +308,7 @@ def decide(results: Results) -> list[Verdict]:
     return [
         Verdict(
             results.conditions[i],
-            study.losses[j],
+            results.arm_names[j],
             comparison,
             failures(results.arms[i][j], study.metric),
             exploratory,

@@ -81,7 +81,7 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
       board: shows how far it is.
       command: to run again, for messages.
     """
-    config = folders.config(study, cell.loss, cell.condition)
+    config = folders.config(study, cell.arm, cell.condition)
     seeds = list(cell.seeds)
     trials = _tuned(study, cell, folder, board, command) if study.tune else []
     rate = _best_rate(trials, config.recipe.learning_rate)
@@ -99,7 +99,7 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
     facts = trained.experiment.facts
     start, _, _ = trained.experiment.program.abstract_start()
     return CellResult(
-        loss=cell.loss,
+        arm=cell.arm,
         condition=cell.condition,
         config=cell.config,
         learning_rate=rate,
@@ -170,7 +170,7 @@ def _tune(study: Study, cell: Cell, folder: Path, board: Board, command: str) ->
     rates = plan.rates(study)
     board.phase(f"tuning {len(rates)} rates")
     seeds = [plan.TUNING_SEED] * len(rates)
-    config = folders.config(study, cell.loss, cell.condition).replace(test_sets=())
+    config = folders.config(study, cell.arm, cell.condition).replace(test_sets=())
     saver = _saver(folders.checkpoints(folder, cell.arm_digest), command)
     trained = _fit(config, seeds, rates, saver, board)
     reached = trained.history[-1]["validation_accuracy"] if trained.history else [None] * len(rates)

@@ -51,7 +51,7 @@ def judge(results: Results) -> list[Judged]:
     )
     count, confidence, hits = bins.sum(2).T
     (over,) = statistics.compare(((confidence - hits) / count)[None], margin=0.01)
-    lower = [judged(f"{v.loss} lowers the ECE", v.comparison, better) for v in decide(results)]
+    lower = [judged(f"{v.arm} lowers the ECE", v.comparison, better) for v in decide(results)]
     return [judged("cross_entropy is overconfident", over, better), *lower]
 
 

@@ -32,7 +32,7 @@ def judge(results: Results) -> list[Judged]:
     from cnnlab.study.results import decide
 
     return [
-        judged(f"{v.loss} beats cross_entropy on the long tail", v.comparison, better)
+        judged(f"{v.arm} beats cross_entropy on the long tail", v.comparison, better)
         for v in decide(results)
     ]
 

@@ -30,7 +30,7 @@ def judge(results: Results) -> list[Judged]:
 
     margin = plan.margin(results.study)
     return [
-        judged(f"{v.loss} is within {margin:.0%} of cross_entropy", v.comparison, equal)
+        judged(f"{v.arm} is within {margin:.0%} of cross_entropy", v.comparison, equal)
         for v in decide(results)
     ]
 

@@ -82,7 +82,7 @@ def numbers(folder):
 def test_it_says_what_it_does_and_what_it_found(whole):
     folder, output = whole
     assert (
-        "2 losses x 2 conditions x 2 seeds of 3 epochs, 2 comparisons with cross_entropy in "
+        "2 arms x 2 conditions x 2 seeds of 3 epochs, 2 comparisons with cross_entropy in "
         "accuracy" in output
     )
     assert "no verdict is possible: 2 comparisons cannot be decided by fewer than 8 seeds" in output

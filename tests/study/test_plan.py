@@ -17,14 +17,16 @@ def study(**changes):
     return Study.of(**{"losses": PAIR} | changes)
 
 
-def test_the_grid_is_every_loss_under_every_condition():
-    asked = study(label_noise=(0.0, 0.4), vary=("optimizer=adam,sgd", "lr=1e-3,0.05"))
+def test_the_grid_is_every_arm_under_every_condition():
+    asked = study(
+        label_noise=(0.0, 0.4), vary=("optimizer=adam", "optimizer=sgd", "lr=1e-3", "lr=0.05")
+    )
     conditions = plan.conditions(asked)
     assert len(conditions) == 8 and conditions[0] == {
         "label_noise": 0.0, "optimizer": "adam", "learning_rate": 1e-3,
     }  # fmt: skip
     cells = plan.grid(asked)
-    assert len(cells) == 16 == len({(loss, plan.label(condition)) for loss, condition in cells})
+    assert len(cells) == 16 == len({(arm, plan.label(condition)) for arm, condition in cells})
     config = plan.config(asked, *cells[-1], seed=3)
     recipe = config.recipe
     assert (recipe.loss, recipe.label_noise, recipe.optimizer) == ("focal,gamma=2", 0.4, "sgd")
@@ -41,10 +43,8 @@ def test_a_condition_of_one_value_is_one():
 def test_values_take_the_type_of_their_flag():
     asked = study(
         vary=(
-            "batch_size=32,64",
-            "learning_rate=1,5e-4",
-            "clip_norm=none,1.5",
-            "model=mlp,hidden=[8],mlp",
+            *("batch_size=32", "batch-size=64", "learning_rate=1", "lr=5e-4"),
+            *("clip_norm=none", "clip_norm=1.5", "model=mlp,hidden=[8]", "model=mlp"),
         )
     )
     first = plan.conditions(asked)[0]
@@ -62,16 +62,19 @@ def test_values_take_the_type_of_their_flag():
     json.dumps(asked.to_json())
 
 
-def test_an_arm_is_a_loss_with_settings_of_its_own():
-    averaged = "focal,gamma=2@average=ema,decay=0.99@epochs=5"
-    asked = study(losses=("focal,gamma=2", averaged), vary=("schedule=constant,cosine",))
+def test_an_arm_has_settings_of_any_kind():
+    averaged = "loss=focal,gamma=2 average=ema,decay=0.99 epochs=5"
+    asked = study(
+        losses=("focal,gamma=2",), arms=(f"  {averaged} ",),
+        vary=("schedule=constant", "schedule=cosine"),
+    )  # fmt: skip
+    assert plan.arm_names(asked) == ("focal,gamma=2", averaged)
     recipe = plan.config(asked, averaged, plan.conditions(asked)[0], seed=3).recipe
     assert (recipe.loss, recipe.average, recipe.epochs) == ("focal,gamma=2", "ema,decay=0.99", 5)
     assert (recipe.schedule, recipe.seed) == ("constant", 3)
     plain = plan.config(asked, "focal,gamma=2", plan.conditions(asked)[0], seed=3).recipe
     assert recipe == plain.replace(average="ema,decay=0.99", epochs=5)
-    assert plan.arm("my.loss,kind='a@b'")[0] == "my.loss,kind='a@b'"
-    varied = study(vary=("average=none,ema,decay=0.99,swa",))
+    varied = study(vary=("average=none", "average=ema,decay=0.99", "average=swa"))
     assert [condition["average"] for condition in plan.conditions(varied)] == [
         "none",
         "ema,decay=0.99",
@@ -98,8 +101,8 @@ def test_the_flags_of_the_issue():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"losses": ()}, "--losses must name at least two"),
-        ({"losses": ("focal",)}, "--losses must name at least two, to compare; got focal"),
+        ({"losses": ()}, "--losses and --arms must name at least two, to compare; got none"),
+        ({"losses": ("focal",)}, "must name at least two, to compare; got focal"),
         ({"losses": ("focal", "focal")}, "takes each value once"),
         ({"seeds": 0}, r"--seeds must lie in \[1, 10000\]"),
         ({"first_seed": -1}, "--first-seed"),
@@ -112,7 +115,7 @@ def test_the_flags_of_the_issue():
         ({"until": "dawn"}, "unknown until 'dawn'"),
         ({"until": "decided", "max_seeds": 10**9}, r"--max-seeds must lie in \[1, 1000\]"),
         ({"alpha": 0.7}, "--alpha"),
-        ({"losses": ("ce", "mse@split_seed=3")}, "arms hold out the same images"),
+        ({"arms": ("split_seed=3",)}, "tested and validated on the same images"),
         ({"shard": "0/" + "9" * 5000}, "--shard must be i/n"),
         ({"vary": ("epochs=" + "-" * 100_000 + "1",)}, "is no int"),
         ({"comparisons": 10**12}, "--comparisons must lie in"),
@@ -120,9 +123,10 @@ def test_the_flags_of_the_issue():
         ({"tune": "lr=1e-4..1e-1", "budget": 999_999_999_999}, "--budget must lie in"),
         (
             {
-                "vary": (
-                    "batch_size=" + ",".join(map(str, range(1, 400))),
-                    "epochs=" + ",".join(map(str, range(1, 400))),
+                "vary": tuple(
+                    f"{name}={value}"
+                    for name in ("batch_size", "epochs")
+                    for value in range(1, 400)
                 )
             },
             "159,201 conditions with 8 seeds are .* more than the 100,000 that a study may have",
@@ -142,30 +146,36 @@ def test_the_flags_of_the_issue():
         ({"tune": "lr=1e-4..1e-1", "validation": 0.0}, "--validation must be above 0"),
         ({"shard": "4/4"}, "--shard"),
         ({"shard": "x"}, "--shard"),
-        ({"vary": ("optimiser=adam,sgd",)}, "did you mean 'optimizer'"),
-        ({"vary": ("optimizer",)}, "flag=value"),
-        ({"vary": ("epochs=1,2.5",)}, "'2.5' is no int"),
+        ({"vary": ("optimiser=adam",)}, "did you mean 'optimizer'"),
+        ({"vary": ("optimizer",)}, "setting=value"),
+        ({"vary": ("epochs=1", "epochs=2.5")}, "'2.5' is no int"),
         ({"vary": ("image_size=16.5",)}, "'16.5' is no int or NoneType"),
         ({"vary": ("batch_size={[]:1}",)}, "is no int"),
-        ({"vary": ("devices=1,2",)}, "unknown flag 'devices'"),
-        ({"vary": ("lr=1e-3,1e-2",), "tune": "lr=1e-4..1e-1"}, "cannot be varied too"),
-        ({"vary": ("validation=0.1,0",), "tune": "lr=1e-4..1e-1"}, "--validation must be above 0"),
+        ({"vary": ("devices=1",)}, "unknown setting 'devices'"),
+        ({"vary": ("lr=1e-3", "lr=1e-2"), "tune": "lr=1e-4..1e-1"}, "cannot be varied too"),
+        (
+            {"vary": ("validation=0.1", "validation=0"), "tune": "lr=1e-4..1e-1"},
+            "--validation must be above 0",
+        ),
         ({"workdir": ""}, "--workdir"),
         ({"seeds": 10**9}, r"--seeds must lie in \[1, 10000\]"),
-        ({"vary": ("epochs=1,2", "epochs=3")}, "varied already"),
+        ({"vary": ("epochs=1", "epochs=2", "epochs=1")}, "has that value already"),
         (
-            {"vary": ("widths=8,16",)},
+            {"vary": ("widths=8",)},
             r"a hyperparameter of its part now, as in --model cnn,widths=\[32,64\]",
         ),
-        ({"vary": ("metrics=a,b",)}, "unknown flag 'metrics'"),
-        ({"losses": ("ce", "ce@averge=ema")}, "did you mean 'average'"),
-        ({"losses": ("ce", "ce@average")}, "after an @ comes setting=value, each setting once"),
-        ({"losses": ("ce", "ce@lr=1@lr=2")}, "after an @ comes setting=value, each setting once"),
-        ({"losses": ("ce", "ce@epochs=2.5")}, "--losses ce@epochs=2.5: '2.5' is no int"),
-        ({"losses": ("ce", "ce@dropout=0.5")}, "a hyperparameter of its part now"),
-        ({"losses": ("ce", "ce@epochs=3"), "vary": ("epochs=1,2",)}, "epochs is varied by --vary"),
-        ({"losses": ("ce", "ce@lr=1"), "tune": "lr=1e-4..1e-1"}, "cannot be varied too"),
-        ({"vary": ("optimizer=adam,sgd,",)}, "a part starts with a name"),
+        ({"vary": ("metrics=a",)}, "unknown setting 'metrics'"),
+        ({"arms": ("averge=ema",)}, "did you mean 'average'"),
+        ({"arms": ("lr=1 average",)}, "wanted setting=value, got 'average'"),
+        ({"arms": ("lr=1 learning-rate=2",)}, "learning_rate is set twice"),
+        ({"arms": ("epochs=2.5",)}, "arm 'epochs=2.5': '2.5' is no int"),
+        ({"arms": ("dropout=0.5",)}, "a hyperparameter of its part now"),
+        (
+            {"arms": ("epochs=3",), "vary": ("epochs=1", "epochs=2")},
+            "epochs is a condition already",
+        ),
+        ({"arms": ("lr=1",), "tune": "lr=1e-4..1e-1"}, "cannot be varied too"),
+        ({"vary": ("optimizer=,sgd",)}, "a part starts with a name"),
     ],
 )
 def test_what_cannot_be_asked(changes, said):
@@ -205,7 +215,6 @@ def test_no_study_trains_with_the_seed_of_its_tuning():
 def test_a_study_has_every_flag_of_train_but_what_it_varies():
     asked = dict(study().items())
     assert {*dict(Config().items())} - {*asked} == {
-        "loss",
         "seed",
         "checkpoint_steps",
         "keep",

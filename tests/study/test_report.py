@@ -151,7 +151,7 @@ def test_the_table_of_verdicts_holds_the_numbers_of_verdicts_csv(folder, studied
         def signed(value):
             return f"{value:+.2f}".replace("-", "−")
 
-        assert text[:2] == more[:2] == [f"label noise {row['label_noise']}", row["loss"]]
+        assert text[:2] == more[:2] == [f"label noise {row['label_noise']}", row["arm"]]
         sign, _, words = text[2].partition(" ")
         assert words == row["verdict"] and sign in "▲▼≈?"
         assert text[3:5] == [signed(percent("mean")), signed(percent("median"))]
@@ -161,7 +161,7 @@ def test_the_table_of_verdicts_holds_the_numbers_of_verdicts_csv(folder, studied
         assert text[7] == f"{float(row['p']):.4f}"
         highest = f"{percent('highest_failure_rate'):.0f}"
         assert text[8].replace("\N{NO-BREAK SPACE}", " ") == f"0, ≤ {highest} %"
-        assert more[2:4] == [f"{percent('baseline_mean'):.2f}", f"{percent('loss_mean'):.2f}"]
+        assert more[2:4] == [f"{percent('baseline_mean'):.2f}", f"{percent('arm_mean'):.2f}"]
         assert more[4:] == [
             f"{float(row['p_equivalent']):.4f}",
             f"{float(row['p_sign_flip']):.4f}",
@@ -190,7 +190,7 @@ def test_results_csv_holds_every_run_to_the_last_bit(folder, studied):
     runs = [(cell, run) for row in studied.arms for cell in row for run in cell.runs]
     assert len(found) == len(runs) == 108
     for row, (cell, run) in zip(found, runs, strict=True):
-        assert (row["loss"], int(row["seed"]), row["diverged"]) == (cell.loss, run.seed, "")
+        assert (row["arm"], int(row["seed"]), row["diverged"]) == (cell.name, run.seed, "")
         assert float(row["label_noise"]) == cell.condition["label_noise"]
         assert float(row["learning_rate"]) == cell.learning_rate
         assert int(row["epochs"]) == 10
@@ -199,7 +199,7 @@ def test_results_csv_holds_every_run_to_the_last_bit(folder, studied):
 
 
 def test_a_varied_field_has_a_column_of_its_own_in_results_csv():
-    found = study_example.results(vary=("lr=0.001,0.01", "epochs=1,2"), seeds=1)
+    found = study_example.results(vary=("lr=0.001", "lr=0.01", "epochs=1", "epochs=2"), seeds=1)
     head, lines = tables.csv_runs(found)
     assert head[:2] == ["condition_learning_rate", "condition_epochs"]
     assert len(set(head)) == len(head) == len(lines[0])
@@ -321,7 +321,7 @@ def test_time_and_machine_change_nothing_outside_their_sections(folder, studied,
     elsewhere = {"seconds": 3.5, "images_per_second": None}
     for row in other.arms:
         for cell in (cell for arm in row for cell in arm.cells):
-            cell.versions["machine"] = f"Linux arm64 {cell.loss[0]}"
+            cell.versions["machine"] = f"Linux arm64 {cell.arm[0]}"
         row[:] = [with_cells(arm, devices="1 x TPU v9", **elsewhere) for arm in row]
     report.write(other, tmp_path)
     for name in ("results.csv", "verdicts.csv"):
@@ -349,7 +349,7 @@ def test_rates_that_were_not_tuned_are_said_to_be(folder):
     for name in ("report.html", "report.md"):
         text = (folder / name).read_text("utf-8")
         first = re.split("<h2>|## ", text)[1]
-        assert "The learning rate was not tuned per loss: all losses used 0.001" in first
+        assert "The learning rate was not tuned per arm: all arms used 0.001" in first
         assert "suits the baseline biases every comparison" in first
         assert "Tuning of" not in text
 
@@ -360,7 +360,7 @@ def test_tuned_rates_and_edges(tmp_path):
     assert "not tuned" not in text and "Tuning of the learning rate" in text
     assert "the best of 5 rates between 0.0001 and 0.01 on the validation split" in text
     chosen = [cell.learning_rate for cell in found.arms[0]]
-    edges = [cell.loss for cell in found.arms[0] if cell.learning_rate in (1e-4, 1e-2)]
+    edges = [arm.name for arm in found.arms[0] if arm.learning_rate in (1e-4, 1e-2)]
     assert chosen[0] == 1e-2 and 0 < len(edges) < 3
     (warning,) = warned(found)
     assert "edge of the range for cross_entropy (0.01)" in warning
@@ -377,7 +377,7 @@ def test_tuned_rates_and_edges(tmp_path):
 def test_other_metrics_carry_the_verdicts_where_asked(metric, tmp_path):
     found = study_example.results(metric=metric, seeds=8, epochs=2)
     _, text = written(found, tmp_path)
-    assert "smaller is better" in text and "below 0.5 favours the loss" in text
+    assert "smaller is better" in text and "below 0.5 favours the arm" in text
     head = markdown_tables(text)[2][0]
     assert "accuracy (pp)" in head and not any(
         numbers.scales(found.study)[metric].name in name for name in head
@@ -434,7 +434,7 @@ def test_cells_that_do_not_belong_together_are_told(studied):
     found.arms[2][0].cells[0].versions["jax"] = "0.11.0"
     told = " ".join(warned(found))
     assert "digests differ" in told and "jax 0.10.0 and 0.11.0" in told
-    sizes = study_example.results(vary=("image_size=16,32",))
+    sizes = study_example.results(vary=("image_size=16", "image_size=32"))
     # the same images at another size
     sizes.arms[1][:] = [with_cells(arm, digest="cd" * 32) for arm in sizes.arms[1]]
     assert "digests" not in " ".join(warned(sizes))
@@ -478,7 +478,7 @@ def test_eight_losses_six_conditions_a_hundred_classes_and_a_long_name(tmp_path)
 
 
 def test_conditions_without_a_sweep_have_no_figure_of_one():
-    found = study_example.results(label_noise=(0.4,), vary=("optimizer=adam,sgd",))
+    found = study_example.results(label_noise=(0.4,), vary=("optimizer=adam", "optimizer=sgd"))
     assert series.along(found, "label_noise") == []
 
 
@@ -627,7 +627,7 @@ def test_a_metric_of_your_own_is_reported_like_the_others(metric, tmp_path):
     found = study_example.results(metrics=("test_report.HALF",), metric=metric, seeds=8, epochs=2)
     for cell in found.arms[0]:
         for run in cell.runs:
-            run.test["half"] = 0.5 + run.seed / 100 + 0.3 * (cell.loss == "mean_squared_error")
+            run.test["half"] = 0.5 + run.seed / 100 + 0.3 * (cell.name == "mean_squared_error")
     assert plan.margin(found.study) == {"accuracy": 0.01, "half": 0.2}[metric]
     _, text = written(found, tmp_path)
     verdict, more, other = markdown_tables(text)[:3]

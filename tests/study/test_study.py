@@ -91,7 +91,7 @@ def pretend(monkeypatch, whole, trained):
                 for run, seed in zip(itertools.cycle(whole.cells[0].runs), cell.seeds, strict=False)
             ]
         }
-        return dataclasses.replace(whole.cells[0], loss=cell.loss, config=cell.config, **seeds)
+        return dataclasses.replace(whole.cells[0], arm=cell.arm, config=cell.config, **seeds)
 
     monkeypatch.setattr(cells, "train_cell", train)
 
@@ -99,17 +99,17 @@ def pretend(monkeypatch, whole, trained):
 def test_what_a_cell_holds(whole):
     assert whole.conditions == [{"label_noise": 0.0}, {"label_noise": 0.3}]
     for row, condition in zip(whole.arms, whole.conditions, strict=True):
-        for cell, loss in zip(row, SMALL.losses, strict=True):
-            assert (cell.loss, cell.condition, cell.learning_rate) == (loss, condition, 0.01)
-            assert [run.seed for run in cell.runs] == [0, 1] and cell.tuning is None
-            for each in cell.runs:
+        for arm, name in zip(row, SMALL.losses, strict=True):
+            assert (arm.name, arm.condition, arm.learning_rate) == (name, condition, 0.01)
+            assert [run.seed for run in arm.runs] == [0, 1] and arm.tuning is None
+            for each in arm.runs:
                 assert each.diverged is None and each.test["count"] == 50
                 assert [row["epoch"] for row in each.history] == [1, 2, 3]
                 assert len(each.gradient_norms) == 5 and min(each.gradient_norms) > 0
                 assert 0 <= each.history[-1]["validation_accuracy"] <= 1
-            assert cell.images == 2 * 3 * 160 and cell.counts["train"] == 160
+            assert arm.images == 2 * 3 * 160 and arm.counts["train"] == 160
             # Two seeds: the variance of being right is a half where they differ, 0 elsewhere.
-            assert 0 <= cell.example_variance <= 0.5
+            assert 0 <= arm.example_variance <= 0.5
 
 
 def test_a_cell_is_what_train_gives_each_seed_alone(whole):
@@ -164,12 +164,14 @@ def test_each_seed_draws_its_own_split(whole, tmp_path):
 
 def test_averaged_weights_are_an_arm(tmp_path):
     """Its last weights are those of the other arm, to the bit: it is trained alike."""
-    averaged = "mse@average=swa,start=0.5"
-    asked = study(tmp_path, losses=("mse", averaged), label_noise=(0.0,), schedule="constant")
+    averaged = "loss=mse average=swa,start=0.5"
+    asked = study(
+        tmp_path, losses=("mse",), arms=(averaged,), label_noise=(0.0,), schedule="constant"
+    )
     found = run(asked)
     (row,) = found.arms
     plain, other = row
-    assert (other.loss, other.cells[0].config["average"]) == (averaged, "swa,start=0.5")
+    assert (other.name, other.cells[0].config["average"]) == (averaged, "swa,start=0.5")
     assert [plain.cells[0].config[name] for name in ("average", "loss")] == [
         "none",
         other.cells[0].config["loss"],
@@ -184,11 +186,11 @@ def test_averaged_weights_are_an_arm(tmp_path):
     np.testing.assert_array_equal(gaps, own)
     assert np.all(np.isnan(results.last_values(plain, "nll")))
     text = report.write(found, tmp_path)[1].read_text()
-    (line,) = re.findall(r"## Averaged weights.*?\n(\| mse@[^\n]*)", text, re.DOTALL)
+    (line,) = re.findall(r"## Averaged weights.*?\n(\| loss=mse average[^\n]*)", text, re.DOTALL)
     shown = [f"{100 * results.values(other, 'accuracy').mean():.2f}"]
     shown += [f"{100 * results.values(plain, 'accuracy').mean():.2f}"]
     assert [cell.strip() for cell in line.split("|")][2:4] == shown
-    twins = asked.replace(losses=("mse", "mse@average=none"))
+    twins = asked.replace(arms=("loss=mse average=none",))
     with pytest.raises(InputError, match="are the same under two names"):
         run(twins)
 
@@ -298,7 +300,7 @@ def test_the_same_study_again_trains_nothing_and_a_larger_one_only_what_is_new(
     run(asked.replace(label_noise=(0.0,)))
     assert not trained  # the same cells without a condition
     run(asked.replace(losses=(*asked.losses, "focal"), baseline="focal"))
-    assert [(cell.loss, cell.condition["label_noise"]) for cell in trained] == [
+    assert [(cell.arm, cell.condition["label_noise"]) for cell in trained] == [
         ("focal", 0.0),
         ("focal", 0.3),
     ]
@@ -345,7 +347,7 @@ def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch,
         fcntl.flock(held, fcntl.LOCK_EX)
         assert run(asked) is None
         assert len(trained) == 3 and ("mse", 0.0) not in [
-            (c.loss, c.condition["label_noise"]) for c in trained
+            (c.arm, c.condition["label_noise"]) for c in trained
         ]
     assert run(asked) is not None and len(trained) == 4
 
@@ -362,8 +364,10 @@ def test_shards_share_the_grid_out(tmp_path, monkeypatch, whole):
 
 def test_a_seed_that_diverges_counts_as_the_worst(tmp_path):
     """Under SGD a rate of 1e25 breaks squared_logits at once; the study continues."""
-    arms = ("cross_entropy", "squared_logits", "squared_logits@lr=1e25")
-    asked = study(tmp_path, losses=arms, label_noise=(0.0,), optimizer="sgd", seeds=8, block=8)
+    asked = study(
+        tmp_path, losses=("cross_entropy", "squared_logits"), label_noise=(0.0,),
+        arms=("loss=squared_logits lr=1e25",), optimizer="sgd", seeds=8, block=8,
+    )  # fmt: skip
     found = run(asked)
     _, sound, broken = found.arms[0]
     assert all(run.diverged is None for run in sound.runs)
@@ -554,7 +558,7 @@ def test_more_seeds_train_only_new_blocks_and_end_in_the_same_numbers(tmp_path, 
     train = cells.train_cell
 
     def noted(study, cell, *rest):
-        trained.append((cell.loss, cell.seeds))
+        trained.append((cell.arm, cell.seeds))
         return train(study, cell, *rest)
 
     monkeypatch.setattr(cells, "train_cell", noted)
@@ -587,7 +591,7 @@ def test_the_manifest_is_written_before_the_first_cell_and_never_again(
             "mean_squared_error",
             5,
         )
-        arms = [(arm["loss"], arm["condition"]["label_noise"]) for arm in held["arms"]]
+        arms = [(arm["name"], arm["condition"]["label_noise"]) for arm in held["arms"]]
         assert arms == [(loss, noise) for noise in (0.0, 0.3) for loss in asked.losses]
         assert held["recipe"]["epochs"] == 3 and "loss" not in held["recipe"]
         raise InputError("stop here")
@@ -729,8 +733,8 @@ def test_files_behind_the_baseline_or_the_metric_are_part_of_the_plan(
 
 def test_what_the_baseline_alone_overrides_is_pinned_for_the_others(tmp_path, monkeypatch, whole):
     pretend(monkeypatch, whole, [])
-    arms = ("cross_entropy@epochs=1", "mse")
-    asked = study(tmp_path, label_noise=(0.0,), losses=arms)
+    arms = ("epochs=1", "loss=mse")
+    asked = study(tmp_path, label_noise=(0.0,), losses=(), arms=arms)
     assert run(asked).deviations == ()
     assert run(asked.replace(epochs=5)).deviations == ["epochs 5 instead of 3"]
 
@@ -959,7 +963,7 @@ def test_a_loss_that_no_rate_trains_is_reported_as_diverged(tmp_path):
 
 
 def test_each_cell_is_compared_with_the_images_of_its_own_condition(tmp_path):
-    varied = study(tmp_path, label_noise=(0.0,), vary=("image_size=8,16",))
+    varied = study(tmp_path, label_noise=(0.0,), vary=("image_size=8", "image_size=16"))
     digests = check(varied, Console("silent"))
     assert len(digests) == 4
     by_condition = {
@@ -989,10 +993,10 @@ def test_each_cell_is_compared_with_the_images_of_its_own_condition(tmp_path):
             "test_study.of_two fails on a batch of 32",
         ),
         (
-            {"vary": ("augment=crop,padding=1,crop,padding=8",)},
+            {"vary": ("augment=crop,padding=1", "augment=crop,padding=8")},
             "must be smaller than the image, 8 pixels",
         ),
-        ({"vary": ("optimizer=adam,adamm",)}, "did you mean 'adam'"),
+        ({"vary": ("optimizer=adam", "optimizer=adamm")}, "did you mean 'adam'"),
         ({"vary": ("model=mlp,hiden=[8]",)}, "model mlp has no hyperparameter 'hiden'"),
         ({"metric": "acuracy"}, "unknown metric 'acuracy': did you mean 'accuracy'"),
         (
@@ -1016,7 +1020,7 @@ def test_what_is_known_to_fail_is_refused_before_any_training(tmp_path, monkeypa
 def test_the_announcement_says_how_many_seeds_a_verdict_takes(tmp_path):
     lines = cells.announcement(study(tmp_path, losses=("cross_entropy", "mse", "focal")))
     assert lines[0].startswith(
-        "3 losses x 2 conditions x 2 seeds of 3 epochs, 4 comparisons with cross_entropy"
+        "3 arms x 2 conditions x 2 seeds of 3 epochs, 4 comparisons with cross_entropy"
     )
     needed = sequential.seeds_needed(4)
     assert (
@@ -1035,7 +1039,7 @@ def reaching(monkeypatch, whole, trained, accuracies, measured=None):
         trained.append(cell)
         runs = []
         for seed in cell.seeds:
-            right = accuracies(cell.loss, seed)
+            right = accuracies(cell.arm, seed)
             test = whole.cells[0].runs[0].test | {
                 "accuracy": right / 50,
                 "confusion": [[right, 50 - right, 0], [0, 0, 0], [0, 0, 0]],
@@ -1044,8 +1048,8 @@ def reaching(monkeypatch, whole, trained, accuracies, measured=None):
             hits = records.packed(np.arange(50) < right)
             run = whole.cells[0].runs[0]
             runs.append(dataclasses.replace(run, seed=seed, test=test, hits=hits))
-        loss = {"loss": cell.loss, "condition": cell.condition, "config": cell.config}
-        return dataclasses.replace(whole.cells[0], runs=runs, **loss)
+        of_cell = {"arm": cell.arm, "condition": cell.condition, "config": cell.config}
+        return dataclasses.replace(whole.cells[0], runs=runs, **of_cell)
 
     monkeypatch.setattr(cells, "train_cell", train)
 
@@ -1075,14 +1079,14 @@ def test_blocks_are_added_to_what_is_not_decided(tmp_path, monkeypatch, whole, c
     found = cells.run(until(tmp_path), Board("lines"), "COMMAND", look=looks.append)
     assert [len(look.arms[0][0].runs) for look in looks] == [8, 12, 16, 20]
     assert found.deviations == ()
-    numbers_of = {arm.loss: len(arm.runs) for arm in found.arms[0]}
+    numbers_of = {arm.name: len(arm.runs) for arm in found.arms[0]}
     assert numbers_of == {"cross_entropy": 24, "mse": 8, "focal,gamma=1": 24, "gce": 16}
-    verdicts = {verdict.loss: verdict for verdict in results.decide(found)}
+    verdicts = {verdict.arm: verdict for verdict in results.decide(found)}
     assert verdicts["mse"].words == "worse by more than the margin"
     assert verdicts["mse"].comparison.decided == 8
     assert verdicts["gce"].kind == "better" and 12 < verdicts["gce"].comparison.decided <= 16
     assert verdicts["focal,gamma=1"].kind == "undecided"
-    order = [(cell.seeds[0], cell.loss) for cell in trained]
+    order = [(cell.seeds[0], cell.arm) for cell in trained]
     assert [loss for first, loss in order if first == 8] == ["cross_entropy", *ARMS[2:]]
     assert [loss for first, loss in order if first == 16] == ["cross_entropy", "focal,gamma=1"]
     output = capsys.readouterr().out
@@ -1090,7 +1094,7 @@ def test_blocks_are_added_to_what_is_not_decided(tmp_path, monkeypatch, whole, c
 
     # As if all had been trained: the same verdicts
     full = run(until(tmp_path, until=None, max_seeds=None, seeds=24))
-    again = {verdict.loss: verdict for verdict in results.decide(full)}
+    again = {verdict.arm: verdict for verdict in results.decide(full)}
     for loss, verdict in verdicts.items():
         assert again[loss].comparison.decided == verdict.comparison.decided
         assert again[loss].comparison.p == verdict.comparison.p
@@ -1121,9 +1125,9 @@ def test_an_arm_that_comes_later_is_trained_from_the_first_seed(tmp_path, monkey
     run(until(tmp_path, losses=ARMS[:2], comparisons=3))
     trained.clear()
     found = run(until(tmp_path))
-    assert {(cell.loss, cell.seeds[0]) for cell in trained} >= {("gce", 0), ("focal,gamma=1", 0)}
+    assert {(cell.arm, cell.seeds[0]) for cell in trained} >= {("gce", 0), ("focal,gamma=1", 0)}
     assert found.comparisons == 3 and found.deviations == ()
-    verdicts = {verdict.loss: verdict.words for verdict in results.decide(found)}
+    verdicts = {verdict.arm: verdict.words for verdict in results.decide(found)}
     assert verdicts["mse"].startswith("worse")
 
 
@@ -1132,10 +1136,10 @@ def test_what_is_known_of_an_arm_stays_when_it_is_left_out(tmp_path, monkeypatch
     reaching(monkeypatch, whole, [], clear_and_close)
     full = run(until(tmp_path))
     fewer = run(until(tmp_path, losses=("cross_entropy", "gce", "focal,gamma=1")))
-    assert [arm.loss for arm, _ in fewer.left_out] == ["mse"] and fewer.comparisons == 3
-    known = {verdict.loss: verdict for verdict in results.decide(full)}
+    assert [arm.name for arm, _ in fewer.left_out] == ["mse"] and fewer.comparisons == 3
+    known = {verdict.arm: verdict for verdict in results.decide(full)}
     for verdict in results.decide(fewer):
-        assert verdict.comparison == known[verdict.loss].comparison
+        assert verdict.comparison == known[verdict.arm].comparison
     alone = dataclasses.replace(fewer, left_out=())
     assert results.decide(alone)[0].comparison.p > known["gce"].comparison.p
 
@@ -1183,13 +1187,18 @@ def test_means_next_to_a_verdict_are_of_the_same_seeds(tmp_path, monkeypatch, wh
     )
     head = Path(tmp_path, "verdicts.csv").read_text().splitlines()[0].split(",")
     values = dict(zip(head, row, strict=True))
-    gap = float(values["loss_mean"]) - float(values["baseline_mean"])
+    gap = float(values["arm_mean"]) - float(values["baseline_mean"])
     assert gap == pytest.approx(float(values["mean"])) and values["n"] == "8"
 
 
 def test_a_report_of_averages_of_which_one_diverged(tmp_path):
     asked = study(
-        tmp_path, losses=("mse", "mse@average=ema,decay=0.9"), label_noise=(0.0,), seeds=8, epochs=1
+        tmp_path,
+        losses=(),
+        arms=("loss=mse", "loss=mse average=ema,decay=0.9"),
+        label_noise=(0.0,),
+        seeds=8,
+        epochs=1,
     )
     found = run(asked)
     arm = found.arms[0][1]

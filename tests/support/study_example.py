@@ -71,7 +71,7 @@ def _arm(
     cells = tuple(
         _cell(study, place, j, names, images, steps, lost, block) for block in plan.blocks(study)
     )
-    return ArmResult(study.losses[j], plan.conditions(study)[place], cells)
+    return ArmResult(plan.arm_names(study)[j], plan.conditions(study)[place], cells)
 
 
 def _cell(  # noqa: PLR0913
@@ -95,7 +95,7 @@ def _cell(  # noqa: PLR0913
         ]
         rate = max(trials, key=lambda trial: trial.accuracy or 0).learning_rate
     return CellResult(
-        loss=study.losses[j],
+        arm=plan.arm_names(study)[j],
         condition=condition,
         config={},
         learning_rate=rate,

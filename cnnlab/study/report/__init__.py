@@ -68,7 +68,7 @@ def brief(results: Results) -> list[str]:
     width = max(len(tables.marked(verdict)) for verdict in verdicts)
     for verdict in verdicts:
         c = verdict.comparison
-        name = f"{verdict.loss}, {plan.label(verdict.condition)}"
+        name = f"{verdict.arm}, {plan.label(verdict.condition)}"
         numbers = f"{scale.difference(c.mean)} {_interval(scale, c)}"
         lines.append(
             f"  {tables.marked(verdict):<{width}}  {name}: {numbers}; {tables.decided(verdict)}"
@@ -96,7 +96,7 @@ def standings(
         c = verdict.comparison
         evidence = f"{max(c.evidence, default=1.0):.3g} of {limit:.3g}"
         interval = _interval(scale, c)
-        name = f"{verdict.loss}, {plan.label(verdict.condition)}:"
+        name = f"{verdict.arm}, {plan.label(verdict.condition)}:"
         word = tables.marked(verdict)
         if not c.decided:
             word += f", {tables.expected(c)}"

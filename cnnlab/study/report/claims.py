@@ -19,7 +19,7 @@ THINNED = ("fraction", "long_tail")  # conditions that use some of the images
 
 
 def listed(items: Sequence[str], comma: str = ", ") -> str:
-    """Join words with commas and "and"; for losses, which have commas of their own, with
+    """Join words with commas and "and"; for arms, which have commas of their own, with
     semicolons.
 
     >>> listed(["a", "b", "c"])
@@ -30,7 +30,10 @@ def listed(items: Sequence[str], comma: str = ", ") -> str:
 
 def title(results: Results) -> str:
     """Return the title of the page."""
-    return f"{len(results.study.losses)} losses on {results.study.training.dataset}"
+    of = "losses" if not results.study.arms else "arms"
+    datasets = [condition.get("dataset") for condition in results.conditions]
+    names = dict.fromkeys(str(name or results.study.training.dataset) for name in datasets)
+    return f"{len(results.arm_names)} {of} on {listed(list(names))}"
 
 
 def compared(results: Results) -> str:
@@ -38,7 +41,7 @@ def compared(results: Results) -> str:
     study = results.study
     conditions = results.conditions
     base = plan.baseline(study)
-    rest = listed([loss for loss in study.losses if loss != base], "; ")
+    rest = listed([arm for arm in results.arm_names if arm != base], "; ")
     first = f" from seed {study.first_seed} on" if study.first_seed else ""
     under = (
         f"under {number_of(len(conditions), 'condition')} "
@@ -160,26 +163,26 @@ def _untuned(results: Results) -> list[str]:
         return []
     used = sorted({cell.learning_rate for cell in results.cells})
     return [
-        "The learning rate was not tuned per loss: all losses used "
+        "The learning rate was not tuned per arm: all arms used "
         f"{listed(list(map(short, used)))}, and a rate that suits the baseline biases every "
-        "comparison. --tune lr=LOW..HIGH chooses one for each loss."
+        "comparison. --tune lr=LOW..HIGH chooses one for each arm."
     ]
 
 
 def _edges(results: Results) -> list[str]:
     at_edge = []
-    for j, loss in enumerate(results.study.losses):
+    for j, name in enumerate(results.arm_names):
         arms = [row[j] for row in results.arms]
         rates = sorted({short(arm.learning_rate) for arm in arms if series.at_edge(arm)})
         count = sum(map(series.at_edge, arms))
         if count:
             among = f", under {count} of {len(arms)} conditions" if len(arms) > 1 else ""
-            at_edge.append(f"{loss} ({listed(rates)}{among})")
+            at_edge.append(f"{name} ({listed(rates)}{among})")
     if not at_edge:
         return []
     return [
         f"The chosen learning rate lies at the edge of the range for {listed(at_edge, '; ')}: a "
-        "better one may lie beyond it, so these losses may do better than is shown; widen --tune."
+        "better one may lie beyond it, so these arms may do better than is shown; widen --tune."
     ]
 
 
@@ -189,7 +192,7 @@ def tuned(results: Results) -> list[str]:
     if not rates:
         return []
     return [
-        "The learning rate was tuned per loss: for each loss under each condition the best of "
+        "The learning rate was tuned per arm: for each arm under each condition the best of "
         f"{results.study.budget} rates between {short(rates[0])} and {short(rates[-1])} on the "
         "validation split, on a seed that is not among those compared."
     ]
@@ -199,7 +202,7 @@ def _named(results: Results) -> Iterator[tuple[str, ArmResult]]:
     """Yield each arm under each condition with its name."""
     for condition, row in zip(results.conditions, results.arms, strict=True):
         for arm in row:
-            yield f"{arm.loss}, {plan.label(condition)}", arm
+            yield f"{arm.name}, {plan.label(condition)}", arm
 
 
 def _diverged(results: Results) -> list[str]:
@@ -214,7 +217,7 @@ def _diverged(results: Results) -> list[str]:
     return [
         f"Runs diverged: {'; '.join(lines)}. Such a seed is worse than any other, and like every "
         "seed it counts for two typical differences at most; means of the others would flatter the "
-        "loss and are not shown."
+        "arm and are not shown."
     ]
 
 
@@ -228,7 +231,7 @@ def _collapsed(results: Results) -> list[str]:
         return []
     return [
         f"Runs collapsed, to less than half the accuracy of the median run: {'; '.join(lines)}. "
-        "No seed counts for more than two typical differences, so that a loss which is usually "
+        "No seed counts for more than two typical differences, so that an arm which is usually "
         "better and sometimes collapses can be called better."
     ]
 
@@ -241,7 +244,7 @@ def _against_the_mean(results: Results, verdicts: Sequence[Verdict]) -> list[str
         claimed = {statistics.BETTER: 1, statistics.WORSE: -1}.get(verdict.kind, 0)
         against = claimed * mean * (1 if larger else -1) < 0
         if against or (verdict.kind == statistics.BETTER and verdict.failures.diverged):
-            lines.append(f"{verdict.loss}, {plan.label(verdict.condition)} ({verdict.kind})")
+            lines.append(f"{verdict.arm}, {plan.label(verdict.condition)} ({verdict.kind})")
     if not lines:
         return []
     return [
@@ -344,7 +347,7 @@ def columns(results: Results) -> str:
     """Explain how to read the table of verdicts."""
     together = number_of(results.comparisons, "comparison")
     return (
-        "Differences are loss minus baseline, of the same seed. The interval holds at every look, "
+        "Differences are arm minus baseline, of the same seed. The interval holds at every look, "
         f"for all {together} together. p: of differences that are symmetric about zero, at every "
         "look, after Holm’s correction. Open at 16: not decided after so many seeds. Failed: seeds "
         "that diverged or collapsed (less than half the accuracy of the arm’s median seed), and "
@@ -358,11 +361,11 @@ def further_columns(results: Results) -> str:
     tail = (
         ""
         if plan.metric(results.study).larger_is_better
-        else "; as smaller is better, below 0.5 favours the loss"
+        else "; as smaller is better, below 0.5 favours the arm"
     )
     return (
         "p not equivalent: of differences that are symmetric about a centre beyond the margin. "
         "Sign flips: p of an exact test for one look and one comparison, a second opinion. d_z: "
-        f"mean over sd of the differences. P(A > B): share of seeds where the loss’s {name} (A) is "
+        f"mean over sd of the differences. P(A > B): share of seeds where the arm’s {name} (A) is "
         f"above the baseline’s (B), ties half{tail}."
     )

@@ -97,7 +97,7 @@ def _evidence(results: Results, verdicts: Sequence[Verdict]) -> Section:
                 "decided less is enough. A ring marks the seed of decision; for an equivalent pair "
                 "that rests on the evidence against both margins, which is not drawn."
             ),
-            Legend(results.study.losses),
+            Legend(results.arm_names),
             Panels(lambda: [figures.evidence(results, verdicts, i) for i in places]),
         ],
     )
@@ -133,7 +133,7 @@ def _averages(results: Results) -> Section:
             Text(
                 "Where weights are averaged, all else in this report is of the averages. Here they "
                 "are next to the last weights of the same runs: to look at; a verdict needs an arm "
-                "of each, as --losses LOSS LOSS@average=..."
+                "of each, as --arms average=none average=ema,decay=0.99."
             ),
             _tabled(results, table),
         ],
@@ -195,7 +195,7 @@ def _curves(results: Results) -> Section:
                     else "."
                 )
             ),
-            Legend(results.study.losses),
+            Legend(results.arm_names),
             *[Panels(functools.partial(_curve_panels, results, name)) for name in columns],
             _tabled(results, tables.last_epoch(results, columns), "The last epoch as a table"),
         ],
@@ -231,14 +231,14 @@ def _gradients(results: Results) -> Section:
                 "seeds, and the band of one sd of its logarithm. Its size depends on the scale of "
                 "the loss, which Adam takes out of the step and SGD does not."
             ),
-            Legend(results.study.losses),
+            Legend(results.arm_names),
             Panels(lambda: [figures.gradient_norms(results, i) for i in places]),
         ],
     )
 
 
 def _calibration(results: Results) -> Section:
-    losses = range(len(results.study.losses))
+    arms = range(len(results.arm_names))
     return Section(
         "Calibration",
         [
@@ -248,7 +248,7 @@ def _calibration(results: Results) -> Section:
                 "the images in the bin. ECE: mean ± sd over seeds."
             ),
             *_panels_per_condition(
-                results, lambda i: [figures.reliability(results, i, j) for j in losses]
+                results, lambda i: [figures.reliability(results, i, j) for j in arms]
             ),
             _tabled(results, tables.calibration(results), "ECE as a table"),
         ],
@@ -256,7 +256,7 @@ def _calibration(results: Results) -> Section:
 
 
 def _confusion(results: Results) -> Section:
-    losses = range(len(results.study.losses))
+    arms = range(len(results.arm_names))
     bars = any(len(arm.class_names) > MATRIX_CLASSES for arm in _arms(results))
     return Section(
         "Largest confusions" if bars else "Confusion matrices",
@@ -270,7 +270,7 @@ def _confusion(results: Results) -> Section:
                 "square root, so that mistakes can be seen."
             ),
             *_panels_per_condition(
-                results, lambda i: [figures.confusion(results, i, j) for j in losses]
+                results, lambda i: [figures.confusion(results, i, j) for j in arms]
             ),
         ],
     )
@@ -286,7 +286,7 @@ def _along(results: Results, name: str) -> Section:
         f"{metric[0].upper()}{metric[1:]} against {words}",
         [
             Text("Mean ± sd over seeds; the numbers are in the tables above."),
-            Legend(results.study.losses),
+            Legend(results.arm_names),
             Panels(
                 lambda: [figures.along(results, name, others, places) for others, places in groups]
             ),
@@ -305,7 +305,7 @@ def _tuning(results: Results) -> Section:
                 "Validation accuracy at the end of training with each rate, one seed; a ring marks "
                 "the chosen one."
             ),
-            Legend(results.study.losses),
+            Legend(results.arm_names),
             Panels(lambda: [figures.tuning(results, i) for i in places]),
             _tabled(results, tables.tuning(results)),
         ],

@@ -31,7 +31,7 @@ BAR_NAME = 18  # characters of a name next to a bar
 
 
 def evidence(results: Results, verdicts: Sequence[Verdict], place: int) -> Panel:
-    """Draw the evidence against "symmetric about zero" along the seeds, a line for each loss."""
+    """Draw the evidence against "symmetric about zero" along the seeds, a line for each arm."""
     rows = _rows(results, verdicts, place)
     limit = results.comparisons / results.study.alpha
 
@@ -65,9 +65,9 @@ def evidence(results: Results, verdicts: Sequence[Verdict], place: int) -> Panel
 
 
 def _rows(results: Results, verdicts: Sequence[Verdict], place: int) -> dict[int, Verdict]:
-    """Find the verdicts under the place-th condition, by the number of the loss."""
-    condition, losses = results.conditions[place], results.study.losses
-    return {losses.index(v.loss): v for v in verdicts if v.condition == condition}
+    """Find the verdicts under the place-th condition, by the number of the arm."""
+    condition, names = results.conditions[place], results.arm_names
+    return {names.index(v.arm): v for v in verdicts if v.condition == condition}
 
 
 def seeds(results: Results, verdicts: Sequence[Verdict], place: int) -> list[Panel]:
@@ -100,15 +100,15 @@ def seeds(results: Results, verdicts: Sequence[Verdict], place: int) -> list[Pan
     ]
 
     def left(axis: Axes) -> None:
-        _strips(axis, study.losses, accuracies, spans)
+        _strips(axis, results.arm_names, accuracies, spans)
         axis.set_xlabel(f"{scale.label}, {direction} is better")
 
     def right(axis: Axes) -> None:
         axis.axvspan(-margin, margin, color=INK, alpha=0.13, linewidth=0)
         axis.axvline(0, color=INK, linewidth=0.8)
         names = [
-            loss if len(gap) else f"{loss} (baseline)"
-            for loss, gap in zip(study.losses, gaps, strict=True)
+            name if len(gap) else f"{name} (baseline)"
+            for name, gap in zip(results.arm_names, gaps, strict=True)
         ]
         _strips(axis, names, gaps, intervals)
         axis.set_xlabel(scale.difference_label)
@@ -135,12 +135,12 @@ def seeds(results: Results, verdicts: Sequence[Verdict], place: int) -> list[Pan
 
 def _strips(
     axis: Axes,
-    losses: Sequence[str],
+    names: Sequence[str],
     rows: Sequence[np.ndarray],
     bars: Sequence[tuple[float, ...]],
 ) -> None:
-    """Draw a row for each loss, its name above its points; (low, middle, high) as a bar."""
-    for j, (loss, row) in enumerate(zip(losses, rows, strict=True)):
+    """Draw a row for each arm, its name above its points; (low, middle, high) as a bar."""
+    for j, (name, row) in enumerate(zip(names, rows, strict=True)):
         style = look(j)
         finite = np.isfinite(row)
         offsets = 0.09 * ((np.arange(len(row)) * 2) % 5 - 2) / 2  # apart, in the same way each time
@@ -162,7 +162,7 @@ def _strips(
         axis.text(
             0.01,
             j - 0.24,
-            clipped(loss, 42 - len(lost)) + lost,
+            clipped(name, 42 - len(lost)) + lost,
             transform=axis.get_yaxis_transform(),
             va="center",
             fontsize=10,
@@ -191,7 +191,7 @@ def _lines(
     x0: int = 1,
     log: bool = False,
 ) -> Callable[[Axes], None]:
-    """Return a function that paints mean and band over seeds, one line per loss."""
+    """Return a function that paints mean and band over seeds, one line per arm."""
 
     def paint(axis: Axes) -> None:
         for j, arm in enumerate(results.arms[place]):
@@ -272,8 +272,8 @@ def reliability(results: Results, place: int, j: int) -> Panel:
     text = f"ECE {tables.spread_of(ece, values(arm, 'ece'))} {ece.unit}"
     lost = f", without {len(series.diverged(arm))} diverged" if series.diverged(arm) else ""
     where = _under(results.conditions[place])
-    label = f"Reliability of {arm.loss}{where}: {text}"
-    return Panel(f"{arm.loss}: {text}{lost}", draw(paint, label, 262, 245, right=16))
+    label = f"Reliability of {arm.name}{where}: {text}"
+    return Panel(f"{arm.name}: {text}{lost}", draw(paint, label, 262, 245, right=16))
 
 
 def confusion(results: Results, place: int, j: int) -> Panel:
@@ -283,8 +283,8 @@ def confusion(results: Results, place: int, j: int) -> Panel:
     arm = results.arms[place][j]
     counts = series.confusion(arm)
     lost = f", without {len(series.diverged(arm))} diverged" if series.diverged(arm) else ""
-    caption = f"{arm.loss}{lost}"
-    label = f"Confusion matrix of {arm.loss}{_under(results.conditions[place])}"
+    caption = f"{arm.name}{lost}"
+    label = f"Confusion matrix of {arm.name}{_under(results.conditions[place])}"
     if counts is None:
         return Panel(caption, draw(_all_diverged, label))
     if len(arm.class_names) > MATRIX_CLASSES:
@@ -360,7 +360,7 @@ def along(results: Results, name: str, others: plan.Condition, places: Sequence[
     x = [float(results.conditions[i][name]) for i in places]
 
     def paint(axis: Axes) -> None:
-        for j in range(len(results.study.losses)):
+        for j in range(len(results.arm_names)):
             per_place = [
                 scale.factor * values(results.arms[i][j], results.study.metric) for i in places
             ]

@@ -30,7 +30,7 @@ def band(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean(seed_values: np.ndarray) -> float:
-    """Average over seeds; NaN if a run diverged: the mean of the others would flatter the loss."""
+    """Average over seeds; NaN if a run diverged: the mean of the others would flatter the arm."""
     return float(seed_values.mean()) if np.all(np.isfinite(seed_values)) else np.nan
 
 

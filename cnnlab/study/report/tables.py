@@ -49,7 +49,7 @@ MARKS = {
 }
 FAR = 1_000  # seeds; a decision that takes more is not in sight
 NBSP = "\N{NO-BREAK SPACE}"
-BEFORE = ("loss", "seed", "learning_rate", "diverged")
+BEFORE = ("arm", "seed", "learning_rate", "diverged")
 AFTER = ("epochs",)  # the metrics, in results.csv
 # Of a comparison, in verdicts.csv
 NUMBERS = (
@@ -85,15 +85,15 @@ def failed(failures: Failures) -> str:
 
 
 def _means(results: Results, metric: str) -> list[tuple[float, float]]:
-    """Compute the means of the baseline and the loss over the seeds that both have, in the order of
+    """Compute the means of the baseline and the arm over the seeds that both have, in the order of
     the verdicts.
     """
     pairs = paired(results, metric).values()
-    return [(series.mean(baseline), series.mean(loss)) for loss, baseline in pairs]
+    return [(series.mean(baseline), series.mean(arm)) for arm, baseline in pairs]
 
 
 def verdicts(results: Results, verdicts: Sequence[Verdict]) -> Table:
-    """Tabulate the study's metric: each loss against the baseline under each condition.
+    """Tabulate the study's metric: each arm against the baseline under each condition.
 
     Args:
       results: of the study.
@@ -102,13 +102,13 @@ def verdicts(results: Results, verdicts: Sequence[Verdict]) -> Table:
     scale = scales(results.study)[results.study.metric]
     unit = f" ({scale.difference_unit})" if scale.difference_unit else ""
     head = (
-        *("condition", "loss", "verdict", f"mean difference{unit}", f"median{unit}"),
+        *("condition", "arm", "verdict", f"mean difference{unit}", f"median{unit}"),
         *("interval at every look", "decided at", "p (Holm)", "failed"),
     )
     rows = []
     for verdict in verdicts:
         c = verdict.comparison
-        names = (plan.label(verdict.condition), verdict.loss, marked(verdict))
+        names = (plan.label(verdict.condition), verdict.arm, marked(verdict))
         numbers = (
             scale.difference(c.mean),
             scale.difference(c.median),
@@ -125,16 +125,16 @@ def details(results: Results, verdicts: Sequence[Verdict]) -> Table:
     """Tabulate what else is known of the comparisons."""
     scale = scales(results.study)[results.study.metric]
     head = (
-        *("condition", "loss", f"baseline’s {scale.label}", f"loss’s {scale.label}"),
+        *("condition", "arm", f"baseline’s {scale.label}", f"arm’s {scale.label}"),
         *("p not equivalent (Holm)", "sign flips", "d_z", f"P(A{NBSP}>{NBSP}B)"),
     )
     rows = []
     for verdict, means in zip(verdicts, _means(results, results.study.metric), strict=True):
         c = verdict.comparison
-        baseline, loss = map(scale.value, means)
+        of_baseline, of_arm = map(scale.value, means)
         p = (probability(c.p_equivalent), probability(c.p_sign_flip))
         sizes = (signed(c.effect, 2), fixed(c.superiority, 2))
-        rows.append((plan.label(verdict.condition), verdict.loss, baseline, loss, *p, *sizes))
+        rows.append((plan.label(verdict.condition), verdict.arm, of_baseline, of_arm, *p, *sizes))
     return Table(head, rows)
 
 
@@ -143,13 +143,13 @@ def others(results: Results) -> Table:
     shown = scales(results.study)
     metrics = [name for name in shown if name != results.study.metric]
     gaps = {name: differences(results, name) for name in metrics}
-    head = ["condition", "loss"]
+    head = ["condition", "arm"]
     for name in metrics:
         unit = shown[name].difference_unit
         head += [shown[name].name + (f" ({unit})" if unit else ""), "interval"]
     rows = []
     for i, j in gaps[metrics[0]]:
-        row = [plan.label(results.conditions[i]), results.study.losses[j]]
+        row = [plan.label(results.conditions[i]), results.arm_names[j]]
         for name in metrics:
             gap = gaps[name][i, j]
             row += [
@@ -163,15 +163,15 @@ def others(results: Results) -> Table:
 def _per_cell(
     results: Results, head: Sequence[str], row: Callable[[ArmResult], tuple[str, ...]]
 ) -> Table:
-    """Build a table with a row for each condition and loss: `row(arm)` -> its columns after these
+    """Build a table with a row for each condition and arm: `row(arm)` -> its columns after these
     two.
     """
     rows = [
-        (plan.label(condition), arm.loss, *row(arm))
+        (plan.label(condition), arm.name, *row(arm))
         for condition, arms in zip(results.conditions, results.arms, strict=True)
         for arm in arms
     ]
-    return Table(("condition", "loss", *head), rows)
+    return Table(("condition", "arm", *head), rows)
 
 
 def seeds(results: Results) -> Table:
@@ -207,9 +207,9 @@ def averages(results: Results) -> Table:
             gap = difference(averaged, last, plan.metric(results.study).larger_is_better)
             between = scale.interval(*series.interval(gap, results.study.alpha), signs=True)
             mean = scale.difference(series.mean(gap))
-            rows.append((plan.label(condition), arm.loss, *means, mean, between))
+            rows.append((plan.label(condition), arm.name, *means, mean, between))
     label = scale.label
-    head = ("condition", "loss", f"averaged, {label}", f"last, {label}", f"difference{unit}")
+    head = ("condition", "arm", f"averaged, {label}", f"last, {label}", f"difference{unit}")
     return Table((*head, "interval"), rows)
 
 
@@ -234,8 +234,8 @@ def test_set(results: Results, name: str) -> Table:
                 gap = gaps[i, j]
                 between = scale.interval(*series.interval(gap, results.study.alpha), signs=True)
                 compared = [scale.difference(series.mean(gap)), between]
-            rows.append((plan.label(condition), arm.loss, *numbers, *compared))
-    head = ("condition", "loss", f"mean {scale.label}", "sd", f"difference{unit}", "interval")
+            rows.append((plan.label(condition), arm.name, *numbers, *compared))
+    head = ("condition", "arm", f"mean {scale.label}", "sd", f"difference{unit}", "interval")
     return Table(head, rows)
 
 
@@ -321,14 +321,14 @@ def compute(results: Results) -> Table:
 
 
 def csv_runs(results: Results) -> tuple[list[str], list[list[object]]]:
-    """Return the header and rows of results.csv: a row for each condition, loss and seed. The
+    """Return the header and rows of results.csv: a row for each condition, arm and seed. The
     metrics on a further test set follow as METRIC@SET.
     """
     measured = list(plan.metrics(results.study))
     further = plan.further_test_sets(results.study)
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
     rows = [
-        [*_fields(names, condition), arm.loss, run.seed, cell.learning_rate, run.diverged]
+        [*_fields(names, condition), arm.name, run.seed, cell.learning_rate, run.diverged]
         + [_metric(run, metric) for metric in measured]
         + [len(run.history)]
         + [_metric(run, metric, test_set) for test_set in further for metric in measured]
@@ -357,7 +357,7 @@ def csv_verdicts(
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
     asked = (plan.baseline(study), study.metric, plan.margin(study))
     head = [
-        *("loss", "baseline", "metric", "margin", "baseline_mean", "loss_mean"),
+        *("arm", "baseline", "metric", "margin", "baseline_mean", "arm_mean"),
         *NUMBERS,
         *("diverged", "collapsed", "highest_failure_rate", "comparisons", "verdict"),
     ]
@@ -367,7 +367,7 @@ def csv_verdicts(
         rows.append(
             [
                 *_fields(names, verdict.condition),
-                verdict.loss,
+                verdict.arm,
                 *asked,
                 *means,
                 *[getattr(verdict.comparison, name) for name in NUMBERS],
