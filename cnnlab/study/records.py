@@ -100,6 +100,7 @@ class CellResult:
       parameters: of a network.
       devices, versions: that it was trained with.
       class_names, counts, digest, teacher_digest, test_sets: of its data (`DataFacts`).
+      initial_weights: of its first seed, as `pairing.fingerprint`.
     """
 
     arm: str
@@ -119,6 +120,7 @@ class CellResult:
     digest: str
     teacher_digest: str | None
     test_sets: dict[str, str] = field(default_factory=dict)
+    initial_weights: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> JsonObject:
         """Convert the result to JSON values."""

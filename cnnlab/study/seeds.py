@@ -24,6 +24,7 @@ from cnnlab.study import folder as folders
 from cnnlab.study import plan, schema
 from cnnlab.study.board import Board
 from cnnlab.study.folder import Cell
+from cnnlab.study.pairing import fingerprint
 from cnnlab.study.plan import Study
 from cnnlab.study.records import CellResult, SeedRun, Trial, packed
 from cnnlab.training import devices, experiment, run, run_folder
@@ -47,28 +48,38 @@ class Trained:
       progress: of them all; None if none was finite to the end.
       history: one row per epoch, a list over seeds in each.
       diverged: for each seed the number of its first step that was not finite, or None.
+      initial_weights: of the first seed, as `pairing.fingerprint`.
     """
 
     experiment: Experiment
     progress: Progress | None
     history: list[Row]
     diverged: list[int | None]
+    initial_weights: dict[str, str]
 
 
 class _OnBoard(Observer):
-    """An observer that keeps the history of a training, and shows it."""
+    """An observer that keeps the start and the history of a training, and shows it."""
 
     def __init__(self, board: Board):
         self.board = board
         self.history: list[Row] = []
+        self.initial_weights: dict[str, str] = {}  # empty where the training was resumed
 
     def begun(self, progress: Progress, rejected: Sequence[str]) -> None:
         del rejected
         self.history += progress.history
+        if not np.any(transfer.fetch(progress.state.step)):
+            self.initial_weights = _fingerprint(progress)
 
     def epoch(self, row: Row) -> None:
         self.history.append(row)
         self.board.epoch(row)
+
+
+def _fingerprint(start: Progress) -> dict[str, str]:
+    """Fingerprint the initial weights of the first seed."""
+    return fingerprint(transfer.fetch(jax.tree.map(lambda leaf: leaf[0], start.state.params)))
 
 
 def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: str) -> CellResult:
@@ -116,6 +127,7 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
         digest=facts.digest,
         teacher_digest=facts.teacher_digest,
         test_sets=facts.test_sets,
+        initial_weights=trained.initial_weights or _fingerprint(trained.experiment.start()),
     )
 
 
@@ -217,7 +229,7 @@ def _fit(
         except Diverged as error:  # the last of them
             last = [{"bad_step": error.steps.tolist()}]
     first = _first_bad_steps([*observer.history, *last], len(seeds))
-    return Trained(built, progress, observer.history, first)
+    return Trained(built, progress, observer.history, first, observer.initial_weights)
 
 
 def _first_bad_steps(history: Sequence[Row], seeds: int) -> list[int | None]:

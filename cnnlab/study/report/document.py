@@ -38,6 +38,7 @@ def sections(results: Results, verdicts: Sequence[Verdict]) -> list[Section]:
         _verdicts(results, verdicts),
         _evidence(results, verdicts),
         _seeds(results, verdicts),
+        _pairing(results),
         _averages(results),
         _test_sets(results),
         _spread(results),
@@ -119,6 +120,20 @@ def _seeds(results: Results, verdicts: Sequence[Verdict]) -> Section:
                 pairs=True,
             ),
             _tabled(results, tables.seeds(results), "The same as a table"),
+        ],
+    )
+
+
+def _pairing(results: Results) -> Section:
+    return Section(
+        "What was paired",
+        [
+            Text(
+                "What an arm and the baseline have in common at the same seed cancels out of their "
+                "difference, which is why few seeds suffice. Draws depend on the seed alone. The "
+                "initial weights of the first seed were compared as they were."
+            ),
+            _tabled(results, tables.paired_draws(results)),
         ],
     )
 

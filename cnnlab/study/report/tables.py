@@ -10,6 +10,7 @@ import numpy as np
 
 from cnnlab.html.blocks import Table
 from cnnlab.study import plan, statistics
+from cnnlab.study.pairing import Pairing, pairing
 from cnnlab.study.records import SeedRun
 from cnnlab.study.report import series
 from cnnlab.study.report.numbers import (
@@ -188,6 +189,34 @@ def seeds(results: Results) -> Table:
 
     head = ("seeds", "failed", f"mean {scale.label}", "sd", "lowest", "highest")
     return _per_cell(results, head, row)
+
+
+def paired_draws(results: Results) -> Table:
+    """Tabulate what each arm has in common with the baseline at the same seed."""
+    base = results.arm_names.index(plan.baseline(results.study))
+    rows = []
+    for condition, arms in zip(results.conditions, results.arms, strict=True):
+        baseline = arms[base].cells[0]
+        for j, arm in enumerate(arms):
+            if j != base:
+                shared = pairing(arm.cells[0], baseline)
+                rows.append((plan.label(condition), arm.name, *_pairing_words(shared)))
+    head = ("condition", "arm", "images and labels", "batches", "augmentation draws")
+    return Table((*head, "initial weights"), rows, 6)
+
+
+def _pairing_words(shared: Pairing) -> tuple[str, str, str, str]:
+    batches = {True: "the same", False: "others", None: "same order, another size"}
+    draws = ", ".join(shared.operations) or "none"
+    if shared.operations:
+        draws += ": the same"
+    if shared.other_operations:
+        draws += f"; only in one: {', '.join(shared.other_operations)}"
+    weights = NONE if shared.weights is None else f"{100 * shared.weights:.0f} % the same"
+    if shared.weights in (0, 1):
+        weights = "the same" if shared.weights else "others"
+    images = "the same" if shared.images else "others"
+    return images, batches[shared.batches], draws, weights
 
 
 def averages(results: Results) -> Table:
