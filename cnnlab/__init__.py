@@ -34,7 +34,7 @@ The map of the package; a module imports only modules above it in this list
     checkpoint/     save and restore any pytree, verified
     training/       the pure step, the compiled experiment, the loop, the run's folder
     tpu/            the step compiled for TPU slices that are not here: what it needs, at best
-    study/          losses x conditions x paired seeds -> results, statistics, report; replications
+    study/          arms x conditions x paired seeds -> results, statistics, report; replications
     api.py          train, evaluate, load: objects in, a Run out
 
 cnnlab.train, cnnlab.evaluate and cnnlab.load are those of api.py, imported when they are used.

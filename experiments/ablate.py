@@ -33,9 +33,9 @@ def write(results: Results) -> list[Path]:
 
 
 def main(study: Study) -> None:
-    from cnnlab.study import cells, report
+    from cnnlab.study import driver, report
 
-    results = cells.conduct(study, run_folder.command(), look=write)
+    results = driver.conduct(study, run_folder.command(), look=write)
     if results is not None:
         paths = write(results)
         print(*report.brief(results), *paths, sep="\n", flush=True)

@@ -22,7 +22,7 @@ from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
 from cnnlab.parts import KINDS
 from cnnlab.spec import Part
-from cnnlab.study import cells
+from cnnlab.study import driver
 from cnnlab.study.board import Board
 from cnnlab.study.plan import Study
 from cnnlab.training import experiment, network
@@ -308,7 +308,7 @@ def test_own_parts_in_a_study(tmp_path):
         batch_size=20, learning_rate=0.05, validation=0.1, devices=1, progress="off",
         workdir=str(tmp_path),
     )  # fmt: skip
-    found = cells.run(study, Board("off", 2), "COMMAND")
+    found = driver.run(study, Board("off", 2), "COMMAND")
     assert found is not None
     arms = [cell.arm for cell in found.cells]
     assert arms == ["cross_entropy", "user_parts.penalised,alpha=0.5"]
@@ -330,7 +330,7 @@ def test_own_parts_in_a_study(tmp_path):
     assert "top2_of_mine" in (tmp_path / "report.md").read_text() and len(paths) == 4
     assert "not_last" in (tmp_path / "results.csv").read_text().splitlines()[0]
     # run again, nothing is trained
-    again = cells.run(study, Board("off", 2), "COMMAND")
+    again = driver.run(study, Board("off", 2), "COMMAND")
     assert again is not None and again.cells == found.cells
 
 
@@ -348,10 +348,10 @@ def test_arms_that_are_one_under_two_names_are_refused(tmp_path, tfds_root):
             "'ce, optimizer adam' and 'ce, optimizer adam,b1=0.9'",
         ),
     ):
-        message = failure(cells.run, study.replace(**changes), Board("off", 1), "COMMAND")
+        message = failure(driver.run, study.replace(**changes), Board("off", 1), "COMMAND")
         assert f"{names} are the same under two names" in message
-    first = cells.run(study, Board("off", 1), "COMMAND")
-    again = cells.run(study.replace(losses=("cross_entropy", "mse")), Board("off", 1), "COMMAND")
+    first = driver.run(study, Board("off", 1), "COMMAND")
+    again = driver.run(study.replace(losses=("cross_entropy", "mse")), Board("off", 1), "COMMAND")
     assert first is not None and again is not None
     # nothing is trained for another spelling
     assert again.cells[0].runs == first.cells[0].runs

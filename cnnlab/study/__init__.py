@@ -1,3 +1,3 @@
-"""Losses x conditions x paired seeds: plan asks for them, cells trains, folder keeps, board shows,
-results reads.
+"""Arms x conditions x paired seeds: plan asks for them, driver decides what is trained when, cells
+trains and stores, folder keeps, board shows, results reads.
 """

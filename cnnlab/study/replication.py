@@ -127,15 +127,15 @@ def replicate(study: Replication, judge: Callable[[Results], Sequence[Judged]], 
       judge: results -> statements with verdicts.
       name: of the replication, for its folder of reports.
     """
-    from cnnlab.study import cells
+    from cnnlab.study import driver
 
     folder = files.expanded(study.workdir).absolute() / name
-    results = cells.conduct(study, run_folder.command(), folder)
+    results = driver.conduct(study, run_folder.command(), folder)
     if results is None:
         return
     report.write(results, folder)
     verdicts = judge(results)
-    if results.deviations:  # numbers to look at
+    if results.family.deviations:  # numbers to look at
         verdicts = [replace(verdict, verdict=EXPLORATORY) for verdict in verdicts]
     for verdict in verdicts:
         print(

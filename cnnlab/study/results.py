@@ -95,6 +95,24 @@ class ArmResult:
 
 
 @dataclass(frozen=True)
+class Family:
+    """The comparisons that share an error rate, as they were planned and as they are.
+
+    Attributes:
+      manifest: what was planned.
+      comparisons: how many there are, those planned and those added.
+      deviations: what was done otherwise than planned, in words; empty if verdicts may be drawn.
+      left_out: arms that were planned and trained, but are not asked for, each with its baseline:
+        what is known of them stays known.
+    """
+
+    manifest: Manifest
+    comparisons: int
+    deviations: Sequence[str] = ()
+    left_out: Sequence[tuple[ArmResult, ArmResult]] = ()
+
+
+@dataclass(frozen=True)
 class Results:
     """A finished study.
 
@@ -103,21 +121,14 @@ class Results:
       conditions: of it.
       arms: for each condition, for each arm.
       command: which makes it again.
-      manifest: what was planned.
-      comparisons: that share the error rate.
-      deviations: what was done otherwise than planned, in words; empty if verdicts may be drawn.
-      left_out: arms that were planned and trained, but are not asked for, each with its baseline:
-        what is known of them stays known.
+      family: of the study's comparisons.
     """
 
     study: Study
     conditions: list[Condition]
     arms: list[list[ArmResult]]
     command: str
-    manifest: Manifest
-    comparisons: int
-    deviations: Sequence[str] = ()
-    left_out: Sequence[tuple[ArmResult, ArmResult]] = ()
+    family: Family
 
     @property
     def arm_names(self) -> tuple[str, ...]:
@@ -288,14 +299,14 @@ def decide(results: Results) -> list[Verdict]:
     study = results.study
     larger = plan.metric(study).larger_is_better
     places = paired(results, study.metric)
-    pairs = [*places.values(), *[_pair(*pair, study.metric) for pair in results.left_out]]
+    pairs = [*places.values(), *[_pair(*pair, study.metric) for pair in results.family.left_out]]
     known_pairs = [pair for pair in pairs if _is_known(*pair)]
     compared = iter(
         statistics.compare(
             [difference(*pair, larger) for pair in known_pairs],
             plan.margin(study),
             larger,
-            results.comparisons,
+            results.family.comparisons,
             study.alpha,
             [_rounding(*pair) for pair in known_pairs],
         )
@@ -304,7 +315,7 @@ def decide(results: Results) -> list[Verdict]:
         place: next(compared) if _is_known(*pair) else statistics.unknown(len(pair[0]))
         for place, pair in places.items()
     }
-    exploratory = bool(results.deviations)
+    exploratory = bool(results.family.deviations)
     return [
         Verdict(
             results.conditions[i],

@@ -25,14 +25,14 @@ class SameLoss(Replication):
 
 
 def judge(results: Results) -> list[Judged]:
-    from cnnlab.study import cells, statistics
+    from cnnlab.study import driver, statistics
     from cnnlab.study.results import difference, values
     from cnnlab.training import run_folder
 
     study = results.study
     others = dataclasses.replace(study, first_seed=study.first_seed + 1000)
     folder = files.expanded(study.workdir).absolute() / "same_loss/again"
-    other = cells.conduct(others, run_folder.command(), folder)
+    other = driver.conduct(others, run_folder.command(), folder)
     if other is None:
         return []
     pairs = zip(results.arms[0], other.arms[0], strict=True)

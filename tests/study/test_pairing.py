@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import study_example
 
-from cnnlab.study import cells
+from cnnlab.study import driver
 from cnnlab.study.board import Board
 from cnnlab.study.pairing import fingerprint, pairing
 from cnnlab.study.plan import Study
@@ -59,7 +59,7 @@ def test_arms_start_from_the_same_weights_where_their_networks_agree(tmp_path, t
         progress="off", workdir=str(tmp_path),
     )  # fmt: skip
     with jax.numpy_dtype_promotion("standard"):  # optax.adam mixes types
-        results = cells.run(study, Board("off", 1), "COMMAND")
+        results = driver.run(study, Board("off", 1), "COMMAND")
     adam, sgd, narrow, large = (arm.cells[0] for arm in results.arms[0])
     assert pairing(sgd, adam).weights == 1 == pairing(large, adam).weights
     assert pairing(large, adam).batches is None

@@ -13,7 +13,7 @@ from scripts import ROOT
 
 from cnnlab import cli
 from cnnlab.errors import InputError
-from cnnlab.study import cells, replication, statistics
+from cnnlab.study import driver, replication, statistics
 from cnnlab.study.replication import HOLDS, REFUTED, UNDECIDED, Replication
 
 NAMES = sorted(path.stem for path in (ROOT / "experiments/replications").glob("*.py"))
@@ -96,7 +96,7 @@ def test_every_script_judges_what_it_announces(name, script, monkeypatch):
     fields = {name: value for name, value in study.items() if name != "losses"}
     found = study_example.results(losses=study.losses, **fields)
     other = study_example.results(losses=study.losses, first_seed=1000)
-    monkeypatch.setattr(cells, "conduct", lambda *_: other)  # same_loss trains more
+    monkeypatch.setattr(driver, "conduct", lambda *_: other)  # same_loss trains more
     statements = module.judge(found)
     assert len(statements) == {"early_training": 4, "label_noise": 5, "calibration": 4,
                                "long_tail": 2,
@@ -116,7 +116,7 @@ def test_every_script_judges_arms_with_fewer_seeds_than_their_baseline(name, scr
     for row in found.arms:
         row[1:] = [dataclasses.replace(arm, cells=arm.cells[:2]) for arm in row[1:]]
     other = study_example.results(losses=study.losses, first_seed=1000, seeds=12)
-    monkeypatch.setattr(cells, "conduct", lambda *_: other)
+    monkeypatch.setattr(driver, "conduct", lambda *_: other)
     assert module.judge(found)
 
 
@@ -148,7 +148,7 @@ def test_a_loss_that_diverges_over_other_seeds_only_differs_from_itself(script, 
     second = study_example.results(
         losses=study.losses, seeds=12, first_seed=1000, diverged=diverged
     )
-    monkeypatch.setattr(cells, "conduct", lambda *_: second)
+    monkeypatch.setattr(driver, "conduct", lambda *_: second)
     assert module.judge(first)[0].verdict == REFUTED
 
 

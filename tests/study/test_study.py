@@ -21,7 +21,7 @@ from small_data import drawn, write_dataset
 from cnnlab import files, spec
 from cnnlab.console import Console
 from cnnlab.errors import InputError
-from cnnlab.study import cells, folder, plan, records, report, results, seeds, sequential
+from cnnlab.study import cells, driver, folder, plan, records, report, results, seeds, sequential
 from cnnlab.study.board import Board
 from cnnlab.study.checks import check
 from cnnlab.study.plan import Study
@@ -57,7 +57,7 @@ def study(tmp_path, **changes):
 
 
 def run(asked):
-    return cells.run(asked, Board("off", asked.training.epochs), "COMMAND")
+    return driver.run(asked, Board("off", asked.training.epochs), "COMMAND")
 
 
 def stepped(built, steps):
@@ -325,13 +325,13 @@ def test_a_killed_cell_goes_on_and_ends_in_the_same_numbers(tmp_path, monkeypatc
     seen = []
     for _ in range(2):  # two kills, in two cells or in the same one again
         with pytest.raises(Killed):
-            cells.run(asked, Dying("off", asked.training.epochs), "COMMAND")
+            driver.run(asked, Dying("off", asked.training.epochs), "COMMAND")
 
     class Watched(Board):
         def epoch(self, row):
             seen.append(row["epoch"])
 
-    found = cells.run(asked, Watched("off", asked.training.epochs), "COMMAND")
+    found = driver.run(asked, Watched("off", asked.training.epochs), "COMMAND")
     assert numbers(found) == numbers(whole)
     assert len(seen) < 12, "nothing had been saved"
     assert not list(Path(asked.workdir).glob("*.checkpoints"))
@@ -625,7 +625,7 @@ def test_what_was_not_planned_has_no_verdict(tmp_path, monkeypatch, whole, chang
     shutil.copytree(whole.study.workdir, asked.workdir)
     pretend(monkeypatch, whole, [])
     found = run(asked)
-    assert any(line == said for line in found.deviations)
+    assert any(line == said for line in found.family.deviations)
     assert {verdict.words for verdict in results.decide(found)} == {"exploratory"}
     paths = report.write(found, tmp_path)
     text = paths[1].read_text()
@@ -633,40 +633,43 @@ def test_what_was_not_planned_has_no_verdict(tmp_path, monkeypatch, whole, chang
     assert not re.search("[▲▼≈?] (better|worse|equivalent|undecided)", text)
     assert ",exploratory" in paths[3].read_text()
     back = run(study(tmp_path))
-    assert not back.deviations and "exploratory" not in report.write(back, tmp_path)[3].read_text()
+    assert (
+        not back.family.deviations
+        and "exploratory" not in report.write(back, tmp_path)[3].read_text()
+    )
 
 
 def test_arms_within_the_planned_comparisons_and_beyond(tmp_path, monkeypatch, whole):
     asked = study(tmp_path, comparisons=4)
     pretend(monkeypatch, whole, [])
-    assert run(asked).comparisons == 4
+    assert run(asked).family.comparisons == 4
     more = run(asked.replace(losses=(*asked.losses, "focal")))
-    assert (more.comparisons, more.deviations) == (4, ())
+    assert (more.family.comparisons, more.family.deviations) == (4, ())
     alias = run(asked.replace(losses=("ce", "mean_squared_error", "focal,gamma=2.0")))
-    assert (alias.comparisons, alias.deviations) == (4, ())  # the same by other names
+    assert (alias.family.comparisons, alias.family.deviations) == (4, ())  # the same by other names
     assert "has grown" not in report.write(more, tmp_path)[1].read_text()
     beyond = run(asked.replace(losses=(*asked.losses, "focal", "gce"), comparisons=None))
-    assert (beyond.comparisons, beyond.deviations) == (6, ())
+    assert (beyond.family.comparisons, beyond.family.deviations) == (6, ())
     assert (
         "has grown from 4 planned comparisons to 6" in report.write(beyond, tmp_path)[1].read_text()
     )
     fewer = run(asked.replace(label_noise=(0.0,), comparisons=None))
     # What was planned, or ever asked for, stays counted
-    assert (fewer.comparisons, fewer.deviations) == (6, ())
+    assert (fewer.family.comparisons, fewer.family.deviations) == (6, ())
 
 
 def test_every_arm_that_was_ever_asked_for_is_counted(tmp_path, monkeypatch, whole):
     """One at a time is as many looks as all at once."""
     pretend(monkeypatch, whole, [])
     asked = study(tmp_path, label_noise=(0.0,))
-    counts = [run(asked).comparisons]
+    counts = [run(asked).family.comparisons]
     for gamma in (1, 2, 3):
         counts.append(
-            run(asked.replace(losses=("cross_entropy", f"focal,gamma={gamma}"))).comparisons
+            run(asked.replace(losses=("cross_entropy", f"focal,gamma={gamma}"))).family.comparisons
         )
-    counts.append(run(asked.replace(label_noise=(0.3,))).comparisons)  # a condition, too
+    counts.append(run(asked.replace(label_noise=(0.3,))).family.comparisons)  # a condition, too
     assert counts == [1, 2, 3, 4, 5]
-    assert run(asked).comparisons == 5
+    assert run(asked).family.comparisons == 5
     Path(asked.workdir, "added.json").write_text("{")
     with pytest.raises(InputError, match=r"added.json cannot be read"):
         run(asked)
@@ -718,25 +721,25 @@ def test_files_behind_the_baseline_or_the_metric_are_part_of_the_plan(
     reaching(monkeypatch, whole, trained, lambda *_: 20, measured)
     own_file(1.0)
     asked = study(tmp_path, label_noise=(0.0,), **changes)
-    assert (run(asked).deviations, run(asked).comparisons) == ((), 1)
+    assert (run(asked).family.deviations, run(asked).family.comparisons) == ((), 1)
     own_file(0.5)
     trained.clear()
     found = run(asked)
     assert trained
     if said is None:
-        assert (found.deviations, found.comparisons) == ((), 2)
+        assert (found.family.deviations, found.family.comparisons) == ((), 2)
         # The same command again changes nothing: the old arm is not the new one
-        assert run(asked).left_out == found.left_out == []
+        assert run(asked).family.left_out == found.family.left_out == []
     else:
-        assert len(found.deviations) == 1 and re.search(said, found.deviations[0])
+        assert len(found.family.deviations) == 1 and re.search(said, found.family.deviations[0])
 
 
 def test_what_the_baseline_alone_overrides_is_pinned_for_the_others(tmp_path, monkeypatch, whole):
     pretend(monkeypatch, whole, [])
     arms = ("epochs=1", "loss=mse")
     asked = study(tmp_path, label_noise=(0.0,), losses=(), arms=arms)
-    assert run(asked).deviations == ()
-    assert run(asked.replace(epochs=5)).deviations == ["epochs 5 instead of 3"]
+    assert run(asked).family.deviations == ()
+    assert run(asked.replace(epochs=5)).family.deviations == ["epochs 5 instead of 3"]
 
 
 def test_a_plan_can_be_corrected_until_a_cell_has_begun(tmp_path, monkeypatch, whole):
@@ -750,8 +753,8 @@ def test_a_plan_can_be_corrected_until_a_cell_has_begun(tmp_path, monkeypatch, w
             run(asked.replace(margin=margin))
         assert manifest_of(asked)["margin"] == margin
     pretend(monkeypatch, whole, [])
-    assert run(asked.replace(margin=0.01)).deviations == ()
-    assert run(asked.replace(margin=0.1)).deviations == ["margin 0.1 instead of 0.01"]
+    assert run(asked.replace(margin=0.01)).family.deviations == ()
+    assert run(asked.replace(margin=0.1)).family.deviations == ["margin 0.1 instead of 0.01"]
 
 
 def test_the_width_of_blocks_is_that_of_the_manifest(tmp_path, monkeypatch, whole):
@@ -761,7 +764,7 @@ def test_the_width_of_blocks_is_that_of_the_manifest(tmp_path, monkeypatch, whol
     run(asked)
     trained.clear()
     more = run(asked.replace(seeds=8))
-    assert more.deviations == () and {len(cell.seeds) for cell in trained} == {2}
+    assert more.family.deviations == () and {len(cell.seeds) for cell in trained} == {2}
 
 
 def test_the_report_says_what_was_planned(tmp_path, monkeypatch, whole):
@@ -774,14 +777,14 @@ def test_the_report_says_what_was_planned(tmp_path, monkeypatch, whole):
     )
     assert "no verdicts: metric ece instead of accuracy and margin 0.05 instead of 0.01" in text
     # Cells that another study of the folder had trained
-    elsewhere = cells.run(asked, Board("off"), "COMMAND", tmp_path / "claim")
-    assert elsewhere.manifest.cells == 2
+    elsewhere = driver.run(asked, Board("off"), "COMMAND", tmp_path / "claim")
+    assert elsewhere.family.manifest.cells == 2
     assert "when 2 cells of it had been trained for another study" in (
         report.write(elsewhere, tmp_path / "claim")[1].read_text()
     )
     (tmp_path / "claim/manifest.json").unlink()
     with pytest.raises(InputError, match=r"manifest.json is missing"):
-        cells.run(asked, Board("off"), "COMMAND", tmp_path / "claim")
+        driver.run(asked, Board("off"), "COMMAND", tmp_path / "claim")
 
 
 @pytest.mark.parametrize(
@@ -1018,7 +1021,7 @@ def test_what_is_known_to_fail_is_refused_before_any_training(tmp_path, monkeypa
 
 
 def test_the_announcement_says_how_many_seeds_a_verdict_takes(tmp_path):
-    lines = cells.announcement(study(tmp_path, losses=("cross_entropy", "mse", "focal")))
+    lines = driver.announcement(study(tmp_path, losses=("cross_entropy", "mse", "focal")))
     assert lines[0].startswith(
         "3 arms x 2 conditions x 2 seeds of 3 epochs, 4 comparisons with cross_entropy"
     )
@@ -1027,8 +1030,8 @@ def test_the_announcement_says_how_many_seeds_a_verdict_takes(tmp_path):
         f"no verdict is possible: 4 comparisons cannot be decided by fewer than {needed} seeds"
         in lines[1]
     )
-    assert not any("verdict" in line for line in cells.announcement(study(tmp_path, seeds=8)))
-    until = cells.announcement(study(tmp_path, until="decided", max_seeds=16))
+    assert not any("verdict" in line for line in driver.announcement(study(tmp_path, seeds=8)))
+    until = driver.announcement(study(tmp_path, until="decided", max_seeds=16))
     assert "x 2 to 16 seeds, until decided, of 3 epochs" in until[0]
 
 
@@ -1076,9 +1079,9 @@ def until(tmp_path, **changes):
 def test_blocks_are_added_to_what_is_not_decided(tmp_path, monkeypatch, whole, capsys):
     trained, looks = [], []
     reaching(monkeypatch, whole, trained, clear_and_close)
-    found = cells.run(until(tmp_path), Board("lines"), "COMMAND", look=looks.append)
+    found = driver.run(until(tmp_path), Board("lines"), "COMMAND", look=looks.append)
     assert [len(look.arms[0][0].runs) for look in looks] == [8, 12, 16, 20]
-    assert found.deviations == ()
+    assert found.family.deviations == ()
     numbers_of = {arm.name: len(arm.runs) for arm in found.arms[0]}
     assert numbers_of == {"cross_entropy": 24, "mse": 8, "focal,gamma=1": 24, "gce": 16}
     verdicts = {verdict.arm: verdict for verdict in results.decide(found)}
@@ -1126,7 +1129,7 @@ def test_an_arm_that_comes_later_is_trained_from_the_first_seed(tmp_path, monkey
     trained.clear()
     found = run(until(tmp_path))
     assert {(cell.arm, cell.seeds[0]) for cell in trained} >= {("gce", 0), ("focal,gamma=1", 0)}
-    assert found.comparisons == 3 and found.deviations == ()
+    assert found.family.comparisons == 3 and found.family.deviations == ()
     verdicts = {verdict.arm: verdict.words for verdict in results.decide(found)}
     assert verdicts["mse"].startswith("worse")
 
@@ -1136,11 +1139,14 @@ def test_what_is_known_of_an_arm_stays_when_it_is_left_out(tmp_path, monkeypatch
     reaching(monkeypatch, whole, [], clear_and_close)
     full = run(until(tmp_path))
     fewer = run(until(tmp_path, losses=("cross_entropy", "gce", "focal,gamma=1")))
-    assert [arm.name for arm, _ in fewer.left_out] == ["mse"] and fewer.comparisons == 3
+    assert [arm.name for arm, _ in fewer.family.left_out] == [
+        "mse"
+    ] and fewer.family.comparisons == 3
     known = {verdict.arm: verdict for verdict in results.decide(full)}
     for verdict in results.decide(fewer):
         assert verdict.comparison == known[verdict.arm].comparison
-    alone = dataclasses.replace(fewer, left_out=())
+    family = dataclasses.replace(fewer.family, left_out=())
+    alone = dataclasses.replace(fewer, family=family)
     assert results.decide(alone)[0].comparison.p > known["gce"].comparison.p
 
 
@@ -1160,7 +1166,7 @@ def test_undecided_arms_are_waited_for_where_others_train_them(tmp_path, monkeyp
             waited.append(command)
             held.close()
 
-        monkeypatch.setattr(cells, "pause", let_go)
+        monkeypatch.setattr(driver, "pause", let_go)
         found = run(asked)
     assert waited == ["COMMAND"] and trained[0].seeds == (4, 5, 6, 7)
     assert len(found.arms[0][1].runs) == 8

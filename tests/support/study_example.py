@@ -10,7 +10,7 @@ from cnnlab.study import manifest, plan
 from cnnlab.study.manifest import Manifest
 from cnnlab.study.plan import Condition, Study
 from cnnlab.study.records import CellResult, SeedRun, Trial, packed
-from cnnlab.study.results import ArmResult, Results
+from cnnlab.study.results import ArmResult, Family, Results
 
 ECE_BINS = 15
 SHIFTS = (0.0, 0.004, -0.03, 0.012, -0.001, 0.02, 0.006, -0.012)  # of the losses' accuracies
@@ -62,7 +62,8 @@ def results(
         recipe={},
     )
     command = "python experiments/ablate.py --losses 'a&b' <x>"
-    return Results(study, plan.conditions(study), rows, command, planned, planned.comparisons)
+    family = Family(planned, planned.comparisons)
+    return Results(study, plan.conditions(study), rows, command, family)
 
 
 def _arm(

@@ -11,7 +11,7 @@ import pytest
 
 import cnnlab
 from cnnlab import metrics, plots
-from cnnlab.study import cells, report
+from cnnlab.study import driver, report
 from cnnlab.study.board import Board
 from cnnlab.study.plan import Study
 from cnnlab.study.report import series
@@ -136,7 +136,7 @@ def test_a_study_of_many_classes_has_small_cells_and_a_report(tmp_path, monkeypa
         optimizer="sgd,momentum=0", epochs=1, batch_size=100, validation=0.0, augment="none",
         seeds=2, workdir=str(tmp_path / "study"), progress="off",
     )  # fmt: skip
-    results = cells.run(study, Board("off", 1), "COMMAND")
+    results = driver.run(study, Board("off", 1), "COMMAND")
     for path in (tmp_path / "study" / "cells").iterdir():
         assert path.stat().st_size < 100_000  # two matrices of 300 x 300 numbers were 2 MB
     (first,) = {cell.class_names[0] for cell in results.cells}

@@ -90,7 +90,7 @@ def standings(
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return head and rows of a table, as text, of how the comparisons stand while a study runs."""
     scale = scales(results.study)[results.study.metric]
-    limit = results.comparisons / results.study.alpha
+    limit = results.family.comparisons / results.study.alpha
     rows = []
     for verdict in verdicts:
         c = verdict.comparison

@@ -126,33 +126,34 @@ def warnings(results: Results, verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _unplanned(results: Results) -> list[str]:
-    if not results.deviations:
+    if not results.family.deviations:
         return []
     return [
         "This study deviates from its plan, so it has no verdicts: "
-        f"{listed(results.deviations, '; ')}. Its numbers are for exploration only."
+        f"{listed(results.family.deviations, '; ')}. Its numbers are for exploration only."
     ]
 
 
 def _grown(results: Results) -> list[str]:
-    planned = results.manifest.comparisons
-    if results.comparisons <= planned:
+    planned = results.family.manifest.comparisons
+    number = results.family.comparisons
+    if number <= planned:
         return []
     return [
-        f"The family has grown from {number_of(planned, 'planned comparison')} to "
-        f"{results.comparisons}, counting all that were ever asked for in this folder. All levels "
-        f"were computed again, for {results.comparisons}; --comparisons plans them beforehand."
+        f"The family has grown from {number_of(planned, 'planned comparison')} to {number}, "
+        "counting all that were ever asked for in this folder. All levels were computed again, for "
+        f"{number}; --comparisons plans them beforehand."
     ]
 
 
 def _too_few(results: Results) -> list[str]:
     study = results.study
-    needed = sequential.seeds_needed(results.comparisons, study.alpha)
+    needed = sequential.seeds_needed(results.family.comparisons, study.alpha)
     most = max(len(arm.runs) for row in results.arms for arm in row)
     if most >= needed:
         return []
     return [
-        f"No verdict was possible: {number_of(results.comparisons, 'comparison')} at "
+        f"No verdict was possible: {number_of(results.family.comparisons, 'comparison')} at "
         f"{number_of(most, 'seed')} cannot be decided, whatever the difference; {needed} "
         "seeds are needed. The same command with more --seeds trains only what is missing."
     ]
@@ -296,7 +297,7 @@ def machines(results: Results) -> list[str]:
 
 def planned(results: Results) -> str:
     """Say what was planned, and when."""
-    manifest = results.manifest
+    manifest = results.family.manifest
     scale = scales(results.study).get(manifest.metric)
     name = scale.name if scale else manifest.metric
     margin = scale.with_unit(manifest.margin) if scale else f"{manifest.margin:g}"
@@ -345,7 +346,7 @@ def meanings(results: Results) -> list[tuple[str, str]]:
 
 def columns(results: Results) -> str:
     """Explain how to read the table of verdicts."""
-    together = number_of(results.comparisons, "comparison")
+    together = number_of(results.family.comparisons, "comparison")
     return (
         "Differences are arm minus baseline, of the same seed. The interval holds at every look, "
         f"for all {together} together. p: of differences that are symmetric about zero, at every "

@@ -87,6 +87,7 @@ def _evidence(results: Results, verdicts: Sequence[Verdict]) -> Section:
     if not any(verdict.comparison.evidence for verdict in verdicts):
         return Section("Evidence", [])
     places = range(len(results.conditions))
+    limit = results.family.comparisons / results.study.alpha
     return Section(
         "Evidence along the seeds",
         [
@@ -94,9 +95,9 @@ def _evidence(results: Results, verdicts: Sequence[Verdict]) -> Section:
                 "How much the seeds so far speak against “symmetric about zero”: the capital of a "
                 "player who bets on the signs of the differences, in a game that is fair if they "
                 "are symmetric. Above the dashed line a comparison is decided on its own, at "
-                f"{results.comparisons / results.study.alpha:,.0f}; as others of the family are "
-                "decided less is enough. A ring marks the seed of decision; for an equivalent pair "
-                "that rests on the evidence against both margins, which is not drawn."
+                f"{limit:,.0f}; as others of the family are decided less is enough. A ring marks "
+                "the seed of decision; for an equivalent pair that rests on the evidence against "
+                "both margins, which is not drawn."
             ),
             Legend(results.arm_names),
             Panels(lambda: [figures.evidence(results, verdicts, i) for i in places]),

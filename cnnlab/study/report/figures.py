@@ -33,7 +33,7 @@ BAR_NAME = 18  # characters of a name next to a bar
 def evidence(results: Results, verdicts: Sequence[Verdict], place: int) -> Panel:
     """Draw the evidence against "symmetric about zero" along the seeds, a line for each arm."""
     rows = _rows(results, verdicts, place)
-    limit = results.comparisons / results.study.alpha
+    limit = results.family.comparisons / results.study.alpha
 
     def paint(axis: Axes) -> None:
         axis.set_yscale("log")

@@ -400,7 +400,7 @@ def csv_verdicts(
                 *asked,
                 *means,
                 *[getattr(verdict.comparison, name) for name in NUMBERS],
-                *(lost.diverged, lost.collapsed, lost.highest_rate, results.comparisons),
+                *(lost.diverged, lost.collapsed, lost.highest_rate, results.family.comparisons),
                 verdict.words,
             ]
         )
