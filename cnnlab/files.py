@@ -224,13 +224,18 @@ def _seal(values: JsonObject) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
     if is_remote(path):
-        path.write_text(text)
+        path.write_bytes(content)
         return
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(handle)
         os.chmod(temporary, 0o666 & ~_umask())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,16 @@ from cnnlab.training import experiment, network, testing
 from cnnlab.training.step import Objective
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A data set, read, with the SHA-256 of the further sets that are tested on."""
+
+    dataset: Dataset
+    read: Contents
+    test_sets: dict[str, str]
+    ood_sets: dict[str, str]
+
+
 def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
     """Refuse, before any training, what can be known to fail.
 
@@ -39,7 +50,7 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
     compilation_cache.keep_compilations()
     digests: dict[tuple[str, str], Digests] = {}
     teachers: dict[str, str | None] = {}
-    opened: dict[tuple[object, ...], tuple[Dataset, Contents, dict[str, str]]] = {}
+    opened: dict[tuple[object, ...], _Opened] = {}
     for arm, condition in plan.grid(study):
         config = folders.config(study, arm, condition)
         recipe = config.recipe
@@ -49,11 +60,16 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
         if key not in opened:
             dataset = parts.open_dataset(study.machine.data_dir, recipe)
             test_sets = testing.open_sets(parts, recipe, study.machine.data_dir, dataset)
+            ood = testing.open_ood(study.ood_sets, parts, recipe, study.machine.data_dir, dataset)
             read = experiment.read_dataset(study.machine, dataset, console)
-            tested = testing.digests(test_sets, console)
-            opened[key] = dataset, dataclasses.replace(read, images=None), tested
-        dataset, read, tested = opened[key]
-        data = experiment.training_data(config, parts, dataset, read)
+            opened[key] = _Opened(
+                dataset,
+                dataclasses.replace(read, images=None),
+                testing.digests(test_sets, console),
+                testing.digests(ood, console),
+            )
+        known = opened[key]
+        data = experiment.training_data(config, parts, known.dataset, known.read)
         width = plan.block_width(study)
         for num_seeds in (width, study.budget) if study.tune else (width,):
             experiment.choose_layout(config, parts, num_seeds)
@@ -63,7 +79,9 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
             teachers[arm] = None
             if parts.needs_teacher:
                 _, teachers[arm] = network.teacher_fn(recipe, data.dataset)
-        digests[arm, plan.label(condition)] = Digests(data.facts.digest, teachers[arm], tested)
+        digests[arm, plan.label(condition)] = Digests(
+            data.facts.digest, teachers[arm], known.test_sets, known.ood_sets
+        )
     return digests
 
 

@@ -197,11 +197,13 @@ class Digests:
       digest: of the pixels and labels of both splits.
       teacher_digest: of the teacher's weights.
       test_sets: of the further test sets, by name.
+      ood_sets: of the sets of images that are of none of the classes, by name.
     """
 
     digest: str
     teacher_digest: str | None
     test_sets: Mapping[str, str] = field(default_factory=dict)
+    ood_sets: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(
@@ -255,9 +257,10 @@ def _refuse_other_data(path: Path, result: CellResult, digests: Digests) -> None
             f"{path} was trained on other data, or by another teacher, of the same name; delete "
             "it, or choose another --workdir"
         )
-    for name, digest in digests.test_sets.items():
-        if result.test_sets.get(name) != digest:
-            how = "on other images of the same name" if name in result.test_sets else "without it"
+    recorded = result.test_sets | result.ood_sets
+    for name, digest in {**digests.test_sets, **digests.ood_sets}.items():
+        if recorded.get(name) != digest:
+            how = "on other images of the same name" if name in recorded else "without it"
             raise InputError(
                 f"test set {name}: {path} was tested {how}; delete it to train that cell again, or "
                 "choose another --workdir"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cnnlab.metrics import Metric
 
 EXECUTORS = ("local", "ray")
+KEPT = ("all", "none")
 BLOCK = 4  # seeds
 MAX_SEEDS = 32
 MOST_LOOKED_AT = 1_000  # seeds; looking after each takes the square of their number
@@ -102,6 +103,12 @@ class Study(Settings):
     """
     test_sets: tuple[settings.Part, ...] = ()
     """Sets to test on besides test, as for train.py: to look at; the verdicts are about test."""
+    ood_sets: tuple[settings.Part, ...] = ()
+    """Sets of images that are of none of the classes, named as test sets are: their logits are kept
+    for reanalyse.py's ood metrics."""
+    keep_logits: Annotated[str, KEPT] = "all"
+    """all: keep the logits of validation, test and further sets, for reanalyse.py: 0.4 MB for each
+    network and 10,000 images of 10 classes. none: keep none."""
     tune: str | None = None
     """lr=1e-4..1e-1: before the comparison, choose each cell's learning rate on the validation
     split.
@@ -130,6 +137,8 @@ class Study(Settings):
                 "--workdir must name a folder on a disk: a study needs locks, and buckets have none"
             )
         self._check_executor()
+        if self.ood_sets and self.keep_logits == "none":
+            raise InputError("--ood-sets has no effect with --keep-logits none")
         if self.noise and not any(self.label_noise):
             raise InputError(f"--noise {self.noise} has no effect without --label-noise")
         rates(self)

@@ -101,6 +101,8 @@ class CellResult:
       devices, versions: that it was trained with.
       class_names, counts, digest, teacher_digest, test_sets: of its data (`DataFacts`).
       initial_weights: of its first seed, as `pairing.fingerprint`.
+      ood_sets: SHA-256 of the sets of images that are of none of the classes, by name.
+      logits_digest: SHA-256 of the file of its logits (`logits.write`); empty where none are kept.
     """
 
     arm: str
@@ -121,6 +123,8 @@ class CellResult:
     teacher_digest: str | None
     test_sets: dict[str, str] = field(default_factory=dict)
     initial_weights: dict[str, str] = field(default_factory=dict)
+    ood_sets: dict[str, str] = field(default_factory=dict)
+    logits_digest: str = ""
 
     def to_json(self) -> JsonObject:
         """Convert the result to JSON values."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,23 +14,23 @@ import numpy as np
 from cnnlab import files, metrics, models
 from cnnlab.checkpoint.manager import Checkpoints
 from cnnlab.config import Config
+from cnnlab.console import Console
 from cnnlab.data.dataset import Split
 from cnnlab.errors import Diverged
-from cnnlab.losses import cross_entropy
-from cnnlab.multihost import agree, processes, transfer
-from cnnlab.softmax import predict
+from cnnlab.multihost import agree, transfer
 from cnnlab.study import folder as folders
-from cnnlab.study import plan, schema
+from cnnlab.study import logits, outputs, plan, schema
 from cnnlab.study.board import Board
 from cnnlab.study.folder import Cell
+from cnnlab.study.outputs import Tested
 from cnnlab.study.pairing import fingerprint
 from cnnlab.study.plan import Study
 from cnnlab.study.records import CellResult, SeedRun, Trial, packed
-from cnnlab.training import devices, experiment, run, run_folder
+from cnnlab.training import experiment, run, run_folder, testing
 from cnnlab.training.experiment import Experiment
 from cnnlab.training.loop import Observer, Row, Saver
 from cnnlab.training.signals import pause
-from cnnlab.training.step import Progress, TrainState
+from cnnlab.training.step import Progress
 from cnnlab.types import Metrics
 
 WAIT_SECONDS = 1.0  # between two looks at what another process is doing
@@ -101,7 +100,15 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
     saver = _saver(folders.checkpoints(folder, cell.digest) / "training", command)
     trained = _fit(config, seeds, rates, saver, board)
     board.phase("testing")
-    runs = _seed_runs(trained, seeds)
+    keep = study.keep_logits == "all"
+    tests = _tests(trained, keep)
+    runs = _seed_runs(trained, seeds, tests)
+    ood_splits = _ood_splits(study, trained.experiment)
+    kept_digest = ""
+    if keep and trained.progress:
+        kept = outputs.kept(trained.experiment, trained.progress.state, tests, ood_splits, seeds)
+        path = logits.file(folders.file(folder, cell))
+        kept_digest = agree.on_first(lambda: logits.write(path, kept))
     seconds = sum(row["seconds"] for row in trained.history)
     epochs = len(trained.history)
     batch_size = config.recipe.batch_size
@@ -128,6 +135,16 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
         teacher_digest=facts.teacher_digest,
         test_sets=facts.test_sets,
         initial_weights=trained.initial_weights or _fingerprint(trained.experiment.start()),
+        ood_sets=testing.digests(ood_splits, Console("off")),
+        logits_digest=kept_digest,
+    )
+
+
+def _ood_splits(study: Study, built: Experiment) -> dict[str, Split]:
+    """Open the sets of images that are of none of the classes."""
+    data_dir = study.machine.data_dir
+    return testing.open_ood(
+        study.ood_sets, built.parts, built.config.recipe, data_dir, built.data.dataset
     )
 
 
@@ -244,32 +261,41 @@ def _first_bad_steps(history: Sequence[Row], seeds: int) -> list[int | None]:
     return first
 
 
-def _seed_runs(trained: Trained, seeds: Sequence[int]) -> list[SeedRun]:
-    """Test every seed of those trained, on all test sets."""
+def _tests(trained: Trained, keep: bool) -> dict[str | None, Tested]:
+    """Test every seed on the test set, None, and on each further one by its name; no seed where
+    none was finite.
+    """
     if trained.progress is None:
-        return [
-            SeedRun(seed, trained.diverged[i], None, _rows(trained, i), [])
-            for i, seed in enumerate(seeds)
-        ]
-    state = trained.progress.state
-    tests, hits = _test(trained.experiment, state)
+        return {}
+    built, state = trained.experiment, trained.progress.state
+    splits = {None: None, **built.data.test_sets}
+    return {name: outputs.test(built, state, split, keep) for name, split in splits.items()}
+
+
+def _seed_runs(
+    trained: Trained, seeds: Sequence[int], tests: Mapping[str | None, Tested]
+) -> list[SeedRun]:
+    """Record every seed of those trained, with its tests."""
     tests_last: Sequence[Metrics | None] = [None] * len(seeds)
-    if state.average:
-        tests_last, _ = _test(trained.experiment, state.last)
-    tests_on: dict[str, list[Metrics]] = {}
-    for name, split in trained.experiment.data.test_sets.items():
-        results, _ = _test(trained.experiment, state, split)
-        tests_on[name] = [metrics.without_large_confusion(result) for result in results]
+    if trained.progress and trained.progress.state.average:
+        tests_last = outputs.test(trained.experiment, trained.progress.state.last).metrics
     runs = []
     for i, seed in enumerate(seeds):
         rows = _rows(trained, i)
         if trained.diverged[i] is not None:
             runs.append(SeedRun(seed, trained.diverged[i], None, rows, []))
             continue
+        test = tests[None]
+        others = {
+            name: metrics.without_large_confusion(tested.metrics[i])
+            for name, tested in tests.items()
+            if name is not None
+        }
         norms = trained.history[0]["gradient_norms"][i]
-        others = {name: results[i] for name, results in tests_on.items()}
-        packed_hits = packed(hits[i])
-        runs.append(SeedRun(seed, None, tests[i], rows, norms, packed_hits, tests_last[i], others))
+        packed_hits = packed(test.hits[i])
+        runs.append(
+            SeedRun(seed, None, test.metrics[i], rows, norms, packed_hits, tests_last[i], others)
+        )
     return runs
 
 
@@ -281,34 +307,3 @@ def _rows(trained: Trained, i: int) -> list[Row]:
         if row["bad_step"][i] is None
     ]
     return [{k: v[i] if isinstance(v, list) else v for k, v in row.items()} for row in rows]
-
-
-def _test(
-    trained: Experiment, state: TrainState, split: Split | None = None
-) -> tuple[list[Metrics], np.ndarray]:
-    """Compute the metrics of each seed on the test set, or on another split, and where it was
-    right: bool[seeds, N].
-    """
-    extra = trained.program.metrics
-    measure = jax.jit(jax.vmap(partial(_measured, extra_metrics=extra), (0, None)))
-    total: dict[str, np.ndarray] = {}
-    right = []
-    for batch in trained.test_batches(split):
-        logits = trained.logits(state, batch)
-        labelled = {name: batch[name] for name in ("label", "mask")}
-        known = trained.layout.globalise(labelled, devices.BATCH)
-        if processes.count() > 1:
-            logits, known = transfer.fetch((logits, known))
-        sums, hits = jax.device_get(measure(logits, known))
-        metrics.add(total, sums)
-        right.append(hits[:, known["mask"]])
-    return metrics.summarise_seeds([total], extra), np.concatenate(right, 1)
-
-
-def _measured(
-    logits: jax.Array, batch: dict[str, jax.Array], extra_metrics: Sequence[metrics.Metric]
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    label = batch["label"]
-    losses = cross_entropy(logits, label)
-    sums = metrics.sums(logits, label, losses, batch["mask"], extra_metrics)
-    return sums, predict(logits) == label

@@ -61,11 +61,8 @@ class TrainingData:
         facts = dataclasses.replace(self.facts, test_sets=dict(digests))
         return dataclasses.replace(self, test_sets=test_sets, facts=facts)
 
-    def feed(
-        self, config: Config, parts: Parts, seed: int, rows: np.ndarray, num_feeds: int = 1
-    ) -> feeds.Feed:
-        """Build the feed of a run with a seed; this process feeds `rows` of each batch, and has
-        `num_feeds` of them.
+    def used(self, config: Config, parts: Parts, seed: int) -> datasets.Dataset:
+        """Return the data set as it is trained on with a seed: without what is held out, corrupted.
 
         Raises:
           InputError: under this seed the corruptions leave another number of images.
@@ -80,7 +77,19 @@ class TrainingData:
                 f"{recipe.dataset} leaves {len(used.positions)} images under seed {seed} and "
                 f"{num_images} under {recipe.seed}; their number must not depend on the seed"
             )
-        chosen = feeds.Order(used.targets, used.positions, seed, recipe.batch_size, rows)
+        return used
+
+    def feed(
+        self, config: Config, parts: Parts, seed: int, rows: np.ndarray, num_feeds: int = 1
+    ) -> feeds.Feed:
+        """Build the feed of a run with a seed; this process feeds `rows` of each batch, and has
+        `num_feeds` of them.
+
+        Raises:
+          InputError: as `used`.
+        """
+        used = self.used(config, parts, seed)
+        chosen = feeds.Order(used.targets, used.positions, seed, config.recipe.batch_size, rows)
         if self.images is None:
             return feeds.streaming(self.dataset.train, chosen, config.machine.workers, num_feeds)
         return feeds.resident(self.images, chosen)
@@ -189,12 +198,10 @@ class Experiment:
         """Compute each network's metrics on the held-out images; empty where none are held out."""
         if not self.held_out.size:
             return []
-        if self.held_out.ndim == 1:
-            batches = self._in_order(self.data.read, self.held_out)
-            return self._measure(self.program.validation_sums, state, batches)
-        of_seeds = [self._in_order(self.data.read, positions) for positions in self.held_out]
-        batches = feeds.stacked_batches(of_seeds)
-        return self._measure(self.program.validation_sums_of_seeds, state, batches)
+        sums = self.program.validation_sums
+        if self.held_out.ndim > 1:
+            sums = self.program.validation_sums_of_seeds
+        return self._measure(sums, state, self.training_batches(self.held_out))
 
     def test(
         self,
@@ -205,14 +212,28 @@ class Experiment:
         """Compute each network's metrics on the test images, or on those of another split."""
         return self._measure(self.program.test_sums, state, self.test_batches(split), console)
 
+    def training_batches(self, positions: np.ndarray) -> Iterator[Batch]:
+        """Yield images of the training split in batches, each once, with their right labels.
+
+        Args:
+          positions: int64[n]; int64[S, n] where each seed has its own, and so its own batches.
+        """
+        if positions.ndim == 1:
+            return self._in_order(self.data.read, positions)
+        return feeds.stacked_batches([self._in_order(self.data.read, row) for row in positions])
+
     def test_batches(self, split: datasets.Split | None = None) -> Iterator[Batch]:
         """Yield the test images, or those of another split, in batches, each image once."""
         split = split or self.data.dataset.test
         return self._in_order(split.read, np.arange(len(split)))
 
     def logits(self, state: TrainState, batch: Batch) -> jax.Array:
-        """Compute the logits of a batch: float32[B, K]; float32[S, B, K] for several seeds."""
-        return self.program.logits(state.evaluation_variables, batch)
+        """Compute the logits of a batch: float32[B, K]; float32[S, B, K] for several seeds, which
+        may have a batch each.
+        """
+        of_seeds = batch["mask"].ndim > 1
+        logits = self.program.logits_of_seeds if of_seeds else self.program.logits
+        return logits(state.evaluation_variables, batch)
 
     def with_seeds(self, seeds: Sequence[int], rates: Sequence[float] | None = None) -> Experiment:
         """Copy the experiment with equally many other seeds; nothing is compiled again.

@@ -215,6 +215,14 @@ class Program:
     @cached_property
     def logits(self) -> Callable[[Variables, Batch], jax.Array]:
         """(variables, batch) -> float32[B, K], over the recipe's views of an image; compiled."""
+        return self._logits(BATCH)
+
+    @cached_property
+    def logits_of_seeds(self) -> Callable[[Variables, Batch], jax.Array]:
+        """(variables, batches with a leading axis of seeds) -> float32[S, B, K]; compiled."""
+        return self._logits(PartitionSpec(SEEDS, AXIS))
+
+    def _logits(self, batch: PartitionSpec) -> Callable[[Variables, Batch], jax.Array]:
         views = self.config.recipe.test_views
         apply_fn = network.apply_for_evaluation(self.model, self.facts, views)
 
@@ -222,7 +230,7 @@ class Program:
             del axis_name
             return apply_fn(variables, batch["image"])[0]
 
-        specs = self.per_seed, BATCH
+        specs = self.per_seed, batch
         return self.layout.compile(step, specs, PartitionSpec(*self.per_seed, AXIS))
 
 

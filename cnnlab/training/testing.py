@@ -18,7 +18,7 @@ from cnnlab.data.dataset import Dataset, Split
 from cnnlab.data.distortions import distorted
 from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
-from cnnlab.parts import DATA_SETTINGS, OBJECT, FurtherSet, Parts
+from cnnlab.parts import DATA_SETTINGS, OBJECT, FurtherSet, Parts, further_sets
 from cnnlab.spec import Part
 
 
@@ -39,14 +39,38 @@ def open_sets(
     Raises:
       InputError: one of them is not there, or has other classes or images.
     """
-    splits = {}
-    for test_set in parts.test_sets:
-        tested = dataset
-        if not test_set.is_of(parts.dataset):
-            shape = dataset.train.image_shape
-            tested = open_other(test_set, parts, recipe, data_dir, dataset.class_names, shape)
-        splits[test_set.name] = distorted(tested.test, test_set.distortions)
-    return splits
+    class_names = dataset.class_names
+    return {
+        test_set.name: _open_set(test_set, parts, recipe, data_dir, dataset, class_names)
+        for test_set in parts.test_sets
+    }
+
+
+def open_ood(
+    names: Sequence[str], parts: Parts, recipe: Recipe, data_dir: str | None, dataset: Dataset
+) -> dict[str, Split]:
+    """Open sets whose images are of none of the run's classes, whatever their own are; arguments
+    and errors as for `open_sets`, but for the sets' names as they were written.
+    """
+    return {
+        ood_set.name: _open_set(ood_set, parts, recipe, data_dir, dataset, None)
+        for ood_set in further_sets(names)
+    }
+
+
+def _open_set(
+    test_set: FurtherSet,
+    parts: Parts,
+    recipe: Recipe,
+    data_dir: str | None,
+    dataset: Dataset,
+    class_names: Sequence[str] | None,
+) -> Split:
+    tested = dataset
+    if not test_set.is_of(parts.dataset):
+        shape = dataset.train.image_shape
+        tested = open_other(test_set, parts, recipe, data_dir, class_names, shape)
+    return distorted(tested.test, test_set.distortions)
 
 
 def open_other(
@@ -54,7 +78,7 @@ def open_other(
     parts: Parts,
     recipe: Recipe,
     data_dir: str | None,
-    class_names: Sequence[str],
+    class_names: Sequence[str] | None,
     image_shape: Sequence[int],
 ) -> Dataset:
     """Open the data set of a further test set, without its distortions, for testing only.
@@ -64,7 +88,7 @@ def open_other(
       parts: of the run.
       recipe: of it, whose image size holds for test sets that take one.
       data_dir: TFDS data directory; None for the default.
-      class_names: of the run.
+      class_names: of the run; None: the set's own classes, whatever they are.
       image_shape: (H, W, C) of the run.
 
     Returns:
@@ -78,6 +102,8 @@ def open_other(
     try:
         opened = _opened(test_set.name, part, parts, recipe, data_dir, class_names)
         _check_shape(part, opened, image_shape)
+        if class_names is None:
+            return opened
         opened = _of_classes(opened, class_names, bool(parts.selections))
     except InputError as error:
         raise InputError(f"test set {test_set.name}: {_as_hyperparameters(str(error))}") from error
@@ -90,16 +116,13 @@ def _opened(
     parts: Parts,
     recipe: Recipe,
     data_dir: str | None,
-    class_names: Sequence[str],
+    class_names: Sequence[str] | None,
 ) -> Dataset:
     opened = part.call(data_dir=data_dir, test_only=True, image_size=recipe.image_size)
     if isinstance(opened, Mapping):
-        # Numbers without names: labels may lack the last classes, and must not exceed them.
-        highest = max(map(int, class_names)) if _are_numbers(class_names) else len(class_names) - 1
-        numbers = [str(number) for number in range(highest + 1)]
         alike = OBJECT == part.name == parts.dataset.name and "test" not in opened
         fraction = recipe.test_fraction if alike else None
-        arrays = {"class_names": numbers, **opened}
+        arrays = {"class_names": _numbers(class_names), **opened}
         return datasets.from_arrays(name, arrays, recipe.image_size, fraction, test_only=True)
     if not isinstance(opened, Dataset):
         raise InputError(
@@ -107,6 +130,16 @@ def _opened(
             f"{type(opened).__name__}"
         )
     return opened
+
+
+def _numbers(class_names: Sequence[str] | None) -> list[str] | None:
+    """Return the numbers that labels without names may be: they may lack the run's last classes,
+    and must not exceed them.
+    """
+    if class_names is None:
+        return None
+    highest = max(map(int, class_names)) if _are_numbers(class_names) else len(class_names) - 1
+    return [str(number) for number in range(highest + 1)]
 
 
 def _check_shape(part: Part, opened: Dataset, image_shape: Sequence[int]) -> None:
