@@ -248,6 +248,55 @@ class Parts:
             "metrics": [str(form(part)) for part in self.metrics],
         }
 
+    def of_setting(self, setting: str) -> tuple[Part, ...]:
+        """Return the parts that a setting of the recipe names, in their order."""
+        return {
+            "model": (self.model,),
+            "loss": (self.loss, *self.transforms),
+            "optimizer": (self.optimizer,),
+            "schedule": (self.schedule,),
+            "average": () if self.average is None else (self.average,),
+            "augment": self.augmentations or (),
+        }[setting]
+
+    def with_values(self, values: Mapping[str, object]) -> Parts:
+        """Set hyperparameters of parts, by names such as loss.gamma; values may be traced.
+
+        Raises:
+          InputError: as `holder`.
+        """
+        parts = self
+        for name, value in values.items():
+            part = parts.holder(name)
+            keywords = {**part.keywords, name.partition(".")[2]: value}
+            parts = parts._replacing(part, dataclasses.replace(part, keywords=keywords))
+        return parts
+
+    def holder(self, name: str) -> Part:
+        """Return the part that has a hyperparameter, by a name such as loss.gamma.
+
+        Raises:
+          InputError: none of the setting's parts has it, or several have.
+        """
+        setting, _, hyperparameter = name.partition(".")
+        holders = [
+            part for part in self.of_setting(setting) if hyperparameter in part.hyperparameters()
+        ]
+        if len(holders) == 1:
+            return holders[0]
+        how_many = "several of its parts have" if holders else "no part of it has"
+        raise InputError(f"{name}: {how_many} a hyperparameter {hyperparameter}")
+
+    def _replacing(self, old: Part, new: Part) -> Parts:
+        changed: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is old:
+                changed[field.name] = new
+            elif isinstance(value, tuple) and any(part is old for part in value):
+                changed[field.name] = tuple(new if part is old else part for part in value)
+        return dataclasses.replace(self, **changed)
+
     @property
     def extendable(self) -> bool:
         """Whether more epochs leave the steps already taken as they were."""
@@ -436,13 +485,18 @@ class Parts:
             raise InputError(
                 "a class without training images has no weight or margin: choose another --loss"
             )
-        loss = self.loss.bind(class_counts=class_counts)
-        for part in self.transforms:
-            loss = part.call(loss, class_counts=class_counts)
+        loss = self.bind_loss(class_counts)
         if "features" not in self.loss_asks:  # their shape is the model's affair
             contracts.check_loss(
                 self.loss, loss, num_classes, label_dtypes, written=self.written_loss
             )
+        return loss
+
+    def bind_loss(self, class_counts: np.ndarray) -> Callable[..., jax.Array]:
+        """Build the loss with its transforms, unchecked; their hyperparameters may be traced."""
+        loss = self.loss.bind(class_counts=class_counts)
+        for part in self.transforms:
+            loss = part.call(loss, class_counts=class_counts)
         return loss
 
     @property

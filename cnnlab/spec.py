@@ -451,6 +451,10 @@ class Part:
             or (name in self.kind.defaulted and parameter.default is not parameter.empty)
         }
 
+    def is_whole(self, name: str) -> bool:
+        """Return whether a hyperparameter takes whole numbers only."""
+        return _annotated(self.parameters[name]) == "int"
+
     def __str__(self) -> str:
         return str(Spec(self.name, self.keywords))
 

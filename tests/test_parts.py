@@ -355,7 +355,7 @@ def test_arms_that_are_one_under_two_names_are_refused(tmp_path, tfds_root):
     assert first is not None and again is not None
     # nothing is trained for another spelling
     assert again.cells[0].runs == first.cells[0].runs
-    assert len(list((tmp_path / "cells").iterdir())) == 2
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 2
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import optax
 from jax.typing import DTypeLike
 
 from cnnlab.errors import InputError
+from cnnlab.optim.optimizers import is_zero
 from cnnlab.optim.schedules import linear
 from cnnlab.types import PyTree
 
@@ -68,12 +69,11 @@ def muon(  # noqa: PLR0913 (hyperparameters)
     }
 
     def sgd(peak: float, rate: optax.Schedule) -> optax.GradientTransformation:
-        descent = optax.sgd(rate, momentum=momentum or None, nesterov=nesterov and momentum > 0)
-        return (
-            optax.chain(optax.add_decayed_weights(weight_decay / peak), descent)
-            if weight_decay
-            else descent
-        )
+        without = is_zero(momentum)
+        descent = optax.sgd(rate, None if without else momentum, nesterov and not without)
+        if is_zero(weight_decay):
+            return descent
+        return optax.chain(optax.add_decayed_weights(weight_decay / peak), descent)
 
     filters = optax.chain(
         optax.trace(filter_momentum, nesterov=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import optax
+from jax.core import Tracer
 
 from cnnlab.types import PyTree
 
@@ -13,13 +14,18 @@ def _kernels(params: PyTree) -> PyTree:
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
+def is_zero(value: float | jax.Array) -> bool:
+    """Return whether a hyperparameter turns something off; one that is traced does not."""
+    return not isinstance(value, Tracer) and bool(value == 0)
+
+
 def _decayed(
     tx: optax.GradientTransformation, weight_decay: float, decay_all: bool = False
 ) -> optax.GradientTransformation:
     """Wrap an optimizer so that it gets the gradient plus `weight_decay` times the kernels, or
     times all parameters.
     """
-    if not weight_decay:
+    if is_zero(weight_decay):
         return tx
     mask = None if decay_all else _kernels
     return optax.chain(optax.add_decayed_weights(weight_decay, mask=mask), tx)
@@ -91,10 +97,11 @@ def sgd(
     Source: Sutskever et al., 2013, "On the importance of initialization and momentum in deep
     learning", ICML.
     """
-    if nesterov is not None and not momentum:
+    if nesterov is not None and is_zero(momentum):
         raise ValueError("nesterov is a form of momentum, which is 0")
-    if decay_all and not weight_decay:
+    if decay_all and is_zero(weight_decay):
         raise ValueError("decay_all is a form of weight_decay, which is 0")
-    use_nesterov = momentum > 0 and nesterov is not False
-    descent = optax.sgd(learning_rate, momentum or None, nesterov=use_nesterov)
+    without = is_zero(momentum)
+    use_nesterov = not without and nesterov is not False
+    descent = optax.sgd(learning_rate, None if without else momentum, nesterov=use_nesterov)
     return _decayed(descent, weight_decay, decay_all)

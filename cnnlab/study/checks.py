@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -18,11 +19,12 @@ from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
 from cnnlab.parts import DATA_SETTINGS, Parts, resolve
 from cnnlab.spec import where
+from cnnlab.study import choices, plan
 from cnnlab.study import folder as folders
-from cnnlab.study import plan
 from cnnlab.study.folder import Digests
 from cnnlab.study.plan import Study
-from cnnlab.training import experiment, network, testing
+from cnnlab.training import experiment, network, program, testing
+from cnnlab.training.program import LEARNING_RATE, Program
 from cnnlab.training.step import Objective
 
 
@@ -48,8 +50,11 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
     """
     # JAX looks whether there is a cache when it first compiles, and never again
     compilation_cache.keep_compilations()
+    for condition in plan.conditions(study):
+        names = plan.arm_names(study)
+        choices.check(study, {arm: folders.config(study, arm, condition).recipe for arm in names})
     digests: dict[tuple[str, str], Digests] = {}
-    teachers: dict[str, str | None] = {}
+    teachers: dict[str, tuple[Callable | None, str | None]] = {}
     opened: dict[tuple[object, ...], _Opened] = {}
     for arm, condition in plan.grid(study):
         config = folders.config(study, arm, condition)
@@ -71,18 +76,35 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
         known = opened[key]
         data = experiment.training_data(config, parts, known.dataset, known.read)
         width = plan.block_width(study)
-        for num_seeds in (width, study.budget) if study.tune else (width,):
-            experiment.choose_layout(config, parts, num_seeds)
+        layout = experiment.choose_layout(config, parts, width)
         experiment.check_parts(recipe, parts, data.dataset)
         _check_values(recipe, parts, data.facts)
         if arm not in teachers:
-            teachers[arm] = None
+            teachers[arm] = None, None
             if parts.needs_teacher:
-                _, teachers[arm] = network.teacher_fn(recipe, data.dataset)
+                teachers[arm] = network.teacher_fn(recipe, data.dataset)
+        teacher, teacher_digest = teachers[arm]
+        if study.tune_per_seed and width > 1:
+            _check_together(study, program.build(config, parts, layout, data.facts, teacher))
         digests[arm, plan.label(condition)] = Digests(
-            data.facts.digest, teachers[arm], known.test_sets, known.ood_sets
+            data.facts.digest, teacher_digest, known.test_sets, known.ood_sets
         )
     return digests
+
+
+def _check_together(study: Study, compiled: Program) -> None:
+    """Refuse seeds that are trained together with values that a program cannot take as data.
+
+    Raises:
+      InputError: there are some.
+    """
+    names = [tuned.name for tuned in choices.ranges_of(study, compiled.config.recipe)]
+    others = [name for name in names if name != LEARNING_RATE]
+    if others and not compiled.takes(others):
+        raise InputError(
+            "--tune-per-seed: the seeds of a block are trained together, and "
+            f"{' and '.join(others)} cannot differ between them; take --block 1"
+        )
 
 
 def _check_values(recipe: Recipe, parts: Parts, facts: DataFacts) -> None:

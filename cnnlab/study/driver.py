@@ -24,7 +24,7 @@ from cnnlab.study.plan import Study
 from cnnlab.study.records import CellResult
 from cnnlab.study.report.numbers import number_of
 from cnnlab.study.results import ArmResult, Family, Results, decide
-from cnnlab.study.seeds import WAIT_SECONDS
+from cnnlab.study.tuning import WAIT_SECONDS
 from cnnlab.training.signals import pause
 
 Look = Callable[[Results], object]
@@ -308,8 +308,13 @@ def announcement(study: Study) -> list[str]:
             f"no verdict is possible: {number_of(planned, 'comparison')} cannot be decided by "
             f"fewer than {needed} seeds; more can be added later"
         )
-    if study.tune is None:
+    if study.tune:
+        per = "seed" if study.tune_per_seed else f"{len(plan.tuning_seeds(study))} tuning seeds"
         lines.append(
-            "the learning rate is not tuned per arm (--tune lr=1e-4..1e-1 does): the report says so"
+            f"tuning first: {number_of(study.budget, 'trial')} for each arm, condition and {per}"
+        )
+    else:
+        lines.append(
+            "nothing is tuned per arm (--tune learning_rate=1e-4..1e-1 does): the report says so"
         )
     return lines

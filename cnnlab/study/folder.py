@@ -25,7 +25,7 @@ from cnnlab.errors import InputError, one_line
 from cnnlab.metrics import Metric
 from cnnlab.parts import find, resolve
 from cnnlab.spec import Part
-from cnnlab.study import plan
+from cnnlab.study import choices, plan
 from cnnlab.study.arms import parse_arm
 from cnnlab.study.plan import Condition, Study
 from cnnlab.study.records import CellResult
@@ -79,14 +79,15 @@ def cells(
     study: Study, arm: str, condition: Condition, blocks: Sequence[tuple[int, ...]]
 ) -> list[Cell]:
     """Build the cells of an arm under a condition, one for each block of seeds. A cell's digest
-    covers what its configuration changes, its seeds, the study's rates and the user's files.
+    covers what its configuration changes, its seeds, what tuning tries and the user's files.
 
     Values at their default are left out of the digest, so that a new hyperparameter in a later
     version does not invalidate finished cells; the file says what the defaults were, and `read`
     compares them.
     """
     configured = config(study, arm, condition)
-    shared = [settings(configured.recipe), plan.rates(study), resolve(configured.recipe).sources()]
+    tuned = choices.identity(study, configured.recipe)
+    shared = [settings(configured.recipe), tuned, resolve(configured.recipe).sources()]
     words = re.sub(r"[^\w.=+-]+", "-", f"{arm}--{plan.label(condition)}")[:80]
     stored = stored_form(configured)
     tuning = _digest(shared)

@@ -22,6 +22,7 @@ from cnnlab.study import folder as folders
 from cnnlab.study import plan, schema
 from cnnlab.study.folder import Cell
 from cnnlab.study.plan import Condition, Study
+from cnnlab.study.ranges import parse_ranges
 from cnnlab.study.records import Count, Size
 from cnnlab.types import JsonObject
 
@@ -111,8 +112,13 @@ def _recipe(study: Study) -> JsonObject:
     the user's files behind it.
     """
     shared = Recipe(**{f.name: getattr(study.training, f.name) for f in fields(Training)})
-    budget = study.budget if study.tune else None
-    besides = {"noise": study.noise, "tune": study.tune, "budget": budget}
+    besides: dict[str, object] = {"noise": study.noise}
+    if study.tune:
+        besides |= {
+            "tune": " ".join(map(str, parse_ranges(study.tune))),
+            "budget": study.budget,
+            "tune_seeds": "per seed" if study.tune_per_seed else len(plan.tuning_seeds(study)),
+        }
     files_behind = {f"file {name}": sha for name, sha in resolve(shared).sources().items()}
     named = {name: value for name, value in besides.items() if value is not None}
     return folders.settings(shared) | named | files_behind

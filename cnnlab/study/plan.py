@@ -26,6 +26,7 @@ from cnnlab.config import (
 )
 from cnnlab.errors import InputError, unknown
 from cnnlab.study.arms import Condition, parse_arm, parse_axes
+from cnnlab.study.ranges import parse_ranges
 
 if TYPE_CHECKING:
     from cnnlab.metrics import Metric
@@ -36,10 +37,13 @@ BLOCK = 4  # seeds
 MAX_SEEDS = 32
 MOST_LOOKED_AT = 1_000  # seeds; looking after each takes the square of their number
 MOST_SEEDS = 10_000
-MOST_RATES = 1_000  # that tuning tries, in one program
+MOST_TRIALS = 1_000  # of an arm
 MOST_CELLS = 100_000  # of a study; its grid is a list
-# No study's own: the rates are chosen on other weights, orders and draws than are compared
-TUNING_SEED = 2**32 - 1
+# Values are tried with the last seeds of all, which are no study's own: with other weights, orders
+# and draws than are compared.
+LAST_SEED = 2**32 - 1
+TUNING_SEEDS = 4
+MOST_TUNING_SEEDS = 64
 
 
 @dataclass(frozen=True)
@@ -109,12 +113,18 @@ class Study(Settings):
     keep_logits: Annotated[str, KEPT] = "all"
     """all: keep the logits of validation, test and further sets, for reanalyse.py: 0.4 MB for each
     network and 10,000 images of 10 classes. none: keep none."""
-    tune: str | None = None
-    """lr=1e-4..1e-1: before the comparison, choose each cell's learning rate on the validation
-    split.
-    """
-    budget: Annotated[int, f"[2, {MOST_RATES}]"] = 8
-    """Learning rates tried for each arm under each condition when tuning."""
+    tune: tuple[str, ...] = ()
+    """Before the comparison, choose hyperparameters on the validation split, for each arm under
+    each condition: learning_rate=1e-4..1e-1 loss.gamma=0.5..5, for the arms that have them; by the
+    study's metric, spread evenly in the logarithm."""
+    budget: Annotated[int, f"[2, {MOST_TRIALS}]"] = 8
+    """How many values --tune tries, the same number for every arm."""
+    tune_seeds: Annotated[int, f"[1, {MOST_TUNING_SEEDS}]"] | None = None
+    """Seeds that each value is tried with, none of the study's own: with few, equal arms seem to
+    differ. None: 4."""
+    tune_per_seed: bool = False
+    """Choose anew for each seed of the study, with that seed: the most expensive way, and the only
+    one that leaves the error rate as it is."""
     shard: str = "0/1"
     """i/n: train every n-th cell from the i-th on (0 <= i < n), for n machines that share the
     folder.
@@ -141,7 +151,7 @@ class Study(Settings):
             raise InputError("--ood-sets has no effect with --keep-logits none")
         if self.noise and not any(self.label_noise):
             raise InputError(f"--noise {self.noise} has no effect without --label-noise")
-        rates(self)
+        self._check_tuning()
         if self.comparisons is not None and self.comparisons < comparisons(self):
             raise InputError(
                 f"--comparisons must be at least {comparisons(self)}, which this study has; got "
@@ -149,6 +159,15 @@ class Study(Settings):
             )
         for condition in conditions(self):  # every value lies where Config wants it
             self._check_condition(condition)
+
+    def _check_tuning(self) -> None:
+        parse_ranges(self.tune)
+        changed = {name: getattr(self, name) for name in ("tune_seeds", "tune_per_seed")}
+        for name, value in changed.items():
+            if value and not self.tune:
+                raise InputError(f"{settings.flag(name)} has no effect without --tune")
+        if all(changed.values()):
+            raise InputError("--tune-per-seed takes the study's seeds: leave --tune-seeds away")
 
     def _check_seeds(self) -> None:
         width = block_width(self)
@@ -158,9 +177,10 @@ class Study(Settings):
             raise InputError(
                 f"--max-seeds must be at least --seeds, {self.seeds}; got {most_seeds(self)}"
             )
-        if self.first_seed > TUNING_SEED - most_seeds(self):
+        if self.first_seed > LAST_SEED - MOST_TUNING_SEEDS - most_seeds(self):
             raise InputError(
-                f"the last seed must lie below 2**32 - 1; got --first-seed {self.first_seed}"
+                f"the last seed must lie below 2**32 - {MOST_TUNING_SEEDS}; got --first-seed "
+                f"{self.first_seed}"
             )
         for name in ("seeds", "first_seed", "max_seeds"):
             number = getattr(self, name) or 0
@@ -199,8 +219,9 @@ class Study(Settings):
     def _check_condition(self, condition: Condition) -> None:
         for arm in arm_names(self):
             changed = parse_arm(arm)
-            if self.tune and "learning_rate" in {*condition, *changed}:
-                raise InputError("--tune chooses the learning rate: it cannot be varied too")
+            for tuned in parse_ranges(self.tune):
+                if tuned.name in {*condition, *changed}:
+                    raise InputError(f"--tune chooses {tuned.name}: it cannot be varied too")
             if both := condition.keys() & changed.keys():
                 raise InputError(f"arm '{arm}': {min(both)} is a condition already")
             if not config(self, arm, condition).recipe.validation and self.tune:
@@ -305,24 +326,11 @@ def shard(text: str) -> tuple[int, int]:
     return int(which), int(of)
 
 
-def rates(study: Study) -> list[float]:
-    """List the learning rates that tuning tries, evenly spaced in their logarithm; none without
-    --tune.
-
-    Raises:
-      InputError: not lr=LOW..HIGH with 0 < LOW < HIGH.
-    """
-    if study.tune is None:
-        return []
-    name, _, bounds = study.tune.partition("=")
-    try:
-        low, high = map(float, bounds.split(".."))
-    except ValueError:
-        low = high = math.nan
-    if name not in ("lr", "learning_rate") or not 0 < low < high < math.inf:
-        raise InputError(f"--tune takes lr=LOW..HIGH, such as lr=1e-4..1e-1; got '{study.tune}'")
-    ratio = (high / low) ** (1 / (study.budget - 1))
-    return [low * ratio**i for i in range(study.budget - 1)] + [high]
+def tuning_seeds(study: Study, seeds: Sequence[int] = ()) -> tuple[int, ...]:
+    """List the seeds that values are tried with, those of a block where it is tuned per seed."""
+    if study.tune_per_seed:
+        return tuple(seeds)
+    return tuple(LAST_SEED - i for i in range(study.tune_seeds or TUNING_SEEDS))
 
 
 def baseline(study: Study) -> str:

@@ -24,13 +24,16 @@ MOST = 1e300  # of a metric that is finite
 
 @dataclass(frozen=True)
 class Trial:
-    """A learning rate that was tried, and the validation accuracy that it reached.
+    """Values of hyperparameters that were tried.
 
-    `accuracy` is None where training did not stay finite.
+    Attributes:
+      values: by name, such as learning_rate and loss.gamma.
+      scores: the study's metric on the validation split with each tuning seed; None where training
+        did not stay finite.
     """
 
-    learning_rate: Rate
-    accuracy: Annotated[float, "[0, 1]"] | None
+    values: dict[str, float]
+    scores: list[float | None]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class SeedRun:
       hits: which images of the test set it got right, as `packed`; empty where it diverged.
       test_last: where its weights are averaged, the test of the last of them; else None.
       test_sets: the same as `test` of each further test set, by name.
+      chosen: values that tuning chose for it, by name, such as learning_rate and loss.gamma.
     """
 
     seed: Size
@@ -56,6 +60,7 @@ class SeedRun:
     hits: str = ""
     test_last: Metrics | None = None
     test_sets: dict[str, Metrics] = field(default_factory=dict)
+    chosen: dict[str, float] = field(default_factory=dict)
 
     def tested(self, test_set: str | None) -> Metrics | None:
         """Return the test on one of the further test sets; None for `test_set`: on the data set's
@@ -92,9 +97,9 @@ class CellResult:
     Attributes:
       arm, condition: of the cell.
       config: as a run stores it.
-      learning_rate: configured, or chosen by tuning.
       runs: one for each seed.
-      tuning: the trials; None where nothing was tuned.
+      tuning: the trials; None where nothing was tuned. Where it is tuned per seed, their scores are
+        those of the cell's seeds, else of the tuning seeds.
       images: trained on, by all seeds.
       seconds, images_per_second: of training.
       parameters: of a network.
@@ -108,7 +113,6 @@ class CellResult:
     arm: str
     condition: Condition
     config: JsonObject
-    learning_rate: Rate
     runs: list[SeedRun]
     tuning: list[Trial] | None
     images: Size
@@ -159,10 +163,10 @@ def check(cell: CellResult, measured: Mapping[str, Metric]) -> None:
     """
     if not cell.class_names or not cell.runs:
         raise ValueError("it has no classes, or no runs")
-    rates = [trial.learning_rate for trial in cell.tuning or []]
-    if cell.learning_rate not in (rates or [cell.config.get("learning_rate")]):
-        raise ValueError(f"learning_rate {cell.learning_rate} is none that it was trained with")
+    tried = [trial.values for trial in cell.tuning or []] or [{}]
     for i, run in enumerate(cell.runs):
+        if run.chosen not in tried:
+            raise ValueError(f"runs[{i}].chosen is none of the values that were tried")
         _check_run(cell, run, measured, f"runs[{i}]")
 
 

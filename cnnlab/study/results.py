@@ -38,14 +38,9 @@ class ArmResult:
         return [run for cell in self.cells for run in cell.runs]
 
     @property
-    def learning_rate(self) -> float:
-        """The rate, configured or chosen by tuning."""
-        return self.cells[0].learning_rate
-
-    @property
-    def tuning(self) -> list[Trial] | None:
-        """The trials, which all cells share; None where nothing was tuned."""
-        return self.cells[0].tuning
+    def learning_rates(self) -> list[float]:
+        """The rate of each network, configured or chosen by tuning."""
+        return [learning_rate(cell, run) for cell in self.cells for run in cell.runs]
 
     @property
     def images(self) -> int:
@@ -92,6 +87,24 @@ class ArmResult:
         if len(hits) < 2:
             return None
         return float(np.mean(np.var(np.array(hits, np.float64), axis=0, ddof=1)))
+
+
+def learning_rate(cell: CellResult, run: SeedRun) -> float:
+    """Return the rate of a network, configured or chosen by tuning."""
+    return {**cell.config, **run.chosen}["learning_rate"]
+
+
+def trials_of(study: Study, arm: ArmResult) -> list[Trial]:
+    """Return what was tried for an arm: with the scores of the tuning seeds, which its cells share,
+    or of all its seeds where it was tuned per seed; nothing where nothing was tuned.
+    """
+    of_cells = [cell.tuning or [] for cell in arm.cells]
+    if not study.tune_per_seed:
+        return of_cells[0]
+    return [
+        Trial(same[0].values, [score for trial in same for score in trial.scores])
+        for same in zip(*of_cells, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

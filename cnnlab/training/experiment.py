@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ from cnnlab.training import devices, loop, network, program, testing
 from cnnlab.training.devices import AXIS, SEEDS, Layout
 from cnnlab.training.step import ESTIMATION_STEPS, Progress, Sums, TrainState
 from cnnlab.types import Device, Metrics, PyTree
+
+Values: TypeAlias = Mapping[str, Sequence[float]]  # of hyperparameters, one for each seed
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class Experiment:
       init_images: float[N, H, W, C], normalised, that the model's initialiser sees; None: none.
       device_images: the images on the devices; () where they are streamed.
       keys: of the seeds, key[] or key[S].
-      rates: their learning rates, float32[] or float32[S].
+      values: their learning rates, and other hyperparameters that are data, by name: float32[] or
+        float32[S] of each.
       feed: their training batches.
       held_out: positions of the images that they are validated on, int64[V]; int64[S, V] where each
         seed has its own.
@@ -120,7 +123,7 @@ class Experiment:
     init_images: jax.Array | None
     device_images: PyTree
     keys: jax.Array
-    rates: jax.Array
+    values: dict[str, jax.Array]
     feed: feeds.Feed
     held_out: np.ndarray
 
@@ -168,7 +171,7 @@ class Experiment:
             self.program.stack(items),
             np.int32(len(items)),
             self.run_keys,
-            self.rates,
+            self.values,
         )
         return dataclasses.replace(progress, state=state, totals=totals)
 
@@ -235,7 +238,7 @@ class Experiment:
         logits = self.program.logits_of_seeds if of_seeds else self.program.logits
         return logits(state.evaluation_variables, batch)
 
-    def with_seeds(self, seeds: Sequence[int], rates: Sequence[float] | None = None) -> Experiment:
+    def with_seeds(self, seeds: Sequence[int]) -> Experiment:
         """Copy the experiment with equally many other seeds; nothing is compiled again.
 
         Raises:
@@ -246,7 +249,7 @@ class Experiment:
                 f"as many seeds as before, {self.layout.num_seeds}, can begin again, got "
                 f"{list(seeds)}"
             )
-        seeded = _seeded(self.data, self.program, seeds, rates)
+        seeded = _seeded(self.data, self.program, seeds)
         return dataclasses.replace(self, **seeded)
 
     def notices(self) -> list[str]:
@@ -296,7 +299,7 @@ def build(
     config: Config,
     console: Console | None = None,
     seeds: Sequence[int] | None = None,
-    rates: Sequence[float] | None = None,
+    values: Values | None = None,
     *,
     parts: Parts | None = None,
     single_dispatch: bool = False,
@@ -308,7 +311,8 @@ def build(
       console: shows progress.
       seeds: train one network for each, all in one program, in place of the one of `config.seed`.
         Each takes the steps that it would take alone; the images are there once.
-      rates: a learning rate for each of the seeds, in place of the one of `config`.
+      values: hyperparameters of which each seed has a value, in place of the one of `config`:
+        learning_rate, and others that are data (`Program.takes`), such as loss.gamma.
       parts: of the run; None: those that the configuration names.
       single_dispatch: make one dispatch of all steps of the run.
 
@@ -330,7 +334,8 @@ def build(
     read = read_dataset(config.machine, dataset, console)
     data = training_data(config, parts, dataset, read, digest)
     data = data.with_test_sets(test_sets, testing.digests(test_sets, console))
-    compiled = program.build(config, parts, layout, data.facts, teacher, single_dispatch)
+    free = [name for name in values or {} if name != program.LEARNING_RATE]
+    compiled = program.build(config, parts, layout, data.facts, teacher, single_dispatch, free)
     compiled.abstract_start()  # refuses a model that the images are too small for
     init_images = None
     if count := network.init_images(compiled.model):  # the same whatever the seed
@@ -339,7 +344,7 @@ def build(
             positions = np.arange(len(data.dataset.labels))
         first = jnp.asarray(data.read(positions[:count])["image"])
         init_images = augment.normalise(first, *network.statistics(data.facts))
-    seeded = _seeded(data, compiled, seeds, rates)
+    seeded = _seeded(data, compiled, seeds, values)
     device_images = layout.place(seeded["feed"].data)
     return Experiment(config, parts, data, compiled, init_images, device_images, **seeded)
 
@@ -352,7 +357,7 @@ class _OfSeeds(TypedDict):
     """What of an experiment depends on the seeds."""
 
     keys: jax.Array
-    rates: jax.Array
+    values: dict[str, jax.Array]
     feed: feeds.Feed
     held_out: np.ndarray
 
@@ -361,13 +366,13 @@ def _seeded(
     data: TrainingData,
     compiled: program.Program,
     seeds: Sequence[int] | None,
-    rates: Sequence[float] | None,
+    values: Values | None = None,
 ) -> _OfSeeds:
-    """Build what depends on the seeds in an experiment: its keys, rates, feed and split."""
+    """Build what depends on the seeds in an experiment."""
     config, parts, layout = compiled.config, compiled.parts, compiled.layout
     recipe = config.recipe
     keys = network.run_keys(recipe.seed if seeds is None else seeds)
-    peak = jnp.asarray(recipe.learning_rate if rates is None else rates, float)
+    hyperparameters = {program.LEARNING_RATE: recipe.learning_rate, **(values or {})}
     rows = _rows(recipe.batch_size, layout)
     labels = data.dataset.labels
     _, held_out = divided(recipe, labels, recipe.seed)
@@ -378,8 +383,12 @@ def _seeded(
         feed = feeds.stacked([data.feed(config, parts, seed, rows, len(held)) for seed in held])
         if recipe.split_seed is None:
             held_out = np.stack([divided(recipe, labels, seed)[1] for seed in held])
-    placed = layout.place(jnp.broadcast_to(peak, keys.shape), compiled.per_seed)
-    return {"keys": keys, "rates": placed, "feed": feed, "held_out": held_out}
+    arrays = {
+        name: jnp.broadcast_to(jnp.asarray(value, float), keys.shape)
+        for name, value in hyperparameters.items()
+    }
+    placed = layout.place(arrays, compiled.per_seed)
+    return {"keys": keys, "values": placed, "feed": feed, "held_out": held_out}
 
 
 def divided(recipe: Recipe, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -38,6 +38,8 @@ from cnnlab.training.step import (
 from cnnlab.types import PyTree
 
 FLOAT16_SCALE = 1024.0  # of gradients on their way back
+LEARNING_RATE = "learning_rate"
+TRACED = {"loss", "optimizer", "schedule"}  # settings whose parts a dispatch makes anew
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Program:
       is_resident: whether the devices hold all images; otherwise they are streamed.
       dispatch_steps: the most steps that one dispatch takes.
       single_dispatch: a dispatch is all steps of the run, and its number of steps is fixed.
+      free: hyperparameters that are data besides the learning rate, such as loss.gamma: one program
+        serves all their values.
     """
 
     config: Config
@@ -67,6 +71,7 @@ class Program:
     is_resident: bool
     dispatch_steps: int
     single_dispatch: bool
+    free: tuple[str, ...] = ()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -87,17 +92,16 @@ class Program:
 
     @cached_property
     def dispatch(self) -> Callable[..., tuple[TrainState, Totals]]:
-        """(state, totals, data, items, count, keys, rates) -> state, totals after `count` steps.
+        """(state, totals, data, items, count, keys, values) -> state, totals after `count` steps.
 
-        Compiled. `items` are stacked by `stack`. The state is given away.
+        Compiled. `items` are stacked by `stack`. `values` has the learning rate and those of `free`
+        by name. The state is given away.
         """
         return self.layout.compile(self._steps, self.specs, self.per_seed, donate=(0,))
 
     def _steps(self, *args: PyTree, axis_name: str | None) -> tuple[TrainState, Totals]:
-        state, totals, data, items, count, key, rate = args
-        # The rate is data, so that one program serves all of them.
-        tx = network.build_optimizer(self.config.recipe, self.parts, self.steps_per_epoch, rate)
-        step = partial(train_step, parts=replace(self.step_parts, tx=tx), axis_name=axis_name)
+        state, totals, data, items, count, key, values = args
+        step = partial(train_step, parts=self._with_values(values), axis_name=axis_name)
         fetch = self._fetch
 
         def take(i: int | jax.Array, carry: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
@@ -108,6 +112,30 @@ class Program:
             return take(0, (state, totals))
         steps = self.dispatch_steps if self.single_dispatch else count
         return jax.lax.fori_loop(0, steps, take, (state, totals))
+
+    def _with_values(self, values: Mapping[str, jax.Array]) -> StepParts:
+        """Build what a step is made of with hyperparameters that are data."""
+        parts = self.parts.with_values({name: values[name] for name in self.free})
+        rate = values[LEARNING_RATE]
+        tx = network.build_optimizer(self.config.recipe, parts, self.steps_per_epoch, rate)
+        objective = self.step_parts.objective
+        if self.free:
+            loss = parts.bind_loss(np.array(self.facts.class_counts))
+            objective = replace(objective, loss=loss)
+        return replace(self.step_parts, tx=tx, objective=objective)
+
+    def takes(self, free: Sequence[str]) -> bool:
+        """Return whether hyperparameters can be data, as found by tracing a dispatch: a part that
+        decides by them in Python, or has them in its shapes, cannot have them so.
+        """
+        if not {name.split(".")[0] for name in free} <= TRACED:
+            return False
+        program = replace(self, free=tuple(free))
+        try:
+            jax.eval_shape(program.dispatch, *program.arguments())
+        except Exception:  # whatever a part raises where it is traced
+            return False
+        return True
 
     @cached_property
     def estimate(self) -> Callable[..., Variables]:
@@ -174,13 +202,16 @@ class Program:
         num_seeds = self.layout.num_seeds
         facts = self.facts
         state, totals, keys = self.abstract_start()
-        rates = jax.ShapeDtypeStruct(keys.shape, jnp.float32)
+        values = {
+            name: jax.ShapeDtypeStruct(keys.shape, jnp.float32)
+            for name in (LEARNING_RATE, *self.free)
+        }
         batch_size = self.config.recipe.batch_size
         feed = feeds.blank(facts.image_shape, facts.num_images, batch_size, self.is_resident)
         if num_seeds is not None:
             feed = feeds.stacked([feed] * num_seeds)
         items = self.stack(list(feed.items(0, 1)))
-        shapes = (state, totals, feed.data, items, np.int32(1), keys, rates)
+        shapes = (state, totals, feed.data, items, np.int32(1), keys, values)
         return tuple(
             jax.tree.map(partial(_placed, NamedSharding(self.layout.mesh, spec)), tree)
             for tree, spec in zip(shapes, self.specs, strict=True)
@@ -241,6 +272,7 @@ def build(
     facts: DataFacts,
     teacher: Callable[[jax.Array], jax.Array] | None = None,
     single_dispatch: bool = False,
+    free: Sequence[str] = (),
 ) -> Program:
     """Build the compiled steps of a configuration.
 
@@ -251,6 +283,7 @@ def build(
       facts: about the data.
       teacher: images in 0..255 -> a teacher's logits.
       single_dispatch: make one dispatch of all steps of the run.
+      free: hyperparameters that are data besides the learning rate; `Program.takes` them.
 
     Raises:
       InputError: whatever in it cannot be done.
@@ -284,7 +317,17 @@ def build(
     )
     metrics = parts.build_metrics()
     return Program(
-        config, parts, layout, facts, model, step, metrics, resident, at_once, single_dispatch
+        config,
+        parts,
+        layout,
+        facts,
+        model,
+        step,
+        metrics,
+        resident,
+        at_once,
+        single_dispatch,
+        tuple(free),
     )
 
 

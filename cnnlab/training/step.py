@@ -4,7 +4,7 @@
 
     train_step   (state, totals, batch, key) -> state, totals      pure, for one device's part of a
                                                                    batch; here
-    dispatch     (state, totals, data, items, count, keys, rates)  compiled, several train_steps of
+    dispatch     (state, totals, data, items, count, keys, values) compiled, several train_steps of
                  -> state, totals                                  all seeds; program.py
     advance      (progress, items) -> progress                     a dispatch of a run;
                                                                    experiment.py

@@ -21,6 +21,9 @@ import numpy as np
 from cnnlab import cli
 from cnnlab.config import Settings, check
 from cnnlab.study import sequential
+from cnnlab.study.choices import most_central
+from cnnlab.study.ranges import parse_ranges, points
+from cnnlab.study.report.numbers import number_of
 
 ALPHA = 0.05
 COMPARISONS = 6
@@ -32,6 +35,12 @@ PATTERNS = 11  # seeds of the enumeration
 EFFECTS = (3.1, 1.5, 2.0, 9.0, 7.8, 0.4)
 # Some of them have an effect, the others none: what is known of one must not spoil the others
 MIXED = (3.0, 2.0, 1.5, 1.0, 0.5, 0.0)
+# Tuning: standard deviations that a decade from the best value costs, from flat to steep
+COSTS = (0.25, 1.0, 4.0, 16.0, 64.0)
+TUNED = ("learning_rate", "loss.gamma", "optimizer.weight_decay")
+TUNED_ARMS = 3  # besides the baseline
+DECADES = 3
+PER_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,9 @@ def rows(arguments: Arguments) -> Iterator[Row]:
         yield _power(rng, arguments.families, effect, comparisons)
     for most in (32, 64):
         yield _cost(rng, arguments.families, most)
+    for number, trials in ((1, 8), (1, 16), (2, 16), (2, 32), (3, 16)):
+        for seeds in (1, 4, 8, PER_SEED):
+            yield _tuned(rng, arguments.families, number, trials, seeds)
     yield Row(f"all 2^{PATTERNS} signs of the same sizes", {"mean evidence - 1": _unfairness()})
 
 
@@ -174,6 +186,56 @@ def _cost(rng: np.random.Generator, families: int, most: int) -> Row:
             **{f"decided by {n} seeds": float(share.mean()) for n, share in fixed.items()},
         },
     )
+
+
+def _tuned(rng: np.random.Generator, families: int, number: int, trials: int, seeds: int) -> Row:
+    """Tune arms that are equal, then compare them: the worst of several costs of a wrong choice.
+
+    Args:
+      rng: of the draws.
+      families: of one baseline and three arms, for each cost.
+      number: of hyperparameters.
+      trials: of each arm.
+      seeds: that each trial has; PER_SEED: those of the comparison, each with its own choice.
+    """
+    false = [_tuned_at(rng, families, number, trials, seeds, cost) for cost in COSTS]
+    how = "per seed" if seeds == PER_SEED else f"with {number_of(seeds, 'seed')}"
+    return Row(
+        f"equal arms, {number_of(number, 'hyperparameter')} tuned {how}, {trials} trials",
+        {"false better or worse, of three": max(false)},
+    )
+
+
+def _tuned_at(
+    rng: np.random.Generator, families: int, number: int, trials: int, seeds: int, cost: float
+) -> float:
+    """Count families with a false verdict where a decade from the best value costs so many standard
+    deviations over seeds. The best value lies somewhere within the middle two thirds of three
+    decades; three quarters of the variance over seeds is common to all networks of a seed.
+    """
+    words = tuple(f"{name}=1e-4..1e-1" for name in TUNED[:number])
+    ranges = parse_ranges(words)
+    places = np.array([[r.share(p[r.name]) for r in ranges] for p in points(ranges, trials)])
+    best = rng.uniform(1 / 6, 5 / 6, (families, 1, number))
+    lost = -cost * DECADES**2 * np.sum((places - best) ** 2, -1)  # [families, trials]
+    scored = LOOKED_AT if seeds == PER_SEED else seeds
+    scores = lost[:, None, :, None] + _noise(rng, (families, 1 + TUNED_ARMS, trials, scored))
+    if seeds == PER_SEED:
+        chosen = scores.argmax(2)
+    else:
+        flat = scores.reshape(-1, trials, scored)
+        chosen = np.array([most_central(arm, places) for arm in flat])
+        chosen = chosen.reshape(families, 1 + TUNED_ARMS, 1)
+    reached = np.take_along_axis(np.broadcast_to(lost[:, None], scores.shape[:3]), chosen, 2)
+    tested = reached + _noise(rng, (families, 1 + TUNED_ARMS, LOOKED_AT))
+    decided = _decide(tested[:, 1:] - tested[:, :1], 1e-6)
+    return float(np.mean(np.any(decided.p <= _level(), -1)))
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw what networks [families, arms, ..., seeds] differ by, with variance 1."""
+    common = rng.standard_normal((shape[0], *[1] * (len(shape) - 2), shape[-1]))
+    return np.sqrt(0.75) * common + np.sqrt(0.25) * rng.standard_normal(shape)
 
 
 def _unfairness() -> float:

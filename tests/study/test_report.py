@@ -192,7 +192,7 @@ def test_results_csv_holds_every_run_to_the_last_bit(folder, studied):
     for row, (cell, run) in zip(found, runs, strict=True):
         assert (row["arm"], int(row["seed"]), row["diverged"]) == (cell.name, run.seed, "")
         assert float(row["label_noise"]) == cell.condition["label_noise"]
-        assert float(row["learning_rate"]) == cell.learning_rate
+        assert float(row["learning_rate"]) == cell.learning_rates[0]
         assert int(row["epochs"]) == 10
         for metric in ("accuracy", "nll", "brier", "ece", "top5"):
             assert float(row[metric]) == run.test[metric]
@@ -349,28 +349,48 @@ def test_rates_that_were_not_tuned_are_said_to_be(folder):
     for name in ("report.html", "report.md"):
         text = (folder / name).read_text("utf-8")
         first = re.split("<h2>|## ", text)[1]
-        assert "The learning rate was not tuned per arm: all arms used 0.001" in first
+        assert "The learning rate was not tuned per arm (0.001)" in first
         assert "suits the baseline biases every comparison" in first
         assert "Tuning of" not in text
 
 
 def test_tuned_rates_and_edges(tmp_path):
-    found = study_example.results(tune="lr=1e-4..1e-2", budget=5, seeds=8)
+    found = study_example.results(tune=("lr=1e-4..1e-2",), budget=8, seeds=8)
     text, _ = written(found, tmp_path)
-    assert "not tuned" not in text and "Tuning of the learning rate" in text
-    assert "the best of 5 rates between 0.0001 and 0.01 on the validation split" in text
-    chosen = [cell.learning_rate for cell in found.arms[0]]
-    edges = [arm.name for arm in found.arms[0] if arm.learning_rate in (1e-4, 1e-2)]
-    assert chosen[0] == 1e-2 and 0 < len(edges) < 3
+    assert "not tuned" not in text and "Tuning" in text
+    assert "learning rate (0.0001 to 0.01); the best of 8 trials by accuracy" in text
+    assert "with 4 seeds that no comparison uses" in text
+    assert "optimistic, as the best of 8" in text
+    tried = [trial.values["learning_rate"] for trial in found.arms[0][0].cells[0].tuning]
+    ends = min(tried), max(tried)
+    chosen = {arm.name: {run.chosen["learning_rate"] for run in arm.runs} for arm in found.arms[0]}
+    edges = [name for name, rates in chosen.items() if rates & set(ends)]
+    assert chosen["cross_entropy"] == {ends[1]} and 0 < len(edges) < 3
     (warning,) = warned(found)
-    assert "edge of the range for cross_entropy (0.01)" in warning
+    assert f"edge of its range for cross_entropy ({ends[1]:.3g})" in warning
     assert [loss in warning for loss in study_example.LOSSES] == [
         loss in edges for loss in study_example.LOSSES
     ]
-    wide = study_example.results(tune="lr=1e-6..10", budget=15, seeds=8)
+    wide = study_example.results(tune=("lr=1e-6..10",), budget=15, seeds=8)
     assert warned(wide) == []
     assert {row[-1] for row in tables.tuning(wide).rows} == {"inside"}
-    assert {row[5] for row in tables.tuning(wide).rows} != {"0"}  # rates that diverged are counted
+    assert {row[4] for row in tables.trials(wide).rows} == {"0", "4"}  # diverged, of 4 seeds
+    assert [row[5] for row in tables.trials(wide).rows].count("all seeds") == 3
+
+
+def test_every_seed_may_have_its_own_choice(tmp_path):
+    ranges = ("lr=1e-4..1e-1", "loss.gamma=0.5..5")
+    found = study_example.results(tune=ranges, budget=8, seeds=8, tune_per_seed=True, first_seed=4)
+    text, _ = written(found, tmp_path)
+    assert "anew for each seed, with that seed" in text and "luck of a choice" in text
+    chosen = {tuple(run.chosen.items()) for run in found.arms[0][0].runs}
+    assert len(chosen) > 1
+    names = [row[2] for row in tables.tuning(found).rows]
+    assert names == ["learning rate", "loss.gamma"] * 3
+    rows = [row for row in tables.trials(found).rows if row[1] == "cross_entropy"]
+    assert len(rows) == 8 and all(row[2].startswith("learning rate ") for row in rows)
+    counts = [int(row[5].split()[0]) for row in rows if row[5] != "\N{EN DASH}"]
+    assert sum(counts) == 8 and len(counts) == len(chosen)
 
 
 @pytest.mark.parametrize("metric", ["nll", "ece", "brier"])
@@ -401,7 +421,7 @@ def test_too_few_seeds_and_one(tmp_path):
 def test_diverged_runs(tmp_path):
     lost = {(0, 1): [1, 4], (1, 0): [3], (1, 2): list(range(12))}
     found = study_example.results(
-        diverged=lost, seeds=12, label_noise=(0.0, 0.4), tune="lr=1e-4..1e-1"
+        diverged=lost, seeds=12, label_noise=(0.0, 0.4), tune=("lr=1e-4..1e-1",)
     )
     for cell in found.arms[1]:  # a history may hold what is not finite, too
         history = cell.runs[0].history

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from cnnlab.study import manifest, plan
+from cnnlab.study.choices import choose
 from cnnlab.study.manifest import Manifest
 from cnnlab.study.plan import Condition, Study
+from cnnlab.study.ranges import parse_ranges, points
 from cnnlab.study.records import CellResult, SeedRun, Trial, packed
 from cnnlab.study.results import ArmResult, Family, Results
 
@@ -86,22 +89,18 @@ def _cell(  # noqa: PLR0913
     runs = [
         _run(study, condition, level, j, seed, names, images, steps, seed in lost) for seed in block
     ]
-    trials = None
-    rate = study.training.learning_rate
-    if study.tune:
-        best = 10 ** (-1.9 - 0.3 * j)
-        trials = [
-            Trial(r, None if r > 40 * best else level - 0.08 * float(np.log10(r / best)) ** 2)
-            for r in plan.rates(study)
-        ]
-        rate = max(trials, key=lambda trial: trial.accuracy or 0).learning_rate
+    trials = _trials(study, level, j, block)
+    chosen = choose(study, trials, block)
+    runs = [
+        dataclasses.replace(run, chosen=dict(point))
+        for run, point in zip(runs, chosen, strict=True)
+    ]
     return CellResult(
         arm=plan.arm_names(study)[j],
         condition=condition,
-        config={},
-        learning_rate=rate,
+        config={"learning_rate": study.training.learning_rate},
         runs=runs,
-        tuning=trials,
+        tuning=trials or None,
         images=45_000 * study.training.epochs * len(block),
         seconds=812.25 + j,
         images_per_second=45_000 * study.training.epochs * len(block) / (812.25 + j),
@@ -114,6 +113,22 @@ def _cell(  # noqa: PLR0913
         teacher_digest=None,
         test_sets=dict.fromkeys(plan.further_test_sets(study), "cd" * 32),
     )
+
+
+def _trials(study: Study, level: float, j: int, block: tuple[int, ...]) -> list[Trial]:
+    """Trials of a loss: a parabola in the logarithm of each value, diverged far above the best."""
+    noise = 0.03 if study.tune_per_seed else 0.004
+    trials = []
+    for point in points(parse_ranges(study.tune), study.budget):
+        scores = []
+        for seed in plan.tuning_seeds(study, block):
+            rng = np.random.default_rng([seed, j, len(trials), 3])
+            best = {name: 10 ** (-1.9 - 0.3 * j) for name in point} | {"loss.gamma": 2.0 + j}
+            away = [float(np.log10(value / best[name])) for name, value in point.items()]
+            score = level - sum(0.08 * a**2 for a in away) + noise * float(rng.standard_normal())
+            scores.append(None if max(away) > 1.6 else score)
+        trials.append(Trial(dict(point), scores))
+    return trials
 
 
 def _run(  # noqa: PLR0913

@@ -65,8 +65,8 @@ def test_a_mesh_of_seeds_and_parts_of_the_batch():
     with jax.numpy_dtype_promotion("standard"):
         layout = experiment.choose_layout(config, parts, 4)
         made = program.build(config, parts, layout, facts)
-        state, *_, keys, rates = made.arguments()
+        state, *_, keys, values = made.arguments()
     assert made.layout.mesh.shape == {devices.SEEDS: 4, devices.AXIS: 2}
-    assert {leaf.sharding.spec[0] for leaf in jax.tree.leaves((state, keys, rates))} == {
+    assert {leaf.sharding.spec[0] for leaf in jax.tree.leaves((state, keys, values))} == {
         devices.SEEDS
     }

@@ -8,14 +8,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from cnnlab.study import plan, sequential, statistics
+from cnnlab.study.ranges import parse_ranges
 from cnnlab.study.records import CellResult
 from cnnlab.study.report import series
-from cnnlab.study.report.numbers import number_of, scales, short
+from cnnlab.study.report.numbers import number_of, scales, short, words
 from cnnlab.study.results import EXPLORATORY, ArmResult, Results, Verdict, failures
+from cnnlab.training.program import LEARNING_RATE
 
 # Of the versions: they change the rounding, and are reported with the compute.
 HARDWARE = ("machine", "flags")
 THINNED = ("fraction", "long_tail")  # conditions that use some of the images
+
+
+# experiments/benchmarks/verdicts.py, the worst of its costs of a wrong choice
+PRICE = "10 % (one hyperparameter) to 19 % (three)"
 
 
 def listed(items: Sequence[str], comma: str = ", ") -> str:
@@ -160,43 +166,69 @@ def _too_few(results: Results) -> list[str]:
 
 
 def _untuned(results: Results) -> list[str]:
-    if results.study.tune is not None:
+    if LEARNING_RATE in {tuned.name for tuned in parse_ranges(results.study.tune)}:
         return []
-    used = sorted({cell.learning_rate for cell in results.cells})
+    used = sorted({rate for _, arm in _named(results) for rate in arm.learning_rates})
     return [
-        "The learning rate was not tuned per arm: all arms used "
-        f"{listed(list(map(short, used)))}, and a rate that suits the baseline biases every "
-        "comparison. --tune lr=LOW..HIGH chooses one for each arm."
+        f"The learning rate was not tuned per arm ({listed(list(map(short, used)))}), and a rate "
+        "that suits the baseline biases every comparison. --tune learning_rate=LOW..HIGH chooses "
+        "one for each arm."
     ]
 
 
 def _edges(results: Results) -> list[str]:
-    at_edge = []
-    for j, name in enumerate(results.arm_names):
-        arms = [row[j] for row in results.arms]
-        rates = sorted({short(arm.learning_rate) for arm in arms if series.at_edge(arm)})
-        count = sum(map(series.at_edge, arms))
-        if count:
-            among = f", under {count} of {len(arms)} conditions" if len(arms) > 1 else ""
-            at_edge.append(f"{name} ({listed(rates)}{among})")
-    if not at_edge:
-        return []
-    return [
-        f"The chosen learning rate lies at the edge of the range for {listed(at_edge, '; ')}: a "
-        "better one may lie beyond it, so these arms may do better than is shown; widen --tune."
-    ]
+    lines = []
+    for tuned in parse_ranges(results.study.tune):
+        at_edge = []
+        for j, arm in enumerate(results.arm_names):
+            at_ends = [series.at_edge(row[j], tuned.name) for row in results.arms]
+            if count := sum(map(bool, at_ends)):
+                values = sorted({value for ends in at_ends for value in ends})
+                among = f", under {count} of {len(at_ends)} conditions" if len(at_ends) > 1 else ""
+                at_edge.append(f"{arm} ({listed(list(map(short, values)))}{among})")
+        if at_edge:
+            lines.append(
+                f"The chosen {words(tuned.name)} lies at the edge of its range for "
+                f"{listed(at_edge, '; ')}: a better one may lie beyond it, so these arms may do "
+                "better than is shown; widen --tune."
+            )
+    return lines
 
 
 def tuned(results: Results) -> list[str]:
-    """Say how the learning rates were tuned; nothing if they were not."""
-    rates = plan.rates(results.study)
-    if not rates:
+    """Say how hyperparameters were tuned; nothing if they were not."""
+    study = results.study
+    ranges = parse_ranges(study.tune)
+    if not ranges:
         return []
+    names = [f"{words(r.name)} ({short(r.low)} to {short(r.high)})" for r in ranges]
+    with_seeds = "anew for each seed, with that seed"
+    if not study.tune_per_seed:
+        number = len(plan.tuning_seeds(study))
+        with_seeds = f"with {number_of(number, 'seed')} that no comparison uses"
     return [
-        "The learning rate was tuned per arm: for each arm under each condition the best of "
-        f"{results.study.budget} rates between {short(rates[0])} and {short(rates[-1])} on the "
-        "validation split, on a seed that is not among those compared."
+        f"Tuned for each arm under each condition: {listed(names)}; the best of "
+        f"{number_of(study.budget, 'trial')} by {scales(study)[study.metric].name} on the "
+        f"validation split, {with_seeds}. An arm without a hyperparameter is trained as it is."
     ]
+
+
+def price_of_tuning(results: Results) -> str:
+    """Say what tuning does to the error rate."""
+    study = results.study
+    if study.tune_per_seed:
+        return (
+            "Each seed has its own choice, so that the luck of a choice is among the differences "
+            "between seeds, and the verdicts cover it."
+        )
+    number = number_of(len(plan.tuning_seeds(study)), "seed")
+    return (
+        f"All seeds of an arm share a choice that was made with {number}: its luck is in every "
+        "difference, and no verdict covers it. Of simulated studies of four equal arms with four "
+        f"tuning seeds, {PRICE} called some arm better or worse; with --tune-per-seed 5 %. What is "
+        "chosen is the trial at the centre of those that could be the best, given how their scores "
+        "vary between seeds."
+    )
 
 
 def _named(results: Results) -> Iterator[tuple[str, ArmResult]]:
@@ -266,10 +298,9 @@ def _mixed(results: Results) -> list[str]:
             "results for that reason alone. Delete the older cells and train them again."
         )
     for name, arm in _named(results):
-        rates = sorted({cell.learning_rate for cell in arm.cells})
-        if len(rates) > 1:
-            used = listed(list(map(short, rates)))
-            lines.append(f"Blocks of {name} were trained with different learning rates: {used}.")
+        chosen = [run.chosen for run in arm.runs]
+        if not results.study.tune_per_seed and any(values != chosen[0] for values in chosen):
+            lines.append(f"Blocks of {name} were tuned apart, and differ in what was chosen.")
     if differing := _differing(cells, hardware=False):
         lines.append(f"Cells were trained with different versions: {differing}.")
     return lines

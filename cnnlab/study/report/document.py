@@ -311,19 +311,24 @@ def _along(results: Results, name: str) -> Section:
 
 
 def _tuning(results: Results) -> Section:
-    if not any(arm.tuning for arm in _arms(results)):
+    chosen = [name for arm in _arms(results) for name in arm.runs[0].chosen]
+    if not chosen:
         return Section("Tuning", [])
     places = range(len(results.conditions))
+    names = dict.fromkeys(chosen)
     return Section(
-        "Tuning of the learning rate",
+        "Tuning",
         [
             Text(
-                "Validation accuracy at the end of training with each rate, one seed; a ring marks "
-                "the chosen one."
+                "Every value that was tried, with its mean score on the validation split at the "
+                "end of training; a ring marks what was chosen. The score of the chosen values is "
+                f"optimistic, as the best of {results.study.budget}: compare arms on the test set."
             ),
+            Text(claims.price_of_tuning(results)),
             Legend(results.arm_names),
-            Panels(lambda: [figures.tuning(results, i) for i in places]),
+            Panels(lambda: [figures.tuning(results, i, name) for i in places for name in names]),
             _tabled(results, tables.tuning(results)),
+            _tabled(results, tables.trials(results), "All trials"),
         ],
     )
 

@@ -4,7 +4,6 @@ is in `series`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -16,8 +15,8 @@ from cnnlab.metrics import largest_confusions
 from cnnlab.plots import MATRIX_CLASSES, SERIES, clipped, confusion_bars
 from cnnlab.study import plan, sequential
 from cnnlab.study.report import series, tables
-from cnnlab.study.report.numbers import ECE, number_of, scales, short
-from cnnlab.study.results import ArmResult, Results, Verdict, curve, differences, values
+from cnnlab.study.report.numbers import ECE, number_of, scales, short, words
+from cnnlab.study.results import ArmResult, Results, Verdict, curve, differences, trials_of, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -386,21 +385,29 @@ AXES = {
 }
 
 
-def tuning(results: Results, place: int) -> Panel:
-    """Draw the validation accuracy of the rates that were tried; a ring marks the chosen one."""
+def tuning(results: Results, place: int, name: str) -> Panel:
+    """Draw the mean scores of all trials over a hyperparameter; a ring marks what was chosen, lines
+    join trials that differ in nothing else.
+    """
+    study = results.study
+    scale = scales(study)[study.metric]
 
     def paint(axis: Axes) -> None:
         axis.set_xscale("log")
         for j, arm in enumerate(results.arms[place]):
-            trials = arm.tuning or []
+            having = [trial for trial in trials_of(study, arm) if name in trial.values]
+            having.sort(key=lambda trial: trial.values[name])
+            x = [trial.values[name] for trial in having]
+            y = [scale.factor * float(np.mean(series.scores(trial))) for trial in having]
             style = look(j)
-            x = [trial.learning_rate for trial in trials]
-            y = [math.nan if trial.accuracy is None else 100 * trial.accuracy for trial in trials]
-            axis.plot(x, y, **style, linewidth=1.4, markersize=4.5)
-            chosen = [k for k, rate in enumerate(x) if rate == arm.learning_rate]
+            (line,) = axis.plot(x, y, **style, linewidth=1.4, markersize=4.5)
+            if any(len(trial.values) > 1 for trial in having):
+                line.set_linestyle("none")
+            chosen = [run.chosen for run in arm.runs]
+            rings = [k for k, trial in enumerate(having) if trial.values in chosen]
             axis.plot(
-                [x[k] for k in chosen],
-                [y[k] for k in chosen],
+                [x[k] for k in rings],
+                [y[k] for k in rings],
                 "o",
                 markersize=11,
                 markerfacecolor="none",
@@ -409,7 +416,7 @@ def tuning(results: Results, place: int) -> Panel:
             )
         plain_log(axis.xaxis)
         axis.grid(color=INK, alpha=0.15)
-        axis.set(xlabel="learning rate (log)", ylabel="validation accuracy (%)")
+        axis.set(xlabel=f"{words(name)} (log)", ylabel=f"{scale.label}, validation")
 
-    caption = f"Tuning{_under(results.conditions[place])}"
-    return Panel(caption, draw(paint, f"{caption}: validation accuracy over the learning rate"))
+    caption = f"{_capital(words(name))}{_under(results.conditions[place])}"
+    return Panel(caption, draw(paint, f"{caption}: {scale.name} on validation over its values"))

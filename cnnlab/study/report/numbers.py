@@ -117,6 +117,15 @@ def short(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else NONE
 
 
+def words(name: str) -> str:
+    """Format the name of a setting, or of a part's hyperparameter, for people.
+
+    >>> words("learning_rate"), words("loss.gamma")
+    ('learning rate', 'loss.gamma')
+    """
+    return name if "." in name else name.replace("_", " ")
+
+
 def number_of(count: int, thing: str) -> str:
     """Format a count and its noun.
 

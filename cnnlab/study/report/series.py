@@ -9,6 +9,7 @@ import numpy as np
 from cnnlab import metrics
 from cnnlab.study import sequential
 from cnnlab.study.plan import Condition
+from cnnlab.study.records import Trial
 from cnnlab.study.results import ArmResult, Results, padded
 from cnnlab.types import Metrics
 
@@ -104,10 +105,18 @@ def along(results: Results, name: str) -> list[tuple[Condition, list[int]]]:
     return [(others, places) for others, places in ordered if len(places) > 1]
 
 
-def at_edge(arm: ArmResult) -> bool:
-    """Return whether the rate that tuning chose is the lowest or the highest of those tried."""
-    tried = [trial.learning_rate for trial in arm.tuning or []]
-    return bool(tried) and arm.learning_rate in (min(tried), max(tried))
+def at_edge(arm: ArmResult, name: str) -> list[float]:
+    """List the values of a hyperparameter that tuning chose for the networks of an arm and that
+    are the lowest or the highest of those tried.
+    """
+    tried = [trial.values[name] for cell in arm.cells for trial in cell.tuning or []]
+    chosen = [run.chosen[name] for run in arm.runs if name in run.chosen]
+    return [value for value in chosen if value in (min(tried), max(tried))]
+
+
+def scores(trial: Trial) -> np.ndarray:
+    """Return the scores of a trial, float64[seeds]; NaN where it diverged."""
+    return np.array([np.nan if score is None else score for score in trial.scores])
 
 
 def diverged(arm: ArmResult) -> list[tuple[int, int]]:

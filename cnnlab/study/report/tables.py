@@ -19,10 +19,12 @@ from cnnlab.study.report.numbers import (
     NONE,
     Scale,
     fixed,
+    number_of,
     probability,
     scales,
     short,
     signed,
+    words,
 )
 from cnnlab.study.results import (
     EXPLORATORY,
@@ -34,8 +36,10 @@ from cnnlab.study.results import (
     differences,
     failures,
     last_values,
+    learning_rate,
     paired,
     spread,
+    trials_of,
     values,
 )
 from cnnlab.study.statistics import Comparison
@@ -310,18 +314,52 @@ def calibration(results: Results) -> Table:
 
 
 def tuning(results: Results) -> Table:
-    """Tabulate which learning rate was chosen, and its accuracy on the validation split."""
+    """Tabulate what was chosen for each arm, a row for each hyperparameter."""
+    rows = []
+    for condition, arms in zip(results.conditions, results.arms, strict=True):
+        for arm in arms:
+            for name in arm.runs[0].chosen:
+                values = [run.chosen[name] for run in arm.runs]
+                inside = "at the edge" if series.at_edge(arm, name) else "inside"
+                where = plan.label(condition), arm.name
+                rows.append((*where, words(name), _extent(values), inside))
+    return Table(("condition", "arm", "hyperparameter", "chosen", "in the range"), rows, words=3)
 
-    def row(arm: ArmResult) -> tuple[str, ...]:
-        trials = arm.tuning or []
-        best = next((t.accuracy for t in trials if t.learning_rate == arm.learning_rate), None)
-        failed = sum(trial.accuracy is None for trial in trials)
-        reached = ACCURACY.value(np.nan if best is None else best)
-        where = "at the edge" if series.at_edge(arm) else "inside"
-        return short(arm.learning_rate), reached, str(len(trials)), str(failed), where
 
-    head = ("chosen rate", "validation accuracy (%)", "rates tried", "diverged", "in the range")
-    return _per_cell(results, head, row)
+def trials(results: Results) -> Table:
+    """Tabulate everything that was tried, with its scores on the validation split."""
+    study = results.study
+    scale = scales(study)[study.metric]
+    rows = []
+    for condition, arms in zip(results.conditions, results.arms, strict=True):
+        for arm in arms:
+            chosen = [run.chosen for run in arm.runs]
+            for trial in trials_of(study, arm):
+                scores = series.scores(trial)
+                values = [f"{words(name)} {short(value)}" for name, value in trial.values.items()]
+                rows.append(
+                    (
+                        *(plan.label(condition), arm.name, ", ".join(values)),
+                        spread_of(scale, scores),
+                        str(int(np.isnan(scores).sum())),
+                        _share(chosen.count(trial.values), len(chosen)),
+                    )
+                )
+    head = ("condition", "arm", "values", f"{scale.label} on validation", "diverged", "chosen for")
+    return Table(head, rows, words=3)
+
+
+def _extent(values: Sequence[float]) -> str:
+    """Format the value of all networks, or the lowest and the highest of theirs."""
+    low, high = short(min(values)), short(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _share(count: int, among: int) -> str:
+    """Format how many networks of an arm were trained with the values of a trial."""
+    if count == among:
+        return "all seeds"
+    return number_of(count, "seed") if count else NONE
 
 
 def compute(results: Results) -> Table:
@@ -335,7 +373,7 @@ def compute(results: Results) -> Table:
                 fixed(arm.seconds, 1),
                 NONE if speed is None else f"{speed:,.0f}",
             ),
-            *(short(arm.learning_rate), f"{arm.parameters:,}", str(arm.devices)),
+            *(_extent(arm.learning_rates), f"{arm.parameters:,}", str(arm.devices)),
         )
 
     table = _per_cell(
@@ -357,7 +395,7 @@ def csv_runs(results: Results) -> tuple[list[str], list[list[object]]]:
     further = plan.further_test_sets(results.study)
     names = list(dict.fromkeys(name for condition in results.conditions for name in condition))
     rows = [
-        [*_fields(names, condition), arm.name, run.seed, cell.learning_rate, run.diverged]
+        [*_fields(names, condition), arm.name, run.seed, learning_rate(cell, run), run.diverged]
         + [_metric(run, metric) for metric in measured]
         + [len(run.history)]
         + [_metric(run, metric, test_set) for test_set in further for metric in measured]
