@@ -25,6 +25,7 @@ The map of the package; a module imports only modules above it in this list
     augment/        keys, batch -> batch, on the device; the pipeline; views of test images
     data/           data sets from TFDS or arrays, their order, corruptions, streaming or in memory
     metrics.py      one record per metric: masked sums -> accuracy, NLL, Brier, ECE, top-5, your own
+    posthoc/        stored logits -> metrics, other logits; after training, in float64; no jax
     contracts.py    what each kind of part promises, tried on shapes
     parts.py        the kinds of parts; the strings of a config -> the functions that a run needs
     plots.py        figures
