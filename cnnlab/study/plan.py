@@ -105,6 +105,9 @@ class Study(Settings):
     """How many comparisons with the baseline are planned, if arms may still be added: verdicts hold
     for so many. None: as many as there are.
     """
+    all_pairs: bool = False
+    """Compare every pair of arms, too, and rank them, in a section of the report: a second family,
+    with an error rate of its own. Nothing is trained for it."""
     test_sets: tuple[settings.Part, ...] = ()
     """Sets to test on besides test, as for train.py: to look at; the verdicts are about test."""
     ood_sets: tuple[settings.Part, ...] = ()

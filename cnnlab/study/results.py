@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -175,21 +176,24 @@ class Failures:
 
 
 EXPLORATORY = "exploratory"
+Pair: TypeAlias = tuple[np.ndarray, np.ndarray]  # values of an arm and of what it is compared with
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said of an arm against the baseline under a condition.
+    """What can be said of an arm against another, the baseline mostly, under a condition.
 
     Attributes:
       condition, arm: of it.
-      comparison: with the baseline.
+      against: the other arm.
+      comparison: with that.
       failures: of the arm.
       exploratory: whether it deviates from the plan, so that its verdict does not count.
     """
 
     condition: Condition
     arm: str
+    against: str
     comparison: statistics.Comparison
     failures: Failures
     exploratory: bool = False
@@ -258,16 +262,17 @@ def paired(
     study = results.study
     base = results.arm_names.index(plan.baseline(study))
     return {
-        (i, j): _pair(arm, row[base], metric, test_set)
+        (i, j): pair_of(arm, row[base], metric, test_set)
         for i, row in enumerate(results.arms)
         for j, arm in enumerate(row)
         if j != base
     }
 
 
-def _pair(
-    arm: ArmResult, baseline: ArmResult, metric: str, test_set: str | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def pair_of(arm: ArmResult, baseline: ArmResult, metric: str, test_set: str | None = None) -> Pair:
+    """Collect the values of two arms for the seeds that both have: float64[seeds] of each. Args as
+    for `values`.
+    """
     of_arm = values(arm, metric, test_set)
     of_baseline = values(baseline, metric, test_set)
     n = min(len(of_arm), len(of_baseline))
@@ -305,39 +310,49 @@ def _rounding(arm: np.ndarray, baseline: np.ndarray) -> np.ndarray:
     return np.nan_to_num(statistics.SAME * np.maximum(np.abs(arm), np.abs(baseline)))
 
 
-def decide(results: Results) -> list[Verdict]:
-    """Compare every other arm with the baseline under every condition, as one family, by the
-    study's metric.
+def compare(study: Study, pairs: Sequence[Pair], comparisons: int) -> list[statistics.Comparison]:
+    """Compare the first of each pair with the second, as one family, by the study's metric.
+
+    Args:
+      study: whose margin and alpha hold.
+      pairs: values of both.
+      comparisons: planned for the family.
     """
-    study = results.study
     larger = plan.metric(study).larger_is_better
-    places = paired(results, study.metric)
-    pairs = [*places.values(), *[_pair(*pair, study.metric) for pair in results.family.left_out]]
     known_pairs = [pair for pair in pairs if _is_known(*pair)]
     compared = iter(
         statistics.compare(
             [difference(*pair, larger) for pair in known_pairs],
             plan.margin(study),
             larger,
-            results.family.comparisons,
+            comparisons,
             study.alpha,
             [_rounding(*pair) for pair in known_pairs],
         )
     )
-    comparisons = {
-        place: next(compared) if _is_known(*pair) else statistics.unknown(len(pair[0]))
-        for place, pair in places.items()
-    }
-    exploratory = bool(results.family.deviations)
+    return [
+        next(compared) if _is_known(*pair) else statistics.unknown(len(pair[0])) for pair in pairs
+    ]
+
+
+def decide(results: Results) -> list[Verdict]:
+    """Compare every other arm with the baseline under every condition, as one family, by the
+    study's metric.
+    """
+    study = results.study
+    places = paired(results, study.metric)
+    left_out = [pair_of(*pair, study.metric) for pair in results.family.left_out]
+    compared = compare(study, [*places.values(), *left_out], results.family.comparisons)
     return [
         Verdict(
             results.conditions[i],
             results.arm_names[j],
+            plan.baseline(study),
             comparison,
             failures(results.arms[i][j], study.metric),
-            exploratory,
+            bool(results.family.deviations),
         )
-        for (i, j), comparison in comparisons.items()
+        for (i, j), comparison in zip(places, compared, strict=False)
     ]
 
 
@@ -351,6 +366,70 @@ def spread(arm: ArmResult) -> tuple[float, float]:
         return np.nan, np.nan
     fresh = statistics.distribution_sd(accuracies, variance, arm.counts["test"])
     return float(np.std(accuracies, ddof=1)), fresh
+
+
+def hit_differences(arm: ArmResult, baseline: ArmResult) -> np.ndarray:
+    """Subtract the baseline's hits from an arm's, for each seed and image of the test set:
+    float64[seeds, images] in {-1, 0, 1}; NaN for a seed where one of the two diverged.
+    """
+    count = arm.counts["test"]
+    num_seeds = min(len(arm.runs), len(baseline.runs))
+    table = np.full((num_seeds, count), np.nan)
+    for row, ours, theirs in zip(table, arm.runs, baseline.runs, strict=False):
+        if ours.hits and theirs.hits:
+            row[:] = unpacked(ours.hits, count)
+            row -= unpacked(theirs.hits, count)
+    return table
+
+
+@dataclass(frozen=True)
+class ConditionMean:
+    """An arm's differences from the baseline, averaged over conditions at the same seed.
+
+    Attributes:
+      label: which conditions.
+      arm: its name.
+      differences: float64[seeds], for the seeds that the arm and the baseline have under all of the
+        conditions.
+    """
+
+    label: str
+    arm: str
+    differences: np.ndarray
+
+
+def over_conditions(results: Results) -> list[ConditionMean]:
+    """Average the differences of the study's metric over all conditions and, where data sets are
+    among them, over those of each data set. None for a single condition.
+
+    What diverged under a condition makes the average of its seed infinitely bad; a seed for which
+    that is so of both sides, under two conditions, counts as equal.
+    """
+    gaps = differences(results, results.study.metric)
+    arms = dict.fromkeys(j for _, j in gaps)
+    averages = []
+    for label, places in _groups(results.conditions):
+        for j in arms:
+            rows = [gaps[i, j] for i in places]
+            n = min(map(len, rows))
+            with np.errstate(invalid="ignore"):  # inf - inf
+                average = np.mean([row[:n] for row in rows], 0)
+            average = np.where(np.isnan(average), 0.0, average)
+            averages.append(ConditionMean(label, results.arm_names[j], average))
+    return averages
+
+
+def _groups(conditions: Sequence[Condition]) -> list[tuple[str, list[int]]]:
+    """Group conditions, by number: all of them, and those of each data set if there are several
+    data sets with further conditions; no group of one.
+    """
+    groups = [(f"all {len(conditions)} conditions", list(range(len(conditions))))]
+    datasets = dict.fromkeys(c["dataset"] for c in conditions if "dataset" in c)
+    if len(datasets) > 1:
+        for name in datasets:
+            of_set = [i for i, c in enumerate(conditions) if c["dataset"] == name]
+            groups.append((f"dataset {name}", of_set))
+    return [(label, places) for label, places in groups if len(places) > 1]
 
 
 def padded(rows: Iterable[Sequence[float | None]]) -> np.ndarray:

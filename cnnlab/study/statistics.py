@@ -107,6 +107,37 @@ def superiority(differences: np.ndarray) -> np.ndarray:
     return (np.sign(np.asarray(differences, np.float64)).mean(-1) + 1) / 2
 
 
+def probability_within(differences: np.ndarray, margin: float) -> float:
+    """Compute P(|mu| < margin | differences), for normal differences of mean mu and a prior that is
+    flat in mu and in the logarithm of their standard deviation: mu then has Student's distribution
+    with n - 1 degrees of freedom, about the mean, in standard errors of it. This is no error rate.
+
+    Args:
+      differences: float[n].
+      margin: above 0.
+
+    Returns:
+      a probability; NaN for one difference, or where one is not finite. 0 or 1 where all are equal.
+
+    Source: Gelman et al., 2013, Bayesian Data Analysis, section 3.2.
+
+    >>> round(probability_within(np.array([-1.0, 0.0, 1.0]), 1.0), 3)
+    0.775
+    """
+    from scipy import special
+
+    differences = np.asarray(differences, np.float64)
+    n = len(differences)
+    if n < 2 or not np.isfinite(differences).all():
+        return float("nan")
+    mean = float(differences.mean())
+    error = float(_sd(differences)) / np.sqrt(n)
+    if error == 0:
+        return float(abs(mean) < margin)
+    ends = (np.array([-margin, margin]) - mean) / error
+    return float(np.diff(special.stdtr(n - 1, ends))[0])
+
+
 def highest_rate(count: int, runs: int, confidence: float = 0.95) -> float:
     """Compute the upper confidence bound of a rate of which `count` of so many runs were seen: for
     none of n it is 1 - 0.05^(1/n).

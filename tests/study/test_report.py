@@ -135,7 +135,7 @@ def test_html_and_markdown_hold_the_same_tables(folder):
         for table in Cells((folder / "report.html").read_text("utf-8")).tables
     ]
     theirs = markdown_tables((folder / "report.md").read_text("utf-8"))
-    assert len(ours) == len(theirs) == 9
+    assert len(ours) == len(theirs) == 13
     assert ours == theirs
 
 

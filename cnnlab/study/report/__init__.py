@@ -1,8 +1,8 @@
 """A study's results as one HTML page, the same as Markdown, and the numbers as CSV.
 
-document.py has the order of it all; claims.py the sentences, tables.py the tables, figures.py the
-panels, which draw what series.py computes; numbers.py writes the numbers; html/page.py, markdown.py
-and this file write it out.
+document.py has the order of it all; claims.py the sentences, tables.py and coverage.py the tables,
+figures.py the panels, which draw what series.py computes; numbers.py writes the numbers;
+html/page.py, markdown.py and this file write it out.
 """
 
 from __future__ import annotations

@@ -7,12 +7,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from cnnlab.study import plan, sequential, statistics
+import numpy as np
+
+from cnnlab.study import pairs, plan, sequential, statistics, turns
 from cnnlab.study.ranges import parse_ranges
 from cnnlab.study.records import CellResult
 from cnnlab.study.report import series
 from cnnlab.study.report.numbers import number_of, scales, short, words
 from cnnlab.study.results import EXPLORATORY, ArmResult, Results, Verdict, failures
+from cnnlab.study.turns import Course
 from cnnlab.training.program import LEARNING_RATE
 
 # Of the versions: they change the rounding, and are reported with the compute.
@@ -400,4 +403,142 @@ def further_columns(results: Results) -> str:
         "Sign flips: p of an exact test for one look and one comparison, a second opinion. d_z: "
         f"mean over sd of the differences. P(A > B): share of seeds where the arm’s {name} (A) is "
         f"above the baseline’s (B), ties half{tail}."
+    )
+
+
+def covered(results: Results) -> list[str]:
+    """Say what the verdicts cover, and what the interval over seeds and images does."""
+    lines = [
+        "The verdicts are about new seeds on this test set. Other test images of the same kind "
+        "would move every seed’s difference together, which more seeds do not show. The interval "
+        "below is of the difference in accuracy, and covers both: new seeds, and new test images. "
+        f"It is Student’s at {_confidence(results)}, for each comparison by itself and for a "
+        "number of seeds that was fixed beforehand: to look at, it has no verdict. It may be "
+        "narrower than the interval of the verdict, which holds at every look, and for all "
+        "comparisons together. Seeds that diverged are left out of it and counted: without them an "
+        "arm may look better than it is.",
+        "The last three columns split the variance of the mean difference. The part of the seeds "
+        "shrinks only with more seeds, the part of the images only with more test images. The part "
+        "of both is what a seed does on single images; it shrinks with either (Searle, Casella & "
+        "McCulloch, 1992; Owen, 2007).",
+    ]
+    if results.study.until is not None:
+        lines.append(
+            "Here seeds were added until comparisons were decided (--until decided), so that this "
+            "interval covers less than it says."
+        )
+    return lines
+
+
+def _confidence(results: Results) -> str:
+    return f"{100 * (1 - results.study.alpha):g} %"
+
+
+def all_pairs(results: Results, comparisons: int) -> list[str]:
+    """Say what the comparisons of all pairs are.
+
+    Args:
+      results: of the study.
+      comparisons: that share the error rate of the pairs.
+    """
+    study = results.study
+    lines = [
+        "Every pair of arms, compared with the same metric, margin and procedure. This is a second "
+        f"family, of {number_of(comparisons, 'comparison')}, with an error rate of its own: of "
+        f"studies without any difference, at most {100 * study.alpha:g} % have a “better” or "
+        "“worse” in this section, whatever the first family has. The verdicts at the top of this "
+        f"report are about the baseline alone, {plan.baseline(study)}. They are fewer, so that a "
+        "pair may be decided there and still be open here."
+    ]
+    needed = sequential.seeds_needed(comparisons, study.alpha)
+    if max(len(arm.runs) for row in results.arms for arm in row) < needed:
+        lines.append(
+            f"No pair can be decided yet, whatever the difference: so many need {needed} seeds."
+        )
+    return lines
+
+
+def ranks() -> str:
+    """Explain the table of ranks."""
+    return (
+        "Possible ranks: those that the decided pairs leave to an arm, from 1 + the number of arms "
+        "decided to be better to the number of arms without those decided to be worse. They hold "
+        "together, with the error rate of the pairs. Mean rank: over the seeds that all arms have; "
+        "equal arms share a rank, and what diverged comes last. It is a description, without an "
+        "error rate."
+    )
+
+
+def unbeaten(results: Results, verdicts: Sequence[Verdict]) -> list[str]:
+    """Say under each condition which arms no other beats.
+
+    Args:
+      results: of the study.
+      verdicts: of all pairs.
+    """
+    if results.family.deviations:
+        return ["The study deviates from its plan, so no pair is decided and all ranks are open."]
+    lines = []
+    for place, condition in enumerate(results.conditions):
+        where = f" under {plan.label(condition)}" if condition else ""
+        ranked = pairs.ranks(results, verdicts, place)
+        names = [rank.arm for rank in ranked if rank.is_unbeaten]
+        which = "all of them" if len(names) == len(ranked) else listed(names, "; ")
+        lines.append(f"Arms that no other was shown to beat{where}: {which}.")
+    return lines
+
+
+def condition_means(results: Results) -> str:
+    """Explain the means over conditions."""
+    name = scales(results.study)[results.study.metric].name
+    return (
+        "Each seed’s difference from the baseline, averaged over conditions with equal weights; "
+        "only seeds that all of them have. To look at: it has no verdict, and each interval holds "
+        "at every look, for itself alone. An average over conditions means something only if "
+        f"{name} has the same unit under all of them, and differences of one size matter as much "
+        "under each."
+    )
+
+
+def courses(results: Results) -> str:
+    """Explain the differences along the epochs."""
+    band = ""
+    if results.study.metric == "accuracy":
+        band = " The grey band is the margin of equivalence."
+    return (
+        "Whether the comparison depends on when training stops: validation accuracy minus the "
+        "baseline’s of the same seed, after each epoch, over the seeds that stayed finite. It is "
+        "measured on the validation split, and is not the test metric that the verdicts are "
+        "about. The intervals are pointwise: Student’s at "
+        f"{_confidence(results)} for each epoch by itself, so that among many epochs some lie off "
+        f"zero by chance.{band}"
+    )
+
+
+def course(course: Course) -> str:
+    """Say in one sentence what the difference does along the epochs (see `Course.kind`)."""
+    side = "above the baseline" if course.mean[-1] > 0 else "below the baseline"
+    since = f"epoch {course.epochs[course.epochs > course.last_turn][0]}"
+    match course.kind:
+        case turns.TURNED:
+            return f"the sign turned after epoch {course.last_turn}: {side} since {since}"
+        case turns.FADED:
+            others = np.sign(course.mean) != np.sign(course.mean[-1])
+            last_clear = course.epochs[course.is_clear & others][-1]
+            return f"clear of zero until epoch {last_clear}, with another sign than at the end"
+        case turns.KEPT:
+            end = "clear" if course.is_clear[-1] else "not clear"
+            return f"kept its sign from {since} on: {side}, {end} of zero at the end"
+    return "never clear of zero"
+
+
+def within_margin(results: Results) -> str:
+    """Say what the probability of lying within the margin is, and is not."""
+    return (
+        f"The probability that the mean difference μ lies within ±{_margin(results)}, given the "
+        "seeds of this study. This is not an error rate: it assumes that the differences are "
+        "normal, and that before the study every μ and every order of magnitude of their spread "
+        "was equally likely (a flat prior). Nothing bounds how often such a sentence is wrong in "
+        "studies that stop when it looks good. The verdicts assume neither. A dash: a seed "
+        "diverged, or there is only one."
     )

@@ -21,10 +21,12 @@ from cnnlab.html.blocks import (
     Text,
 )
 from cnnlab.plots import MATRIX_CLASSES
-from cnnlab.study import plan
-from cnnlab.study.report import claims, figures, series, tables
+from cnnlab.study import pairs, plan
+from cnnlab.study.report import claims, coverage, figures, series, tables
 from cnnlab.study.report.numbers import scales
 from cnnlab.study.results import ArmResult, Results, Verdict
+
+FEW = 2  # panels that are shown from the start where more are folded
 
 
 def sections(results: Results, verdicts: Sequence[Verdict]) -> list[Section]:
@@ -39,6 +41,11 @@ def sections(results: Results, verdicts: Sequence[Verdict]) -> list[Section]:
         _evidence(results, verdicts),
         _seeds(results, verdicts),
         _pairing(results),
+        _coverage(results),
+        _all_pairs(results),
+        _condition_means(results),
+        _courses(results),
+        _within_margin(results),
         _averages(results),
         _test_sets(results),
         _spread(results),
@@ -135,6 +142,70 @@ def _pairing(results: Results) -> Section:
                 "initial weights of the first seed were compared as they were."
             ),
             _tabled(results, tables.paired_draws(results)),
+        ],
+    )
+
+
+def _coverage(results: Results) -> Section:
+    table = coverage.crossed(results)
+    if not table.rows:
+        return Section("What the verdicts cover", [])
+    return Section(
+        "What the verdicts cover",
+        [*[Text(line) for line in claims.covered(results)], _tabled(results, table)],
+    )
+
+
+def _all_pairs(results: Results) -> Section:
+    if not results.study.all_pairs:
+        return Section("All pairs and ranks", [])
+    verdicts = pairs.decide(results)
+    return Section(
+        "All pairs and ranks",
+        [
+            *[Text(line) for line in claims.all_pairs(results, pairs.comparisons(results))],
+            *[Text(line) for line in claims.unbeaten(results, verdicts)],
+            _tabled(results, coverage.ranks(results, verdicts)),
+            Text(claims.ranks(), dim=True),
+            _tabled(results, coverage.all_pairs(results, verdicts), "The pairs as a table"),
+        ],
+    )
+
+
+def _condition_means(results: Results) -> Section:
+    table = coverage.condition_means(results)
+    if not table.rows:
+        return Section("Means over conditions", [])
+    return Section("Means over conditions", [Text(claims.condition_means(results)), Tabled(table)])
+
+
+def _courses(results: Results) -> Section:
+    table = coverage.courses(results)
+    if not table.rows:
+        return Section("Differences along the epochs", [])
+    courses = series.courses(results)
+    followed = sorted({place for (place, _), course in courses.items() if course is not None})
+    return Section(
+        "Differences along the epochs",
+        [
+            Text(claims.courses(results)),
+            _tabled(results, table),
+            Legend(results.arm_names),
+            Panels(
+                lambda: [figures.courses(results, place) for place in followed],
+                "Drawn over the epochs",
+                unfolded=len(followed) <= FEW,
+            ),
+        ],
+    )
+
+
+def _within_margin(results: Results) -> Section:
+    return Section(
+        "Within the margin, by Bayes’ rule",
+        [
+            Text(claims.within_margin(results)),
+            _tabled(results, coverage.within_margin(results), "The probabilities as a table"),
         ],
     )
 

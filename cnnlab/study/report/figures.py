@@ -229,6 +229,35 @@ def curves(results: Results, place: int, name: str) -> Panel:
     return Panel(caption, draw(paint_curves, f"{caption}, over the epochs"))
 
 
+def courses(results: Results, place: int) -> Panel:
+    """Draw how the validation accuracy differs from the baseline's along the epochs: the mean over
+    seeds, with the interval of each epoch, a line for each arm.
+    """
+    rows = {j: course for (i, j), course in series.courses(results).items() if i == place}
+    drawn = {j: course for j, course in rows.items() if course is not None}
+
+    def paint(axis: Axes) -> None:
+        if results.study.metric == "accuracy":
+            margin = 100 * plan.margin(results.study)
+            axis.axhspan(-margin, margin, color=INK, alpha=0.13, linewidth=0)
+        axis.axhline(0, color=INK, linewidth=0.8)
+        for j, course in drawn.items():
+            style = look(j)
+            low, mean, high = (100 * values for values in (course.low, course.mean, course.high))
+            axis.fill_between(
+                course.epochs, low, high, color=style["color"], alpha=0.18, linewidth=0
+            )
+            every = max(1, len(mean) // 6)
+            axis.plot(course.epochs, mean, **style, linewidth=1.6, markersize=4.5, markevery=every)
+        axis.grid(color=INK, alpha=0.15)
+        ticks = cast("MaxNLocator", axis.xaxis.get_major_locator())
+        ticks.set_params(integer=True, nbins=6)
+        axis.set(xlabel="epoch", ylabel="difference (pp)")
+
+    caption = f"Difference in validation accuracy{_under(results.conditions[place])}"
+    return Panel(caption, draw(paint, f"{caption}, over the epochs"))
+
+
 def gradient_norms(results: Results, place: int) -> Panel:
     """Draw the gradient norms over the first steps."""
     paint = _lines(results, place, series.gradient_norms, log=True)

@@ -7,11 +7,14 @@ from __future__ import annotations
 import numpy as np
 
 from cnnlab import metrics
-from cnnlab.study import sequential
+from cnnlab.study import plan, sequential, turns
 from cnnlab.study.plan import Condition
 from cnnlab.study.records import Trial
-from cnnlab.study.results import ArmResult, Results, padded
+from cnnlab.study.results import ArmResult, Results, curve, padded
+from cnnlab.study.turns import Course
 from cnnlab.types import Metrics
+
+VALIDATION = "validation_accuracy"
 
 
 def gradient_norms(arm: ArmResult) -> np.ndarray:
@@ -103,6 +106,27 @@ def along(results: Results, name: str) -> list[tuple[Condition, list[int]]]:
         for others, places in groups
     ]
     return [(others, places) for others, places in ordered if len(places) > 1]
+
+
+def courses(results: Results) -> dict[tuple[int, int], Course | None]:
+    """Follow each arm's validation accuracy minus the baseline's of the same seeds along the
+    epochs, where neither diverged: (condition, arm) by number; None where there are too few epochs
+    or seeds.
+    """
+    base = results.arm_names.index(plan.baseline(results.study))
+    confidence = 1 - results.study.alpha
+    return {
+        (i, j): turns.course(_finished_curve(arm), _finished_curve(row[base]), confidence)
+        for i, row in enumerate(results.arms)
+        for j, arm in enumerate(row)
+        if j != base
+    }
+
+
+def _finished_curve(arm: ArmResult) -> np.ndarray:
+    """Collect the validation accuracy, float64[seeds, epochs]; NaN for what diverged at the end."""
+    has_diverged = np.array([run.diverged is not None for run in arm.runs])
+    return np.where(has_diverged[:, None], np.nan, curve(arm, VALIDATION))
 
 
 def at_edge(arm: ArmResult, name: str) -> list[float]:
