@@ -46,6 +46,12 @@ DATA_SETTINGS = ("image_size", "image_key", "label_key", "test_split", "test_fra
 # Of the data set; also names that hyperparameters of the user's augmentations may have.
 STATISTICS = ("mean", "std")
 
+# What is kept of a network, for metrics and transforms of its logits.
+LOGITS_INPUTS = (
+    *("validation_logits", "validation_labels", "class_counts"),
+    *("train_losses", "wrong_labels", "ood_logits"),
+)
+
 KINDS = {
     "model": Kind(
         "model",
@@ -133,6 +139,22 @@ KINDS = {
         "(image uint8[H, W, C], rng, ...) -> uint8[H, W, C]",
         "cnnlab.data.distortions:DISTORTIONS",
         positional=2,
+    ),
+    "posthoc": Kind(
+        "post-hoc metric",
+        "reanalyse.py --metric",
+        "(logits float[N, K], labels int[N], ...) -> float",
+        "cnnlab.posthoc.metrics:METRICS",
+        positional=2,
+        supplies=LOGITS_INPUTS,
+    ),
+    "rescaling": Kind(
+        "transform of logits",
+        "reanalyse.py --metric METRIC+",
+        "(logits float[N, K], ...) -> float[N, K]",
+        "cnnlab.posthoc.transforms:TRANSFORMS",
+        positional=1,
+        supplies=LOGITS_INPUTS,
     ),
     "metric": Kind("metric", "--metrics", "Metric, or (...) -> Metric", "cnnlab.metrics:METRICS"),
 }

@@ -235,6 +235,22 @@ def _word(value: object) -> str:
     return "the default" if value is None else str(value)
 
 
+def added(folder: Path) -> list[PlannedArm]:
+    """Read which arms were added to a study beyond its manifest.
+
+    Raises:
+      InputError: the note is damaged.
+    """
+    path = folder / ADDED
+    try:
+        values = files.read_sealed(path)["arms"] if path.exists() else []
+        return [schema.build(PlannedArm, value) for value in values]
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); restore it, or choose another --workdir"
+        ) from error
+
+
 def extended(manifest: Manifest, study: Study, arms: Arms, folder: Path) -> int:
     """Count the comparisons that share the error rate: those planned, and all that were ever added
     beyond them. What this study adds is noted next to the manifest.
@@ -243,18 +259,15 @@ def extended(manifest: Manifest, study: Study, arms: Arms, folder: Path) -> int:
       InputError: the note is damaged, or cannot be written.
     """
     path = folder / ADDED
+    before = added(folder)
     try:
-        values = files.read_sealed(path)["arms"] if path.exists() else []
-        before = [schema.build(PlannedArm, value) for value in values]
         known = {arm.digest for arm in (*manifest.arms, *before)}
         new = [arm for arm in _planned(arms) if arm.digest not in known]
         if new:
             noted = [dataclasses.asdict(arm) for arm in (*before, *new)]
             files.write_sealed(path, {"arms": noted})
-    except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise InputError(
-            f"{path} cannot be read or written ({error}); restore it, or choose another --workdir"
-        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
     everything = {arm.digest: arm for arm in (*manifest.arms, *before, *new)}.values()
     compared = sum(folders.canonical(arm.name) != manifest.baseline for arm in everything)
     return max(manifest.comparisons, compared)

@@ -108,6 +108,7 @@ class CellResult:
       initial_weights: of its first seed, as `pairing.fingerprint`.
       ood_sets: SHA-256 of the sets of images that are of none of the classes, by name.
       logits_digest: SHA-256 of the file of its logits (`logits.write`); empty where none are kept.
+      arm_digest: `Cell.arm_digest`, which the manifest names.
     """
 
     arm: str
@@ -129,6 +130,7 @@ class CellResult:
     initial_weights: dict[str, str] = field(default_factory=dict)
     ood_sets: dict[str, str] = field(default_factory=dict)
     logits_digest: str = ""
+    arm_digest: str = ""
 
     def to_json(self) -> JsonObject:
         """Convert the result to JSON values."""

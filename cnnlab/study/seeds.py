@@ -78,6 +78,7 @@ def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: st
         initial_weights=trained.initial_weights,
         ood_sets=testing.digests(ood_splits, Console("off")),
         logits_digest=kept_digest,
+        arm_digest=cell.arm_digest,
     )
 
 

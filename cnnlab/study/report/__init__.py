@@ -2,13 +2,11 @@
 
 document.py has the order of it all; claims.py the sentences, tables.py and coverage.py the tables,
 figures.py the panels, which draw what series.py computes; numbers.py writes the numbers;
-html/page.py, markdown.py and this file write it out.
+html/page.py, markdown.py, csvs.py and this file write it out.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from cnnlab.errors import InputError
 from cnnlab.html.markdown import markdown
 from cnnlab.html.page import page as write_page
 from cnnlab.study import plan, statistics
-from cnnlab.study.report import claims, document, tables
+from cnnlab.study.report import claims, csvs, document, tables
 from cnnlab.study.report.numbers import NONE, Scale, scales
 from cnnlab.study.results import Results, Verdict, decide
 from cnnlab.study.statistics import Comparison
@@ -48,8 +46,8 @@ def write(results: Results, folder: Path) -> list[Path]:
     texts = {
         "report.html": write_page(claims.title(results), claims.compared(results), parts, KINDS),
         "report.md": markdown(claims.title(results), claims.compared(results), parts),
-        "results.csv": _csv(*tables.csv_runs(results)),
-        "verdicts.csv": _csv(*tables.csv_verdicts(results, verdicts)),
+        "results.csv": csvs.text(*tables.csv_runs(results)),
+        "verdicts.csv": csvs.text(*tables.csv_verdicts(results, verdicts)),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,14 +100,3 @@ def standings(
             word += f", {tables.expected(c)}"
         rows.append((name, str(c.n), evidence, interval, word))
     return STANDING, rows
-
-
-def _csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Format rows as CSV. Floats are written as repr writes them, so that they are read back
-    exactly; None is empty.
-    """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return file.getvalue()

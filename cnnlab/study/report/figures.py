@@ -5,6 +5,7 @@ is in `series`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from cnnlab.metrics import largest_confusions
 from cnnlab.plots import MATRIX_CLASSES, SERIES, clipped, confusion_bars
 from cnnlab.study import plan, sequential
 from cnnlab.study.report import series, tables
-from cnnlab.study.report.numbers import ECE, number_of, scales, short, words
+from cnnlab.study.report.numbers import ECE, Scale, number_of, scales, short, words
 from cnnlab.study.results import ArmResult, Results, Verdict, curve, differences, trials_of, values
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def evidence(results: Results, verdicts: Sequence[Verdict], place: int) -> Panel
         axis.set(xlabel="seeds", ylabel="evidence (log)")
         plain_log(axis.yaxis)
 
-    caption = f"Evidence{_under(results.conditions[place])}"
+    caption = f"Evidence{under(results.conditions[place])}"
     return Panel(caption, draw(paint, f"{caption}, along the seeds"))
 
 
@@ -69,52 +70,89 @@ def _rows(results: Results, verdicts: Sequence[Verdict], place: int) -> dict[int
     return {names.index(v.arm): v for v in verdicts if v.condition == condition}
 
 
+@dataclass(frozen=True)
+class Strips:
+    """A metric of several arms, seed by seed.
+
+    Attributes:
+      names: of the arms.
+      rows: the metric of each network, float64[seeds] for each arm; NaN where it diverged.
+      gaps: its difference from the baseline of the same seed; empty for the baseline.
+      intervals: (low, middle, high) of these, NaN where there are none.
+      scale: how it is shown.
+      larger_is_better: the direction.
+      margin: of equivalence; 0: none is drawn.
+      where: which condition, for captions.
+    """
+
+    names: Sequence[str]
+    rows: Sequence[np.ndarray]
+    gaps: Sequence[np.ndarray]
+    intervals: Sequence[tuple[float, float, float]]
+    scale: Scale
+    larger_is_better: bool
+    margin: float = 0.0
+    where: str = ""
+
+
 def seeds(results: Results, verdicts: Sequence[Verdict], place: int) -> list[Panel]:
     """Draw the study's metric for each seed, and its difference from the baseline of the same seed,
     under the place-th condition.
     """
     study = results.study
-    scale = scales(results.study)[results.study.metric]
     arms = results.arms[place]
-    where = _under(results.conditions[place])
-    accuracies = [scale.factor * values(arm, study.metric) for arm in arms]
-    gaps = [
-        scale.factor * differences(results, study.metric).get((place, j), np.array([]))
-        for j in range(len(arms))
-    ]
-    margin = scale.factor * plan.margin(study)
-    direction = "larger" if plan.metric(study).larger_is_better else "smaller"
-
+    all_gaps = differences(results, study.metric)
     rows = _rows(results, verdicts, place)
-    spans = [
-        (series.mean(row) - series.sd(row), series.mean(row), series.mean(row) + series.sd(row))
-        for row in accuracies
-    ]
     nothing = (np.nan, np.nan, np.nan)
     intervals = [
-        tuple(scale.factor * end for end in (c.low, c.median, c.high))
-        if (c := rows[j].comparison if j in rows else None)
-        else nothing
+        (c.low, c.median, c.high) if (c := rows[j].comparison if j in rows else None) else nothing
         for j in range(len(arms))
+    ]
+    return strips(
+        Strips(
+            results.arm_names,
+            [values(arm, study.metric) for arm in arms],
+            [all_gaps.get((place, j), np.array([])) for j in range(len(arms))],
+            intervals,
+            scales(study)[study.metric],
+            plan.metric(study).larger_is_better,
+            plan.margin(study),
+            under(results.conditions[place]),
+        )
+    )
+
+
+def strips(drawn: Strips) -> list[Panel]:
+    """Draw a metric for each seed, and its differences from the baseline."""
+    scale = drawn.scale
+    direction = "larger" if drawn.larger_is_better else "smaller"
+    rows = [scale.factor * row for row in drawn.rows]
+    spans = [
+        (series.mean(row) - series.sd(row), series.mean(row), series.mean(row) + series.sd(row))
+        for row in rows
     ]
 
     def left(axis: Axes) -> None:
-        _strips(axis, results.arm_names, accuracies, spans)
+        _strips(axis, drawn.names, rows, spans)
         axis.set_xlabel(f"{scale.label}, {direction} is better")
 
     def right(axis: Axes) -> None:
-        axis.axvspan(-margin, margin, color=INK, alpha=0.13, linewidth=0)
+        if drawn.margin:
+            margin = scale.factor * drawn.margin
+            axis.axvspan(-margin, margin, color=INK, alpha=0.13, linewidth=0)
         axis.axvline(0, color=INK, linewidth=0.8)
         names = [
             name if len(gap) else f"{name} (baseline)"
-            for name, gap in zip(results.arm_names, gaps, strict=True)
+            for name, gap in zip(drawn.names, drawn.gaps, strict=True)
         ]
-        _strips(axis, names, gaps, intervals)
+        gaps = [scale.factor * gap for gap in drawn.gaps]
+        ends = [tuple(scale.factor * end for end in interval) for interval in drawn.intervals]
+        _strips(axis, names, gaps, ends)
         axis.set_xlabel(scale.difference_label)
 
     shape = {
         "width": STRIP,
-        "height": ROW * len(arms) + 48,
+        "height": ROW * len(rows) + 48,
         "left": 8,
         "right": 12,
         "top": 6,
@@ -122,12 +160,12 @@ def seeds(results: Results, verdicts: Sequence[Verdict], place: int) -> list[Pan
     }
     return [
         Panel(
-            f"{_capital(scale.name)}{where}",
-            draw(left, f"{scale.name} of each seed{where}", **shape),
+            f"{_capital(scale.name)}{drawn.where}",
+            draw(left, f"{scale.name} of each seed{drawn.where}", **shape),
         ),
         Panel(
-            f"Paired differences{where}",
-            draw(right, f"Differences from the baseline{where}", **shape),
+            f"Paired differences{drawn.where}",
+            draw(right, f"Differences from the baseline{drawn.where}", **shape),
         ),
     ]
 
@@ -175,7 +213,7 @@ def _strips(
         axis.set_xticks([])
 
 
-def _under(condition: plan.Condition) -> str:
+def under(condition: plan.Condition) -> str:
     return f": {plan.label(condition)}" if condition else ""
 
 
@@ -225,7 +263,7 @@ def curves(results: Results, place: int, name: str) -> Panel:
         paint(axis)
         axis.set(xlabel="epoch", ylabel=f"{name.replace('_', ' ')} (%)")
 
-    caption = f"{_capital(name.replace('_', ' '))}{_under(results.conditions[place])}"
+    caption = f"{_capital(name.replace('_', ' '))}{under(results.conditions[place])}"
     return Panel(caption, draw(paint_curves, f"{caption}, over the epochs"))
 
 
@@ -254,7 +292,7 @@ def courses(results: Results, place: int) -> Panel:
         ticks.set_params(integer=True, nbins=6)
         axis.set(xlabel="epoch", ylabel="difference (pp)")
 
-    caption = f"Difference in validation accuracy{_under(results.conditions[place])}"
+    caption = f"Difference in validation accuracy{under(results.conditions[place])}"
     return Panel(caption, draw(paint, f"{caption}, over the epochs"))
 
 
@@ -266,7 +304,7 @@ def gradient_norms(results: Results, place: int) -> Panel:
         paint(axis)
         axis.set(xlabel="step", ylabel="gradient norm (log)")
 
-    caption = f"Gradient norm{_under(results.conditions[place])}"
+    caption = f"Gradient norm{under(results.conditions[place])}"
     return Panel(caption, draw(paint_norms, f"{caption}, over the first steps"))
 
 
@@ -299,7 +337,7 @@ def reliability(results: Results, place: int, j: int) -> Panel:
 
     text = f"ECE {tables.spread_of(ece, values(arm, 'ece'))} {ece.unit}"
     lost = f", without {len(series.diverged(arm))} diverged" if series.diverged(arm) else ""
-    where = _under(results.conditions[place])
+    where = under(results.conditions[place])
     label = f"Reliability of {arm.name}{where}: {text}"
     return Panel(f"{arm.name}: {text}{lost}", draw(paint, label, 262, 245, right=16))
 
@@ -312,7 +350,7 @@ def confusion(results: Results, place: int, j: int) -> Panel:
     counts = series.confusion(arm)
     lost = f", without {len(series.diverged(arm))} diverged" if series.diverged(arm) else ""
     caption = f"{arm.name}{lost}"
-    label = f"Confusion matrix of {arm.name}{_under(results.conditions[place])}"
+    label = f"Confusion matrix of {arm.name}{under(results.conditions[place])}"
     if counts is None:
         return Panel(caption, draw(_all_diverged, label))
     if len(arm.class_names) > MATRIX_CLASSES:
@@ -403,7 +441,7 @@ def along(results: Results, name: str, others: plan.Condition, places: Sequence[
         axis.grid(color=INK, alpha=0.15)
         axis.set(xlabel=AXES[name], ylabel=scale.label)
 
-    caption = f"{_capital(scale.name)} against {name.replace('_', ' ')}{_under(others)}"
+    caption = f"{_capital(scale.name)} against {name.replace('_', ' ')}{under(others)}"
     return Panel(caption, draw(paint, caption))
 
 
@@ -447,5 +485,5 @@ def tuning(results: Results, place: int, name: str) -> Panel:
         axis.grid(color=INK, alpha=0.15)
         axis.set(xlabel=f"{words(name)} (log)", ylabel=f"{scale.label}, validation")
 
-    caption = f"{_capital(words(name))}{_under(results.conditions[place])}"
+    caption = f"{_capital(words(name))}{under(results.conditions[place])}"
     return Panel(caption, draw(paint, f"{caption}: {scale.name} on validation over its values"))
