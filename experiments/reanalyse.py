@@ -51,11 +51,5 @@ def main(arguments: Arguments) -> None:
     print(*report.lines(study, measured), *paths, sep="\n", flush=True)
 
 
-def list_parts(kinds: list[str]) -> None:
-    from cnnlab import parts
-
-    print(parts.listing(kinds))
-
-
 if __name__ == "__main__":
-    cli.main(main, Arguments, alone={"--list": list_parts})
+    cli.main(main, Arguments, alone={"--list": cli.list_parts})

@@ -21,19 +21,20 @@ from cnnlab.html.blocks import (
 )
 
 
-def markdown(title: str, lead: str, sections: Sequence[Section]) -> str:
+def markdown(title: str, lead: str, sections: Sequence[Section], page: str = "report.html") -> str:
     """Build the Markdown text of a document.
 
     Args:
       title: its heading.
       lead: the paragraph below that.
       sections: of the document.
+      page: where the figures are.
     """
     parts = [f"# {escape(title)}", escape(lead)]
     for section in sections:
         blocks = [text for block in section.blocks if (text := _block(block))]
         drawn = any(isinstance(block, Panels) for block in section.blocks)
-        parts += [f"## {escape(section.title)}", *blocks, *["(Figures: report.html.)"] * drawn]
+        parts += [f"## {escape(section.title)}", *blocks, *[f"(Figures: {page}.)"] * drawn]
     return "\n\n".join(parts) + "\n"
 
 

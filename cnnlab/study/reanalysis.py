@@ -70,12 +70,11 @@ class Analysis:
           supply: what else is kept of it, of parts.LOGITS_INPUTS.
 
         Raises:
-          InputError: something is not there, or whatever the metric or a transform raises.
+          InputError: whatever the metric or a transform raises.
         """
         scores = np.asarray(outputs.logits, np.float64)
         supply = dict(supply)
         for part in self.transforms:
-            self._check(part, supply)
             rescale = functools.partial(part.call, **supply)
             changed = {
                 name: rescale(supply[name])
@@ -86,13 +85,26 @@ class Analysis:
             supply |= changed
         if isinstance(self.metric.function, Metric):
             return _of_sums(self.metric.function, scores, outputs.labels)
-        self._check(self.metric, supply)
         return float(self.metric.call(scores, outputs.labels, **supply))
 
-    def _check(self, part: Part, supply: Mapping[str, object]) -> None:
-        for name, why in MISSING.items():
-            if part.requires(name) and name not in supply:
-                raise InputError(f"--metric {self.text} takes {name}, and {why}")
+    def missing(self, kept: Kept) -> str:
+        """Return the name of what the metric or a transform asks for and is not kept; empty if all
+        of it is.
+        """
+        there = {"class_counts"}
+        if VALIDATION in kept.sets:
+            there |= {"validation_logits", "validation_labels"}
+        if kept.train_losses is not None:
+            there |= {"train_losses", "wrong_labels"}
+        if any(name.startswith(OOD_SETS) for name in kept.sets):
+            there.add("ood_logits")
+        asked = (
+            name
+            for part in (self.metric, *self.transforms)
+            for name in MISSING
+            if part.requires(name) and name not in there
+        )
+        return next(asked, "")
 
 
 def _of_sums(metric: Metric, scores: np.ndarray, labels: np.ndarray) -> float:
@@ -179,11 +191,13 @@ class Measured:
     values: dict[tuple[int, int], np.ndarray]
 
     def gap(self, place: tuple[int, int], baseline: int) -> np.ndarray:
-        """Subtract the baseline's values of the same seeds: float64[seeds]; empty without them, or
-        for the baseline itself.
+        """Subtract the baseline's values of the same seeds: float64[seeds]; empty without them, for
+        the baseline itself, and where the metric is defined for neither.
         """
         base = self.values.get((place[0], baseline))
         if base is None or place[1] == baseline:
+            return np.array([])
+        if np.isnan(base).all() and np.isnan(self.values[place]).all():
             return np.array([])
         return difference(self.values[place], base, self.shown.larger_is_better)
 
@@ -254,36 +268,36 @@ def reanalyse(
       console: shows how far it is.
 
     Returns:
-      One for each; where a metric is about out-of-distribution images, for each set of them.
+      One for each, in the order of the texts; where a metric is about out-of-distribution images,
+      for each set of them. A condition that lacks what a metric asks for has no values of it.
 
     Raises:
-      InputError: logits or something else that a metric asks for was not kept.
+      InputError: logits were not kept, or what a metric asks for under no condition.
     """
     measured: dict[str, Measured] = {}
+    lacking: dict[str, str] = {}
+    computed = set()
     places = [(place, cell) for place, cells in study.cells.items() for cell in cells]
     for place, cell in console.track("reading logits", "cells")(places):
-        for name, shown, values in _of_cell(cell, analyses, test_set):
-            rows = measured.setdefault(name, Measured(name, shown, {})).values
-            rows[place] = np.concatenate([rows.get(place, np.array([])), values])
+        kept = cell.read()
+        for analysis in analyses:
+            if kept and (missing := analysis.missing(kept)):
+                lacking[analysis.text] = missing
+                continue
+            computed.add(analysis.text)
+            for name, ood_set in _named(analysis, test_set, list(cell.result.ood_sets)):
+                values = [
+                    np.nan
+                    if kept is None or run.test is None
+                    else _of_network(analysis, kept, i, test_set, ood_set)
+                    for i, run in enumerate(cell.result.runs)
+                ]
+                rows = measured.setdefault(name, Measured(name, analysis.shown, {})).values
+                rows[place] = np.array([*rows.get(place, ()), *values])
+    for text, missing in lacking.items():
+        if text not in computed:
+            raise InputError(f"--metric {text} takes {missing}, and {MISSING[missing]}")
     return list(measured.values())
-
-
-def _of_cell(
-    cell: KeptCell, analyses: Sequence[Analysis], test_set: str | None
-) -> list[tuple[str, Shown, np.ndarray]]:
-    """Compute metrics of the networks of a cell: names, how they are shown, float64[seeds]."""
-    kept = cell.read()
-    found = []
-    for analysis in analyses:
-        for name, ood_set in _named(analysis, test_set, list(cell.result.ood_sets)):
-            values = [
-                np.nan
-                if kept is None or run.test is None
-                else _of_network(analysis, kept, i, test_set, ood_set)
-                for i, run in enumerate(cell.result.runs)
-            ]
-            found.append((name, analysis.shown, np.array(values, np.float64)))
-    return found
 
 
 def _named(
@@ -293,8 +307,6 @@ def _named(
     name = analysis.text if test_set is None else f"{analysis.text}@{test_set}"
     if not analysis.metric.asks("ood_logits"):
         return [(name, None)]
-    if not ood_sets:
-        raise InputError(f"--metric {analysis.text} takes ood_logits, and {MISSING['ood_logits']}")
     return [(f"{name}: {ood_set}", ood_set) for ood_set in ood_sets]
 
 
@@ -305,6 +317,8 @@ def _of_network(
     name = TEST if test_set is None else TEST_SETS + test_set
     if name not in kept.sets:
         there = [n.removeprefix(TEST_SETS) for n in kept.sets if n.startswith(TEST_SETS)]
+        if not there:
+            raise InputError(f"--test-set {test_set}: the study was run without --test-sets")
         raise unknown("test set of the study", str(test_set), there)
     supply = {"class_counts": kept.class_counts}
     if VALIDATION in kept.sets:

@@ -132,7 +132,7 @@ def csv_rows(
         runs = [run for cell in cells for run in cell.result.runs]
         fields = [study.conditions[i].get(name) for name in names]
         for k, run in enumerate(runs):
-            values = [row.values[i, j][k] for row in measured]
+            values = [row.values[i, j][k] if (i, j) in row.values else np.nan for row in measured]
             written = [float(value) if np.isfinite(value) else None for value in values]
             rows.append([*fields, study.arm_names[j], run.seed, *written])
     return [*names, "arm", "seed", *[row.name for row in measured]], rows
@@ -152,7 +152,7 @@ def write(study: KeptStudy, measured: Sequence[Measured], folder: Path) -> list[
     parts = sections(study, measured)
     texts = {
         f"{NAME}.html": page(title, lead, parts),
-        f"{NAME}.md": markdown(title, lead, parts),
+        f"{NAME}.md": markdown(title, lead, parts, f"{NAME}.html"),
         f"{NAME}.csv": csvs.text(*csv_rows(study, measured)),
     }
     try:
