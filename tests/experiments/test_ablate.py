@@ -1,5 +1,6 @@
 """experiments/ablate.py as a user meets it: killed, run twice at once, given nonsense."""
 
+import csv
 import os
 import re
 import signal
@@ -206,3 +207,46 @@ def test_bad_input_is_one_line_before_any_training(tfds_root, tmp_path, args, sa
     done = script("ablate", *SMALL, *args, "--workdir", tmp_path / "study", cwd=tmp_path)
     assert said in one_line_error(done)
     assert not list(tmp_path.glob("study/cells/*"))
+
+STUDIES = {
+    "four optimizers": [
+        "--model", "cnn,widths=[4],hidden=[8]", "--arms", "optimizer=adam",
+        "optimizer=sgd,momentum=0.9 learning_rate=0.05", "optimizer=muon learning_rate=0.24",
+        "optimizer=optax.lion learning_rate=3e-4",
+    ],
+    "two networks under two augmentations": [
+        "--arms", "model=mlp,hidden=[8]", "model=cnn,widths=[4],hidden=[8]", "--vary",
+        "augment=flip", "augment=flip+crop,padding=1",
+    ],
+    "two losses on two data sets": [
+        "--model", "mlp,hidden=[8]", "--losses", "cross_entropy", "mse", "--fraction", "0.05",
+        "--vary", "dataset=tiny", "dataset=shapes10",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", STUDIES)
+def test_any_setting_is_an_arm_or_a_condition(what, tfds_root, tmp_path):
+    """One command each; .ci/run and the README have them in the sizes that a user takes."""
+    done = script(
+        "ablate", *STUDIES[what], *([] if "data sets" in what else ["--dataset", "tiny"]),
+        "--batch-size", "8", "--epochs", "1", "--seeds", "2", "--workdir", tmp_path / "study",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "study/results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    text = (tmp_path / "study/report.md").read_text()
+    if what == "four optimizers":
+        assert arms == STUDIES[what][3:] and len(rows) == 4 * 2
+        rates = {row["arm"]: float(row["learning_rate"]) for row in rows}
+        assert list(rates.values()) == [0.001, 0.05, 0.24, 0.0003]
+        pairing = "| the same | the same | auto: the same | the same |"
+    elif "networks" in what:
+        assert len(arms) == 2 and len(rows) == 2 * 2 * 2
+        assert {row["augment"] for row in rows} == {"flip", "flip+crop,padding=1"}
+        pairing = "| the same | the same | flip, crop: the same | different |"
+    else:
+        assert {row["dataset"] for row in rows} == {"tiny", "shapes10"} and len(rows) == 8
+        pairing = "| the same | the same | auto: the same | the same |"
+    assert pairing in text.partition("## What was paired")[2]

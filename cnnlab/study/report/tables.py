@@ -210,7 +210,7 @@ def paired_draws(results: Results) -> Table:
 
 
 def _pairing_words(shared: Pairing) -> tuple[str, str, str, str]:
-    batches = {True: "the same", False: "others", None: "same order, another size"}
+    batches = {True: "the same", False: "different", None: "same order, another size"}
     draws = ", ".join(shared.operations) or "none"
     if shared.operations:
         draws += ": the same"
@@ -218,8 +218,8 @@ def _pairing_words(shared: Pairing) -> tuple[str, str, str, str]:
         draws += f"; only in one: {', '.join(shared.other_operations)}"
     weights = NONE if shared.weights is None else f"{100 * shared.weights:.0f} % the same"
     if shared.weights in (0, 1):
-        weights = "the same" if shared.weights else "others"
-    images = "the same" if shared.images else "others"
+        weights = "the same" if shared.weights else "different"
+    images = "the same" if shared.images else "different"
     return images, batches[shared.batches], draws, weights
 
 
