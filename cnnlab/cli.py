@@ -189,13 +189,6 @@ def main(
         _end(error)
 
 
-def list_parts(kinds: list[str]) -> None:
-    """Print every kind of part, or all parts of some kinds: what --list does."""
-    from cnnlab import parts
-
-    print(parts.listing(kinds))
-
-
 def _end(error: BaseException) -> None:
     """Exit with one line for what the user can fix; otherwise raise the error again."""
     match error:

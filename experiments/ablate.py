@@ -1,10 +1,13 @@
-"""Compare losses over paired seeds: one command, and a report that can refuse to claim.
+"""Compare losses, or any settings, over paired seeds: one command, and a report that can refuse to
+claim.
 
     python experiments/ablate.py --losses cross_entropy focal,gamma=2 --label-noise 0 0.4
     python experiments/ablate.py --losses cross_entropy my_module.my_loss --tune lr=1e-4..1e-1
+    python experiments/ablate.py --arms "optimizer=adam" "optimizer=sgd learning_rate=0.05"
     python experiments/ablate.py --losses cross_entropy focal brier --until decided --max-seeds 24
 
-Every loss is trained from the same weights on the same batches for each seed. The same command
+Every arm is trained on the same batches for each seed, and from the same weights where its network
+is the same. The same command
 resumes a study that was stopped or killed; machines that share the folder take `--shard 0/4`,
 `--shard 1/4`, ... of it, or `--executor ray`. With `--until decided` blocks of seeds are added
 until every comparison is decided; the report is written after each of them, to look at whenever

@@ -3,9 +3,9 @@
     python experiments/reanalyse.py runs/study --metric ece ece+temperature aurc
     python experiments/reanalyse.py runs/study --metric accuracy+logit_adjustment,tau=1 few_accuracy
     python experiments/reanalyse.py runs/study --metric ood_auroc,score=energy noise_auroc
-    python experiments/reanalyse.py --list posthoc rescaling
 
-Prints a table for each metric, and writes reanalysis.html, .md and .csv into the study's folder.
+`train.py --list posthoc rescaling` describes the metrics and the transforms. It prints a table for
+each metric, and writes reanalysis.html, .md and .csv into the study's folder.
 """
 
 from __future__ import annotations
@@ -52,4 +52,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main, Arguments, alone={"--list": cli.list_parts})
+    cli.main(main, Arguments)

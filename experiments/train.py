@@ -51,5 +51,11 @@ def report(summary: dict, path: Path) -> str:
     return "\n".join([*lines, f"{path}/summary.json"])
 
 
+def list_parts(kinds: list[str]) -> None:
+    from cnnlab import parts
+
+    print(parts.listing(kinds))
+
+
 if __name__ == "__main__":
-    cli.main(main, Config, alone={"--list": cli.list_parts}, several=True)
+    cli.main(main, Config, alone={"--list": list_parts}, several=True)

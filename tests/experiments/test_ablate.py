@@ -208,6 +208,7 @@ def test_bad_input_is_one_line_before_any_training(tfds_root, tmp_path, args, sa
     assert said in one_line_error(done)
     assert not list(tmp_path.glob("study/cells/*"))
 
+
 STUDIES = {
     "four optimizers": [
         "--model", "cnn,widths=[4],hidden=[8]", "--arms", "optimizer=adam",

@@ -119,7 +119,12 @@ def _trials(study: Study, level: float, j: int, block: tuple[int, ...]) -> list[
     """Trials of a loss: a parabola in the logarithm of each value, diverged far above the best."""
     noise = 0.03 if study.tune_per_seed else 0.004
     trials = []
-    for point in points(parse_ranges(study.tune), study.budget):
+    ranges = [
+        tuned
+        for tuned in parse_ranges(study.tune)
+        if tuned.setting != "loss" or plan.arm_names(study)[j].startswith("focal")
+    ]
+    for point in points(ranges, study.budget):
         scores = []
         for seed in plan.tuning_seeds(study, block):
             rng = np.random.default_rng([seed, j, len(trials), 3])

@@ -210,8 +210,8 @@ def tuned(results: Results) -> list[str]:
         number = len(plan.tuning_seeds(study))
         with_seeds = f"with {number_of(number, 'seed')} that no comparison uses"
     return [
-        f"Tuned for each arm under each condition: {listed(names)}; the best of "
-        f"{number_of(study.budget, 'trial')} by {scales(study)[study.metric].name} on the "
+        f"Tuned for each arm under each condition: {listed(names)}; chosen "
+        f"among {number_of(study.budget, 'trial')} by {scales(study)[study.metric].name} on the "
         f"validation split, {with_seeds}. An arm without a hyperparameter is trained as it is."
     ]
 

@@ -393,7 +393,8 @@ def _tuning(results: Results) -> Section:
             Text(
                 "Every value that was tried, with its mean score on the validation split at the "
                 "end of training; a ring marks what was chosen. The score of the chosen values is "
-                f"optimistic, as the best of {results.study.budget}: compare arms on the test set."
+                f"optimistic, as they were chosen among {results.study.budget}: compare arms on "
+                "the test set."
             ),
             Text(claims.price_of_tuning(results)),
             Legend(results.arm_names),

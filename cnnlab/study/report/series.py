@@ -133,8 +133,9 @@ def at_edge(arm: ArmResult, name: str) -> list[float]:
     """List the values of a hyperparameter that tuning chose for the networks of an arm and that
     are the lowest or the highest of those tried.
     """
-    tried = [trial.values[name] for cell in arm.cells for trial in cell.tuning or []]
     chosen = [run.chosen[name] for run in arm.runs if name in run.chosen]
+    trials = [trial for cell in arm.cells for trial in cell.tuning or []]
+    tried = [trial.values[name] for trial in trials if name in trial.values]
     return [value for value in chosen if value in (min(tried), max(tried))]
 
 
