@@ -4,7 +4,7 @@
     python experiments/reanalyse.py runs/study --metric accuracy+logit_adjustment,tau=1 few_accuracy
     python experiments/reanalyse.py runs/study --metric ood_auroc,score=energy noise_auroc
 
-`train.py --list posthoc rescaling` describes the metrics and the transforms. It prints a table for
+`train.py --list posthoc rescaling` describes the metrics and the transforms. Prints a table for
 each metric, and writes reanalysis.html, .md and .csv into the study's folder.
 """
 

@@ -346,3 +346,34 @@ def test_errors_that_do_not_pickle_keep_their_words():
     assert result is None and type(error) is RuntimeError and "what happened" in str(error)
     _, kept = agree._attempt(lambda: (_ for _ in ()).throw(InputError("mine")))
     assert type(pickle.loads(pickle.dumps(kept))) is InputError
+
+
+@pytest.mark.parametrize("split_seed", ["None", "0"])
+def test_two_processes_tune_a_study_and_keep_its_logits_as_one_does(
+    split_seed, shapes10_root, tmp_path
+):
+    """To the bit: each process has seeds of its own, with their validation splits and labels."""
+    port = free_port()
+    flags = [
+        "experiments/ablate.py", "--losses", "cross_entropy", "focal", "--model", "mlp,hidden=[6]",
+        "--epochs", "1", "--seeds", "2", "--fraction", "0.1", "--label-noise", "0.4", "--tune",
+        "lr=1e-3..1e-1", "loss.gamma=0.5..5", "--budget", "2", "--tune-seeds", "2", "--progress",
+        "off", "--split-seed", split_seed, "--ood-sets", "test+gaussian_noise,severity=5",
+    ]  # fmt: skip
+    joined = ["--coordinator", f"localhost:{port}", "--processes", "2", "--process"]
+    two = [[*flags, "--workdir", str(tmp_path / "two"), *joined, str(i)] for i in range(2)]
+    with started(two, 1) as children:
+        for child in children:
+            errors = child.communicate(timeout=SECONDS)[1]
+            assert child.returncode == 0, errors[-3000:]
+    with started([[*flags, "--workdir", str(tmp_path / "one")]], 2) as (child,):
+        errors = child.communicate(timeout=SECONDS)[1]
+        assert child.returncode == 0, errors[-3000:]
+    for kind, count in (("cells/*.npz", 2), ("tuning/*.json", 2)):
+        paths = sorted((tmp_path / "one").glob(kind))
+        assert len(paths) == count
+        for path in paths:
+            other = tmp_path / "two" / path.relative_to(tmp_path / "one")
+            assert other.read_bytes() == path.read_bytes(), path.name
+    for name in ("results.csv", "verdicts.csv"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

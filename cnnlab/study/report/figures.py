@@ -485,5 +485,6 @@ def tuning(results: Results, place: int, name: str) -> Panel:
         axis.grid(color=INK, alpha=0.15)
         axis.set(xlabel=f"{words(name)} (log)", ylabel=f"{scale.label}, validation")
 
-    caption = f"{_capital(words(name))}{under(results.conditions[place])}"
+    named = words(name)
+    caption = f"{named if '.' in named else _capital(named)}{under(results.conditions[place])}"
     return Panel(caption, draw(paint, f"{caption}: {scale.name} on validation over its values"))
