@@ -31,10 +31,12 @@ def ranges_of(study: Study, recipe: Recipe) -> tuple[Range, ...]:
     Raises:
       InputError: the arm sets one of them itself, or several of its parts have it.
     """
+    if not study.tune:
+        return ()
     found = []
-    parts = resolve(recipe) if study.tune else None
+    parts = resolve(recipe)
     for tuned in parse_ranges(study.tune):
-        if parts is None or not tuned.hyperparameter:
+        if not tuned.hyperparameter:
             found.append(tuned)
             continue
         holders = [

@@ -160,7 +160,7 @@ def settled(study: Study, arms: Arms, folder: Path, workdir: Path) -> Manifest:
     path = folder / NAME
     of_this = {cell.digest for cells in arms.values() for cell in cells}
     trained = {name.stem.rpartition("--")[2] for name in (workdir / "cells").glob("*.json")}
-    begun = trained or any(workdir.glob("*.checkpoints"))
+    begun = trained or any(workdir.glob("*.checkpoints")) or any(workdir.glob("tuning/*"))
     manifest = read(folder)
     if manifest is None:
         if (folder == workdir and trained) or (folder / "verdicts.csv").exists():

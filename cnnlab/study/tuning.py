@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -64,60 +65,127 @@ def trials(study: Study, cell: Cell, folder: Path, board: Board, command: str) -
 
     Args as for `train_cell`.
     """
-    config = folders.config(study, cell.arm, cell.condition).replace(test_sets=())
+    config = folders.config(study, cell.arm, cell.condition)
+    # As many networks as a mesh wants are not always there; the choice does not depend on it
+    machine = dataclasses.replace(config.machine, mesh=None)
+    output = dataclasses.replace(config.output, test_sets=())
+    config = dataclasses.replace(config, machine=machine, output=output)
     tried = choices.tried(study, config.recipe)
     if not tried:
         return []
     seeds = plan.tuning_seeds(study, cell.seeds)
-    wanted = [Network(i, seed) for seed in seeds for i in range(len(tried))]
     name = f"{cell.arm_digest}--{plan.seed_range(seeds).replace(' ', '-')}"
-    file = folder / "tuning" / f"{name}.json"
+    wanted = [Network(i, seed) for seed in seeds for i in range(len(tried))]
+    tuning = Tuning(study, config, tried, wanted, folder / "tuning" / f"{name}.json", command)
     while True:
-        scores = agree.on_first(lambda: _stored(file, tried))
+        scores = agree.on_first(tuning.stored)
         if scores.keys() >= set(wanted):
             return [
                 Trial(dict(point), [scores[Network(i, seed)] for seed in seeds])
                 for i, point in enumerate(tried)
             ]
         with contextlib.ExitStack() as held:
-            if _claim(held, folder, f"{name}.tuning"):
-                scores = agree.on_first(lambda: _stored(file, tried))
-                missing = [network for network in wanted if network not in scores]
-                _score(study, config, tried, missing, scores, file, board, command)
+            claim = folders.claimed(folder, f"{name}.tuning")
+            # For all processes of this study
+            if agree.on_first(functools.partial(held.enter_context, claim)):
+                tuning.train(agree.on_first(tuning.stored), board)
                 continue
         board.phase("waiting for the tuning of another process")
         pause(WAIT_SECONDS, command)
 
 
-def _claim(held: contextlib.ExitStack, folder: Path, lock: str) -> bool:
-    """Take a lock for all processes of this study, until `held` is closed."""
-    return agree.on_first(lambda: held.enter_context(folders.claimed(folder, lock)))
+@dataclass(frozen=True)
+class Tuning:
+    """The networks that are trained to choose an arm's hyperparameters.
 
+    Attributes:
+      study: whose they are.
+      config: of the arm, without values of theirs.
+      tried: the values, by the number of their trial.
+      wanted: all of the networks.
+      file: of their scores.
+      command: to run again, for messages.
+    """
 
-def _score(  # noqa: PLR0913
-    study: Study,
-    config: Config,
-    tried: Sequence[Point],
-    missing: Sequence[Network],
-    scores: Scores,
-    file: Path,
-    board: Board,
-    command: str,
-) -> None:
-    """Train networks and add their scores; those of a program are kept as soon as it has ended."""
-    checkpoints = file.with_suffix(".checkpoints")
-    for free, networks in _programs(config, tried, missing, board):
-        total = len(scores) + len(missing)
-        board.phase(f"tuning: {len(networks)} networks, {len(scores)} of {total} are done")
-        with_first = choices.with_point(config.recipe, tried[networks[0].trial])
-        fixed = dataclasses.replace(config, recipe=with_first)
-        values = {name: [tried[network.trial][name] for network in networks] for name in free}
-        seeds = [network.seed for network in networks]
-        place = checkpoints / "-".join(map(str, networks[0]))
-        trained = fit(fixed, seeds, values, saver(place, command), board)
-        scores |= dict(zip(networks, _reached(study, trained), strict=True))
-        _store(file, tried, scores)
-    files.remove(checkpoints)
+    study: Study
+    config: Config
+    tried: Sequence[Point]
+    wanted: Sequence[Network]
+    file: Path
+    command: str
+
+    def train(self, scores: Scores, board: Board) -> None:
+        """Train the networks that have no score yet; those of a program have theirs as soon as it
+        has ended.
+        """
+        checkpoints = self.file.with_suffix(".checkpoints")
+        for free, networks in self.programs(board):
+            if scores.keys() >= set(networks):
+                continue
+            board.phase(f"tuning: {len(scores)} of {len(self.wanted)} networks are trained")
+            config = self._with_values(networks[0].trial)
+            values = {
+                name: [self.tried[network.trial][name] for network in networks] for name in free
+            }
+            seeds = [network.seed for network in networks]
+            saving = saver(checkpoints / "-".join(map(str, networks[0])), self.command)
+            trained = fit(config, seeds, values, saving, board)
+            scores |= dict(zip(networks, _reached(self.study, trained), strict=True))
+            agree.on_first(functools.partial(self.store, scores))
+        files.remove(checkpoints)
+
+    def _with_values(self, trial: int) -> Config:
+        recipe = choices.with_point(self.config.recipe, self.tried[trial])
+        return dataclasses.replace(self.config, recipe=recipe)
+
+    def programs(self, board: Board) -> list[tuple[list[str], list[Network]]]:
+        """Divide all networks into those that are trained together, whatever has a score: a tuning
+        that was killed ends in the same numbers.
+
+        Returns:
+          For each program the names of the values that are data, and its networks.
+        """
+        names = list(self.tried[0])
+        free = self._free(board)
+        alike: dict[tuple[float, ...], list[Network]] = {}
+        for network in self.wanted:
+            point = self.tried[network.trial]
+            fixed = tuple(point[name] for name in names if name not in free)
+            alike.setdefault(fixed, []).append(network)
+        programs = []
+        for group in alike.values():
+            number = -(-len(group) // TOGETHER)
+            size = -(-len(group) // number)
+            programs += [(free, group[i : i + size]) for i in range(0, len(group), size)]
+        return programs
+
+    def _free(self, board: Board) -> list[str]:
+        """Return which hyperparameters can be data in a program, the learning rate among them."""
+        rate = [name for name in self.tried[0] if name == LEARNING_RATE]
+        others = [name for name in self.tried[0] if name != LEARNING_RATE]
+        if not others:
+            return rate
+        built = experiment.build(self._with_values(0), board, [0, 1])
+        free = [name for name in others if built.program.takes([name])]
+        return rate + (free if built.program.takes(free) else [])
+
+    def store(self, scores: Scores) -> None:
+        """Write scores, each with its trial and seed, and the values of the trials."""
+        rows = [[*network, score] for network, score in scores.items()]
+        values = {"values": [dict(point) for point in self.tried], "scores": rows}
+        files.write_sealed(self.file, values)
+
+    def stored(self) -> Scores:
+        """Read the scores of these trials that are there; none if the file is damaged, or of other
+        values: then they are made again.
+        """
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            stored = files.read_sealed(self.file)
+            if stored["values"] == [dict(point) for point in self.tried]:
+                rows = [dict(zip(SCORED, row, strict=True)) for row in stored["scores"]]
+                read = [schema.build(_Scored, row) for row in rows]
+                return {Network(row.trial, row.seed): row.score for row in read}
+        return {}
 
 
 def _reached(study: Study, trained: Trained) -> list[float | None]:
@@ -132,58 +200,3 @@ def _reached(study: Study, trained: Trained) -> list[float | None]:
         value if step is None and math.isfinite(value) else None
         for value, step in zip(values, trained.diverged, strict=True)
     ]
-
-
-def _programs(
-    config: Config, tried: Sequence[Point], networks: Sequence[Network], board: Board
-) -> Iterator[tuple[list[str], list[Network]]]:
-    """Divide networks into those that are trained together.
-
-    Yields:
-      The names of the values that are data, and the networks of a program.
-    """
-    names = list(tried[0])
-    free = _free(config, tried[0], board)
-    alike: dict[tuple[float, ...], list[Network]] = {}
-    for network in networks:
-        point = tried[network.trial]
-        alike.setdefault(tuple(point[n] for n in names if n not in free), []).append(network)
-    for group in alike.values():
-        number = -(-len(group) // TOGETHER)
-        size = -(-len(group) // number)
-        for start in range(0, len(group), size):
-            yield free, group[start : start + size]
-
-
-def _free(config: Config, point: Point, board: Board) -> list[str]:
-    """Return which hyperparameters can be data in a program, besides the learning rate."""
-    rate = [name for name in point if name == LEARNING_RATE]
-    others = [name for name in point if name != LEARNING_RATE]
-    if not others:
-        return rate
-    recipe = choices.with_point(config.recipe, point)
-    built = experiment.build(dataclasses.replace(config, recipe=recipe), board, [0, 1])
-    free = [name for name in others if built.program.takes([name])]
-    return rate + (free if built.program.takes(free) else [])
-
-
-def _store(file: Path, tried: Sequence[Point], scores: Scores) -> None:
-    """Write scores, each with its trial and seed, and the values of the trials."""
-    rows = [[*network, score] for network, score in scores.items()]
-    values = {"values": [dict(point) for point in tried], "scores": rows}
-    agree.on_first(lambda: files.write_sealed(file, values))
-
-
-def _stored(file: Path, tried: Sequence[Point]) -> Scores:
-    """Read the scores of these trials that are there; none if the file is damaged, or of other
-    values: then they are made again.
-    """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        stored = files.read_sealed(file)
-        if stored["values"] == [dict(point) for point in tried]:
-            rows = [
-                schema.build(_Scored, dict(zip(SCORED, row, strict=True)))
-                for row in stored["scores"]
-            ]
-            return {Network(row.trial, row.seed): row.score for row in rows}
-    return {}

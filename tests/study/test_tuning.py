@@ -355,6 +355,42 @@ def test_scores_of_a_killed_tuning_are_kept(tmp_path, tfds_root, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_killed_tuning_continues_with_the_same_programs(tmp_path, tfds_root, monkeypatch):
+    """Ten networks, four at once: killed within the second program it has saved a step of, which
+    holds as many networks as the second program after it.
+    """
+    asked = study(
+        tmp_path, tune=("lr=1e-3..1e-1",), budget=5, tune_seeds=2, losses=("mse", "focal"), epochs=4
+    )
+    monkeypatch.setattr(tuning, "TOGETHER", 4)
+    monkeypatch.setattr(fit, "SAVE_SECONDS", 0.0)
+    whole = run(asked.replace(workdir=str(tmp_path / "whole")))
+    trained = []
+
+    class Killed(BaseException):
+        pass
+
+    def killed(config, seeds, *rest):
+        trained.append(list(seeds))
+        if len(trained) == 2:
+            monkeypatch.setattr(fit._OnBoard, "epoch", lambda *_: (_ for _ in ()).throw(Killed))
+        return fit.fit(config, seeds, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning, "fit", killed)
+        before = fit._OnBoard.epoch
+        with pytest.raises(Killed):
+            run(asked)
+    monkeypatch.setattr(fit._OnBoard, "epoch", before)
+    left = [p.name for p in (tmp_path / "study/tuning").glob("*.checkpoints/*")]
+    assert left and len(trained) == 2 and [len(seeds) for seeds in trained] == [4, 4]
+    again = run(asked)
+    for arm, wanted in zip(again.arms[0], whole.arms[0], strict=True):
+        assert arm.cells[0].tuning == wanted.cells[0].tuning
+        assert [r.test for r in arm.runs] == [r.test for r in wanted.runs]
+
+
+@pytest.mark.slow
 def test_trials_of_other_values_are_made_again(tmp_path, tfds_root):
     asked = study(tmp_path, tune=("lr=1e-3..1e-2",), budget=2, epochs=1, tune_seeds=1)
     before = run(asked)
