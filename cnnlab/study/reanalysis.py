@@ -62,6 +62,13 @@ class Analysis:
             return Shown(label, metric.larger_is_better, *sizes)
         return self.metric.mark(SHOWN, Shown(self.metric.name))
 
+    @property
+    def label(self) -> str:
+        """Its name for people, such as ECE (bins=10) + temperature."""
+        hyperparameters = str(self.metric).removeprefix(self.metric.name).removeprefix(",")
+        first = f"{self.shown.label} ({hyperparameters})" if hyperparameters else self.shown.label
+        return " + ".join([first, *map(str, self.transforms)])
+
     def compute(self, outputs: Outputs, supply: Mapping[str, np.ndarray]) -> float:
         """Compute the metric of one network.
 
@@ -181,12 +188,14 @@ class Measured:
 
     Attributes:
       name: as it was written, with the set that it is about where that is not the test set.
+      label: the same for people, such as ECE + temperature.
       shown: how its values are shown.
       values: (condition, arm) by number -> float64[seeds]; NaN where a network diverged, or the
         metric is not defined.
     """
 
     name: str
+    label: str
     shown: Shown
     values: dict[tuple[int, int], np.ndarray]
 
@@ -292,7 +301,9 @@ def reanalyse(
                     else _of_network(analysis, kept, i, test_set, ood_set)
                     for i, run in enumerate(cell.result.runs)
                 ]
-                rows = measured.setdefault(name, Measured(name, analysis.shown, {})).values
+                label = analysis.label + name.removeprefix(analysis.text)
+                new = Measured(name, label, analysis.shown, {})
+                rows = measured.setdefault(name, new).values
                 rows[place] = np.array([*rows.get(place, ()), *values])
     for text, missing in lacking.items():
         if text not in computed:

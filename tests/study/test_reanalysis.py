@@ -289,7 +289,7 @@ def test_the_script_computes_without_training(tmp_path, tfds_root):
         "reanalyse", tmp_path, "--metric", "ece", "ece+temperature", "ood_fpr95,score=energy"
     )
     assert done.returncode == 0, done.stderr
-    assert "ood_fpr95,score=energy: test+gaussian_noise,severity=5 (%)" in done.stdout
+    assert "distribution (score=energy): test+gaussian_noise,severity=5 (%)" in done.stdout
     with (tmp_path / "reanalysis.csv").open() as file, (tmp_path / "results.csv").open() as other:
         rows, measured = list(csv.DictReader(file)), list(csv.DictReader(other))
     assert [float(r["ece"]) for r in rows] == pytest.approx(

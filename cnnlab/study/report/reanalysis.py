@@ -27,12 +27,10 @@ LEAD = (
 
 
 def scale_of(measured: Measured) -> Scale:
-    """Return how a metric is shown, its name with the transforms and the set."""
+    """Return how a metric is shown."""
     shown = measured.shown
     difference_unit = shown.unit if shown.difference_unit is None else shown.difference_unit
-    written = measured.name
-    name = shown.label if written in (shown.label, shown.label.lower()) else written
-    return Scale(name, shown.unit, difference_unit, shown.factor, shown.digits)
+    return Scale(measured.label, shown.unit, difference_unit, shown.factor, shown.digits)
 
 
 def table(study: KeptStudy, measured: Measured) -> Table:
@@ -112,7 +110,7 @@ def _panels(study: KeptStudy, measured: Measured) -> list[Panel]:
 
 def sections(study: KeptStudy, measured: Sequence[Measured]) -> list[Section]:
     """Build the page, a section for each metric."""
-    return [Section(row.name, _blocks(study, row)) for row in measured]
+    return [Section(row.label, _blocks(study, row)) for row in measured]
 
 
 def _blocks(study: KeptStudy, measured: Measured) -> list[Block]:
