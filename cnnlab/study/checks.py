@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnlab import compilation_cache
-from cnnlab.config import Recipe
+from cnnlab.config import Config, Recipe
 from cnnlab.console import Console
 from cnnlab.data.contents import Contents
 from cnnlab.data.dataset import Dataset
@@ -24,7 +24,8 @@ from cnnlab.study import folder as folders
 from cnnlab.study.folder import Digests
 from cnnlab.study.plan import Study
 from cnnlab.training import experiment, network, program, testing
-from cnnlab.training.program import LEARNING_RATE, Program
+from cnnlab.training.devices import Layout
+from cnnlab.training.program import LEARNING_RATE
 from cnnlab.training.step import Objective
 
 
@@ -50,9 +51,11 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
     """
     # JAX looks whether there is a cache when it first compiles, and never again
     compilation_cache.keep_compilations()
-    for condition in plan.conditions(study):
-        names = plan.arm_names(study)
-        choices.check(study, {arm: folders.config(study, arm, condition).recipe for arm in names})
+    recipes = {
+        f"{arm}, {plan.label(condition)}": folders.config(study, arm, condition).recipe
+        for arm, condition in plan.grid(study)
+    }
+    choices.check(study, recipes)
     digests: dict[tuple[str, str], Digests] = {}
     teachers: dict[str, tuple[Callable | None, str | None]] = {}
     opened: dict[tuple[object, ...], _Opened] = {}
@@ -76,6 +79,9 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
         known = opened[key]
         data = experiment.training_data(config, parts, known.dataset, known.read)
         width = plan.block_width(study)
+        for recipe_at_end in choices.ends_of(study, recipe) if study.tune else ():
+            tuned = dataclasses.replace(config, recipe=recipe_at_end)
+            experiment.training_data(tuned, resolve(recipe_at_end), known.dataset, known.read)
         layout = experiment.choose_layout(config, parts, width)
         experiment.check_parts(recipe, parts, data.dataset)
         _check_values(recipe, parts, data.facts)
@@ -84,26 +90,31 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
             if parts.needs_teacher:
                 teachers[arm] = network.teacher_fn(recipe, data.dataset)
         teacher, teacher_digest = teachers[arm]
-        if study.tune_per_seed and width > 1:
-            _check_together(study, program.build(config, parts, layout, data.facts, teacher))
+        if study.tune_per_seed and width > 1 and choices.ranges_of(study, recipe):
+            _check_together(study, config, layout, data.facts, teacher)
         digests[arm, plan.label(condition)] = Digests(
             data.facts.digest, teacher_digest, known.test_sets, known.ood_sets
         )
     return digests
 
 
-def _check_together(study: Study, compiled: Program) -> None:
+def _check_together(
+    study: Study, config: Config, layout: Layout, facts: DataFacts, teacher: Callable | None
+) -> None:
     """Refuse seeds that are trained together with values that a program cannot take as data.
 
     Raises:
       InputError: there are some.
     """
-    names = [tuned.name for tuned in choices.ranges_of(study, compiled.config.recipe)]
-    others = [name for name in names if name != LEARNING_RATE]
-    if others and not compiled.takes(others):
+    point = choices.tried(study, config.recipe)[0]
+    names = [name for name in point if name != LEARNING_RATE]
+    recipe = choices.with_point(config.recipe, point)
+    with_point = dataclasses.replace(config, recipe=recipe)
+    compiled = program.build(with_point, resolve(recipe), layout, facts, teacher)
+    if names and not compiled.takes(names):
         raise InputError(
             "--tune-per-seed: the seeds of a block are trained together, and "
-            f"{' and '.join(others)} cannot differ between them; take --block 1"
+            f"{' and '.join(names)} cannot differ between them; take --block 1"
         )
 
 

@@ -5,6 +5,8 @@ them, and the choice.
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,7 +31,8 @@ def ranges_of(study: Study, recipe: Recipe) -> tuple[Range, ...]:
       recipe: of the arm under a condition.
 
     Raises:
-      InputError: the arm sets one of them itself, or several of its parts have it.
+      InputError: the arm sets one of them itself, though it has a default, or several of its parts
+        have it.
     """
     if not study.tune:
         return ()
@@ -45,7 +48,9 @@ def ranges_of(study: Study, recipe: Recipe) -> tuple[Range, ...]:
             if tuned.hyperparameter in part.hyperparameters()
         ]
         for part in holders:
-            if tuned.hyperparameter in part.keywords:
+            default = part.parameters[tuned.hyperparameter].default
+            is_set = tuned.hyperparameter in part.keywords
+            if is_set and default is not inspect.Parameter.empty:
                 raise InputError(
                     f"--tune chooses {tuned.name}: {tuned.setting} {part} cannot set it too"
                 )
@@ -58,20 +63,19 @@ def check(study: Study, recipes: Mapping[str, Recipe]) -> None:
 
     Args:
       study: to tune.
-      recipes: of its arms, by their names.
+      recipes: of its arms under its conditions, by what they are called.
 
     Raises:
       InputError: there is one.
     """
     names = set()
-    for arm, recipe in recipes.items():
-        ranges = ranges_of(study, recipe)
-        for end in ("low", "high"):
+    for name, recipe in recipes.items():
+        for ends in ends_of(study, recipe):
             try:
-                resolve(with_point(recipe, {r.name: _end(r, end) for r in ranges}))
+                resolve(ends)
             except InputError as error:
-                raise InputError(f"--tune, arm '{arm}': {error}") from error
-        names |= {tuned.name for tuned in ranges}
+                raise InputError(f"--tune, arm '{name}': {error}") from error
+        names |= {tuned.name for tuned in ranges_of(study, recipe)}
     for tuned in parse_ranges(study.tune):
         if tuned.name not in names:
             raise InputError(
@@ -80,8 +84,17 @@ def check(study: Study, recipes: Mapping[str, Recipe]) -> None:
             )
 
 
-def _end(tuned: Range, end: str) -> float:
-    return tuned.value(0.0 if end == "low" else 1.0)
+def ends_of(study: Study, recipe: Recipe) -> list[Recipe]:
+    """Return an arm with the lowest and with the highest values of all its ranges.
+
+    Raises:
+      InputError: a value is out of its hyperparameter's range, or no whole number lies in a range.
+    """
+    ranges = ranges_of(study, recipe)
+    for tuned in ranges:
+        if tuned.is_whole and math.ceil(tuned.low) > math.floor(tuned.high):
+            raise InputError(f"--tune {tuned}: it takes whole numbers, and none lies there")
+    return [with_point(recipe, {r.name: r.value(share) for r in ranges}) for share in (0.0, 1.0)]
 
 
 def identity(study: Study, recipe: Recipe) -> list[object]:

@@ -309,9 +309,12 @@ def announcement(study: Study) -> list[str]:
             f"fewer than {needed} seeds; more can be added later"
         )
     if study.tune:
-        per = "seed" if study.tune_per_seed else f"{len(plan.tuning_seeds(study))} tuning seeds"
+        per_seed = number_of(len(plan.tuning_seeds(study)), "tuning seed")
+        if study.tune_per_seed:
+            per_seed = "every seed"
         lines.append(
-            f"tuning first: {number_of(study.budget, 'trial')} for each arm, condition and {per}"
+            f"tuning first: {number_of(study.budget, 'trial')} with {per_seed}, for each arm under "
+            "each condition"
         )
     else:
         lines.append(

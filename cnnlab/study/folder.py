@@ -120,12 +120,15 @@ def canonical(arm: str) -> str:
 
     >>> canonical("ce"), canonical("loss=cross_entropy"), canonical("average=ema optimizer=adam")
     ('cross_entropy', 'cross_entropy', 'average=ema optimizer=adam')
+    >>> canonical("label_noise=0.40 epochs=5")
+    'epochs=5 label_noise=0.4'
     """
     changed = parse_arm(arm)
     try:
         written = Recipe().to_json() | settings(Recipe(**changed))
     except InputError:
         return arm
+    written |= {name: value for name, value in changed.items() if name in SHORT}
     words = [f"{name}={written[name]}" for name in sorted(changed)]
     return written["loss"] if changed.keys() == {"loss"} else " ".join(words)
 

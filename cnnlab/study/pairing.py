@@ -18,7 +18,7 @@ import numpy as np
 
 from cnnlab import spec
 from cnnlab.study.records import CellResult
-from cnnlab.types import PyTree
+from cnnlab.types import JsonObject, PyTree
 
 NO_OPERATIONS = ("auto", "none")
 
@@ -78,7 +78,12 @@ def fingerprint(params: PyTree) -> dict[str, str]:
 
 
 def _same(arm: CellResult, baseline: CellResult, setting: str) -> bool:
-    return arm.config.get(setting) == baseline.config.get(setting)
+    return _settings(arm).get(setting) == _settings(baseline).get(setting)
+
+
+def _settings(cell: CellResult) -> JsonObject:
+    """Return what the first seed of a cell was trained with, and what tuning chose for it."""
+    return cell.config | cell.runs[0].chosen
 
 
 def _operations(cell: CellResult) -> list[str]:

@@ -152,8 +152,6 @@ class Study(Settings):
         self._check_executor()
         if self.ood_sets and self.keep_logits == "none":
             raise InputError("--ood-sets has no effect with --keep-logits none")
-        if self.noise and not any(self.label_noise):
-            raise InputError(f"--noise {self.noise} has no effect without --label-noise")
         self._check_tuning()
         if self.comparisons is not None and self.comparisons < comparisons(self):
             raise InputError(
@@ -162,6 +160,10 @@ class Study(Settings):
             )
         for condition in conditions(self):  # every value lies where Config wants it
             self._check_condition(condition)
+        if self.noise and not any(
+            config(self, arm, condition).recipe.label_noise for arm, condition in grid(self)
+        ):
+            raise InputError(f"--noise {self.noise} has no effect without --label-noise")
 
     def _check_tuning(self) -> None:
         parse_ranges(self.tune)

@@ -55,7 +55,7 @@ class Range:
         """Return the value at a share of the way from low to high, in logarithms."""
         exact = self.low * (self.high / self.low) ** share
         if self.is_whole:
-            return round(exact)
+            return min(max(round(exact), math.ceil(self.low)), math.floor(self.high))
         rounded = float(f"{exact:.{DIGITS}g}")
         return min(max(rounded, self.low), self.high)
 
@@ -64,7 +64,12 @@ class Range:
         return math.log(value / self.low) / math.log(self.high / self.low)
 
     def __str__(self) -> str:
-        return f"{self.name}={self.low:g}..{self.high:g}"
+        return f"{self.name}={_text(self.low)}..{_text(self.high)}"
+
+
+def _text(number: float) -> str:
+    """Format a number exactly, as it would be written."""
+    return repr(number).removesuffix(".0")
 
 
 @functools.cache

@@ -92,7 +92,10 @@ class Analysis:
             supply |= changed
         if isinstance(self.metric.function, Metric):
             return _of_sums(self.metric.function, scores, outputs.labels)
-        return float(self.metric.call(scores, outputs.labels, **supply))
+        value = np.asarray(self.metric.call(scores, outputs.labels, **supply))
+        if value.shape or value.dtype.kind not in "fiub":
+            raise InputError(f"post-hoc metric {self.metric} must return a number, got {value!r}")
+        return float(value)
 
     def missing(self, kept: Kept) -> str:
         """Return the name of what the metric or a transform asks for and is not kept; empty if all
@@ -125,8 +128,10 @@ def parse(texts: Sequence[str]) -> list[Analysis]:
     """Parse what to compute, each a metric and transforms of its logits after a +.
 
     Raises:
-      InputError: an unknown name or hyperparameter, or the same twice.
+      InputError: nothing, or an unknown name or hyperparameter.
     """
+    if not texts:
+        raise InputError("--metric names what to compute, such as ece+temperature")
     analyses = []
     for text in dict.fromkeys(texts):
         first, *rest = spec.parse_pipeline(text)
@@ -278,7 +283,7 @@ def reanalyse(
 
     Returns:
       One for each, in the order of the texts; where a metric is about out-of-distribution images,
-      for each set of them. A condition that lacks what a metric asks for has no values of it.
+      for each set of them. Cells that lack what a metric asks for have NaN.
 
     Raises:
       InputError: logits were not kept, or what a metric asks for under no condition.
@@ -287,20 +292,20 @@ def reanalyse(
     lacking: dict[str, str] = {}
     computed = set()
     places = [(place, cell) for place, cells in study.cells.items() for cell in cells]
+    ood_sets = list(dict.fromkeys(name for _, cell in places for name in cell.result.ood_sets))
     for place, cell in console.track("reading logits", "cells")(places):
         kept = cell.read()
         for analysis in analyses:
-            if kept and (missing := analysis.missing(kept)):
+            missing = "" if kept is None else analysis.missing(kept)
+            if missing:
                 lacking[analysis.text] = missing
-                continue
-            computed.add(analysis.text)
-            for name, ood_set in _named(analysis, test_set, list(cell.result.ood_sets)):
-                values = [
-                    np.nan
-                    if kept is None or run.test is None
-                    else _of_network(analysis, kept, i, test_set, ood_set)
-                    for i, run in enumerate(cell.result.runs)
-                ]
+            elif kept:
+                computed.add(analysis.text)
+            for name, ood_set in _named(analysis, test_set, ood_sets):
+                if kept is None or missing:
+                    values = [np.nan] * len(cell.result.runs)
+                else:
+                    values = _of_cell(analysis, cell, kept, test_set, ood_set)
                 label = analysis.label + name.removeprefix(analysis.text)
                 new = Measured(name, label, analysis.shown, {})
                 rows = measured.setdefault(name, new).values
@@ -319,6 +324,21 @@ def _named(
     if not analysis.metric.asks("ood_logits"):
         return [(name, None)]
     return [(f"{name}: {ood_set}", ood_set) for ood_set in ood_sets]
+
+
+def _of_cell(
+    analysis: Analysis, cell: KeptCell, kept: Kept, test_set: str | None, ood_set: str | None
+) -> list[float]:
+    """Compute a metric of each network of a cell; NaN where it diverged, or the cell lacks the
+    out-of-distribution set.
+    """
+    runs = cell.result.runs
+    if ood_set is not None and OOD_SETS + ood_set not in kept.sets:
+        return [np.nan] * len(runs)
+    return [
+        np.nan if run.test is None else _of_network(analysis, kept, i, test_set, ood_set)
+        for i, run in enumerate(runs)
+    ]
 
 
 def _of_network(

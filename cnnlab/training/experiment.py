@@ -152,7 +152,7 @@ class Experiment:
 
     def start(self) -> Progress:
         """Build the progress before the first step, on the devices."""
-        state, totals = self.program.begin(self.keys, self.init_images)
+        state, totals = self.program.begin(self.keys, self.init_images, self.values)
         return Progress(*self.layout.place((state, totals), self.program.per_seed))
 
     def items(self, first: int, last: int) -> Iterator[Batch]:

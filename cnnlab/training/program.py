@@ -125,8 +125,8 @@ class Program:
         return replace(self.step_parts, tx=tx, objective=objective)
 
     def takes(self, free: Sequence[str]) -> bool:
-        """Return whether hyperparameters can be data, as found by tracing a dispatch: a part that
-        decides by them in Python, or has them in its shapes, cannot have them so.
+        """Return whether hyperparameters can be data, as found by tracing the start and a dispatch:
+        a part that decides by them in Python, or has them in its shapes, cannot have them so.
         """
         if not {name.split(".")[0] for name in free} <= TRACED:
             return False
@@ -170,12 +170,18 @@ class Program:
         filled = [*items, *[items[-1]] * (self.dispatch_steps - len(items))]
         return jax.tree.map(lambda *steps: np.stack(steps, len(self.per_seed)), *filled)
 
-    def begin(self, keys: jax.Array, images: jax.Array | None) -> tuple[TrainState, Totals]:
+    def begin(
+        self,
+        keys: jax.Array,
+        images: jax.Array | None,
+        values: Mapping[str, jax.Array] | None = None,
+    ) -> tuple[TrainState, Totals]:
         """Build the state and the totals before the first step.
 
         Args:
           keys: key[], of the run; key[S] of several seeds.
           images: float[N, H, W, C], normalised, for models that fit themselves to them.
+          values: as for `dispatch`; some optimizers start from them. None: those of the recipe.
 
         Raises:
           InputError: the images are too small for the model.
@@ -184,7 +190,14 @@ class Program:
         shape = self.facts.image_shape
         averaged = self.step_parts.average is not None
         state = network.initial_state(self.model, self.step_parts.tx, key, shape, images, averaged)
+        if values is not None and keys.ndim:
+            start = jax.jit(jax.vmap(self._opt_state))
+            state = state.replace(opt_state=start(values, state.params))
         return state, zero_totals(seeds=keys.shape)
+
+    def _opt_state(self, values: Mapping[str, jax.Array], params: PyTree) -> PyTree:
+        """Build the optimizer's state before the first step of one seed."""
+        return self._with_values(values).tx.init(params)
 
     def abstract_start(self) -> tuple[TrainState, Totals, jax.Array]:
         """Compute the shapes of the state, the totals and the keys before the first step."""
@@ -193,7 +206,12 @@ class Program:
         count = min(network.init_images(self.model), self.facts.num_images)
         images = jax.ShapeDtypeStruct((count, *shape), jnp.float32) if count else None
         keys = jax.eval_shape(lambda: network.run_keys(0 if num_seeds is None else [0] * num_seeds))
-        return *jax.eval_shape(self.begin, keys, images), keys
+        return *jax.eval_shape(self.begin, keys, images, self._abstract_values(keys.shape)), keys
+
+    def _abstract_values(self, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            name: jax.ShapeDtypeStruct(shape, jnp.float32) for name in (LEARNING_RATE, *self.free)
+        }
 
     def arguments(self) -> tuple[PyTree, ...]:
         """Return the arguments of `dispatch` as shapes with shardings, from the code that makes the
@@ -202,10 +220,7 @@ class Program:
         num_seeds = self.layout.num_seeds
         facts = self.facts
         state, totals, keys = self.abstract_start()
-        values = {
-            name: jax.ShapeDtypeStruct(keys.shape, jnp.float32)
-            for name in (LEARNING_RATE, *self.free)
-        }
+        values = self._abstract_values(keys.shape)
         batch_size = self.config.recipe.batch_size
         feed = feeds.blank(facts.image_shape, facts.num_images, batch_size, self.is_resident)
         if num_seeds is not None:

@@ -34,6 +34,9 @@ def test_what_two_configurations_have_in_common():
     noisy = pairing(cell(dataset="cifar10+label_noise,rate=0.4"), cell())
     assert (noisy.images, noisy.batches) == (False, False)
     assert not pairing(cell(digest="cd"), cell()).images  # as another image_size has
+    tuned = cell()
+    tuned.runs[0].chosen.update({"batch_size": 64.0})
+    assert pairing(tuned, cell()).batches is None  # as it was trained
     assert pairing(cell(augment="none"), cell(augment="auto")).other_operations == ("auto",)
 
 

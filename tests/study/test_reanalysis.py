@@ -144,12 +144,49 @@ def test_conditions_with_label_noise_and_further_test_sets(tmp_path):
     accuracy = posthoc.accuracy(night.logits[2], night.labels)
     assert found["accuracy@night"].values[1, 1][6] == accuracy
     noise, _ = computed(tmp_path, "noise_auroc")  # only where labels were wrong
-    assert {place for place, _ in noise["noise_auroc"].values} == {1}
+    assert np.isnan(noise["noise_auroc"].values[0, 0]).all()
+    assert len(noise["noise_auroc"].gap((0, 1), 0)) == 0
     kept = kept_of(tmp_path, "10" * 6, 0)
     positive, negative = (kept.train_losses[0][kept.wrong_labels[0] == w] for w in (True, False))
     assert noise["noise_auroc"].values[1, 0][0] == posthoc.auroc(positive, negative)
     head, rows = report.csv_rows(study, list(found.values()))
     assert head == ["label_noise", "arm", "seed", "accuracy@night"] and len(rows) == 2 * 2 * 8
+
+
+def test_blocks_without_what_a_metric_takes_keep_their_places(tmp_path):
+    """Seeds 0 to 3 have no out-of-distribution set and no wrong label, seeds 4 to 7 have."""
+    stored(tmp_path, label_noise=(0.4,))
+    for digest in ("00" * 6, "01" * 6):
+        for first in (0, 4):
+            path = tmp_path / "cells" / f"{digest}--{first}.json"
+            held, kept = files.read_sealed(path), kept_of(tmp_path, digest, first)
+            rng = np.random.default_rng(first)
+            if first:
+                wrong = rng.random((4, 9)) < 0.5
+                kept = dataclasses.replace(
+                    kept, train_losses=rng.random((4, 9), np.float32), wrong_labels=wrong
+                )
+            else:
+                sets = {name: s for name, s in kept.sets.items() if "ood" not in name}
+                kept, held = dataclasses.replace(kept, sets=sets), held | {"ood_sets": {}}
+            written = logits.write(logits.file(path), kept)
+            files.write_sealed(path, held | {"logits_digest": written})
+    found, study = computed(tmp_path, "ood_auroc", "noise_auroc", "nll")
+    assert list(found) == ["ood_auroc: far", "noise_auroc", "nll"]
+    late = kept_of(tmp_path, "00" * 6, 4)
+    for name in ("ood_auroc: far", "noise_auroc"):
+        values = found[name].values[0, 0]
+        assert np.isnan(values).tolist() == [True] * 4 + [False] * 4
+    losses = late.train_losses[0]
+    auroc = posthoc.auroc(losses[late.wrong_labels[0]], losses[~late.wrong_labels[0]])
+    assert found["noise_auroc"].values[0, 0][4] == auroc
+    assert len(report.csv_rows(study, list(found.values()))[1]) == 16
+
+
+def test_what_was_not_kept_is_said_where_an_arm_diverged_altogether(tmp_path):
+    stored(tmp_path, lost=range(8))
+    with pytest.raises(InputError, match="takes train_losses, and no training label"):
+        computed(tmp_path, "noise_auroc")
 
 
 def test_a_diverged_network_is_worse_than_any_and_an_undefined_metric_is_not(tmp_path):
@@ -171,6 +208,16 @@ def entropy(logits, labels, *, base=2.0):
 def halved(logits):
     """A transform of the user's."""
     return logits / 2
+
+
+def a_word(logits, labels):
+    """A metric that returns no number."""
+    return "x"
+
+
+def many(logits, labels):
+    """A metric that returns several."""
+    return np.ones(3)
 
 
 mine = Metric("mine", lambda z, y, mask: mask.sum(), larger_is_better=True, unit="images")
@@ -199,6 +246,9 @@ def test_metrics_and_transforms_of_the_user(tmp_path):
         (("ece,bins=0",), None, "bins must lie in [1, inf)"),
         (("few_accuracy,class_counts=3",), None, "class_counts comes from the run"),
         (("noise_auroc",), None, "takes train_losses, and no training label was made wrong"),
+        ((), None, "--metric names what to compute"),
+        (("test_reanalysis.a_word",), None, "test_reanalysis.a_word must return a number"),
+        (("test_reanalysis.many",), None, "test_reanalysis.many must return a number"),
         (("accuracy",), "day", "unknown test set of the study 'day'. Known: night"),
     ],
 )

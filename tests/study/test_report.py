@@ -367,7 +367,7 @@ def test_tuned_rates_and_edges(tmp_path):
     edges = [name for name, rates in chosen.items() if rates & set(ends)]
     assert chosen["cross_entropy"] == {ends[1]} and 0 < len(edges) < 3
     (warning,) = warned(found)
-    assert f"edge of its range for cross_entropy ({ends[1]:.3g})" in warning
+    assert f"at the edge of its range, for cross_entropy ({ends[1]:.3g})" in warning
     assert [loss in warning for loss in study_example.LOSSES] == [
         loss in edges for loss in study_example.LOSSES
     ]
@@ -376,6 +376,16 @@ def test_tuned_rates_and_edges(tmp_path):
     assert {row[-1] for row in tables.tuning(wide).rows} == {"inside"}
     assert {row[4] for row in tables.trials(wide).rows} == {"0", "4"}  # diverged, of 4 seeds
     assert [row[5] for row in tables.trials(wide).rows].count("all seeds") == 3
+
+
+def test_the_lead_says_only_what_all_arms_have_in_common(tmp_path):
+    same = claims.compared(study_example.results(seeds=8, epochs=2))
+    assert "8 paired seeds each, cnn on shapes10, 2 epochs; by accuracy" in same
+    arms = {"arms": ("model=mlp epochs=1",), "losses": ("cross_entropy",)}
+    other = claims.compared(
+        study_example.results(seeds=8, epochs=2, vary=("augment=none",), **arms)
+    )
+    assert "8 paired seeds each, on shapes10; by accuracy" in other
 
 
 def test_every_seed_may_have_its_own_choice(tmp_path):

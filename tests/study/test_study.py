@@ -744,6 +744,21 @@ def test_a_plan_can_be_corrected_until_a_cell_has_begun(tmp_path, monkeypatch, w
     assert run(asked.replace(margin=0.1)).family.deviations == ["margin 0.1 instead of 0.01"]
 
 
+def test_arms_may_be_corruptions_of_the_data(tmp_path, monkeypatch, whole):
+    """Their verdicts count, and each is told from the other by its own value."""
+    pretend(monkeypatch, whole, [])
+    asked = study(
+        tmp_path, losses=(), arms=("label_noise=0.0", "label_noise=0.4"), label_noise=(0.0,),
+        noise="asymmetric",
+    )  # fmt: skip
+    for _ in range(2):
+        found = run(asked)
+        assert not found.family.deviations and found.family.comparisons == 1
+    assert found.family.manifest.baseline == "label_noise=0.0"
+    noisy = folder.config(asked, "label_noise=0.4", {}).recipe
+    assert (noisy.label_noise, noisy.noise) == (0.4, "asymmetric")
+
+
 def test_the_width_of_blocks_is_that_of_the_manifest(tmp_path, monkeypatch, whole):
     trained = []
     pretend(monkeypatch, whole, trained)

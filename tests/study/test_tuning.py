@@ -108,6 +108,7 @@ def test_an_arm_has_the_ranges_of_its_parts():
             "--tune chooses loss.gamma: loss focal,gamma=2 cannot set it too",
         ),
         ({"losses": ("cross_entropy", "mse")}, "no arm's loss has a hyperparameter gamma"),
+        ({"tune": ("batch_size=20.2..20.8",)}, "it takes whole numbers, and none lies there"),
         (
             {"tune": ("loss.alpha=0.1..2",), "losses": ("mse", "cross_entropy+label_smoothing")},
             "alpha must lie in [0, 1], got 2",
@@ -118,6 +119,38 @@ def test_ranges_that_fit_no_arm_are_refused(changes, said):
     asked = study(**{"tune": ("loss.gamma=0.5..5",), **changes})
     with pytest.raises(InputError, match=re.escape(said)):
         choices.check(asked, recipes(asked))
+
+
+def test_a_range_that_only_some_conditions_have():
+    asked = study(
+        tune=("optimizer.momentum=0.5..0.9",), vary=("optimizer=adam", "optimizer=sgd"),
+        losses=("cross_entropy", "mse"),
+    )  # fmt: skip
+    named = {
+        f"{arm}, {plan.label(c)}": folder.config(asked, arm, c).recipe
+        for arm, c in plan.grid(asked)
+    }
+    choices.check(asked, named)
+    tried = [len(choices.tried(asked, recipe)) for recipe in named.values()]
+    assert tried == [0, 0, 8, 8]
+
+
+def test_a_hyperparameter_without_a_default_is_written_once_and_tuned():
+    asked = study(
+        tune=("loss.t=0.5..2",), losses=("cross_entropy+temperature,t=1", "cross_entropy")
+    )
+    recipe = recipes(asked)["cross_entropy+temperature,t=1"]
+    choices.check(asked, recipes(asked))
+    point = choices.tried(asked, recipe)[1]
+    written = choices.with_point(recipe, point).loss
+    assert written == f"cross_entropy+temperature,t={point['loss.t']}"
+
+
+def test_ranges_are_told_apart_to_the_last_digit_and_whole_numbers_stay_inside():
+    near, other = parse_ranges(("loss.gamma=0.5..5.000001",)), parse_ranges(("loss.gamma=0.5..5",))
+    assert [str(r) for r in (*near, *other)] == ["loss.gamma=0.5..5.000001", "loss.gamma=0.5..5"]
+    low = Range("loss.n", 0.3, 6.0, is_whole=True)
+    assert [low.value(share) for share in (0.0, 0.1, 1.0)] == [1, 1, 6]
 
 
 def test_points_are_spread_evenly_in_the_logarithm_and_nested():
@@ -278,6 +311,53 @@ def test_trials_are_trained_together_and_are_what_each_is_alone(tmp_path, tfds_r
                     progress = built.advance(progress, [item])
                 (test,) = built.test(progress.state)
             assert network.test["nll"] == pytest.approx(test["nll"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("optimizer", "name"),
+    [
+        ("optax.adagrad", "initial_accumulator_value=0.001..10"),
+        ("optax.rmsprop", "initial_scale=0.001..10"),
+        ("adam", "weight_decay=1e-3..1"),
+        ("sgd", "momentum=0.1..0.9"),
+    ],
+)
+def test_what_an_optimizer_starts_from_is_each_network_s(
+    tmp_path, tfds_root, programs, optimizer, name
+):
+    words = ("lr=1e-2..1e-1", f"optimizer.{name}")
+    asked = study(
+        tmp_path, tune=words, budget=3, tune_seeds=1, metric="nll",
+        losses=(), arms=(f"optimizer={optimizer}", f"optimizer={optimizer} loss=mse"),
+    )  # fmt: skip
+    found = run(asked)
+    assert {count for count, _ in programs} == {3}
+    trials = found.arms[0][0].cells[0].tuning
+    assert len({trial.scores[0] for trial in trials}) == 3
+    for trial in trials:
+        (seed,) = plan.tuning_seeds(asked)
+        alone = reached_alone(asked, f"optimizer={optimizer}", trial.values, seed)
+        assert trial.scores[0] == pytest.approx(alone["nll"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_batch_larger_than_the_data_is_refused_before_training(tmp_path, tfds_root):
+    asked = study(tmp_path, tune=("batch_size=8..2000",))
+    with pytest.raises(InputError, match="--batch-size 2000 is larger than the 160"):
+        run(asked)
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.slow
+def test_a_weight_decay_that_is_off_may_differ_between_seeds(tmp_path, tfds_root, programs):
+    asked = study(
+        tmp_path, tune=("optimizer.weight_decay=1e-3..1",), tune_per_seed=True, budget=3,
+        arms=("optimizer=adam", "optimizer=sgd"), losses=(),
+    )  # fmt: skip
+    found = run(asked)
+    assert [names for _, names in programs] == [["optimizer.weight_decay"]] * 2
+    assert all(run.chosen for arm in found.arms[0] for run in arm.runs)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cnnlab.study import manifest, plan
+from cnnlab.study.arms import parse_arm
 from cnnlab.study.choices import choose
 from cnnlab.study.manifest import Manifest
 from cnnlab.study.plan import Condition, Study
@@ -98,7 +99,10 @@ def _cell(  # noqa: PLR0913
     return CellResult(
         arm=plan.arm_names(study)[j],
         condition=condition,
-        config={"learning_rate": study.training.learning_rate},
+        config={
+            "learning_rate": study.training.learning_rate,
+            **parse_arm(plan.arm_names(study)[j]),
+        },
         runs=runs,
         tuning=trials or None,
         images=45_000 * study.training.epochs * len(block),

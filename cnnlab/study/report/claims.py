@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cnnlab.study import pairs, plan, sequential, statistics, turns
+from cnnlab.study.arms import parse_arm
 from cnnlab.study.ranges import parse_ranges
 from cnnlab.study.records import CellResult
 from cnnlab.study.report import series
@@ -58,16 +59,22 @@ def compared(results: Results) -> str:
     )
     once = f" under {plan.label(conditions[0])}" if conditions[0] else ""
     where = f" {under}" if len(conditions) > 1 else once
-    epochs = (
-        ""
-        if any("epochs" in condition for condition in conditions)
-        else f", {number_of(study.training.epochs, 'epoch')}"
-    )
     return (
         f"{rest} against the baseline {base}{where}: {_seeds(results)} "
-        f"each{first}, {study.training.model} on {study.training.dataset}{epochs}; by "
-        f"{_metric(study)} on the test set.{_split(study)}"
+        f"each{first}{_in_common(results)}; by {_metric(study)} on the test set.{_split(study)}"
     )
+
+
+def _in_common(results: Results) -> str:
+    """Say which network all arms train, on what and for how long; nothing of what differs."""
+    training = results.study.training
+    changed = {name for condition in results.conditions for name in condition}
+    changed |= {name for arm in results.arm_names for name in parse_arm(arm)}
+    model = "" if "model" in changed else training.model
+    dataset = "" if "dataset" in changed else f"on {training.dataset}"
+    what = " ".join(text for text in (model, dataset) if text)
+    epochs = "" if "epochs" in changed else number_of(training.epochs, "epoch")
+    return "".join(f", {text}" for text in (what, epochs) if text)
 
 
 def _split(study: plan.Study) -> str:
@@ -191,9 +198,9 @@ def _edges(results: Results) -> list[str]:
                 at_edge.append(f"{arm} ({listed(list(map(short, values)))}{among})")
         if at_edge:
             lines.append(
-                f"The chosen {words(tuned.name)} lies at the edge of its range for "
-                f"{listed(at_edge, '; ')}: a better one may lie beyond it, so these arms may do "
-                "better than is shown; widen --tune."
+                f"The chosen {words(tuned.name)} is the lowest or the highest of those tried, at "
+                f"the edge of its range, for {listed(at_edge, '; ')}: a better one may lie beyond, "
+                "so these arms may do better than is shown; widen --tune, or raise --budget."
             )
     return lines
 
@@ -225,12 +232,16 @@ def price_of_tuning(results: Results) -> str:
             "between seeds, and the verdicts cover it."
         )
     number = number_of(len(plan.tuning_seeds(study)), "seed")
+    how = "With one tuning seed some 50 % did. What is chosen is the trial with the best score."
+    if len(plan.tuning_seeds(study)) > 1:
+        how = (
+            "What is chosen is the trial at the centre of those that could be the best, given how "
+            "their scores vary between seeds."
+        )
     return (
         f"All seeds of an arm share a choice that was made with {number}: its luck is in every "
         "difference, and no verdict covers it. Of simulated studies of four equal arms with four "
-        f"tuning seeds, {PRICE} called some arm better or worse; with --tune-per-seed 5 %. What is "
-        "chosen is the trial at the centre of those that could be the best, given how their scores "
-        "vary between seeds."
+        f"tuning seeds, {PRICE} called some arm better or worse; with --tune-per-seed 5 %. {how}"
     )
 
 

@@ -88,6 +88,8 @@ def _panels(study: KeptStudy, measured: Measured) -> list[Panel]:
     panels = []
     for i, condition in enumerate(study.conditions):
         places = [(i, j) for j in range(len(study.arm_names)) if (i, j) in measured.values]
+        if not places:
+            continue
         gaps = [measured.gap(place, study.baseline) for place in places]
         intervals = []
         for gap in gaps:
