@@ -79,9 +79,10 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
         known = opened[key]
         data = experiment.training_data(config, parts, known.dataset, known.read)
         width = plan.block_width(study)
-        for recipe_at_end in choices.ends_of(study, recipe) if study.tune else ():
-            tuned = dataclasses.replace(config, recipe=recipe_at_end)
-            experiment.training_data(tuned, resolve(recipe_at_end), known.dataset, known.read)
+        for at_end in choices.ends_of(study, recipe):
+            if at_end.batch_size != recipe.batch_size:
+                tuned = dataclasses.replace(config, recipe=at_end)
+                experiment.training_data(tuned, resolve(at_end), known.dataset, known.read)
         layout = experiment.choose_layout(config, parts, width)
         experiment.check_parts(recipe, parts, data.dataset)
         _check_values(recipe, parts, data.facts)

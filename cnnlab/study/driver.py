@@ -298,10 +298,13 @@ def announcement(study: Study) -> list[str]:
     seeds = number_of(study.seeds, "seed")
     if study.until:
         seeds = f"{study.seeds} to {number_of(plan.most_seeds(study), 'seed')}, until decided,"
+    epochs = f" of {number_of(study.training.epochs, 'epoch')}"
+    if "epochs" in plan.changed_settings(study):
+        epochs = ""
     lines = [
-        f"{arms} arms x {number_of(conditions, 'condition')} x {seeds} of "
-        f"{number_of(study.training.epochs, 'epoch')}, {number_of(number, 'comparison')} with "
-        f"{plan.baseline(study)} in {plan.metric(study).name}"
+        f"{arms} arms x {number_of(conditions, 'condition')} x {seeds}{epochs}, "
+        f"{number_of(number, 'comparison')} with {plan.baseline(study)} in "
+        f"{plan.metric(study).name}"
     ]
     if plan.most_seeds(study) < needed:
         lines.append(

@@ -240,6 +240,12 @@ def arm_names(study: Study) -> tuple[str, ...]:
     return tuple(" ".join(text.split()) for text in (*study.losses, *study.arms))
 
 
+def changed_settings(study: Study) -> set[str]:
+    """Return the settings that differ between arms or between conditions, by name."""
+    by_arm = {name for arm in arm_names(study) for name in parse_arm(arm)}
+    return by_arm | {name for condition in conditions(study) for name in condition}
+
+
 def conditions(study: Study) -> list[Condition]:
     """List every combination of the conditions' values; a study without any has one, which is
     empty.

@@ -745,7 +745,7 @@ def test_a_plan_can_be_corrected_until_a_cell_has_begun(tmp_path, monkeypatch, w
 
 
 def test_arms_may_be_corruptions_of_the_data(tmp_path, monkeypatch, whole):
-    """Their verdicts count, and each is told from the other by its own value."""
+    """Their verdicts count: they are two arms, not two names of the default."""
     pretend(monkeypatch, whole, [])
     asked = study(
         tmp_path, losses=(), arms=("label_noise=0.0", "label_noise=0.4"), label_noise=(0.0,),

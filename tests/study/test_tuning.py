@@ -255,8 +255,8 @@ def run(asked):
         return driver.run(asked, Board("off", asked.training.epochs), "COMMAND")
 
 
-def reached_alone(asked, arm, point, seed):
-    """The validation accuracy of a network that is trained alone, with the values written out."""
+def trained_alone(asked, arm, point, seed):
+    """A network that is trained alone, with the values written out: its experiment and state."""
     config = plan.config(asked, arm, {}, seed)
     config = dataclasses.replace(config, recipe=choices.with_point(config.recipe, point))
     with jax.numpy_dtype_promotion("standard"):
@@ -264,7 +264,20 @@ def reached_alone(asked, arm, point, seed):
         progress = built.start()
         for item in built.items(0, built.steps_per_epoch * config.recipe.epochs):
             progress = built.advance(progress, [item])
-        (result,) = built.validate(progress.state)
+        return built, progress.state
+
+
+def reached_alone(asked, arm, point, seed):
+    """Its metrics on the validation split."""
+    built, state = trained_alone(asked, arm, point, seed)
+    (result,) = built.validate(state)
+    return result
+
+
+def tested_alone(asked, arm, network):
+    """Those on the test set of a network of the study, trained anew."""
+    built, state = trained_alone(asked, arm, network.chosen, network.seed)
+    (result,) = built.test(state)
     return result
 
 
@@ -302,14 +315,7 @@ def test_trials_are_trained_together_and_are_what_each_is_alone(tmp_path, tfds_r
         best = choices.choose(asked, cell.tuning, cell.runs)
         assert [run.chosen for run in cell.runs] == best
         for network in cell.runs:  # and they are trained with what was chosen
-            config = plan.config(asked, arm.name, {}, network.seed)
-            recipe = choices.with_point(config.recipe, network.chosen)
-            with jax.numpy_dtype_promotion("standard"):
-                built = experiment.build(dataclasses.replace(config, recipe=recipe))
-                progress = built.start()
-                for item in built.items(0, 10):
-                    progress = built.advance(progress, [item])
-                (test,) = built.test(progress.state)
+            test = tested_alone(asked, arm.name, network)
             assert network.test["nll"] == pytest.approx(test["nll"], rel=1e-4)
 
 
@@ -383,14 +389,7 @@ def test_each_seed_is_trained_with_its_own_choice(tmp_path, tfds_root, programs)
     assert [count for count, _ in programs] == [8, 8]
     chosen = [network.chosen for network in found.arms[0][1].runs]
     for network in found.arms[0][1].runs:
-        config = plan.config(asked, "focal", {}, network.seed)
-        recipe = choices.with_point(config.recipe, network.chosen)
-        with jax.numpy_dtype_promotion("standard"):
-            built = experiment.build(dataclasses.replace(config, recipe=recipe))
-            progress = built.start()
-            for item in built.items(0, 10):
-                progress = built.advance(progress, [item])
-            (test,) = built.test(progress.state)
+        test = tested_alone(asked, "focal", network)
         assert network.test["nll"] == pytest.approx(test["nll"], rel=1e-4)
     assert set(chosen[0]) == {"learning_rate", "loss.gamma"}
 

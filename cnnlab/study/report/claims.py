@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cnnlab.study import pairs, plan, sequential, statistics, turns
-from cnnlab.study.arms import parse_arm
 from cnnlab.study.ranges import parse_ranges
 from cnnlab.study.records import CellResult
 from cnnlab.study.report import series
@@ -68,8 +67,7 @@ def compared(results: Results) -> str:
 def _in_common(results: Results) -> str:
     """Say which network all arms train, on what and for how long; nothing of what differs."""
     training = results.study.training
-    changed = {name for condition in results.conditions for name in condition}
-    changed |= {name for arm in results.arm_names for name in parse_arm(arm)}
+    changed = plan.changed_settings(results.study)
     model = "" if "model" in changed else training.model
     dataset = "" if "dataset" in changed else f"on {training.dataset}"
     what = " ".join(text for text in (model, dataset) if text)
