@@ -274,7 +274,7 @@ def reached_alone(asked, arm, point, seed):
     return result
 
 
-def tested_alone(asked, arm, network):
+def alone_on_test(asked, arm, network):
     """Those on the test set of a network of the study, trained anew."""
     built, state = trained_alone(asked, arm, network.chosen, network.seed)
     (result,) = built.test(state)
@@ -315,7 +315,7 @@ def test_trials_are_trained_together_and_are_what_each_is_alone(tmp_path, tfds_r
         best = choices.choose(asked, cell.tuning, cell.runs)
         assert [run.chosen for run in cell.runs] == best
         for network in cell.runs:  # and they are trained with what was chosen
-            test = tested_alone(asked, arm.name, network)
+            test = alone_on_test(asked, arm.name, network)
             assert network.test["nll"] == pytest.approx(test["nll"], rel=1e-4)
 
 
@@ -389,7 +389,7 @@ def test_each_seed_is_trained_with_its_own_choice(tmp_path, tfds_root, programs)
     assert [count for count, _ in programs] == [8, 8]
     chosen = [network.chosen for network in found.arms[0][1].runs]
     for network in found.arms[0][1].runs:
-        test = tested_alone(asked, "focal", network)
+        test = alone_on_test(asked, "focal", network)
         assert network.test["nll"] == pytest.approx(test["nll"], rel=1e-4)
     assert set(chosen[0]) == {"learning_rate", "loss.gamma"}
 
