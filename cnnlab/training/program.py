@@ -191,12 +191,15 @@ class Program:
         averaged = self.step_parts.average is not None
         state = network.initial_state(self.model, self.step_parts.tx, key, shape, images, averaged)
         if values is not None and keys.ndim:
-            start = jax.jit(jax.vmap(self._opt_state))
-            state = state.replace(opt_state=start(values, state.params))
+            state = state.replace(opt_state=self._opt_states(values, state.params))
         return state, zero_totals(seeds=keys.shape)
 
+    @cached_property
+    def _opt_states(self) -> Callable[[Mapping[str, jax.Array], PyTree], PyTree]:
+        """(values, params) of all seeds -> the optimizer's first states; compiled."""
+        return jax.jit(jax.vmap(self._opt_state))
+
     def _opt_state(self, values: Mapping[str, jax.Array], params: PyTree) -> PyTree:
-        """Build the optimizer's state before the first step of one seed."""
         return self._with_values(values).tx.init(params)
 
     def abstract_start(self) -> tuple[TrainState, Totals, jax.Array]:
