@@ -28,6 +28,8 @@ from cnnlab.training.devices import Layout
 from cnnlab.training.program import LEARNING_RATE
 from cnnlab.training.step import Objective
 
+LARGE = 50.0  # megabytes of logits that are kept of a network without a word
+
 
 @dataclass(frozen=True)
 class _Opened:
@@ -59,6 +61,7 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
     digests: dict[tuple[str, str], Digests] = {}
     teachers: dict[str, tuple[Callable | None, str | None]] = {}
     opened: dict[tuple[object, ...], _Opened] = {}
+    largest = 0.0
     for arm, condition in plan.grid(study):
         config = folders.config(study, arm, condition)
         recipe = config.recipe
@@ -93,10 +96,22 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
         teacher, teacher_digest = teachers[arm]
         if study.tune_per_seed and width > 1 and choices.ranges_of(study, recipe):
             _check_together(study, config, layout, data.facts, teacher)
+        largest = max(largest, _kept_megabytes(data.facts))
         digests[arm, plan.label(condition)] = Digests(
             data.facts.digest, teacher_digest, known.test_sets, known.ood_sets
         )
+    if study.keep_logits == "all" and largest > LARGE:
+        console.say(
+            f"the logits of each network take {largest:,.0f} MB of the study's folder; "
+            "--keep-logits none keeps none"
+        )
     return digests
+
+
+def _kept_megabytes(facts: DataFacts) -> float:
+    """Compute the size of a network's logits on the test set and the validation split."""
+    images = facts.counts["test"] + facts.counts["validation"]
+    return 4 * images * facts.num_classes / 1e6
 
 
 def _check_together(

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from cnnlab.console import Console
 from cnnlab.errors import InputError
 from cnnlab.losses import cross_entropy
-from cnnlab.study import driver, folder, logits, plan
+from cnnlab.study import checks, driver, folder, logits, plan
 from cnnlab.study.board import Board
 from cnnlab.study.plan import Study
 from cnnlab.training import experiment
@@ -151,6 +152,20 @@ def test_nothing_is_kept_where_none_is_asked_for_or_every_network_diverged(tmp_p
     lost = study(tmp_path, losses=("mse", "focal"), learning_rate=1e30, optimizer="sgd")
     assert {cell.logits_digest for cell in run(lost).cells if not cell.runs[0].test} == {""}
     assert not list((tmp_path / "study").rglob("*.npz"))
+
+
+@pytest.mark.slow
+def test_large_logits_are_announced(tmp_path, tfds_root, monkeypatch, capsys):
+    """90 images of 3 classes, four bytes each: 1,080 bytes."""
+    asked = study(tmp_path, ood_sets=(), test_sets=())
+    monkeypatch.setattr(checks, "LARGE", 0.00109)
+    checks.check(asked, Console("lines"))
+    assert "logits" not in capsys.readouterr().out
+    monkeypatch.setattr(checks, "LARGE", 0.00107)
+    checks.check(asked, Console("lines"))
+    assert "the logits of each network take 0 MB" in capsys.readouterr().out
+    checks.check(asked.replace(keep_logits="none"), Console("lines"))
+    assert "logits" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
