@@ -647,7 +647,7 @@ def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
     >>> auroc(np.array([2.0, 1.0]), np.array([1.0, 0.0]))  # three pairs and a half of four
     0.875
     """
-    scores = np.concatenate([positive, negative])
+    scores = np.concatenate([positive, negative]).astype(np.float64)  # ranks have its type
     num_positive = len(positive)
     num_pairs = num_positive * len(negative)
     if not num_pairs or np.isnan(scores).any():
