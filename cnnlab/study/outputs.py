@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from cnnlab import metrics
-from cnnlab.data.dataset import Batch, Dataset, Split
+from cnnlab.data.dataset import Batch, Split
 from cnnlab.losses import cross_entropy
 from cnnlab.multihost import processes, transfer
 from cnnlab.softmax import predict
@@ -140,8 +140,8 @@ def _training_losses(
     """
     data = experiment.data
     used = [data.used(experiment.config, experiment.parts, seed) for seed in seeds]
-    targets = np.stack([_at_positions(dataset, dataset.targets) for dataset in used])
-    wrong = targets != np.stack([_at_positions(dataset, dataset.labels) for dataset in used])
+    targets = np.stack([dataset.targets[dataset.positions] for dataset in used])
+    wrong = targets != np.stack([dataset.labels[dataset.positions] for dataset in used])
     if not wrong.any():
         return None, None
     held = experiment.layout.local_part(len(seeds), SEEDS)
@@ -155,7 +155,3 @@ def _training_losses(
         losses.append(np.asarray(compute(logits, taught)))
         start += logits.shape[1]
     return np.concatenate(losses, 1), wrong
-
-
-def _at_positions(dataset: Dataset, labels: np.ndarray) -> np.ndarray:
-    return labels[dataset.positions]

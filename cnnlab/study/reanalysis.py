@@ -128,7 +128,7 @@ def parse(texts: Sequence[str]) -> list[Analysis]:
     """Parse what to compute, each a metric and transforms of its logits after a +.
 
     Raises:
-      InputError: nothing, or an unknown name or hyperparameter.
+      InputError: there is no text, or an unknown name or hyperparameter.
     """
     if not texts:
         raise InputError("--metric names what to compute, such as ece+temperature")
