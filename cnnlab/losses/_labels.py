@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.errors import TracerArrayConversionError
 from jax.typing import ArrayLike, DTypeLike
 
 from cnnlab.softmax import as_float
@@ -60,16 +61,23 @@ def check(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
             f"class ids must have the logits' batch shape {logits.shape[:-1]}, got "
             f"{labels.shape}{hint}"
         )
-    if not isinstance(original, Tracer) and labels.size:
-        # As given: jnp.asarray wraps 2**32 + 1 to class 1.
-        classes = logits.shape[-1]
-        low = np.min(original)
-        high = np.max(original)
-        if low < 0 or high >= classes:
-            raise ValueError(
-                f"class ids must lie in [0, {classes}), got {low if low < 0 else high}"
-            )
+    _check_range(original, logits.shape[-1])
     return logits, labels if labels.dtype.itemsize > 4 else labels.astype(jnp.int32)
+
+
+def _check_range(labels: ArrayLike, classes: int) -> None:
+    """Check class ids that can be read: all but traced ones, and those on other processes' devices.
+
+    As they were passed: jnp.asarray wraps 2**32 + 1 to class 1. And by NumPy: under jit a
+    jnp.min of a concrete array is traced.
+    """
+    try:
+        ids = np.asarray(labels)
+    except (TracerArrayConversionError, RuntimeError):
+        return
+    if ids.size and (ids.min() < 0 or ids.max() >= classes):
+        first = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(f"class ids must lie in [0, {classes}), got {first}")
 
 
 def is_ids(labels: jax.Array) -> bool:
@@ -107,6 +115,20 @@ def distribution(labels: jax.Array, classes: int, dtype: DTypeLike) -> jax.Array
     return is_label(labels, classes).astype(dtype) if is_ids(labels) else labels.astype(dtype)
 
 
+def bounded(values: jax.Array, share: jax.Array) -> jax.Array:
+    """Bound values whose share is 0, so that share * value is 0 also where the value is infinite.
+
+    The bound, about 1e19 in float32, then is the derivative with respect to the share. The values
+    get no slope from where they are infinite.
+
+    Args:
+      values: float[..., K] or float[...]; -inf and inf occur where a class is impossible.
+      share: float of the same shape, by which the caller multiplies.
+    """
+    largest = float(jnp.finfo(values.dtype).max) ** 0.5  # the square root: callers may scale it
+    return jnp.where(share == 0, jnp.clip(values, -largest, largest), values)
+
+
 def by_class(
     loss: Callable[[jax.Array, jax.Array], jax.Array],
     logits: ArrayLike,
@@ -141,15 +163,16 @@ def by_class(
     def add(total: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
         share = jnp.take(q, k, axis=-1)
         of_k = loss(logits, jnp.full(logits.shape[:-1], k))
-        return total + share * jnp.where(share != 0, of_k, 0), None  # 0 * inf = 0
+        return total + share * bounded(of_k, share), None
 
-    start = jnp.zeros(logits.shape[:-1], logits.dtype)
+    # Of both, so that under shard_map it varies over every axis that one of them does.
+    start = jnp.zeros_like(logits[..., 0] + q[..., 0])
     return lax.scan(jax.checkpoint(add), start, jnp.arange(classes, dtype=jnp.int32))[0]
 
 
 def in_range(name: str, value: T, interval: str) -> T:
-    """Check that a hyperparameter lies in an interval such as "(0, 1]", and return it. Traced
-    values pass.
+    """Check that a hyperparameter lies in an interval such as "(0, 1]", and return it as a Python
+    number. Traced values pass.
 
     Raises:
       ValueError: it is not a number in the interval.
@@ -165,7 +188,7 @@ def in_range(name: str, value: T, interval: str) -> T:
     below = number <= high if interval[-1] == "]" else number < high
     if not (above and below):
         raise ValueError(f"{name} must lie in {interval}, got {value}")
-    return value if isinstance(value, jax.Array) else cast(T, number)
+    return cast(T, number)
 
 
 def per_class(name: str, values: ArrayLike, classes: int, dtype: DTypeLike) -> jax.Array:

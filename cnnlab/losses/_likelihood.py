@@ -34,9 +34,7 @@ def of_log_probability(
     logits, labels = _labels.check(logits, labels)
     if _labels.is_ids(labels):
         return function(_labels.poison(log_probability(logits, labels), labels, logits.shape[-1]))
-    # A class that has no share is kept out of the function, whose slope may not exist at log 0.
-    log_p = jnp.where(labels != 0, log_softmax(logits), -1)
-    return jnp.sum(labels * function(log_p), -1)
+    return jnp.sum(labels * function(_labels.bounded(log_softmax(logits), labels)), -1)
 
 
 @jax.custom_jvp

@@ -77,8 +77,7 @@ def binary_cross_entropy(
         labels = (labels > target_threshold).astype(labels.dtype)
     # max(z, 0) - t z + log(1 + exp(-|z|)), its two kinks at 0 on one side of it, where they cancel
     up = logits > 0
-    # An impossible class: 0 * -inf = 0
-    linear = jnp.where(up, logits, 0) - labels * jnp.where(labels != 0, logits, 0)
+    linear = jnp.where(up, logits, 0) - labels * _labels.bounded(logits, labels)
     return jnp.sum(linear - log_sigmoid(jnp.where(up, logits, -logits)), -1)
 
 
@@ -187,5 +186,5 @@ def asymmetric(
         present = focal_term(log_sigmoid(_labels.pick(logits, labels)), gamma_pos)
         others = jnp.where(_labels.is_label(labels, classes), 0, absent)
         return _labels.poison(present + jnp.sum(others, -1), labels, classes)
-    present = focal_term(log_sigmoid(jnp.where(labels != 0, logits, 0)), gamma_pos)
-    return jnp.sum(labels * present + (1 - labels) * jnp.where(labels != 1, absent, 0), -1)
+    present = focal_term(_labels.bounded(log_sigmoid(logits), labels), gamma_pos)
+    return jnp.sum(labels * present + (1 - labels) * _labels.bounded(absent, 1 - labels), -1)

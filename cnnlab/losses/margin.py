@@ -78,8 +78,8 @@ def multiclass_hinge(
         raise unknown("form of the hinge", str(form), ("crammer_singer", "weston_watkins"))
 
     def of_id(z: jax.Array, y: jax.Array) -> jax.Array:
-        is_label = _labels.is_label(y, z.shape[-1])
-        short = jnp.where(is_label, 0, jax.nn.relu(margin + z - _labels.pick(z, y)[..., None]))
+        no_rival = _labels.is_label(y, z.shape[-1]) | (z == -jnp.inf)
+        short = jnp.where(no_rival, 0, jax.nn.relu(margin + z - _labels.pick(z, y)[..., None]))
         return jnp.max(short, -1) if form == "crammer_singer" else jnp.sum(short, -1)
 
     return _labels.by_class(of_id, logits, labels)

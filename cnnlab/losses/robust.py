@@ -5,6 +5,7 @@ with cross-entropy.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -307,9 +308,27 @@ def bi_tempered(
     if _labels.is_ids(labels):
         log_p_y = _labels.poison(_labels.pick(log_p, labels), labels, logits.shape[-1])
         return -_tempered_log(log_p_y, t1) - (1 - power) / (2 - t1)
-    log_q = jnp.where(labels == 0, -jnp.inf, jnp.log(jnp.where(labels == 0, 1, labels)))
-    gain = jnp.where(labels > 0, labels * (_tempered_log(log_q, t1) - _tempered_log(log_p, t1)), 0)
-    return jnp.sum(gain - jnp.exp((2 - t1) * log_q) / (2 - t1), -1) + power / (2 - t1)
+    log_t_p = _labels.bounded(_tempered_log(log_p, t1), labels)
+    return jnp.sum(_negative_entropy(labels, t1) - labels * log_t_p, -1) + power / (2 - t1)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _negative_entropy(q: jax.Array, t: float) -> jax.Array:
+    """Compute q log_t q - q^(2-t) / (2-t); its slope is log_t q."""
+    log_q = _log(q)
+    return q * _labels.bounded(_tempered_log(log_q, t), q) - jnp.exp((2 - t) * log_q) / (2 - t)
+
+
+@_negative_entropy.defjvp
+def _(t, primals, tangents):
+    (q,), (dq,) = primals, tangents
+    slope = _labels.bounded(_tempered_log(_log(q), t), q)
+    return _negative_entropy(q, t), slope * dq  # pyright: ignore[reportCallIssue]
+
+
+def _log(x: jax.Array) -> jax.Array:
+    """Compute log x; at 0 it is -inf, without a slope."""
+    return jnp.where(x == 0, -jnp.inf, jnp.log(jnp.where(x == 0, 1, x)))
 
 
 def _tempered_log(log_x: jax.Array, t: float) -> jax.Array:

@@ -75,7 +75,7 @@ def entmax_loss(logits: ArrayLike, labels: ArrayLike, alpha: float = 1.5) -> jax
         z_y = _labels.pick(z, labels)
         return _labels.poison(conjugate(z, alpha) - z_y, labels, z.shape[-1])
     mass = jnp.sum(labels, -1)
-    return mass * conjugate(z, alpha) - jnp.sum(labels * jnp.where(labels != 0, z, 0), -1)
+    return mass * conjugate(z, alpha) - jnp.sum(labels * _labels.bounded(z, labels), -1)
 
 
 # The conjugate is max over distributions p of p . z + H(p), H the Tsallis entropy. Where the

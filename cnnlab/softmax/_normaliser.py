@@ -194,7 +194,7 @@ def _solve(z: jax.Array, a: float | jax.Array) -> jax.Array:
         )
 
     log_classes = jnp.log(jnp.asarray(classes, z.dtype))
-    batch = jnp.zeros(z.shape[:-1], z.dtype)
+    batch = jnp.zeros_like(z[..., 0])  # like z it varies over the axes of a shard_map
     # The error after a step is the step to the power min(2, 1/a): where terms vanish their slope is
     # only Hölder.
     tolerance = 2 * jnp.finfo(z.dtype).eps ** jnp.clip(power, 0.5, 1)
