@@ -83,6 +83,11 @@ def init_images(model: nn.Module) -> int:
     return getattr(model, "init_images", 0)
 
 
+def state_extras(recipe: Recipe, parts: Parts) -> tuple[bool, bool]:
+    """Return `averaged` and `scaled` of a run, as `create_state` takes them."""
+    return parts.average is not None, recipe.compute_dtype == "float16"
+
+
 def initial_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
@@ -90,6 +95,7 @@ def initial_state(
     image_shape: tuple[int, ...],
     images: jax.Array | None = None,
     averaged: bool = False,
+    scaled: bool = False,
 ) -> TrainState:
     """Build the state before the first step; for key[S] as many states, their leaves stacked.
 
@@ -100,14 +106,14 @@ def initial_state(
       image_shape: (H, W, C).
       images: float[N, H, W, C], normalised, for models that fit their first layer to them; None
         where it is to be restored.
-      averaged: whether the run keeps an average of the variables.
+      averaged, scaled: as for `create_state`.
 
     Raises:
       InputError: the images are too small for the model.
     """
     images = jnp.zeros((1, *image_shape)) if images is None else images
     try:
-        state = _initial(model, tx, key, images, averaged)
+        state = _initial(model, tx, key, images, averaged, scaled)
     except InputError:
         raise
     except (ValueError, ZeroDivisionError) as error:
@@ -123,16 +129,17 @@ def initial_state(
     return state
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 4, 5))
 def _initial(
     model: nn.Module,
     tx: optax.GradientTransformation,
     key: jax.Array,
     images: jax.Array,
-    averaged: bool = False,
+    averaged: bool,
+    scaled: bool,
 ) -> TrainState:
     def state_of_seed(key: jax.Array) -> TrainState:
-        return create_state(dict(model.init(key, images, train=False)), tx, averaged)
+        return create_state(dict(model.init(key, images, train=False)), tx, averaged, scaled)
 
     return (jax.vmap(state_of_seed) if key.ndim else state_of_seed)(key)
 
@@ -267,14 +274,14 @@ def load(path: Path, weights: str | int | None = None, conv: Convolution | None 
     recipe = config.recipe
     compilation_cache.keep_compilations()
     parts = resolve(recipe)
-    averaged = parts.average is not None
-    if weights == "average" and not averaged:
+    if weights == "average" and parts.average is None:
         raise InputError(f"{path} holds a run without --average; use --weights last")
     conv = conv or Convolution(devices.single_device().formulation)
     model = parts.build_model(facts.num_classes, recipe.compute_dtype, conv)
     tx = build_optimizer(recipe, parts, facts.steps_per_epoch(recipe.batch_size))
     key = jax.random.key(0)
-    state = initial_state(model, tx, key, facts.image_shape, averaged=averaged)
+    extras = state_extras(recipe, parts)
+    state = initial_state(model, tx, key, facts.image_shape, None, *extras)
     with manager.Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
         checkpoint = checkpoints.restore({"state": state, "totals": zero_totals()}, which=which)
     if checkpoint is None:

@@ -37,7 +37,6 @@ from cnnlab.training.step import (
 )
 from cnnlab.types import PyTree
 
-FLOAT16_SCALE = 1024.0  # of gradients on their way back
 LEARNING_RATE = "learning_rate"
 TRACED = {"loss", "optimizer", "schedule"}  # settings whose parts a dispatch makes anew
 
@@ -188,8 +187,8 @@ class Program:
         """
         key = network.fold_in(keys, 0)
         shape = self.facts.image_shape
-        averaged = self.step_parts.average is not None
-        state = network.initial_state(self.model, self.step_parts.tx, key, shape, images, averaged)
+        extras = network.state_extras(self.config.recipe, self.parts)
+        state = network.initial_state(self.model, self.step_parts.tx, key, shape, images, *extras)
         if values is not None and keys.ndim:
             state = state.replace(opt_state=self._opt_states(values, state.params))
         return state, zero_totals(seeds=keys.shape)
@@ -323,7 +322,6 @@ def build(
         tx=network.build_optimizer(recipe, parts, steps_per_epoch),
         prepare=partial(_prepare, operations, facts),
         pixels=lambda images: augment.pixels(images, *network.statistics(facts)),
-        loss_scale=FLOAT16_SCALE if recipe.compute_dtype == "float16" else 1.0,
         microbatches=recipe.microbatches,
         average=parts.build_average(total_steps, steps_per_epoch),
     )

@@ -51,6 +51,39 @@ ESTIMATION_STEPS = 100
 EARLY = 64  # steps of an epoch whose gradients are measured
 
 
+class LossScale(struct.PyTreeNode):
+    """What the loss is multiplied by, so that float16 holds its gradients on their way back.
+
+    It is doubled after 2,000 steps whose gradients were finite, and halved, down to 1, by a step
+    whose gradients were not: that step leaves the weights as they are.
+
+    Source: Micikevicius et al., 2018, "Mixed precision training", https://arxiv.org/abs/1710.03740
+
+    Attributes:
+      factor: float32[], a power of two, so that scaling rounds nothing.
+      steps: int32[], finite ones since it changed.
+    """
+
+    factor: jax.Array
+    steps: jax.Array
+
+    @classmethod
+    def start(cls) -> LossScale:
+        return cls(jnp.float32(1024), jnp.int32(0))
+
+    def after(self, finite: jax.Array) -> LossScale:
+        """Return the scale of the next step.
+
+        Args:
+          finite: bool[], whether the gradients of this one were.
+        """
+        grown = self.steps + 1 == 2000
+        larger = jnp.where(grown, 2 * self.factor, self.factor)
+        smaller = jnp.maximum(self.factor / 2, 1)
+        steps = jnp.where(finite & ~grown, self.steps + 1, 0)
+        return LossScale(jnp.where(finite, larger, smaller), steps)
+
+
 class TrainState(struct.PyTreeNode):
     """All that a step changes.
 
@@ -61,6 +94,7 @@ class TrainState(struct.PyTreeNode):
       average: of the variables over the steps; {} where the run keeps none. Within an epoch batch
         statistics are averaged by the same weights as parameters; at its end they are estimated
         for the averaged parameters (`estimate_step`).
+      loss_scale: of float16; None for other types, whose loss is not scaled.
     """
 
     step: jax.Array
@@ -68,6 +102,7 @@ class TrainState(struct.PyTreeNode):
     batch_stats: PyTree
     opt_state: optax.OptState
     average: Variables = struct.field(default_factory=dict)
+    loss_scale: LossScale | None = None
 
     @property
     def variables(self) -> Variables:
@@ -101,7 +136,10 @@ class Progress:
 
 
 def create_state(
-    variables: Variables, tx: optax.GradientTransformation, averaged: bool = False
+    variables: Variables,
+    tx: optax.GradientTransformation,
+    averaged: bool = False,
+    scaled: bool = False,
 ) -> TrainState:
     """Build the state before the first step.
 
@@ -109,11 +147,14 @@ def create_state(
       variables: a model's initial ones.
       tx: optimizer.
       averaged: whether the run keeps an average of the variables.
+      scaled: whether its loss is scaled.
     """
     params = variables["params"]
     state = TrainState(jnp.int32(0), params, variables.get("batch_stats", {}), tx.init(params))
-    # A copy, as the steps take over the memory of both.
-    return state.replace(average=jax.tree.map(jnp.copy, state.variables)) if averaged else state
+    if averaged:
+        # A copy, as the steps take over the memory of both.
+        state = state.replace(average=jax.tree.map(jnp.copy, state.variables))
+    return state.replace(loss_scale=LossScale.start()) if scaled else state
 
 
 def zero_totals(dtype: DTypeLike = jnp.float32, seeds: tuple[int, ...] = ()) -> Totals:
@@ -205,8 +246,6 @@ class StepParts:
       prepare: (batch with its epoch, key of the step, key of the run, axis_name) -> batch as the
         loss takes it, its images float[B, H, W, C], perhaps with views float[V, B, H, W, C].
       pixels: normalised images -> the same in 0..255.
-      loss_scale: by which gradients are larger on their way back, so that float16 holds them; a
-        power of two.
       microbatches: equal parts of a device's batch that are differentiated one after the other, to
         save memory. What depends on an example, dropout included, stays as it is without them;
         batch statistics are those of each part, and the running ones move once for each.
@@ -219,7 +258,6 @@ class StepParts:
     tx: optax.GradientTransformation
     prepare: Callable[..., dict[str, jax.Array]]
     pixels: Callable[[jax.Array], jax.Array] = as_they_are
-    loss_scale: float = 1.0
     microbatches: int = 1
     average: Average | None = None
 
@@ -257,12 +295,20 @@ def train_step(
 
     devices = collectives.size(axis_name)
     count = jnp.int32(devices * len(batch["label"]))
+    after = TrainState(
+        state.step + 1, params, batch_stats, opt_state, state.average, state.loss_scale
+    )
+    if parts.average is not None:
+        average = _averaged(state.average, after.variables, parts.average(state.step))
+        after = after.replace(average=average)
+    norm = optax.tree.norm(grads)
+    if state.loss_scale is not None:
+        after, norm = _unless_overflown(state, after, norm)
     # The norm of the new parameters is finite only if each of them is: one number watches the whole
     # state.
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params))
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(after.params))
     # of the step in its epoch; those beyond the early ones are dropped
     place = totals["count"] // count
-    norm = optax.tree.norm(grads)
     totals = {
         "loss": totals["loss"] + loss * count.astype(loss.dtype),
         "correct": totals["correct"] + jnp.round(devices * hits).astype(jnp.int32),
@@ -270,11 +316,29 @@ def train_step(
         "bad_step": jnp.minimum(totals["bad_step"], jnp.where(finite, NEVER, state.step)),
         "gradient_norms": totals["gradient_norms"].at[place].set(norm, mode="drop"),
     }
-    after = TrainState(state.step + 1, params, batch_stats, opt_state)
-    if parts.average is not None:
-        weight = parts.average(state.step)
-        after = after.replace(average=_averaged(state.average, after.variables, weight))
     return after, totals
+
+
+def _unless_overflown(
+    state: TrainState, after: TrainState, norm: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    """Leave out a step whose scaled gradients overflowed, unless the scale cannot become smaller.
+
+    Args:
+      state, after: before and after the step.
+      norm: float[], of the gradients.
+
+    Returns:
+      The state after the step or, but for its number and scale, before it; and the norm, 0 of a
+      step that was left out.
+    """
+    scale = state.loss_scale
+    assert scale is not None
+    finite = jnp.isfinite(norm)
+    left_out = ~finite & (scale.factor > 1)
+    before = state.replace(step=after.step)
+    kept = jax.tree.map(lambda old, new: jnp.where(left_out, old, new), before, after)
+    return kept.replace(loss_scale=scale.after(finite)), jnp.where(left_out, 0, norm)
 
 
 def estimate_step(
@@ -397,6 +461,7 @@ def _gradients(
       parts: what the step is made of.
     """
     images, labels, classes, views = examples
+    scale = 1.0 if state.loss_scale is None else state.loss_scale.factor
 
     def mean_loss(params: Params) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -413,11 +478,11 @@ def _gradients(
             view_logits=view_logits,
             step=state.step,
         )
-        return parts.loss_scale * jnp.mean(losses), (logits, batch_stats)
+        return scale * jnp.mean(losses), (logits, batch_stats)
 
     gradient_fn = jax.value_and_grad(mean_loss, has_aux=True)
     (loss, (logits, batch_stats)), grads = gradient_fn(state.params)
-    loss, grads = jax.tree.map(lambda x: x / parts.loss_scale, (loss, grads))
+    loss, grads = jax.tree.map(lambda x: x / scale, (loss, grads))
     # a float: one collective a step, for them all
     hits = jnp.sum(predict(logits) == classes, dtype=loss.dtype)
     return _Gradients(loss, grads, batch_stats, hits)

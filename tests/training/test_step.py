@@ -19,6 +19,7 @@ from cnnlab.training import network, program
 from cnnlab.training.step import (
     EARLY,
     NEVER,
+    LossScale,
     Objective,
     StepParts,
     create_state,
@@ -40,7 +41,7 @@ PART = {"image": IMAGES, "label": LABELS, "index": np.arange(BATCH, dtype=np.int
 CONFIG = Config.of(model="softmax_regression", augment="none")
 
 
-def build(config=CONFIG, loss_fn=losses.cross_entropy, tx=None, loss_scale=1.0, **objective):
+def build(config=CONFIG, loss_fn=losses.cross_entropy, tx=None, scale=None, **objective):
     """The compiled step and a state with known parameters."""
     resolved = parts.resolve(config.recipe)
     model = resolved.build_model(CLASSES, config.recipe.compute_dtype)
@@ -53,11 +54,13 @@ def build(config=CONFIG, loss_fn=losses.cross_entropy, tx=None, loss_scale=1.0, 
         tx=tx,
         prepare=functools.partial(program._prepare, operations, FACTS),
         pixels=lambda images: augment.pixels(images, *network.statistics(FACTS)),
-        loss_scale=loss_scale,
     )
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 3, 3, 2), jnp.float32))
     step = jax.jit(functools.partial(train_step, parts=step_parts))
-    return step, create_state(variables, tx)
+    state = create_state(variables, tx)
+    if scale is not None:
+        state = state.replace(loss_scale=LossScale(jnp.float32(scale), jnp.int32(0)))
+    return step, state
 
 
 def reference(kernel, bias):
@@ -109,10 +112,12 @@ def test_two_golden_steps():
 
 
 def test_scaling_a_loss_by_a_power_of_two_changes_no_bit():
-    step, state = build()
-    scaled, _ = build(loss_scale=1024.0)
-    wanted, found = (run(state, zero_totals(), PART, jax.random.key(0)) for run in (step, scaled))
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    results = []
+    for scale in (None, 1024):
+        step, state = build(scale=scale)
+        after, totals = step(state, zero_totals(), PART, jax.random.key(0))
+        results.append((after.replace(loss_scale=None), totals))
+    jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 def test_what_float16_would_lose_is_kept_by_a_scaled_loss():
@@ -124,12 +129,54 @@ def test_what_float16_would_lose_is_kept_by_a_scaled_loss():
     moves = []
     for scale in (1.0, 1024.0):
         config = CONFIG.replace(compute_dtype="float16")
-        step, state = build(config, loss_fn=tiny, loss_scale=scale)
+        step, state = build(config, loss_fn=tiny, scale=scale)
         after, _ = step(state, zero_totals(), PART, jax.random.key(0))
         moves.append(np.abs(weights(after)[1] - weights(state)[1]).max())
     assert moves[0] == 0
     # A sixth of 2^-15 from each image, to half of float16's smallest number, 2^-24.
     np.testing.assert_allclose(moves[1], RATE * 2**-25, rtol=6 * 2**-10)
+
+
+def test_a_step_that_overflows_float16_is_left_out_and_the_scale_halved():
+    """Each image's gradient at the logits is 2^4 / 6; float16 ends at 65504, just below 2^16."""
+
+    def steep(logits, labels):
+        return jnp.sum(logits, -1) * jnp.float32(2**4)
+
+    config = CONFIG.replace(compute_dtype="float16")
+    step, state = build(config, loss_fn=steep, tx=lenient(optim.adam(RATE)), scale=2**15)
+    after, totals = step(state, zero_totals(), PART, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, state.opt_state)
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    assert (int(after.step), float(after.loss_scale.factor)) == (1, 2**14)
+    assert int(totals["bad_step"]) == NEVER and totals["gradient_norms"][0] == 0
+    while after.loss_scale.factor > 2**10:
+        previous = after
+        after, totals = step(after, totals, PART, jax.random.key(0))
+        moved = np.any(weights(after)[1] != weights(previous)[1])
+        assert moved == (after.loss_scale.factor == previous.loss_scale.factor)
+        if moved:
+            break
+    # 2^13 * 2^4 / 6 = 21845, and the bias sums six of them: 2^17. At 2^11 it sums to 2^15.
+    assert moved and after.loss_scale.factor == 2**11 and after.loss_scale.steps == 1
+    assert np.all(np.isfinite(totals["gradient_norms"])) and int(totals["bad_step"]) == NEVER
+
+
+def test_a_loss_that_no_scale_helps_is_a_bad_step():
+    config = CONFIG.replace(compute_dtype="float16")
+    step, state = build(config, loss_fn=lambda z, y: jnp.sum(z, -1) * 1e9, scale=1)
+    after, totals = step(state, zero_totals(), PART, jax.random.key(0))
+    assert int(totals["bad_step"]) == 0 and not np.all(np.isfinite(weights(after)[1]))
+
+
+def test_a_loss_scale_doubles_after_2000_finite_steps():
+    scale = LossScale(jnp.float32(8), jnp.int32(1998))
+    for finite, factor, steps in ((True, 8, 1999), (True, 16, 0), (True, 16, 1), (False, 8, 0)):
+        scale = scale.after(jnp.bool_(finite))
+        assert (float(scale.factor), int(scale.steps)) == (factor, steps)
+    for _ in range(5):
+        scale = scale.after(jnp.bool_(False))
+    assert scale.factor == 1
 
 
 def test_only_early_gradients_are_kept():
