@@ -153,6 +153,12 @@ IMPLEMENTATION = {
         "mixup",
         soundness.one_hot_agrees,
     ),
+    "label_differentiable": Property(
+        "dlabel",
+        "the derivative with respect to a distribution is that of the values, also at 0 and 1",
+        "differences; label distributions that are learned",
+        soundness.label_differentiable,
+    ),
 }
 PROPERTIES = MATHEMATICAL | IMPLEMENTATION
 

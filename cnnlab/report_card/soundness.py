@@ -17,6 +17,7 @@ HUGE = 1e4
 HALF = (("bfloat16", 1000), ("float16", 100))  # types, and the number of classes to sum over
 # relative: float32 keeps to it with room for a sum over a thousand classes, bfloat16 (4e-3) never
 AGREE = 1e-5
+INFINITE = 1e100  # a derivative beyond it is infinite in the formula
 # The formula has a limit at a logit of -inf, but the docstring leaves it out.
 WITHOUT_IMPOSSIBLE_CLASSES = {"logit_norm": "a logit of -inf has no length"}
 
@@ -324,6 +325,49 @@ def one_hot_agrees(subject: Subject) -> Finding:
                 of_one_hot=a[i, k],
             )
     return not_refuted("value and gradient", got.size)
+
+
+def label_differentiable(subject: Subject) -> Finding:
+    """Check that dL/dq of a distribution q is that of the values, also where q_k is 0 or 1.
+
+    There differences of the values, into [0, 1], may converge slowly: q^1.2 has the slope 0 at 0
+    and a difference of h^0.2. So they must come closer as the step shrinks.
+    """
+    classes = subject.classes
+    z = subject.logits(8, seed=26, scales=(1.0, 3.0))
+    eye = np.eye(classes)
+    mixed = np.random.default_rng(26).dirichlet(np.ones(classes), 3)
+    q = np.concatenate([eye, (eye + np.roll(eye, 1, 0)) / 2, mixed])
+    over_all = jax.vmap(jax.vmap(jax.value_and_grad(subject.loss, 1), (None, 0)), (0, None))
+    steps = [np.where(q < 0.5, size, -size) for size in (1e-4, 1e-6)]
+    moved = [(q[:, None] + step[..., None] * eye).reshape(-1, classes) for step in steps]
+    try:
+        with jax.enable_x64():
+            values, slopes = jax.jit(over_all)(z, np.concatenate([q, *moved]))
+    except Exception as error:
+        return not_applicable(f"takes class ids only: {first_line(error)}")
+    value, *ends = np.split(np.asarray(values), [len(q), len(q) + len(moved[0])], axis=1)
+    slope = np.asarray(slopes)[:, : len(q)]
+    chords = [
+        (end.reshape(slope.shape) - value[..., None]) / step
+        for end, step in zip(ends, steps, strict=True)
+    ]
+    size = np.maximum(1, np.abs(chords[1]))
+    far, near = (np.abs(chord - slope) / size for chord in chords)
+    converges = (near <= 0.7 * far) | (np.abs(slope) > INFINITE)
+    error = np.nan_to_num(np.where(converges, 0, near), nan=np.inf)
+    i, j, k = np.unravel_index(np.argmax(error), error.shape)
+    if not error[i, j, k] <= AGREE:
+        return refuted(
+            f"at z = {show(z[i])}, q = {show(q[j])} autodiff gives {slope[i, j, k]:.6g} for "
+            f"dL/dq_{k}, a difference of the values {chords[1][i, j, k]:.6g}",
+            error.size,
+            logits=z[i],
+            distribution=q[j],
+            derivative=slope[i, j, k],
+            difference=chords[1][i, j, k],
+        )
+    return not_refuted("dL/dq at 0, at 1 and in between", error.size)
 
 
 def same_as(subject: Subject, other: Subject) -> Finding:

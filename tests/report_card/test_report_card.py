@@ -72,7 +72,7 @@ EXPECTED = {
 SOUND = "cross_entropy mean_squared_error squared_logits ldam distillation"
 EXPECTED |= dict.fromkeys(("finite", "transform_safe"), (SOUND, ""))
 EXPECTED |= dict.fromkeys(
-    ("label_safe", "one_hot_agrees", "true_gradient"),
+    ("label_safe", "one_hot_agrees", "label_differentiable", "true_gradient"),
     (f"{SOUND} focal sparsemax_loss multiclass_hinge", ""),
 )
 EXPECTED["float32_accumulation"] = ("cross_entropy mean_squared_error ldam", "")
@@ -91,6 +91,7 @@ FAULTS = {
     "mean_over_batch": ("transform_safe", "cross_entropy", "instead of"),
     "branch_on_value": ("transform_safe", "cross_entropy", "TracerBool"),
     "float_labels_as_ids": ("one_hot_agrees", "cross_entropy", "a loss of shape"),
+    "label_mask": ("label_differentiable", "cross_entropy", "autodiff gives -?0 for dL/dq"),
     "guarded_log": ("same_as", "cross_entropy", "that of cross_entropy"),
 }
 

@@ -25,8 +25,8 @@ def _of_probability(function, logits, labels):
     logits, labels = _checked(logits, labels)
     ids = jnp.issubdtype(labels.dtype, jnp.integer)
     q = _labels.distribution(labels, logits.shape[-1], logits.dtype)
-    log_p = jax.nn.log_softmax(logits)
-    value = jnp.sum(jnp.where(q != 0, q * function(jnp.where(q != 0, log_p, -1.0)), 0), -1)
+    log_p = _labels.bounded(jax.nn.log_softmax(logits), q)
+    value = jnp.sum(q * function(log_p), -1)
     return _labels.poison(value, labels, logits.shape[-1]) if ids else value
 
 
@@ -120,6 +120,15 @@ def float_labels_as_ids(logits, labels):
         return losses.cross_entropy(logits, labels)
     ids = labels.astype(jnp.int32)
     return jnp.take_along_axis(-jax.nn.log_softmax(_labels.as_float(logits)), ids, -1)
+
+
+def label_mask(logits, labels):
+    """Classes without a share are left out, and with them the derivative by their share."""
+    logits, labels = _checked(logits, labels)
+    q = _labels.distribution(labels, logits.shape[-1], logits.dtype)
+    log_p = jax.nn.log_softmax(logits)
+    value = -jnp.sum(jnp.where(q != 0, q * jnp.where(q != 0, log_p, -1.0), 0), -1)
+    return _labels.poison(value, labels, logits.shape[-1])
 
 
 def guarded_log(logits, labels):
