@@ -255,6 +255,8 @@ class Machine(Settings):
     dispatch_steps: Count | None = None
     """Steps handed to the devices at once. None: 1 on CPU (4 for several seeds) and when streaming,
     else 32."""
+    deterministic: bool = False
+    """Have a GPU compute the same bits on every run, more slowly; a CPU and a TPU do anyway."""
     coordinator: str | None = None
     """host:port of the first of several processes; found by itself on Cloud TPU, Slurm, Open MPI
     and Kubernetes."""

@@ -38,9 +38,10 @@ class Convolution:
     adding a constant.
 
     Attributes:
-      formulation: native or blocked. Blocked covers two-dimensional kernels of any size under any
-        padding without dilation or groups; anything else is native. It has no forward-mode
-        derivative (jax.jvp), and under jax.shard_map no gradient with check_vma.
+      formulation: native, blocked, or deterministic, which is native but for the pooling. Blocked
+        covers two-dimensional kernels of any size under any padding without dilation or groups;
+        anything else is native. It has no forward-mode derivative (jax.jvp), and under
+        jax.shard_map no gradient with check_vma.
       max_pool: side and stride of the pooling windows; 1 for none.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pooling over windows that do not overlap."""
+"""Pooling over square windows."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-FORMULATIONS = ("native", "blocked")
+# deterministic: without select-and-scatter, of which XLA has only an unordered sum on GPUs.
+FORMULATIONS = ("native", "blocked", "deterministic")
 
 
-def max_pooling(x: jax.Array, side: int, formulation: str) -> jax.Array:
-    """Take the maximum of each window of side x side pixels. Windows do not overlap; rows and
-    columns that fill no window are dropped.
+def max_pooling(
+    x: jax.Array, side: int, formulation: str, stride: int | None = None, padding: int = 0
+) -> jax.Array:
+    """Take the maximum of each window of side x side pixels. Rows and columns that fill no window
+    are dropped.
 
-    Of equal pixels the first in the window gets the gradient, in both formulations.
+    Of equal pixels the first in the window gets the gradient, in all formulations.
 
     Args:
       x: float[B, H, W, C].
       side: of the windows; 1 gives x.
-      formulation: native or blocked.
+      formulation: native, blocked or deterministic.
+      stride: of the windows; None: side, so that they do not overlap.
+      padding: pixels of -inf at each border.
 
     Raises:
       ValueError: another formulation.
@@ -30,9 +35,29 @@ def max_pooling(x: jax.Array, side: int, formulation: str) -> jax.Array:
     check(formulation)
     if side == 1:
         return x
-    if formulation == "native":
-        return nn.max_pool(x, (side, side), (side, side))
+    overlapping = stride not in (None, side) or padding > 0
+    if overlapping and formulation == "deterministic":
+        return _largest_of_slices(x, side, stride or side, padding)
+    if overlapping or formulation == "native":
+        strides = (stride or side,) * 2
+        pads = ((padding, padding),) * 2
+        # flax takes pairs too; its default makes pyright expect a str
+        return nn.max_pool(x, (side, side), strides, pads)  # pyright: ignore[reportArgumentType]
     return _max_pool(x, side, x.shape[1:3])
+
+
+def _largest_of_slices(x: jax.Array, side: int, stride: int, padding: int) -> jax.Array:
+    """Take the maximum over windows that may overlap, pixel by pixel of the windows."""
+    border = (padding, padding)
+    x = jnp.pad(x, ((0, 0), border, border, (0, 0)), constant_values=-jnp.inf)
+    height, width = (((size - side) // stride + 1) * stride for size in x.shape[1:3])
+    largest = jnp.asarray(-jnp.inf, x.dtype)
+    for row in range(side):
+        for column in range(side):
+            pixels = x[:, row : row + height : stride, column : column + width : stride]
+            larger = (pixels > largest) | jnp.isnan(pixels)
+            largest = jnp.where(larger, pixels, largest)
+    return largest
 
 
 def average_pooling(x: jax.Array, side: int) -> jax.Array:

@@ -15,6 +15,7 @@ from cnnlab.models.cnn import CPU_IMAGES
 from cnnlab.models.convolution import Convolution
 from cnnlab.models.heads import HEADS
 from cnnlab.models.layers import BatchNorm, Dropout, named
+from cnnlab.models.pooling import max_pooling
 from cnnlab.softmax import as_float
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -106,8 +107,7 @@ class ResNet(nn.Module):
         if not self.preactivation:
             x = nn.relu(norm()(x, train=train))
         if pool:
-            # flax takes pairs too; its default makes pyright expect a str
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+            x = max_pooling(x, 3, self.conv.formulation, stride=2, padding=1)
         for stage, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True)):
             for block in range(count):
                 x = Block(

@@ -32,15 +32,24 @@ AXIS, SEEDS = "data", "seed"
 SHARED = PartitionSpec()
 BATCH = PartitionSpec(AXIS)
 # XLA's options for a device that is a CPU core.
-ONE_CORE: dict[str, str | bool] = {
+ONE_CORE: dict[str, str | bool | int] = {
     "xla_cpu_multi_thread_eigen": False,
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
 }
+# For the same bits on every run: no unordered sums, no kernel chosen by how fast it was.
+DETERMINISTIC_GPU: dict[str, str | bool | int] = {
+    "xla_gpu_deterministic_ops": True,
+    "xla_gpu_autotune_level": 0,
+}
 
 
-def formulation(platform: str) -> str:
-    """Choose how models/convolution.py convolves: blocked on the platform cpu, native elsewhere."""
-    return "blocked" if platform == "cpu" else "native"
+def formulation(platform: str, deterministic: bool = False) -> str:
+    """Choose how models/convolution.py convolves: blocked on the platform cpu, native elsewhere,
+    and there without what is not deterministic on a GPU where that is asked for.
+    """
+    if platform == "cpu":
+        return "blocked"
+    return "deterministic" if deterministic and platform == "gpu" else "native"
 
 
 @dataclass(frozen=True)
@@ -51,11 +60,13 @@ class Layout:
       mode: jit (one device), pmap or sharded.
       mesh: of the devices, seeds by parts of the batch.
       num_seeds: networks that are trained together; None for one, whose state has no leading axis.
+      deterministic: whether a GPU must compute the same bits on every run.
     """
 
     mode: str
     mesh: Mesh
     num_seeds: int | None = None
+    deterministic: bool = False
 
     @property
     def device_count(self) -> int:
@@ -76,7 +87,7 @@ class Layout:
     @property
     def formulation(self) -> str:
         """How models/convolution.py convolves on these devices."""
-        return formulation(self.platform)
+        return formulation(self.platform, self.deterministic)
 
     def place(self, tree: T, spec: PartitionSpec = SHARED) -> T:
         """Put a pytree on the mesh, by default whole on every device; each process has all of it.
@@ -181,7 +192,7 @@ class Layout:
             in_shardings=tuple(shardings[:-1]),
             out_shardings=shardings[-1],
             donate_argnums=tuple(donate),
-            compiler_options=_compiler_options(list(self.mesh.devices.flat)),
+            compiler_options=_compiler_options(list(self.mesh.devices.flat), self.deterministic),
         )
         if processes.count() == 1:
             return run
@@ -190,13 +201,17 @@ class Layout:
         )
 
 
-def _compiler_options(devices: Sequence[Device]) -> dict[str, str | bool]:
+def _compiler_options(
+    devices: Sequence[Device], deterministic: bool
+) -> dict[str, str | bool | int]:
     """Choose XLA's options for a step over these devices.
 
     Where each core is a device, it computes in one thread and one operation after the other: no
     core is left for a second thread. On two cores the steps of ResNet-18, ResNet-20 and airnet
     are 1.03 to 1.1 times as fast.
     """
+    if deterministic and devices[0].platform == "gpu":
+        return DETERMINISTIC_GPU
     ours = [device for device in devices if device.process_index == processes.index()]
     return ONE_CORE if devices[0].platform == "cpu" and len(ours) >= backend.cores() else {}
 
@@ -275,9 +290,12 @@ def layout(
         )
     if mode == "pmap" and (num_seeds is not None or processes.count() > 1):
         raise InputError("--parallel pmap trains one seed at a time, in one process; take sharded")
+    if mode == "pmap" and machine.deterministic and available[0].platform == "gpu":
+        raise InputError("--parallel pmap cannot be --deterministic on a GPU; take sharded")
     if mode == "auto":
         mode = "sharded" if count > 1 else "jit"
-    return Layout(mode, Mesh(_arranged(available, count, groups), (SEEDS, AXIS)), num_seeds)
+    used = Mesh(_arranged(available, count, groups), (SEEDS, AXIS))
+    return Layout(mode, used, num_seeds, machine.deterministic)
 
 
 def single_device() -> Layout:

@@ -91,12 +91,9 @@ def test_logits_are_the_same_under_jit_pmap_and_sharded(name):
 LOWERED = ["resnet20", "resnet18", "wide_resnet,depth=10,width=1", "cnn8", "airnet"]
 
 
-@pytest.mark.parametrize("name", LOWERED)
-def test_accelerators_get_plain_convolutions(name):
-    """A train step lowered for TPU and GPU: one convolution for the value, one for each gradient,
-    no loop, no barrier, no product but those of dense layers.
-    """
-    model = build(name, formulation="native")
+def traced_step(name, formulation):
+    """A model's gradient for a batch of 8, and its variables."""
+    model = build(name, formulation=formulation)
     shape = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), shape)
 
@@ -108,9 +105,16 @@ def test_accelerators_get_plain_convolutions(name):
             logits, jnp.zeros(8, jnp.int32)
         ).mean()
 
-    traced = jax.jit(jax.value_and_grad(loss)).trace(
-        variables["params"], variables["batch_stats"], shape
-    )
+    stats = variables.get("batch_stats", {})
+    return jax.jit(jax.value_and_grad(loss)).trace(variables["params"], stats, shape), variables
+
+
+@pytest.mark.parametrize("name", LOWERED)
+def test_accelerators_get_plain_convolutions(name):
+    """A train step lowered for TPU and GPU: one convolution for the value, one for each gradient,
+    no loop, no barrier, no product but those of dense layers.
+    """
+    traced, variables = traced_step(name, "native")
     kernels = [leaf.ndim for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim > 1]
     for platform in ("tpu", "cuda"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
@@ -122,6 +126,18 @@ def test_accelerators_get_plain_convolutions(name):
         convolutions = 3 * kernels.count(4) - (0 if whitened else 1) + whitened
         # A dense layer's value and both gradients
         assert counts == [convolutions, 0, 0, 3 * kernels.count(2)]
+
+
+POOLED = ["cnn", "cnn8", "airnet", "resnet18,stem=imagenet"]
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_deterministic_pooling_selects_and_scatters_nothing(name):
+    """Of select-and-scatter, which sums in any order, XLA has no other form for GPUs."""
+    for formulation, has in (("native", True), ("deterministic", False)):
+        traced, _ = traced_step(name, formulation)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert ("select_and_scatter" in text) == has, formulation
 
 
 def test_a_cpu_gets_blocks():

@@ -525,3 +525,25 @@ def test_there_is_no_forward_mode():
 
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(convolve, (x,), (x,))
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 3, 0), (2, 1, 0)]
+)
+def test_deterministic_pooling_is_the_native_one(side, stride, padding):
+    """Value and gradient to the bit; of equal pixels, as after a ReLU, the first gets it."""
+    x = np.maximum(drawn((3, 7, 8, 2)), 0)
+    results = [
+        value_and_gradients(
+            lambda x, f=formulation: pooling.max_pooling(x, side, f, stride, padding),
+            x,
+            weights=drawn((500,)),
+        )
+        for formulation in ("native", "deterministic")
+    ]
+    assert np.mean(x == 0) > 0.3
+    for native, deterministic in zip(*results, strict=True):
+        if stride < side:  # a pixel that wins several windows sums their cotangents
+            np.testing.assert_allclose(deterministic, native, rtol=0, atol=8 * EPS["float32"])
+        else:
+            np.testing.assert_array_equal(deterministic, native)

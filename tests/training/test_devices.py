@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -331,9 +332,21 @@ def device(platform, process=0):
 )
 def test_a_device_for_each_core_computes_in_one_thread(available, cores, is_one_core, monkeypatch):
     monkeypatch.setattr(backend, "cores", lambda: cores)
-    assert bool(devices._compiler_options(available)) == is_one_core
+    assert bool(devices._compiler_options(available, deterministic=True)) == is_one_core
 
 
 def test_xla_knows_the_options():
-    double = jax.jit(lambda x: 2 * x, compiler_options=devices.ONE_CORE)
-    assert double(1.0) == 2
+    for options in (devices.ONE_CORE, devices.DETERMINISTIC_GPU):
+        assert jax.jit(lambda x: 2 * x, compiler_options=options)(1.0) == 2
+
+
+def test_a_deterministic_gpu():
+    assert devices.layout(Machine(parallel="jit", deterministic=True), 8).deterministic
+    for name, formulation in (("gpu", "deterministic"), ("tpu", "native"), ("cpu", "blocked")):
+        mesh: Any = SimpleNamespace(devices=np.array([device(name)]))
+        assert devices.Layout("jit", mesh, deterministic=True).formulation == formulation
+    assert devices._compiler_options([device("gpu")], True) == devices.DETERMINISTIC_GPU
+    assert devices._compiler_options([device("gpu")], False) == {}
+    with pytest.raises(InputError, match="--parallel pmap cannot be --deterministic on a GPU"):
+        pmapped = Machine(parallel="pmap", deterministic=True)
+        devices.layout(pmapped, 8, available=[device("gpu")])

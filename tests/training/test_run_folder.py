@@ -264,7 +264,7 @@ OTHER = {
     "workdir": "elsewhere", "data_dir": "elsewhere", "workers": 3, "keep": 9, "checkpoint_steps": 5,
     "progress": "off",
     "tensorboard": False, "test_on": "best", "test_sets": ("mnist",), "parallel": "pmap",
-    "devices": 2, "feed": "streaming", "decoded_limit": 1.0,
+    "devices": 2, "feed": "streaming", "decoded_limit": 1.0, "deterministic": True,
     "dispatch_steps": 4, "mesh": "1x2", "coordinator": "localhost:1", "processes": 2, "process": 1,
 }  # fmt: skip
 BOUND = {
