@@ -71,6 +71,7 @@ run() {
     echo "error: BUCKET is not set, or there is a slice $NAME: delete it, or choose another NAME" >&2
     exit 2
   fi
+  trap 'exit 130' INT # whatever gcloud makes of it
   trap 'delete || echo "error: $NAME was not deleted, and may cost" >&2' EXIT
   for ((try = 1; try <= TRIES; try++)); do
     if ((try > 1)); then

@@ -43,7 +43,8 @@ case "$*" in
   *queued-resources\ delete*) rm queue machines ;;
   *tpu-vm\ describe*) cat machines ;;
   *train.py*)
-    next ends && read -r status queue machines <<< "${line:-0 ACTIVE READY}"
+    next ends && [[ $line != INT ]] || { kill -INT $PPID; exit 1; }
+    read -r status queue machines <<< "${line:-0 ACTIVE READY}"
     echo "$queue" > queue && echo "$machines" > machines && exit "$status" ;;
 esac
 """
@@ -169,6 +170,12 @@ def test_a_slice_that_is_there_is_neither_used_nor_deleted(run, tmp_path):
     error = "error: BUCKET is not set, or there is a slice mine: .*\n"
     calls = run(f"{LAUNCH}/gcloud_tpu.sh run --dataset cifar10", 2, error, NAME="mine")
     assert calls.count("gcloud") == calls.count("describe") == 1
+
+
+def test_ctrl_c_deletes_the_slice(run, tmp_path):
+    (tmp_path / "ends").write_text("INT\n")  # as gcloud does, it ends with a status
+    assert run(f"{LAUNCH}/gcloud_tpu.sh run", 130).count("train.py") == 1
+    assert not (tmp_path / "queue").exists()
 
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
