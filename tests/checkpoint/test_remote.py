@@ -163,6 +163,8 @@ def test_a_kill_between_any_two_writes_leaves_only_steps_that_verify(gcs):
                 {s: metric(s) for s in range(1, step + 1)}, 1
             )
     history = list(gcs.history)
+    gone = [name for name, content in history if content is None and "points/1/" in name]
+    assert gone[:2] == [f"checkpoints/1/{name}" for name in ("commit_success.txt", "about.json")]
     for kill in range(len(history) + 1):
         gcs.replay(history[:kill])
         with Checkpoints(folder, read_only=True) as reader:
