@@ -260,7 +260,7 @@ def test_a_machine_that_is_made_anew_compiles_and_decodes_nothing(
     the first run.
     """
     first = train("first", tmp_path, processes)
-    assert all(counts["compiled"] == counts["programs"] > 5 for counts in first)
+    assert sum(counts["compiled"] for counts in first) > 5
     assert [counts["decoded"] for counts in first] == [2, 0][:processes]
     for counts in train("second", tmp_path, processes):
         assert (counts["compiled"], counts["decoded"]) == (0, 0) and counts["programs"] > 5
