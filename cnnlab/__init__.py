@@ -10,6 +10,7 @@ The map of the package; a module imports only modules above it in this list
     provenance.py   SHA-256 of the user's files behind a part
     spec.py         name,key=value or a dotted path -> a part, a function with keywords; no jax
     files.py        files and folders, here or on Google Cloud Storage
+    bucket.py       the folder of a bucket that the cache folders of several machines share
     verified.py     files kept between runs under their SHA-256
     jax_private.py  all that is used of JAX's private modules
     compilation_cache.py  what JAX compiles, kept between runs

@@ -212,7 +212,7 @@ def _join(settings: object, several: bool) -> None:
     if not isinstance(machine, config.Machine):
         return
     if several:
-        join(machine.coordinator, machine.processes, machine.process)
+        join(machine.coordinator, machine.processes, machine.process, machine.cache)
         values = cast(config.Settings, settings).to_json()
         agree.agree("the command line", values | {"process": 0, "data_dir": None})
     elif machine.processes not in (None, 1):

@@ -265,6 +265,10 @@ class Machine(Settings):
     the scheduler says."""
     process: Size | None = None
     """The number of this process, from 0."""
+    cache: str | None = None
+    """gs://BUCKET/FOLDER where machines share compiled programs and decoded images, so that other
+    hosts, and one that is made anew, need not make them again. None: not shared; this machine's are
+    in $CNNLAB_CACHE, else ~/.cache/cnnlab."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -281,6 +285,11 @@ class Machine(Settings):
         host, _, port = (self.coordinator or "host:1").rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise InputError(f"--coordinator must be HOST:PORT, got {self.coordinator}")
+        if self.cache is not None and not files.is_remote(self.cache):
+            raise InputError(
+                f"--cache must be gs://BUCKET/FOLDER, got {self.cache}; the folder on this machine "
+                "is $CNNLAB_CACHE"
+            )
 
 
 @dataclass(frozen=True)
@@ -324,6 +333,9 @@ class Config(Settings):
     def __post_init__(self) -> None:
         if self.output.test_on == "best" and not self.recipe.validation:
             raise InputError("--test-on best needs --validation above 0")
+        cache, workdir = self.machine.cache, self.output.workdir
+        if cache and workdir and f"{cache}/".startswith(workdir.rstrip("/") + "/"):
+            raise InputError(f"--cache {cache} must not be in --workdir {workdir}")
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> Config:

@@ -112,6 +112,21 @@ def written(path: Path) -> Iterator[Path]:
         path.write_bytes(local.read_bytes())
 
 
+def download(source: Path, target: Path) -> None:
+    """Copy an object to a file on this machine.
+
+    Raises:
+      FileNotFoundError: there is no such object. Others: as gcsfs calls them.
+    """
+    _gcs().get_file(str(source), str(target))
+
+
+def upload(source: Path, target: Path, replace: bool) -> None:
+    """Copy a file on this machine to an object; without `replace` only if there is none."""
+    with contextlib.suppress(FileExistsError):
+        _gcs().put_file(str(source), str(target), mode="overwrite" if replace else "create")
+
+
 def names(folder: Path) -> list[str]:
     """List the names of all files below a folder, relative to it."""
     if not is_remote(folder):

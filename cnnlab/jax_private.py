@@ -5,6 +5,8 @@ tests/test_jax_private.py holds each against the JAX that is installed.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 
@@ -17,15 +19,33 @@ class ProgramCache(Protocol):
 
 
 def keep_programs_in(cache: ProgramCache) -> None:
-    """Have JAX keep compiled programs in a cache of ours.
+    """Have JAX keep compiled programs in a cache of ours, those of every process.
 
     JAX's own writes in place, warns at every start once an entry is damaged, and never writes that
-    entry again (jax 0.10 to 0.12, `LRUCache.put`).
+    entry again (jax 0.10 to 0.12, `LRUCache.put`). And only process 0 writes, though most programs
+    of the others have other keys (jax 0.10 to 0.12, `compiler._cache_write`).
     """
-    from jax._src import compilation_cache
+    from jax._src import compilation_cache, compiler
 
+    compiler._cache_write = _keep
     compilation_cache._cache = cache  # pyright: ignore[reportAttributeAccessIssue]
     compilation_cache._cache_initialized = True
+
+
+def _keep(
+    key: str,
+    seconds: float,
+    name: str,
+    backend: object,
+    executable: object,
+    host_callbacks: Sequence[object] = (),  # not passed by jax 0.12
+) -> None:
+    from jax._src import compilation_cache
+
+    if host_callbacks:  # of this process
+        return
+    with contextlib.suppress(Exception):  # some platforms cannot serialise every program
+        compilation_cache.put_executable_and_time(key, name, executable, backend, int(seconds))
 
 
 class CoordinationClient(Protocol):

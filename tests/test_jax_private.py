@@ -12,11 +12,15 @@ from cnnlab import jax_private
 
 
 @pytest.mark.slow
-def test_jax_keeps_its_programs_in_our_cache(tmp_path):
-    """In a process of its own: JAX looks for a cache once."""
+@pytest.mark.parametrize("process", ["0", "1"])
+def test_jax_keeps_its_programs_in_our_cache(process, tmp_path):
+    """In a process of its own: JAX looks for a cache once. By itself only process 0 keeps any."""
     program = """
 import sys, jax
+from jax._src import distributed
 from cnnlab import jax_private
+
+distributed.global_state.process_id = int(sys.argv[2])
 
 class Kept(dict):
     def put(self, key, value):
@@ -31,7 +35,7 @@ for _ in range(2):
     assert jax.jit(lambda x: x * 3 + 1)(2.0) == 7
 assert len(kept) >= 1 and all(isinstance(value, bytes) for value in kept.values())
 """
-    command = [sys.executable, "-c", program, str(tmp_path)]
+    command = [sys.executable, "-c", program, str(tmp_path), process]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []

@@ -20,14 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnlab.checkpoint.layout import ABOUT, MARK, readable
 from cnnlab.errors import CheckpointError, InputError, one_line
 from cnnlab.multihost import processes, transfer
 from cnnlab.types import PyTree
 
 Array: TypeAlias = jax.Array | np.ndarray | np.generic
 Leaf: TypeAlias = Array | jax.ShapeDtypeStruct  # of a tree that is saved, or of what is wanted
-
-ABOUT = "about.json"
 
 
 class Rejected(Exception):
@@ -140,6 +139,8 @@ def file_digests(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
 
 def check_files(folder: pathlib.Path, about: dict) -> None:
     for name, stated in about["files"].items():
+        if name.endswith(MARK):  # Orbax's, which a copy of a local folder may lack
+            continue
         try:
             actual = file_digests(folder / str(about["step"]), [name])[name]
         except OSError as error:
@@ -212,8 +213,11 @@ def read_state(folder: pathlib.Path, about: dict) -> dict[str, np.ndarray]:
     alone = ocp.options.MultiprocessingOptions(index, {index}, barrier_sync_key_prefix="read")
     try:
         handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-            host = reader.restore(folder / str(about["step"]) / "state", args=args)
+        with (
+            readable(folder / str(about["step"]) / "state") as state,
+            ocp.Checkpointer(handler, multiprocessing_options=alone) as reader,
+        ):
+            host = reader.restore(state, args=args)
     except Exception as error:
         raise Rejected(f"its arrays cannot be read ({one_line(error)})") from None
     for name, leaf in records.items():

@@ -2,13 +2,19 @@
 on its way out.
 
 A local step gets its name when it is complete, and one under gs:// a last object, the mark, that
-says it is.
+says it is. A folder that was copied there may lack the marks. So a step with its description alone
+is complete too, unless it is newer than all marked ones, as a save is that was cut short: the
+description is written after all but the mark, and deleted before the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -20,6 +26,8 @@ if TYPE_CHECKING:
 
 # Orbax's name for the mark of a complete step under gs://.
 MARK = "commit_success.txt"
+# Ours for the description of a step, which is written before the mark.
+ABOUT = "about.json"
 # Orbax's suffix for local steps that are being written.
 TMP = ".orbax-checkpoint-tmp"
 # The folder of local steps on their way out.
@@ -30,19 +38,22 @@ def _is_step(name: str) -> bool:
     return name.isascii() and name.isdecimal() and str(int(name)) == name
 
 
-def _marked(folder: Path) -> dict[str, bool]:
-    """List the steps in a folder under gs://, and whether each has its mark, in one request."""
-    marked: dict[str, bool] = {}
-    for step, *rest in (name.split("/") for name in files.names(folder)):
-        if _is_step(step) and rest:
-            marked[step] = marked.get(step, False) or rest == [MARK]
-    return marked
+def _complete(folder: Path) -> dict[int, bool]:
+    """List the steps in a folder under gs://, and whether each is complete, in one request."""
+    ends: dict[int, set[str]] = {}
+    for step, _, name in (name.partition("/") for name in files.names(folder)):
+        if _is_step(step) and name:
+            ends.setdefault(int(step), set()).update({name} & {MARK, ABOUT})
+    newest = max((step for step, names in ends.items() if MARK in names), default=math.inf)
+    return {
+        step: MARK in names or (ABOUT in names and step < newest) for step, names in ends.items()
+    }
 
 
 def steps(folder: Path) -> list[int]:
     """List the complete steps in a folder of checkpoints, oldest first."""
     if files.is_remote(folder):
-        return sorted(int(step) for step, complete in _marked(folder).items() if complete)
+        return sorted(step for step, complete in _complete(folder).items() if complete)
     if not folder.is_dir():
         return []
     return sorted(
@@ -54,7 +65,27 @@ def unfinished(folder: Path) -> list[Path]:
     """List what a folder of checkpoints may hold of saves and deletions that did not finish."""
     if not files.is_remote(folder):
         return [folder / TODELETE, *folder.glob(f"*{TMP}*")]
-    return [folder / step for step, complete in _marked(folder).items() if not complete]
+    complete = _complete(folder)
+    return [folder / str(step) for step in sorted(complete) if not complete[step]]
+
+
+@contextlib.contextmanager
+def readable(state: Path) -> Iterator[Path]:
+    """Yield a folder from which Orbax reads the arrays of a step: theirs or, where that lacks the
+    mark that Orbax wants of it under gs://, a copy on this machine.
+    """
+    if not files.is_remote(state) or (state / MARK).exists():
+        yield state
+        return
+    print(
+        f"{state} has no commit mark ({MARK}), as in a copy of a local folder: it is read by way "
+        "of this machine's disk, and verified by its SHA-256",
+        file=sys.stderr,
+    )
+    with tempfile.TemporaryDirectory() as copy:
+        for name in files.names(state):
+            files.download(state / name, Path(copy, name))
+        yield Path(copy)
 
 
 def step_names(folder: Path) -> orbax_step.NameFormat | None:
@@ -75,13 +106,15 @@ def remove_step(folder: Path) -> None:
     if files.is_remote(folder):
         with contextlib.suppress(Exception):  # what stays is in nobody's way, and tried again
             (folder / MARK).unlink(missing_ok=True)
+            (folder / ABOUT).unlink(missing_ok=True)
     files.remove(folder)
 
 
 def move_step(source: Path, target: Path) -> None:
     """Move the folder of a step; under gs:// it stops being one first."""
     if files.is_remote(source):
-        for name in sorted(files.names(source), key=MARK.__ne__):
+        ends = [MARK, ABOUT]
+        for name in sorted(files.names(source), key=lambda name: (*ends, name).index(name)):
             files.move(source / name, target / name)
         return
     target.parent.mkdir(exist_ok=True)

@@ -16,7 +16,8 @@ A folder looks like this (all but the numbered steps may be deleted by hand):
     rejected/       steps that failed a restore, set aside by the next save; never removed by cnnlab
 
 Under gs:// there is no rename: a step is written in its place, and is one as long as
-commit_success.txt lies in it, which is written last, after about.json, and deleted first.
+commit_success.txt lies in it, which is written last, after about.json, and deleted first. Local
+steps have it too (from Orbax 0.12.8 on), so that a folder may be copied there.
 """
 
 from __future__ import annotations
@@ -382,7 +383,7 @@ class Checkpoints:
         )
         written = [f"state/{name}" for name in files.names(tmp / "state")]
         body = self._about | {"files": digest.file_digests(tmp, written)}
-        (tmp / digest.ABOUT).write_text(json.dumps({"sha256": digest.seal(body), "body": body}))
+        (tmp / layout.ABOUT).write_text(json.dumps({"sha256": digest.seal(body), "body": body}))
         if not remote:
             # Orbax syncs the array data, but neither its small files nor folders.
             for path in [tmp, *tmp.rglob("*")]:

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from cnnlab import verified
 from cnnlab.data import cache, decoded_file
 from cnnlab.data.dataset import Arrays, Batch, Split
 from cnnlab.errors import InputError
@@ -156,9 +157,10 @@ def on_disk(
             why = "that folder cannot be written" if not held else ""
             found = _found(split, target, progress) if held else None
             if found is None and held and not (why := _no_room(target, size, limit)):
-                found = _written(split, target, progress)
+                found = _fetched(split, target, progress) or _written(split, target, progress)
                 why = "" if found else "that folder cannot be written, or its disk is full"
         if found:
+            verified.publish(target)
             return found
     if limit is None:
         raise InputError(
@@ -183,6 +185,20 @@ def _found(split: Split, target: Path, progress: Progress) -> tuple[Split, Summa
     facts = summary(split, progress)
     rows = _rows(split, target, facts)
     return (dataclasses.replace(split, records=rows), facts) if rows.is_sound() else None
+
+
+def _fetched(split: Split, target: Path, progress: Progress) -> tuple[Split, Summary] | None:
+    """Return what `on_disk` does if another machine has the file, and every image in it is one of
+    the split.
+    """
+    if not verified.holds(target):
+        return None
+    facts = summary(split, progress)
+    rows = _rows(split, target, facts)
+    fetched = verified.fetch(
+        target, lambda new: dataclasses.replace(rows, path=new).is_sound(len(rows))
+    )
+    return (dataclasses.replace(split, records=rows), facts) if fetched else None
 
 
 def _written(split: Split, target: Path, progress: Progress) -> tuple[Split, Summary] | None:

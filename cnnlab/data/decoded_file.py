@@ -72,9 +72,9 @@ class Rows:
                 {"image": self._image(read(p), p), "label": int(self.labels[p])} for p in positions
             ]
 
-    def is_sound(self) -> bool:
-        """Return whether the file is complete and some of its images are those of the split."""
-        sample = np.linspace(0, len(self) - 1, min(SAMPLE, len(self))).astype(int).tolist()
+    def is_sound(self, count: int = SAMPLE) -> bool:
+        """Return whether the file is complete and `count` of its images are those of the split."""
+        sample = np.linspace(0, len(self) - 1, min(count, len(self))).astype(int).tolist()
         with contextlib.suppress(OSError), self._opened() as read:
             return self.path.stat().st_size == self.size and all(
                 self._is_image(read(p), p) for p in sample

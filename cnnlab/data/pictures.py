@@ -19,7 +19,7 @@ from pathlib import Path
 from cnnlab.console import Console
 from cnnlab.data import builders, image, prepared, storage
 from cnnlab.data.dataset import Dataset
-from cnnlab.data.prepared import Choice
+from cnnlab.data.prepared import REPORT, Choice
 from cnnlab.data.storage import Folder
 from cnnlab.errors import InputError, one_line
 
@@ -29,7 +29,6 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".gif", ".bmp", ".webp")
 FOREIGN = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".svg")
 SPLITS = ("train", "test", "validation", "valid", "val")
 MOST_LISTED = 5  # files that a message names
-REPORT = "pictures.json"  # in the prepared folder: of which files it was made
 VERSION = "1.0.0"
 
 

@@ -12,12 +12,14 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cnnlab import verified
 from cnnlab.data import cache, image, order
 from cnnlab.data.dataset import (
     Split,
@@ -33,6 +35,7 @@ from cnnlab.errors import InputError, unknown
 NAME = re.compile(r"(?P<name>\w[\w-]*)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 DESCRIPTION = "dataset_info.json"
+REPORT = "pictures.json"  # of which files a folder of pictures was prepared: no part of the data
 READ_AT_ONCE = 8192  # labels per read
 
 
@@ -180,13 +183,15 @@ def open_folder(
       InputError: whatever in it cannot be read.
     """
     with readable(name):
-        states = folder.states()
-        identity = json.dumps([folder.location, sorted(states.items())])
+        location, states = folder.location, folder.states()
+        if verified.is_shared() and not folder.is_remote:  # a copy elsewhere is the same data
+            location, states = "", _digests(folder, states)
+        identity = json.dumps([location, sorted(states.items())])
         identity += folder.read(DESCRIPTION).decode()
     key = hashlib.sha256(f"{identity} {choice}".encode()).hexdigest()[:24]
     kept = cache.arrays(
         f"{key}-{'test1' if test_only else 'facts2'}",
-        lambda: {"facts": np.array(_describe(name, folder, choice, test_only).to_json())},
+        lambda: {"facts": np.array(_describe(name, folder, states, choice, test_only).to_json())},
     )
     facts = Facts.from_json(str(kept["facts"]))
     height, width, channels = facts.image_shape
@@ -229,6 +234,25 @@ def open_folder(
     )
 
 
+def _digests(folder: Folder, states: Mapping[str, str]) -> dict[str, str]:
+    """Compute the SHA-256 of the files in a folder on this machine, from which its data can be told
+    anywhere; once for their states.
+    """
+
+    def digest(name: str) -> str:
+        with (folder.path / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def compute() -> dict[str, np.ndarray]:
+        named = sorted(states.keys() - {REPORT})
+        with ThreadPoolExecutor() as threads:
+            return {"names": np.array(named), "digests": np.array([*threads.map(digest, named)])}
+
+    key = hashlib.sha256(json.dumps([folder.location, sorted(states.items())]).encode())
+    kept = cache.arrays(f"{key.hexdigest()[:24]}-digests1", compute)
+    return dict(zip(kept["names"].tolist(), kept["digests"].tolist(), strict=True))
+
+
 def _records(folder: Folder, facts: Facts, which: str, states: Mapping[str, str]) -> Records:
     files = facts.files[which]
     paths = tuple(f"{folder}/{file}" for file in files)
@@ -244,7 +268,9 @@ def _labels(name: str, records: Records) -> Iterator[int | str]:
             yield from records.labels(range(start, min(start + READ_AT_ONCE, len(records))))
 
 
-def _describe(name: str, folder: Folder, choice: Choice, test_only: bool) -> Facts:
+def _describe(
+    name: str, folder: Folder, states: Mapping[str, str], choice: Choice, test_only: bool
+) -> Facts:
     """Read what TFDS knows of a data set, and check that it is usable and its files can be opened.
 
     Raises:
@@ -279,7 +305,6 @@ def _describe(name: str, folder: Folder, choice: Choice, test_only: bool) -> Fac
     image_key = _image_key(name, features, choice.image, supervised[0])
     label_key = _label_key(name, features, choice.label, supervised[-1])
     fields, shape = _fields(name, features, image_key, label_key)
-    states = folder.states()
     facts = Facts(str(info.version), file_format, fields, shape, (), files, test)
     splits = {which: _records(folder, facts, which, states) for which in files}
     classes, fields = _classes(name, features[label_key], fields, splits)

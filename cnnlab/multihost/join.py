@@ -30,7 +30,10 @@ WAIT_SECONDS = 30  # before it is said that others are waited for
 
 
 def join(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    cache: str | None = None,
 ) -> None:
     """Join the other processes of the run, if there are any. Call this before any other use of JAX.
 
@@ -42,9 +45,10 @@ def join(
       coordinator: host:port of the first process.
       num_processes: how many there are; 1: this one is alone, whatever the scheduler says.
       process_id: the number of this one.
+      cache: gs://BUCKET/FOLDER of what machines share, as their first programs are compiled here.
 
     Raises:
-      InputError: they did not find each other.
+      InputError: they did not find each other, or the cache cannot be written.
     """
     if num_processes == 1 or processes.count() > 1:
         return
@@ -75,6 +79,10 @@ def join(
     supervise.joined()
     backend.start()
     processes.joined(jax.process_index(), jax.process_count())
+    from cnnlab import compilation_cache, verified  # here, as they import numpy
+
+    verified.share(cache)
+    compilation_cache.keep_compilations()
     if processes.count() > 1:
         _silence_others()
     else:

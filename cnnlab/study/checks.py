@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnlab import compilation_cache
+from cnnlab import compilation_cache, verified
 from cnnlab.config import Config, Recipe
 from cnnlab.console import Console
 from cnnlab.data.contents import Contents
@@ -51,6 +51,7 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
       InputError: no such data set, a loss that does not keep the contract or is not finite, too few
         images, too few devices.
     """
+    verified.share(study.machine.cache)
     # JAX looks whether there is a cache when it first compiles, and never again
     compilation_cache.keep_compilations()
     recipes = {

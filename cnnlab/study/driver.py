@@ -11,7 +11,7 @@ from pathlib import Path
 from cnnlab import files
 from cnnlab.console import Console
 from cnnlab.errors import InputError
-from cnnlab.multihost import agree
+from cnnlab.multihost import agree, processes
 from cnnlab.study import folder as folders
 from cnnlab.study import manifest as manifests
 from cnnlab.study import on_ray, plan, report, sequential
@@ -82,6 +82,8 @@ def run(
             board.say("checking arms and data on one of Ray's machines")
             digests = cluster.call(check, study, Console("off"))
         else:
+            if study.machine.cache and processes.count() > 1:  # the others fetch what it decodes
+                agree.on_first(lambda: check(study, board))
             digests = agree.on_all(lambda: check(study, board))
         agree.agree("the data set or the teacher", [vars(digest) for digest in digests.values()])
         job = Job(study, folder, digests, command)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnlab import augment, compilation_cache, contracts
+from cnnlab import augment, compilation_cache, contracts, verified
 from cnnlab.config import Config, Machine, Recipe
 from cnnlab.console import Console
 from cnnlab.data import contents, order
@@ -295,6 +295,20 @@ class Experiment:
         return loop.evaluate(sums, variables, batches, console, self.layout.num_seeds, extra)
 
 
+def decode(config: Config, console: Console, parts: Parts | None = None) -> None:
+    """Read the data that `build` reads, for the cache.
+
+    Raises:
+      InputError: as `build`.
+    """
+    verified.share(config.machine.cache)
+    recipe, data_dir = config.recipe, config.machine.data_dir
+    parts = parts or resolve(recipe, test_sets=config.output.test_sets)
+    dataset = parts.open_dataset(data_dir, recipe)
+    read_dataset(config.machine, dataset, console)
+    testing.digests(testing.open_sets(parts, recipe, data_dir, dataset), console)
+
+
 def build(
     config: Config,
     console: Console | None = None,
@@ -319,6 +333,7 @@ def build(
     Raises:
       InputError: whatever in it cannot be done.
     """
+    verified.share(config.machine.cache)
     compilation_cache.keep_compilations()
     recipe = config.recipe
     console = console or Console("off")

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from cnnlab import augment, compilation_cache, files
-from cnnlab.checkpoint import manager
+from cnnlab.checkpoint import layout, manager
 from cnnlab.config import Config, Recipe
 from cnnlab.contracts import captured
 from cnnlab.data.dataset import Dataset
@@ -285,7 +285,10 @@ def load(path: Path, weights: str | int | None = None, conv: Convolution | None 
     with manager.Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
         checkpoint = checkpoints.restore({"state": state, "totals": zero_totals()}, which=which)
     if checkpoint is None:
-        raise InputError(f"{path} holds no checkpoint yet")
+        names = (step.name for step in layout.unfinished(path / "checkpoints"))
+        parts_of = ", ".join(name for name in names if name.isdecimal())
+        only = f", only parts of step {parts_of}: a save under way, or a copy that was cut short"
+        raise InputError(f"{path} holds no checkpoint yet{only if parts_of else ''}")
     if weights == "best" and checkpoint.metric is None:
         raise InputError(
             f"{path} holds no checkpoint with a validation accuracy, so none is best; use "

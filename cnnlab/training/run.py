@@ -180,6 +180,8 @@ def in_folder(
     """
     console = console or Console("off")
     start = _Start(started)
+    if config.machine.cache and processes.count() > 1:  # the others fetch what it decodes
+        agree.on_first(lambda: experiments.decode(config, console, parts))
     experiment = agree.on_all(lambda: experiments.build(config, console, parts=parts))
     agree.agree("the data set", experiment.facts.to_json())
     agree.agree("a file of yours", experiment.parts.sources())

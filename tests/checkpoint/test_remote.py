@@ -163,6 +163,8 @@ def test_a_kill_between_any_two_writes_leaves_only_steps_that_verify(gcs):
                 {s: metric(s) for s in range(1, step + 1)}, 1
             )
     history = list(gcs.history)
+    gone = [name for name, content in history if content is None and "points/1/" in name]
+    assert gone[:2] == [f"checkpoints/1/{name}" for name in ("commit_success.txt", "about.json")]
     for kill in range(len(history) + 1):
         gcs.replay(history[:kill])
         with Checkpoints(folder, read_only=True) as reader:
@@ -193,6 +195,70 @@ def test_a_step_without_its_mark_is_not_listed_and_is_saved_anew(gcs):
         assert checkpoints.steps() == [1, 2]
 
 
+def copied(gcs, folder, name, without=("commit_success.txt",)):
+    """Copy a local folder into the bucket, all but the files of some names."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in without:
+            gcs.change(f"{name}/{path.relative_to(folder)}", path.read_bytes())
+
+
+def test_a_copy_without_commit_marks_is_read_verified_and_says_so(gcs, tmp_path, capsys):
+    """An earlier Orbax marked no local steps, and one may copy a choice of files."""
+    with Checkpoints(tmp_path / "local") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state(step, 50), metric=metric(step))
+    assert (tmp_path / "local/2/commit_success.txt").exists()  # that of today does
+    copied(gcs, tmp_path / "local", "checkpoints")
+    with Checkpoints("gs://bucket/checkpoints", read_only=True) as reader:
+        assert reader.steps() == [1, 2]
+        assert_state(reader.restore(state(0, 50)), 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gs://bucket/checkpoints/2/state has no commit mark")
+    with Checkpoints("gs://bucket/checkpoints", keep=2) as checkpoints:  # nothing is swept
+        checkpoints.save(3, state(3, 50), metric=None)
+        checkpoints.wait()
+        best = max((1, 2), key=metric)
+        assert checkpoints.steps() == sorted({best, 2, 3})
+        assert_state(checkpoints.restore(state(0, 50), which="best"), best)
+        gcs.change("checkpoints/2/about.json", None)  # as a deletion that was cut short
+        assert 2 not in checkpoints.steps()
+
+
+def assert_state(restored, step):
+    assert restored.step == step and restored.rejected == ()
+    for name, leaf in state(step, 50)["params"].items():
+        assert restored.tree["params"][name].tobytes() == leaf.tobytes()
+
+
+def test_damage_in_a_copy_without_commit_marks_is_noticed(gcs, tmp_path):
+    with Checkpoints(tmp_path / "local") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state(step, 5000))
+    copied(gcs, tmp_path / "local", "checkpoints")
+    largest = max(gcs.names("checkpoints/2/"), key=lambda name: len(gcs.objects[name][0]))
+    gcs.change(largest, gcs.objects[largest][0][:-1])
+    with Checkpoints("gs://bucket/checkpoints", read_only=True) as reader:
+        restored = reader.restore(state(0, 5000))
+    assert restored.step == 1 and "step 2: " in restored.rejected[0]
+
+
+def test_a_copied_run_is_evaluated_and_not_begun_again(gcs, tfds_root, tmp_path):
+    assert train(tmp_path / "local").returncode == 0
+    copied(gcs, tmp_path / "local", "run")
+    copied(gcs, tmp_path / "local", "cut", ("commit_success.txt", "about.json"))
+    done = script("evaluate", "gs://bucket/run", "--weights", "best", "--json")
+    assert "has no commit mark" in done.stderr
+    summary = json.loads((tmp_path / "local/summary.json").read_text())
+    assert json.loads(done.stdout)["confusion"] == summary["test"]["confusion"]
+    gcs.change("run/summary.json", None)
+    again = train("gs://bucket/run")
+    assert "resuming after step 18 of 18" in again.stdout, again.stderr
+    assert one_line_error(script("evaluate", "gs://bucket/cut")).endswith(
+        "holds no checkpoint yet, only parts of step 9, 18: a save under way, or a copy that was "
+        "cut short"
+    )
+
+
 @pytest.mark.parametrize("only", ["files", "leaves"])
 def test_a_flipped_bit_is_rejected_and_the_step_before_is_restored(gcs, monkeypatch, only):
     """By the digest of the file as by that of the leaf, each with the other switched off; the next
@@ -221,7 +287,7 @@ def test_a_flipped_bit_is_rejected_and_the_step_before_is_restored(gcs, monkeypa
         if content is None and name.startswith("checkpoints/2/")
     ]
     # From then on it is no step, wherever a kill comes
-    assert gone[0] == "checkpoints/2/commit_success.txt"
+    assert gone[:2] == ["checkpoints/2/commit_success.txt", "checkpoints/2/about.json"]
     aside = gcs.names("checkpoints/rejected/2-")
     assert any(gcs.objects[name][0] == content for name in aside)
 

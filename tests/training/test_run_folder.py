@@ -266,6 +266,7 @@ OTHER = {
     "tensorboard": False, "test_on": "best", "test_sets": ("mnist",), "parallel": "pmap",
     "devices": 2, "feed": "streaming", "decoded_limit": 1.0, "deterministic": True,
     "dispatch_steps": 4, "mesh": "1x2", "coordinator": "localhost:1", "processes": 2, "process": 1,
+    "cache": "gs://bucket/cache",
 }  # fmt: skip
 BOUND = {
     "dataset": "mnist", "model": "mlp", "loss": "focal", "optimizer": "sgd", "schedule": "linear",
