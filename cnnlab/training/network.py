@@ -275,7 +275,8 @@ def load(path: Path, weights: str | int | None = None, conv: Convolution | None 
     tx = build_optimizer(recipe, parts, facts.steps_per_epoch(recipe.batch_size))
     key = jax.random.key(0)
     state = initial_state(model, tx, key, facts.image_shape, averaged=averaged)
-    with manager.Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
+    run = stored.get("run", "")
+    with manager.Checkpoints(path / "checkpoints", read_only=True, run=run) as checkpoints:
         checkpoint = checkpoints.restore({"state": state, "totals": zero_totals()}, which=which)
     if checkpoint is None:
         raise InputError(f"{path} holds no checkpoint yet")

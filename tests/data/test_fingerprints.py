@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from small_data import drawn, write_dataset
 
+from cnnlab import files
 from cnnlab.config import Config
 from cnnlab.data import catalogue, contents
 from cnnlab.data.dataset import from_arrays
@@ -69,6 +70,7 @@ def test_a_run_of_an_earlier_version_is_evaluated(config, tmp_path):
     run.in_folder(config, tmp_path / "run")
     data = tmp_path / "run" / "data.json"
     data.write_text(data.read_text().replace("test_digest", "another_fact"))
+    files.reseal(data)
     trained = network.load(tmp_path / "run")
     assert trained.facts.test_digest == "" and run.dataset_of(trained)
 
