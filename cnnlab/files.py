@@ -220,7 +220,7 @@ def read_sealed(path: Path) -> JsonObject:
     if values.pop(SEAL, None) != _seal(values):
         raise SealError(
             "it was changed since it was written: restore it, or accept it as it is with python -m "
-            f"cnnlab.checkpoint.reseal {path}"
+            "cnnlab.checkpoint.reseal FILE"
         )
     return values
 

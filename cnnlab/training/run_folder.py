@@ -141,7 +141,8 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
       quick: as for `conflicts`.
 
     Raises:
-      InputError: the stored configuration differs in a field that a resumed run may not change.
+      InputError: the stored configuration differs in a field that a resumed run may not change, or
+        a file of the folder was edited.
     """
     stored = _read_sealed(path / "config.json")
     if stored is None:
@@ -162,6 +163,7 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
         return None
     if not _has_results(path):  # it failed before it had learned anything: start afresh
         return None
+    _read_part(path / "data.json", stored)
     if differing := conflicts(stored, config, quick):
         grown = (
             " (epochs may grow where nothing depends on their number, as under --schedule constant)"

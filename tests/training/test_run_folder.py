@@ -69,9 +69,8 @@ def test_an_edited_file_is_named(name, key, value, tmp_path):
     file.write_text(json.dumps({**values, key: value}))
     read = run_folder.read_results if name == "summary.json" else run_folder.read
     for look in (opened, read):
-        with pytest.raises(InputError, match=f"{name}: it was changed .* accept it") as caught:
+        with pytest.raises(InputError, match=f"{file}: it was changed .*cnnlab.checkpoint.reseal"):
             look(tmp_path)
-        assert f"{caught.value}".endswith(f"python -m cnnlab.checkpoint.reseal {file}")
 
 
 def test_a_deliberate_edit_is_sealed_anew(tmp_path):
