@@ -30,7 +30,10 @@ from cnnlab.data.records import FORMATS, Chosen, Fields, Records, Shards
 from cnnlab.data.storage import Folder
 from cnnlab.errors import InputError, unknown
 
-NAME = re.compile(r"(?P<name>\w[\w-]*)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
+NUMBER = r"(\d+|\*)"  # of a version; * for any
+NAME = re.compile(
+    rf"(?P<name>\w[\w-]*)(/(?P<config>[\w.+-]+))?(:(?P<version>{NUMBER}\.{NUMBER}\.{NUMBER}))?"
+)
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 DESCRIPTION = "dataset_info.json"
 READ_AT_ONCE = 8192  # labels per read
@@ -93,7 +96,7 @@ def find(name: str, root: Folder) -> Folder | None:
 
     Args:
       name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION, as in TFDS. Without a version
-        the newest.
+        the newest; * in a version is any number.
       root: data directory.
 
     Raises:
@@ -112,12 +115,22 @@ def find(name: str, root: Folder) -> Folder | None:
     chosen = next(iter(configs)) if config is None and "" not in configs else config or ""
     if chosen not in configs:
         raise unknown("data set", name, [_joined(base, config) for config in sorted(configs)])
-    versions = configs[chosen]
-    if version is not None and version not in versions:
+    fitting = [there for there in configs[chosen] if is_version(there, version)]
+    if not fitting:
         full = _joined(base, chosen)
-        raise unknown("data set", name, [f"{full}:{version}" for version in versions])
+        raise unknown("data set", name, [f"{full}:{there}" for there in configs[chosen]])
     folder = root / base / chosen if chosen else root / base
-    return folder / (version or versions[-1])
+    return folder / fitting[-1]
+
+
+def is_version(version: str, wanted: str | None) -> bool:
+    """Return whether a version is one that is wanted.
+
+    >>> is_version("1.10.0", "1.*.*"), is_version("1.0.0", None), is_version("2.0.0", "1.*.*")
+    (True, True, False)
+    """
+    pairs = zip((wanted or "*.*.*").split("."), version.split("."), strict=True)
+    return all(ours in ("*", theirs) for ours, theirs in pairs)
 
 
 def names(root: Folder) -> list[str]:

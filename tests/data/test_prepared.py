@@ -286,6 +286,8 @@ def emnist(tfds_root, tmp_path):
     ("emnist/digits", "1.0.0"), ("emnist/letters-2", "1.10.0"),
     ("emnist/letters-2:1.0.0", "1.0.0"), ("emnist/letters-2:1.10.0", "1.10.0"),
     ("solo", "2.0.0"), ("solo/only", "2.0.0"), ("solo:2.0.0", "2.0.0"),
+    ("emnist/letters-2:1.*.*", "1.10.0"), ("emnist/letters-2:1.0.*", "1.0.0"),
+    ("solo:*.*.*", "2.0.0"),
 ])  # fmt: skip
 def test_names_as_in_tfds(name, version, emnist, cache):
     """A number of a version is a number: 1.10 is newer than 1.9."""
@@ -301,6 +303,8 @@ def test_names_as_in_tfds(name, version, emnist, cache):
     ("emnist/letter", "did you mean 'emnist/letters-2'"),
     ("emnist/letters-2:1.9.0", "emnist/letters-2:1.0.0, emnist/letters-2:1.10.0"),
     ("solo:1.0.0", "Known: solo/only:2.0.0"), ("solo/other", "Known: solo/only"),
+    ("solo:1.*.*", "Known: solo/only:2.0.0"), ("emnist:1.*.*", "several configs; name one of"),
+    ("shapes10:9.*.*", "unknown data set"),
     ("unheard_of", "unknown data set 'unheard_of'"), ("solo:2", "unknown data set"),
     ("shapes10:3.0.0", "unknown data set"), ("shapes10/big", "unknown data set"),
 ])  # fmt: skip
