@@ -233,7 +233,7 @@ def read(folder: Path, cell: Cell, digests: Digests | None, study: Study) -> Cel
                 f"it holds {plan.seed_range(seeds)}, not {plan.seed_range(cell.seeds)}"
             )
         differing = conflicts(result.config, Config.from_json(cell.config))
-    except (InputError, OSError, ValueError, KeyError, TypeError, *TOO_MUCH) as error:
+    except (InputError, OSError, ValueError, LookupError, TypeError, *TOO_MUCH) as error:
         raise InputError(
             f"{path} cannot be read ({one_line(error)}); delete it to train that cell again"
         ) from error

@@ -257,7 +257,7 @@ def _place(names: Sequence[str], name: str) -> int:
 def _read_cell(path: Path) -> CellResult:
     try:
         return CellResult.from_json(files.read_sealed(path), {})
-    except (OSError, ValueError, KeyError, TypeError, *folders.TOO_MUCH) as error:
+    except (OSError, ValueError, LookupError, TypeError, *folders.TOO_MUCH) as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from error
 
 

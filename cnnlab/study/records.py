@@ -13,13 +13,14 @@ import numpy as np
 
 from cnnlab import schema
 from cnnlab.config import Rate
-from cnnlab.metrics import WRITTEN_OUT, Metric, confusion_matrix
+from cnnlab.metrics import WRITTEN_OUT, Metric, confusion_matrix, written_confusion
 from cnnlab.study.plan import Condition
 from cnnlab.types import JsonObject, Metrics, Row
 
 Count = Annotated[int, "[1, 9007199254740992)"]
 Size = Annotated[int, "[0, 9007199254740992)"]  # exact as a float
 MOST = 1e300  # of a metric that is finite
+ROUNDING = 1e-3  # of sums of confidences, relative
 
 
 @dataclass(frozen=True)
@@ -249,12 +250,21 @@ def check_test(test: Metrics, measured: Mapping[str, Metric], classes: int, wher
             raise ValueError(f"{where}.{name} must be a number, got {value}")
         if math.isfinite(value):
             schema.in_range(f"{where}.{name}", value, metric.low, metric.high)
-    bins = np.array(test.get("calibration"))
-    if bins.dtype.kind not in "if" or bins.ndim != 2 or len(bins) != 3:
-        raise ValueError(f"{where}.calibration must be three rows of numbers")
+    _check_calibration(test.get("calibration"), count, where)
     if "confusion" in test or classes <= WRITTEN_OUT:
         matrix = confusion_matrix(test)
         if matrix.shape != (classes, classes):
             raise ValueError(f"{where}.confusion must be {classes} x {classes}")
+        if (matrix < 0).any() or written_confusion(matrix) != test["confusion"]:
+            raise ValueError(f"{where}.confusion must hold numbers of images")
         if matrix.sum() != count or np.trace(matrix) / count != test["accuracy"]:
             raise ValueError(f"{where}.confusion does not hold {count} images with that accuracy")
+
+
+def _check_calibration(rows: object, count: int, where: str) -> None:
+    bins = np.array(rows)
+    if bins.dtype.kind not in "if" or bins.ndim != 2 or len(bins) != 3:
+        raise ValueError(f"{where}.calibration must be three rows of numbers")
+    most = bins[0] * (1 + ROUNDING)
+    if (bins < 0).any() or (bins[1:] > most).any() or bins[0].sum() > count:
+        raise ValueError(f"{where}.calibration has more hits or confidence than images in a bin")

@@ -350,7 +350,8 @@ class RunFolder:
                 self._compare(before, facts)
                 facts = dataclasses.replace(facts, test_sets=before.test_sets | facts.test_sets)
             old = environment
-            with contextlib.suppress(OSError, ValueError, TypeError):  # damaged versions are written again
+            # Damaged versions are written again
+            with contextlib.suppress(OSError, ValueError, TypeError):
                 old = {**json.loads(files.read_text(path / "versions.json"))}
             warnings = [
                 f"{k}: {old.get(k)} -> {v}" for k, v in environment.items() if old.get(k) != v

@@ -515,6 +515,23 @@ def test_scores_in_a_cell_have_a_range(scores):
         records.check(cell, {}, metric)
 
 
+@pytest.mark.parametrize(("name", "value"), [
+    ("confusion", []), ("confusion", [[0.5] * 10] * 10), ("confusion", "negative"),
+    ("calibration", [[1.0], [2.0], [0.0]]), ("calibration", [[1.0], [0.5], [-1.0]]),
+    ("calibration", [[1e9], [0.5], [1.0]]),
+])  # fmt: skip
+def test_a_test_that_is_none_is_not_read(name, value):
+    cell = study_example.results(seeds=8).arms[0][0].cells[0]
+    records.check(cell, plan.metrics(SMALL))
+    test = cell.runs[0].test
+    if value == "negative":  # the same sum, and the same trace
+        value = [list(row) for row in test["confusion"]]
+        value[0][1], value[0][2] = -1, value[0][1] + value[0][2] + 1
+    cell.runs[0] = dataclasses.replace(cell.runs[0], test=test | {name: value})
+    with pytest.raises((ValueError, LookupError), match=f"{name}|range"):
+        records.check(cell, plan.metrics(SMALL))
+
+
 @pytest.mark.slow
 def test_a_cell_that_was_killed_does_not_resume_on_other_data(tmp_path, tfds_root):
     asked = study(tmp_path)
