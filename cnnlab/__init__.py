@@ -7,6 +7,7 @@ The map of the package; a module imports only modules above it in this list
     errors.py       InputError: what the user can fix, said in one line
     console.py      what a person sees while it works: a bar on a terminal, lines elsewhere
     docstrings.py   what a part's docstring says: formula, hyperparameters and their ranges, source
+    schema.py       JSON values -> dataclasses, checked against types and ranges
     provenance.py   SHA-256 of the user's files behind a part
     spec.py         name,key=value or a dotted path -> a part, a function with keywords; no jax
     files.py        files and folders, here or on Google Cloud Storage

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 SEAL = "sha256"  # of a sealed JSON object
 
 
+class SealError(ValueError):
+    """A JSON object that is not what `write_sealed` wrote."""
+
+
 def is_remote(path: str | os.PathLike) -> bool:
     """Return whether a path is on Google Cloud Storage."""
     return os.fspath(path).startswith("gs://")
@@ -223,14 +227,29 @@ def read_sealed(path: Path) -> JsonObject:
 
     Raises:
       OSError: it cannot be read.
-      ValueError: it is no JSON object, or was changed since.
+      ValueError: it is no JSON object; or, a SealError, was changed since.
     """
-    values = json.loads(path.read_text())
-    if not isinstance(values, dict) or SEAL not in values:
-        raise ValueError("it has no seal")
-    if values.pop(SEAL) != _seal(values):
-        raise ValueError("it was changed since it was written")
+    values = json.loads(read_text(path))
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    if values.pop(SEAL, None) != _seal(values):
+        raise SealError(
+            "it was changed since it was written: restore it, or accept it as it is with python -m "
+            "cnnlab.checkpoint.reseal FILE"
+        )
     return values
+
+
+def reseal(path: Path) -> None:
+    """Seal a JSON object as it is now.
+
+    Raises:
+      OSError, ValueError: it cannot be read, or written; or is no JSON object.
+    """
+    values = json.loads(read_text(path))
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    write_sealed(path, {name: value for name, value in values.items() if name != SEAL})
 
 
 def _seal(values: JsonObject) -> str:

@@ -15,7 +15,7 @@ import pytest
 import user_parts
 
 import cnnlab
-from cnnlab import augment, parts
+from cnnlab import augment, files, parts
 from cnnlab.config import Config, Recipe
 from cnnlab.data.catalogue import open_dataset
 from cnnlab.data.dataset import Dataset, from_arrays
@@ -192,6 +192,7 @@ def test_a_run_of_an_earlier_version_is_evaluated(tiny, tmp_path):
     facts = json.loads((run.path / "data.json").read_text())
     del facts["num_images"]
     (run.path / "data.json").write_text(json.dumps(facts))
+    files.reseal(run.path / "data.json")
     assert cnnlab.evaluate(run.path) == run.test
 
 
@@ -207,8 +208,11 @@ def test_a_finished_run_with_damage_is_loaded_and_repaired(tiny, tmp_path):
     repaired = cnnlab.train(tiny, **settings)
     same_weights(run, repaired)
     assert repaired.test == run.test
-    for damaged in ("", "{}", '{"epochs": 3, "tested_step": 30}', '{"epochs": 3, "test": {}}'):
+    of_run = json.loads((run.path / "config.json").read_text())["run"]
+    for damaged in ("", f'{{"run": "{of_run}", "epochs": 3, "test": {{}}}}'):
         (run.path / "summary.json").write_text(damaged)
+        if damaged:
+            files.reseal(run.path / "summary.json")
         loaded = cnnlab.load(run.path)
         assert (loaded.network.step, loaded.test) == (last, {})
     assert cnnlab.train(tiny, **settings).test == run.test
@@ -221,6 +225,7 @@ def test_a_run_that_is_being_extended_is_loaded_with_its_last_weights(tiny, tmp_
     config = json.loads((run.path / "config.json").read_text())
     # As a process that was killed in the first of two more epochs leaves it.
     (run.path / "config.json").write_text(json.dumps(config | {"epochs": 4}))
+    files.reseal(run.path / "config.json")
     loaded = cnnlab.load(run.path)
     assert loaded.test == {} and loaded.network.step == run.network.step
 

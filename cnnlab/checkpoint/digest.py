@@ -2,7 +2,8 @@
 file, sealed.
 
 `about.json` of a step holds path, shape, dtype and SHA-256 of every leaf as it was in memory,
-SHA-256 of every array file, the metric and the caller's `extra`, under a SHA-256 of its own.
+SHA-256 of every array file, the run, the metric and the caller's `extra`, under a SHA-256 of its
+own.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def seal(body: dict) -> str:
 
 
 def about_step(
-    step: int, leaves: dict[str, Array], metric: float | None, extra: dict | None
+    step: int, leaves: dict[str, Array], metric: float | None, extra: dict | None, run: str = ""
 ) -> dict:
     """Describe a step as about.json does, except for its files, which are still to be written."""
     records = []
@@ -116,6 +117,7 @@ def about_step(
         records.append(record | {"sha256": digest(name, host)})
     body = {
         "step": step,
+        "run": run,
         "metric": metric,
         "extra": {} if extra is None else extra,
         "leaves": records,
@@ -229,15 +231,20 @@ def read_state(folder: pathlib.Path, about: dict) -> dict[str, np.ndarray]:
 
 
 def verified(
-    folder: pathlib.Path, step: int, wanted: Mapping[str, Leaf]
+    folder: pathlib.Path, step: int, wanted: Mapping[str, Leaf], run: str = ""
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """Read about.json of a step and its leaves, as `read_state`; raise Rejected if anything in it
     is not what was saved.
 
     Raises:
-      InputError: it holds other leaves than wanted.
+      InputError: it is of another run, or holds other leaves than wanted.
     """
     about = read_about(folder, step)
+    if about.get("run", "") != run:
+        raise InputError(
+            f"checkpoint step {step} in {folder} is of another run, or of one on other data: "
+            "remove it, or choose another folder."
+        )
     compare(wanted, about, folder)
     check_files(folder, about)
     return about, read_state(folder, about)

@@ -3,9 +3,9 @@ restore.
 
 Orbax writes a step into a temporary folder and renames it; that survives a kill. It does not notice
 a flipped bit in the array data, so each step also holds `about.json`: path, shape, dtype and
-SHA-256 of every leaf as it was in memory, SHA-256 of every array file, the metric and the caller's
-`extra`, under a SHA-256 of its own. What is read back must give the same digests, or the step is
-rejected and the next tried; those of files spare Orbax's readers damaged ones.
+SHA-256 of every leaf as it was in memory, SHA-256 of every array file, the run, the metric and the
+caller's `extra`, under a SHA-256 of its own. What is read back must give the same digests, or the
+step is rejected and the next tried; those of files spare Orbax's readers damaged ones.
 
 A folder looks like this (all but the numbered steps may be deleted by hand):
 
@@ -86,16 +86,25 @@ class Checkpoints:
         kept in addition.
       read_only: look only: creates, cleans and deletes nothing. Use it next to a run that is still
         writing.
+      run: what the steps are of: a step that was saved under another text is not restored.
 
     Raises:
       InputError: `keep` below 1, or a folder that cannot be written.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, keep: int = 2, read_only: bool = False):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        keep: int = 2,
+        read_only: bool = False,
+        run: str = "",
+    ):
         if keep < 1:
             raise InputError(f"checkpoints: keep must be at least 1, got {keep}.")
         self.folder = files.path(folder if files.is_remote(folder) else os.path.abspath(folder))
         self._keep = keep
+        self._run = run
         self._pending: int | None = None  # the step being saved
         self._about: dict = {}  # what its about.json will say
         self._rejected: set[int] = set()
@@ -197,7 +206,7 @@ class Checkpoints:
             )
         metric = None if metric is None or not math.isfinite(metric) else float(metric)
         leaves = cast(dict[str, digest.Array], digest.named_leaves(tree))
-        self._about = digest.about_step(step, leaves, metric, extra)
+        self._about = digest.about_step(step, leaves, metric, extra, self._run)
         # Orbax refuses arrays without elements; their shape and dtype are in about.json, which is
         # all they hold. Orbax copies what the caller may change or donate meanwhile before it
         # returns (a test holds it to that).
@@ -285,8 +294,8 @@ class Checkpoints:
 
         Raises:
           CheckpointError: no step verifies; each is named with the reason.
-          InputError: a sound step holds other leaves, shapes or dtypes than `like`; the wanted
-            step does not exist.
+          InputError: a sound step is of another run, or holds other leaves, shapes or dtypes than
+            `like`; the wanted step does not exist.
         """
         self.wait()
         wanted = digest.named_leaves(like)
@@ -331,7 +340,7 @@ class Checkpoints:
             steps.sort(key=lambda step: digest.rank(self.folder, step), reverse=True)
         for step in steps:
             try:
-                return *digest.verified(self.folder, step, wanted), rejected
+                return *digest.verified(self.folder, step, wanted, self._run), rejected
             except digest.Rejected as why:
                 rejected[step] = str(why)
         return None, {}, rejected

@@ -70,8 +70,9 @@ def open_dataset(  # noqa: PLR0913 (hyperparameters)
     """Open a data set of TFDS, after preparing it if it is one of ours.
 
     Args:
-      name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION of an image-classification set,
-        prepared as array_record or TFRecord; ours are prepared where they are missing.
+      name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION (1.*.* is any that begins with 1)
+        of an image-classification set, prepared as array_record or TFRecord; ours are prepared
+        where they are missing.
       data_dir: TFDS data directory, or a URL of one; None for the default.
       image_size: side of the images in pixels; None keeps the features' own, which must then be
         fixed.
@@ -138,7 +139,7 @@ def _own(name: str, root: Folder) -> Folder | None:
     if match is None or match["name"] not in builders.OWN or match["config"] or root.is_remote:
         return None
     base = match["name"]
-    if match["version"] not in (None, builders.VERSIONS[base]):
+    if not prepared.is_version(builders.VERSIONS[base], match["version"]):
         return None
     return Folder.at(builders.prepare(base, root.path))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,14 +40,19 @@ class Summary:
       labels: int32[N].
       sums, squares: int64[N, C], exact sums over pixels of values and of their squares.
       hashes: uint8[N, 16], of the pixels of each.
-      pixels: pixels per image and channel.
+      image_shape: (H, W, C) of each.
     """
 
     labels: np.ndarray
     sums: np.ndarray
     squares: np.ndarray
     hashes: np.ndarray
-    pixels: int
+    image_shape: tuple[int, int, int]
+
+    @property
+    def pixels(self) -> int:
+        """Pixels per image and channel."""
+        return self.image_shape[0] * self.image_shape[1]
 
     def mean_std(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compute the mean and standard deviation per channel over the images at `positions`.
@@ -60,12 +66,13 @@ class Summary:
         return mean, np.sqrt(np.maximum(variance, 1.0))
 
     def digest(self) -> str:
-        """Hash the pixels and labels of all images, in order, with SHA-256.
+        """Hash the shape, the pixels and the labels of all images, in order, with SHA-256.
 
         Another data set under the same name is thus noticed.
         """
+        shape = json.dumps([len(self.labels), *self.image_shape]).encode()
         parts = [np.ascontiguousarray(array).tobytes() for array in (self.labels, self.hashes)]
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+        return hashlib.sha256(b"".join([shape, *parts])).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,12 @@ class Contents:
     test: Summary
     split: Split | None = None
 
-    def digest(self) -> str:
-        """Hash the pixels and labels of both splits with SHA-256."""
-        return hashlib.sha256((self.train.digest() + self.test.digest()).encode()).hexdigest()
+    def digest(self, class_names: Sequence[str]) -> str:
+        """Hash the images and labels of both splits, and what the classes are called, with
+        SHA-256.
+        """
+        known = [self.train.digest(), self.test.digest(), *class_names]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
 def summary(split: Split, progress: Progress = iter) -> Summary:
@@ -227,7 +237,7 @@ def _summary_name(split: Split) -> str:
 
 def _summary(split: Split, arrays: dict[str, np.ndarray]) -> Summary:
     facts = {name: arrays[name] for name in ("labels", "sums", "squares", "hashes")}
-    return Summary(**facts, pixels=split.image_shape[0] * split.image_shape[1])
+    return Summary(**facts, image_shape=split.image_shape)
 
 
 def _passes(split: Split, progress: Progress) -> Iterator[Batch]:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from cnnlab import schema
 from cnnlab.errors import InputError
 from cnnlab.types import JsonObject
 
 SPLITS = ("train", "validation", "test")
+Count = Annotated[int, "[0, inf)"]
+Side = Annotated[int, "[1, inf)"]
+Mean = Annotated[float, "[0, 255]"]
+Deviation = Annotated[float, "(0, 255]"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class DataFacts:
       mean, std: of each channel over all training images that are not held out, in 0..255; where
         each seed holds out its own, over all training images.
       class_counts: for each class how many images are trained on, by their right labels.
-      digest: SHA-256 of the pixels and labels of both splits.
+      digest: SHA-256 of the images and labels of both splits, and of the names of the classes.
       test_digest: SHA-256 of those of the test split; empty for a run of an earlier version.
       num_images: of the training split, those that are held out or left out included.
       counts: images by split: train (those trained on), validation and test.
@@ -32,14 +38,14 @@ class DataFacts:
     """
 
     class_names: tuple[str, ...]
-    image_shape: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_counts: tuple[int, ...]
+    image_shape: tuple[Side, ...]
+    mean: tuple[Mean, ...]
+    std: tuple[Deviation, ...]
+    class_counts: tuple[Count, ...]
     digest: str = ""
     test_digest: str = ""
-    num_images: int = 0
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    num_images: Count = 0
+    counts: dict[str, Count] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     mirror: bool = True
     teacher_digest: str | None = None
     test_sets: dict[str, str] = field(default_factory=dict)
@@ -61,12 +67,27 @@ class DataFacts:
         """Build the facts from what `to_json` returned.
 
         Raises:
-          InputError: some are missing.
+          InputError: some are missing, of another type, out of their range, or do not go together.
         """
         required = ("class_names", "image_shape", "mean", "std", "counts", "class_counts", "digest")
         if missing := sorted(set(required) - values.keys()):
             raise InputError(f"it lacks {missing}")
         known = [f.name for f in dataclasses.fields(cls)]
         kept = {name: values[name] for name in known if name in values}
-        fields: JsonObject = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
-        return cls(**fields)
+        try:
+            facts = schema.build(cls, kept)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        channels = facts.image_shape[-1:]
+        if len(facts.image_shape) != 3 or (len(facts.mean), len(facts.std)) != 2 * channels:
+            raise InputError("image_shape must be (H, W, C), mean and std of C channels")
+        if len(facts.class_counts) != len(facts.class_names):
+            raise InputError("class_counts must be of as many classes as class_names")
+        return facts
+
+    def of_data(self) -> JsonObject:
+        """Return what follows from the data alone, as far as it is known: not what taught or tested
+        the network.
+        """
+        others = ("teacher_digest", "test_sets")
+        return {name: value for name, value in vars(self).items() if name not in others}

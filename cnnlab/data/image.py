@@ -8,9 +8,11 @@
   the upper 8 are kept, and of an animation the first frame. One channel of a colour image is its
   luma of ITU-R BT.601.
 - An EXIF orientation is ignored, and so is transparency: a pixel has the colour that is stored,
-  however transparent it is (in a GIF, which stores none there, black).
+  however transparent it is (in a GIF, which stores none there, black; so is what its first frame
+  leaves of the canvas).
 
-TensorFlow refuses some of these files, or reads palette indices (BMP); here each is its colours.
+TensorFlow refuses some of these files, reads palette indices (BMP), or cuts the canvas to the
+largest frame (GIF); here each is its colours, all of them.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ import numpy as np
 from cnnlab.errors import InputError
 
 if TYPE_CHECKING:
+    import PIL.GifImagePlugin
     import PIL.Image
 
 # Part of the names of what is cached: raise it when some file gives other pixels.
-DECODER_VERSION = 2
+DECODER_VERSION = 3
 FORMATS = ("PNG", "GIF", "BMP", "WEBP")  # those that Pillow decodes; not EPS, which runs a program
 JPEG = b"\xff\xd8\xff"
 ADOBE = b"\xff\xee\x00\x0eAdobe"  # a marker: its CMYK is stored inverted
@@ -59,7 +62,10 @@ def _decode_jpeg(data: bytes, channels: int) -> np.ndarray:
     """Decode a JPEG file: uint8[h, w, 1 or 3]."""
     import simplejpeg
 
-    stored = simplejpeg.decode_jpeg_header(data)[2]
+    try:
+        stored = simplejpeg.decode_jpeg_header(data)[2]
+    except KeyError as error:  # 4:4:1
+        raise ValueError("its colours are sampled in a way that is not supported") from error
     cmyk = stored in ("CMYK", "YCCK")
     grey = channels == 1 or (channels == 0 and stored == "Gray")
     colours = "CMYK" if cmyk else "GRAY" if grey else "RGB"
@@ -78,12 +84,15 @@ def _decode_jpeg(data: bytes, channels: int) -> np.ndarray:
 def _decode_other(data: bytes) -> np.ndarray:
     """Decode a file of `FORMATS`: uint8[h, w, 1 or 3]."""
     from PIL import Image, UnidentifiedImageError
+    from PIL.GifImagePlugin import GifImageFile
 
     try:
         with (
             warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(data), formats=FORMATS) as picture,
         ):
+            if isinstance(picture, GifImageFile):
+                return _first_frame(picture)
             picture.load()
             return _pixels(picture)
     except UnidentifiedImageError as error:
@@ -96,11 +105,19 @@ def _pixels(picture: PIL.Image.Image) -> np.ndarray:
         return (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)[..., None]
     if picture.mode in ("1", "L", "LA"):
         return np.asarray(picture.convert("L"))[..., None]
-    pixels = np.array(picture.convert("RGBA" if picture.mode == "RGBA" else "RGB"))[..., :3]
-    transparent = picture.info.get("transparency")
-    if picture.format == "GIF" and picture.mode == "P" and transparent is not None:
-        pixels[np.asarray(picture) == transparent] = 0
-    return pixels
+    return np.asarray(picture.convert("RGBA" if picture.mode == "RGBA" else "RGB"))[..., :3]
+
+
+def _first_frame(picture: PIL.GifImagePlugin.GifImageFile) -> np.ndarray:
+    """Return the canvas of a GIF with its first frame, black where that draws nothing:
+    uint8[h, w, 1 or 3].
+    """
+    left, top, right, bottom = picture.tile[0].extents or (0, 0, *picture.size)
+    indices = np.asarray(picture)
+    is_drawn = np.zeros(indices.shape, bool)
+    is_drawn[top:bottom, left:right] = True
+    is_drawn &= indices != picture.info.get("transparency", -1)
+    return np.where(is_drawn[..., None], _pixels(picture), np.uint8(0))
 
 
 def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:

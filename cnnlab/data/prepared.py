@@ -32,7 +32,10 @@ from cnnlab.data.records import FORMATS, Chosen, Fields, Records, Shards
 from cnnlab.data.storage import Folder
 from cnnlab.errors import InputError, unknown
 
-NAME = re.compile(r"(?P<name>\w[\w-]*)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
+NUMBER = r"(\d+|\*)"  # of a version; * for any
+NAME = re.compile(
+    rf"(?P<name>\w[\w-]*)(/(?P<config>[\w.+-]+))?(:(?P<version>{NUMBER}\.{NUMBER}\.{NUMBER}))?"
+)
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 DESCRIPTION = "dataset_info.json"
 REPORT = "pictures.json"  # of which files a folder of pictures was prepared: no part of the data
@@ -96,7 +99,7 @@ def find(name: str, root: Folder) -> Folder | None:
 
     Args:
       name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION, as in TFDS. Without a version
-        the newest.
+        the newest; * in a version is any number.
       root: data directory.
 
     Raises:
@@ -115,12 +118,22 @@ def find(name: str, root: Folder) -> Folder | None:
     chosen = next(iter(configs)) if config is None and "" not in configs else config or ""
     if chosen not in configs:
         raise unknown("data set", name, [_joined(base, config) for config in sorted(configs)])
-    versions = configs[chosen]
-    if version is not None and version not in versions:
+    fitting = [there for there in configs[chosen] if is_version(there, version)]
+    if not fitting:
         full = _joined(base, chosen)
-        raise unknown("data set", name, [f"{full}:{version}" for version in versions])
+        raise unknown("data set", name, [f"{full}:{there}" for there in configs[chosen]])
     folder = root / base / chosen if chosen else root / base
-    return folder / (version or versions[-1])
+    return folder / fitting[-1]
+
+
+def is_version(version: str, wanted: str | None) -> bool:
+    """Return whether a version is one that is wanted.
+
+    >>> is_version("1.10.0", "1.*.*"), is_version("1.0.0", None), is_version("2.0.0", "1.*.*")
+    (True, True, False)
+    """
+    pairs = zip((wanted or "*.*.*").split("."), version.split("."), strict=True)
+    return all(ours in ("*", theirs) for ours, theirs in pairs)
 
 
 def names(root: Folder) -> list[str]:
@@ -190,7 +203,7 @@ def open_folder(
         identity += folder.read(DESCRIPTION).decode()
     key = hashlib.sha256(f"{identity} {choice}".encode()).hexdigest()[:24]
     kept = cache.arrays(
-        f"{key}-{'test1' if test_only else 'facts2'}",
+        f"{key}-{'test2' if test_only else 'facts3'}",
         lambda: {"facts": np.array(_describe(name, folder, states, choice, test_only).to_json())},
     )
     facts = Facts.from_json(str(kept["facts"]))
@@ -396,10 +409,10 @@ def _is_label(feature: Any) -> bool:
 
     if isinstance(feature, tfds.features.ClassLabel | tfds.features.Text):
         return True
-    if not isinstance(feature, tfds.features.Tensor) or feature.shape != ():
+    if not isinstance(feature, tfds.features.Tensor) or feature.shape not in ((), (1,)):
         return False
     dtype: Any = feature.np_dtype
-    return np.dtype(dtype).kind in "iub"
+    return np.dtype(dtype).kind in "iubOSU"
 
 
 def _key(
@@ -469,16 +482,25 @@ def _fields(
         raise InputError(f"the images of {name} are {feature.np_dtype}; only uint8 can be read")
     height, width, *rest = (-1 if side is None else side for side in feature.shape)
     channels = rest[0] if rest else 1
+    label_tensor = _encoded(features[label_key])
     if isinstance(feature, tfds.features.Image):
-        channels = 1 if channels == 1 else 3
-        return Fields(image_key, label_key, channels), (height, width, channels)
+        channels = 1 if channels in (1, 2) else 3
+        fields = Fields(image_key, label_key, channels, label_tensor=label_tensor)
+        return fields, (height, width, channels)
     if channels not in (1, 3):
         raise InputError(
             f"the images of {name} are arrays of {feature.shape}; they must be (height, width) or "
             "(height, width, channels) of 1 or 3 channels"
         )
     tensor = json.dumps(feature.to_json())
-    return Fields(image_key, label_key, 0, tensor), (height, width, channels)
+    return Fields(image_key, label_key, 0, tensor, (), label_tensor), (height, width, channels)
+
+
+def _encoded(feature: Any) -> str:
+    """Describe a label that is stored as encoded bytes, as JSON; empty for a plain one."""
+    described = feature.to_json()
+    is_encoded = described["content"].get("encoding", "none") != "none"
+    return json.dumps(described) if is_encoded else ""
 
 
 def _classes(
@@ -490,7 +512,7 @@ def _classes(
     if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes is not None:
         return tuple(feature.names), fields
     labels: set[Any] = {label for records in splits.values() for label in _labels(name, records)}
-    if isinstance(feature, tfds.features.Text):
+    if any(isinstance(label, str) for label in labels):
         classes = tuple(sorted(labels))
         return classes, dataclasses.replace(fields, classes=classes)
     if min(labels) < 0:

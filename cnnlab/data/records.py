@@ -74,6 +74,7 @@ class Fields:
       channels: 1 or 3, of an image that is an encoded file; 0 for an array of numbers.
       tensor: the array's description in features.json, as JSON; "" for a file.
       classes: of labels that are texts, in order; empty for numbers.
+      label_tensor: as `tensor`, of a label that is stored encoded; "" for a plain one.
     """
 
     image: str
@@ -81,6 +82,7 @@ class Fields:
     channels: int
     tensor: str = ""
     classes: tuple[str, ...] = ()
+    label_tensor: str = ""
 
     def parse(self, record: bytes) -> Example:
         """Parse a serialised tf.train.Example.
@@ -92,9 +94,25 @@ class Fields:
         if self.channels:
             pixels = image.decode(example[self.image].bytes_list.value[0], self.channels)
         else:
-            pixels = np.asarray(self._tensor.deserialize_example_np(record)[self.image])
+            pixels = self._array(self.image, record)
             pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        return {"image": pixels, "label": self.number_of(stored_label(example[self.label]))}
+        return {"image": pixels, "label": self.number_of(self._label(example, record))}
+
+    def stored_label(self, record: bytes) -> int | str:
+        """Return the label of a serialised tf.train.Example as it is stored: a number or a text."""
+        return self._label(parsed(record), record)
+
+    def _label(self, example: Any, record: bytes) -> int | str:
+        if self.label_tensor:
+            return self._array(self.label, record).reshape(-1)[0].item()
+        feature = example[self.label]
+        if feature.HasField("bytes_list"):
+            return feature.bytes_list.value[0].decode()
+        return feature.int64_list.value[0]
+
+    def _array(self, name: str, record: bytes) -> np.ndarray:
+        """Read a feature that is an array as TFDS does."""
+        return np.asarray(self._tensors.deserialize_example_np(record)[name])
 
     def number_of(self, label: int | str) -> int:
         """Return the class of a label as it is stored.
@@ -113,11 +131,16 @@ class Fields:
         return {name: number for number, name in enumerate(self.classes)}
 
     @functools.cached_property
-    def _tensor(self) -> Any:
+    def _tensors(self) -> Any:
         import tensorflow_datasets as tfds
 
-        feature = tfds.features.FeatureConnector.from_json(json.loads(self.tensor))
-        return tfds.features.FeaturesDict({self.image: feature})
+        texts = {self.image: self.tensor, self.label: self.label_tensor}
+        described = {
+            name: tfds.features.FeatureConnector.from_json(json.loads(text))
+            for name, text in texts.items()
+            if text
+        }
+        return tfds.features.FeaturesDict(described)
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name[0] != "_"}
@@ -129,13 +152,6 @@ def parsed(record: bytes) -> Any:
 
     proto: Any = tf_example_generated_pb2  # protobuf makes its classes at import
     return proto.Example.FromString(record).features.feature
-
-
-def stored_label(feature: Any) -> int | str:
-    """Return a label as it is stored: a number or a text."""
-    if feature.HasField("bytes_list"):
-        return feature.bytes_list.value[0].decode()
-    return feature.int64_list.value[0]
 
 
 @dataclass(frozen=True)
@@ -153,8 +169,7 @@ class Records:
 
     def labels(self, positions: Sequence[int]) -> list[int | str]:
         """Read labels as they are stored, without decoding the images."""
-        key = self.fields.label
-        return [stored_label(parsed(r)[key]) for r in self.shards.__getitems__(positions)]
+        return [self.fields.stored_label(r) for r in self.shards.__getitems__(positions)]
 
     def class_numbers(self, positions: Sequence[int]) -> list[int]:
         """Read labels without decoding the images."""

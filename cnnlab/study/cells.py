@@ -41,9 +41,8 @@ class Job:
         Raises:
           InputError: it is damaged, or of other data.
         """
-        measured = plan.metrics(self.study)
         digests = self.digests[cell.key]
-        return agree.on_first(lambda: folders.read(self.folder, cell, digests, measured))
+        return agree.on_first(lambda: folders.read(self.folder, cell, digests, self.study))
 
     def train(self, cell: Cell, board: Board) -> CellResult | None:
         """Train one cell, unless it is trained already or another process is training it.
@@ -64,7 +63,8 @@ class Job:
             claimed = agree.on_first(lambda: held.enter_context(claim))
             if claimed and not self.read(cell):
                 board.started(cell)
-                trained = train_cell(self.study, cell, self.folder, board, self.command)
+                digests = self.digests[cell.key]
+                trained = train_cell(self.study, cell, self.folder, digests, board, self.command)
                 self._check(cell, trained)
                 path = folders.file(self.folder, cell)
                 agree.on_first(lambda: files.write_sealed(path, trained.to_json()))
@@ -75,7 +75,7 @@ class Job:
     def _check(self, cell: Cell, trained: CellResult) -> None:
         """Refuse what could not be read again, such as a metric outside its own range."""
         try:
-            records.check(trained, plan.metrics(self.study))
+            records.check(trained, plan.metrics(self.study), plan.metric(self.study))
         except ValueError as error:
             raise InputError(f"{cell.name} cannot be kept: {error}") from error
 

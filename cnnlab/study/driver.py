@@ -20,6 +20,7 @@ from cnnlab.study.cells import Job
 from cnnlab.study.checks import check
 from cnnlab.study.folder import Cell
 from cnnlab.study.manifest import Arms, Manifest
+from cnnlab.study.pairing import refuse_other_data
 from cnnlab.study.plan import Study
 from cnnlab.study.records import CellResult
 from cnnlab.study.report.numbers import number_of
@@ -129,6 +130,7 @@ def _left_out(job: Job, manifest: Manifest, arms: Arms) -> list[tuple[ArmResult,
         stored = _stored(job, arm.name, arm.condition, arm.digest)
         baseline = _stored(job, plan.baseline(study), arm.condition)
         if stored.cells and baseline.cells:
+            refuse_other_data([*stored.cells, *baseline.cells])
             pairs.append((stored, baseline))
     return pairs
 
@@ -143,8 +145,7 @@ def _stored(job: Job, arm: str, condition: plan.Condition, digest: str | None = 
         cells = []
     if digest is not None:
         cells = [cell for cell in cells if cell.arm_digest == digest]
-    measured = plan.metrics(job.study)
-    results = (folders.read(job.folder, cell, None, measured) for cell in cells)
+    results = (folders.read(job.folder, cell, None, job.study) for cell in cells)
     prefix = itertools.takewhile(lambda result: result is not None, results)
     return ArmResult(arm, condition, tuple(result for result in prefix if result))
 

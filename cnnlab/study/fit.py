@@ -5,6 +5,8 @@ values of the hyperparameters that are data.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from cnnlab.checkpoint.manager import Checkpoints
 from cnnlab.config import Config
 from cnnlab.errors import Diverged
 from cnnlab.multihost import transfer
+from cnnlab.study import folder as folders
 from cnnlab.study.board import Board
 from cnnlab.study.pairing import fingerprint
 from cnnlab.training import experiment, run
@@ -69,20 +72,26 @@ def _fingerprint(start: Progress) -> dict[str, str]:
     return fingerprint(transfer.fetch(jax.tree.map(lambda leaf: leaf[0], start.state.params)))
 
 
-@contextlib.contextmanager
-def saver(folder: Path, command: str) -> Iterator[Saver]:
-    """Save what is trained in a folder; `command` resumes it, for messages."""
-    with Checkpoints(folder, keep=1) as checkpoints:
-        yield Saver(checkpoints, every_seconds=SAVE_SECONDS, command=command)
+@dataclass(frozen=True)
+class Saving:
+    """Where networks are saved while they are trained.
+
+    Attributes:
+      folder: of their checkpoints.
+      command: to run again, for messages.
+    """
+
+    folder: Path
+    command: str
+
+    @contextlib.contextmanager
+    def opened(self, run: str) -> Iterator[Saver]:
+        """Open the folder for what is trained as `run`."""
+        with Checkpoints(self.folder, keep=1, run=run) as checkpoints:
+            yield Saver(checkpoints, every_seconds=SAVE_SECONDS, command=self.command)
 
 
-def fit(
-    config: Config,
-    seeds: list[int],
-    values: Values,
-    saving: contextlib.AbstractContextManager[Saver],
-    board: Board,
-) -> Trained:
+def fit(config: Config, seeds: list[int], values: Values, saving: Saving, board: Board) -> Trained:
     """Train seeds together, resuming from what a killed process saved.
 
     Args:
@@ -98,7 +107,7 @@ def fit(
     observer = _OnBoard(board)
     progress = None
     last = []
-    with saving as saver:
+    with saving.opened(_identity(built, seeds, values)) as saver:
         try:
             progress = run.train(built, saver, observer, board)
         except Diverged as error:  # the last of them
@@ -106,6 +115,14 @@ def fit(
     first = _first_bad_steps([*observer.history, *last], len(seeds))
     initial_weights = observer.initial_weights or _fingerprint(built.start())
     return Trained(built, progress, observer.history, first, initial_weights)
+
+
+def _identity(built: Experiment, seeds: Sequence[int], values: Values) -> str:
+    """Hash all that networks depend on, their data too."""
+    facts = built.facts
+    settings = [folders.settings(built.config.recipe), built.parts.sources(), seeds, dict(values)]
+    text = json.dumps([*settings, facts.digest, facts.teacher_digest], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _first_bad_steps(history: Sequence[Row], seeds: int) -> list[int | None]:

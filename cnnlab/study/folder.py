@@ -22,7 +22,6 @@ from pathlib import Path
 from cnnlab import files, spec
 from cnnlab.config import Config, Recipe
 from cnnlab.errors import InputError, one_line
-from cnnlab.metrics import Metric
 from cnnlab.parts import find, resolve
 from cnnlab.spec import Part
 from cnnlab.study import choices, plan
@@ -210,16 +209,14 @@ class Digests:
     ood_sets: Mapping[str, str] = field(default_factory=dict)
 
 
-def read(
-    folder: Path, cell: Cell, digests: Digests | None, measured: Mapping[str, Metric]
-) -> CellResult | None:
+def read(folder: Path, cell: Cell, digests: Digests | None, study: Study) -> CellResult | None:
     """Read a cell's result, whatever the words in its file's name; None if there is none.
 
     Args:
       folder: of the study.
       cell: of it.
       digests: that it must have been trained with; None: whatever it was.
-      measured: the metrics that it must hold, by name.
+      study: whose metrics it must hold.
 
     Raises:
       InputError: damaged, another cell's, or of other data.
@@ -228,14 +225,15 @@ def read(
     if path is None:
         return None
     try:
-        result = CellResult.from_json(files.read_sealed(path), measured)
+        values = files.read_sealed(path)
+        result = CellResult.from_json(values, plan.metrics(study), plan.metric(study))
         seeds = tuple(run.seed for run in result.runs)
         if seeds != cell.seeds:
             raise ValueError(
                 f"it holds {plan.seed_range(seeds)}, not {plan.seed_range(cell.seeds)}"
             )
         differing = conflicts(result.config, Config.from_json(cell.config))
-    except (InputError, OSError, ValueError, KeyError, TypeError, *TOO_MUCH) as error:
+    except (InputError, OSError, ValueError, LookupError, TypeError, *TOO_MUCH) as error:
         raise InputError(
             f"{path} cannot be read ({one_line(error)}); delete it to train that cell again"
         ) from error

@@ -14,12 +14,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
-from cnnlab import files
+from cnnlab import files, schema
 from cnnlab.config import Rate, Recipe, Training
 from cnnlab.errors import InputError
 from cnnlab.parts import resolve
 from cnnlab.study import folder as folders
-from cnnlab.study import plan, schema
+from cnnlab.study import plan
 from cnnlab.study.folder import Cell
 from cnnlab.study.plan import Condition, Study
 from cnnlab.study.ranges import parse_ranges

@@ -9,14 +9,18 @@ the initial weights are compared as they were.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from cnnlab import spec
+from cnnlab.errors import InputError
+from cnnlab.parts import DATA_SETTINGS
+from cnnlab.study.plan import label
 from cnnlab.study.records import CellResult
 from cnnlab.types import JsonObject, PyTree
 
@@ -75,6 +79,30 @@ def fingerprint(params: PyTree) -> dict[str, str]:
         )
         for path, leaf in leaves
     }
+
+
+def refuse_other_data(cells: Iterable[CellResult]) -> None:
+    """Refuse cells of one data set that were trained or tested on other images, or taught by other
+    weights, than each other.
+
+    Raises:
+      InputError: there are two.
+    """
+    seen: dict[tuple[str, str], tuple[str, CellResult]] = {}
+    for cell in cells:
+        source = json.dumps([cell.config.get(name) for name in ("dataset", *DATA_SETTINGS)])
+        known = {"its data": cell.digest}
+        known |= {f"test set {name}": sha for name, sha in (cell.test_sets | cell.ood_sets).items()}
+        if cell.teacher_digest is not None:
+            known[f"teacher {cell.config.get('teacher')}"] = cell.teacher_digest
+        for what, digest in known.items():
+            before, other = seen.setdefault((source, what), (digest, cell))
+            if before != digest:
+                raise InputError(
+                    f"{what} of {cell.arm}, {label(cell.condition)} and of {other.arm}, "
+                    f"{label(other.condition)} are not the same, under the same name: they cannot "
+                    "be compared"
+                )
 
 
 def _same(arm: CellResult, baseline: CellResult, setting: str) -> bool:

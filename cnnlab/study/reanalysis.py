@@ -24,6 +24,7 @@ from cnnlab.study import folder as folders
 from cnnlab.study import logits, manifest, plan
 from cnnlab.study.logits import OOD_SETS, TEST, TEST_SETS, VALIDATION, Kept, Outputs
 from cnnlab.study.manifest import Manifest
+from cnnlab.study.pairing import refuse_other_data
 from cnnlab.study.plan import Condition
 from cnnlab.study.records import CellResult
 from cnnlab.study.results import difference
@@ -224,7 +225,8 @@ def read(folder: Path, plan_folder: Path | None = None) -> KeptStudy:
       plan_folder: of its manifest; None: the same.
 
     Raises:
-      InputError: there is no manifest, a file is damaged, or no cell of the baseline is there.
+      InputError: there is no manifest, a file is damaged, cells are of different data under the
+        same name, or no cell of the baseline is there.
     """
     plan_folder = plan_folder or folder
     planned = manifest.read(plan_folder)
@@ -241,6 +243,7 @@ def read(folder: Path, plan_folder: Path | None = None) -> KeptStudy:
     for arm in arms:
         if found := _in_a_row(of_arm.get(arm.digest, []), planned):
             cells[conditions.index(arm.condition), _place(names, arm.name)] = found
+    refuse_other_data(cell.result for of_place in cells.values() for cell in of_place)
     kept = KeptStudy(planned, conditions, names, cells)
     if not any(place[1] == kept.baseline for place in cells):
         raise InputError(f"{folder} has no finished cell of the baseline, {planned.baseline}")
@@ -254,7 +257,7 @@ def _place(names: Sequence[str], name: str) -> int:
 def _read_cell(path: Path) -> CellResult:
     try:
         return CellResult.from_json(files.read_sealed(path), {})
-    except (OSError, ValueError, KeyError, TypeError, *folders.TOO_MUCH) as error:
+    except (OSError, ValueError, LookupError, TypeError, *folders.TOO_MUCH) as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from error
 
 

@@ -11,15 +11,16 @@ from typing import Annotated
 
 import numpy as np
 
+from cnnlab import schema
 from cnnlab.config import Rate
-from cnnlab.metrics import WRITTEN_OUT, Metric, confusion_matrix
-from cnnlab.study import schema
+from cnnlab.metrics import WRITTEN_OUT, Metric, confusion_matrix, written_confusion
 from cnnlab.study.plan import Condition
 from cnnlab.types import JsonObject, Metrics, Row
 
 Count = Annotated[int, "[1, 9007199254740992)"]
 Size = Annotated[int, "[0, 9007199254740992)"]  # exact as a float
 MOST = 1e300  # of a metric that is finite
+ROUNDING = 1e-3  # of sums of confidences, relative
 
 
 @dataclass(frozen=True)
@@ -137,39 +138,62 @@ class CellResult:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, values: object, measured: Mapping[str, Metric]) -> CellResult:
+    def from_json(
+        cls, values: object, measured: Mapping[str, Metric], tuned: Metric | None = None
+    ) -> CellResult:
         """Rebuild the result from the values of `to_json`.
 
         Args:
           values: read from JSON.
           measured: the metrics that every test must hold, by name.
+          tuned: the metric of the trials' scores; None: whatever it is.
 
         Raises:
           ValueError: something is missing, unknown, of another type, out of its range, or at odds
             with the rest.
         """
         cell = schema.build(cls, values)
-        check(cell, measured)
+        check(cell, measured, tuned)
         return cell
 
 
-def check(cell: CellResult, measured: Mapping[str, Metric]) -> None:
+def check(cell: CellResult, measured: Mapping[str, Metric], tuned: Metric | None = None) -> None:
     """Check what a cell's file holds, or will.
 
     Args:
       cell: of a study.
       measured: the metrics that every test must hold, by name.
+      tuned: the metric of the trials' scores; None: whatever it is.
 
     Raises:
       ValueError: a number is out of its range, or at odds with the rest.
     """
     if not cell.class_names or not cell.runs:
         raise ValueError("it has no classes, or no runs")
+    for i, trial in enumerate(cell.tuning or []):
+        for score in trial.scores:
+            check_score(score, tuned, f"tuning[{i}].scores")
+    if len({len(trial.scores) for trial in cell.tuning or []}) > 1:
+        raise ValueError("tuning: some trials have more scores than others")
     tried = [trial.values for trial in cell.tuning or []] or [{}]
     for i, run in enumerate(cell.runs):
         if run.chosen not in tried:
             raise ValueError(f"runs[{i}].chosen is none of the values that were tried")
         _check_run(cell, run, measured, f"runs[{i}]")
+
+
+def check_score(score: float | None, tuned: Metric | None, where: str) -> None:
+    """Check the score of a trial; None: it diverged.
+
+    Raises:
+      ValueError: it is not finite, or out of the range of the metric.
+    """
+    if score is None:
+        return
+    if not math.isfinite(score):
+        raise ValueError(f"{where} must be finite, got {score}")
+    if tuned is not None:
+        schema.in_range(where, score, tuned.low, tuned.high)
 
 
 def _check_run(cell: CellResult, run: SeedRun, measured: Mapping[str, Metric], where: str) -> None:
@@ -226,12 +250,21 @@ def check_test(test: Metrics, measured: Mapping[str, Metric], classes: int, wher
             raise ValueError(f"{where}.{name} must be a number, got {value}")
         if math.isfinite(value):
             schema.in_range(f"{where}.{name}", value, metric.low, metric.high)
-    bins = np.array(test.get("calibration"))
-    if bins.dtype.kind not in "if" or bins.ndim != 2 or len(bins) != 3:
-        raise ValueError(f"{where}.calibration must be three rows of numbers")
+    _check_calibration(test.get("calibration"), count, where)
     if "confusion" in test or classes <= WRITTEN_OUT:
         matrix = confusion_matrix(test)
         if matrix.shape != (classes, classes):
             raise ValueError(f"{where}.confusion must be {classes} x {classes}")
+        if (matrix < 0).any() or written_confusion(matrix) != test["confusion"]:
+            raise ValueError(f"{where}.confusion must hold numbers of images")
         if matrix.sum() != count or np.trace(matrix) / count != test["accuracy"]:
             raise ValueError(f"{where}.confusion does not hold {count} images with that accuracy")
+
+
+def _check_calibration(rows: object, count: int, where: str) -> None:
+    bins = np.array(rows)
+    if bins.dtype.kind not in "if" or bins.ndim != 2 or len(bins) != 3:
+        raise ValueError(f"{where}.calibration must be three rows of numbers")
+    most = bins[0] * (1 + ROUNDING)
+    if (bins < 0).any() or (bins[1:] > most).any() or bins[0].sum() > count:
+        raise ValueError(f"{where}.calibration has more hits or confidence than images in a bin")

@@ -12,8 +12,8 @@ from cnnlab.multihost import agree
 from cnnlab.study import choices, logits, outputs, tuning
 from cnnlab.study import folder as folders
 from cnnlab.study.board import Board
-from cnnlab.study.fit import Trained, fit, rows, saver
-from cnnlab.study.folder import Cell
+from cnnlab.study.fit import Saving, Trained, fit, rows
+from cnnlab.study.folder import Cell, Digests
 from cnnlab.study.outputs import Tested
 from cnnlab.study.plan import Study
 from cnnlab.study.ranges import Point
@@ -23,23 +23,26 @@ from cnnlab.training.experiment import Experiment
 from cnnlab.types import Metrics
 
 
-def train_cell(study: Study, cell: Cell, folder: Path, board: Board, command: str) -> CellResult:
+def train_cell(
+    study: Study, cell: Cell, folder: Path, digests: Digests, board: Board, command: str
+) -> CellResult:
     """Tune, train and test a cell, resuming from what a killed process saved.
 
     Args:
       study: whose it is.
       cell: of it.
       folder: of the study.
+      digests: of the cell's data.
       board: shows how far it is.
       command: to run again, for messages.
     """
     seeds = list(cell.seeds)
-    trials = tuning.trials(study, cell, folder, board, command)
+    trials = tuning.trials(study, cell, folder, digests, board, command)
     chosen = choices.choose(study, trials, seeds)
     untuned = folders.config(study, cell.arm, cell.condition)
     config, values = choices.for_seeds(untuned, chosen)
     board.phase("training")
-    saving = saver(folders.checkpoints(folder, cell.digest) / "training", command)
+    saving = Saving(folders.checkpoints(folder, cell.digest) / "training", command)
     trained = fit(config, seeds, values, saving, board)
     board.phase("testing")
     keep = study.keep_logits == "all"

@@ -16,20 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from cnnlab import files
+from cnnlab import files, schema
 from cnnlab.config import Config
+from cnnlab.errors import InputError
 from cnnlab.multihost import agree
-from cnnlab.study import choices, plan, schema
+from cnnlab.study import choices, plan
 from cnnlab.study import folder as folders
 from cnnlab.study.board import Board
-from cnnlab.study.fit import Trained, fit, saver
-from cnnlab.study.folder import Cell
+from cnnlab.study.fit import Saving, Trained, fit
+from cnnlab.study.folder import Cell, Digests
 from cnnlab.study.plan import Study
 from cnnlab.study.ranges import Point
-from cnnlab.study.records import Size, Trial
+from cnnlab.study.records import Size, Trial, check_score
 from cnnlab.training import experiment
 from cnnlab.training.program import LEARNING_RATE
 from cnnlab.training.signals import pause
+from cnnlab.types import JsonObject
 
 WAIT_SECONDS = 1.0  # between two looks at what another process is doing
 TOGETHER = 16  # networks that are trained in one program, at most
@@ -57,7 +59,9 @@ class _Scored:
 SCORED = ("trial", "seed", "score")
 
 
-def trials(study: Study, cell: Cell, folder: Path, board: Board, command: str) -> list[Trial]:
+def trials(
+    study: Study, cell: Cell, folder: Path, digests: Digests, board: Board, command: str
+) -> list[Trial]:
     """Return what was tried for a cell; nothing where its arm has none of the hyperparameters.
 
     The trials are trained here, unless another process is doing that or has: cells of an arm share
@@ -76,7 +80,9 @@ def trials(study: Study, cell: Cell, folder: Path, board: Board, command: str) -
     seeds = plan.tuning_seeds(study, cell.seeds)
     name = f"{cell.arm_digest}--{plan.seed_range(seeds).replace(' ', '-')}"
     wanted = [Network(i, seed) for seed in seeds for i in range(len(tried))]
-    tuning = Tuning(study, config, tried, wanted, folder / "tuning" / f"{name}.json", command)
+    data = (digests.digest, digests.teacher_digest)
+    file = folder / "tuning" / f"{name}.json"
+    tuning = Tuning(study, config, tried, wanted, data, file, command)
     while True:
         scores = agree.on_first(tuning.stored)
         if scores.keys() >= set(wanted):
@@ -103,6 +109,7 @@ class Tuning:
       config: of the arm, without values of theirs.
       tried: the values, by the number of their trial.
       wanted: all of the networks.
+      data: SHA-256 of their data, and of a teacher's weights.
       file: of their scores.
       command: to run again, for messages.
     """
@@ -111,6 +118,7 @@ class Tuning:
     config: Config
     tried: Sequence[Point]
     wanted: Sequence[Network]
+    data: tuple[str, str | None]
     file: Path
     command: str
 
@@ -128,7 +136,7 @@ class Tuning:
                 name: [self.tried[network.trial][name] for network in networks] for name in free
             }
             seeds = [network.seed for network in networks]
-            saving = saver(checkpoints / "-".join(map(str, networks[0])), self.command)
+            saving = Saving(checkpoints / "-".join(map(str, networks[0])), self.command)
             trained = fit(config, seeds, values, saving, board)
             scores |= dict(zip(networks, _reached(self.study, trained), strict=True))
             agree.on_first(functools.partial(self.store, scores))
@@ -170,22 +178,35 @@ class Tuning:
         return rate + (free if built.program.takes(free) else [])
 
     def store(self, scores: Scores) -> None:
-        """Write scores, each with its trial and seed, and the values of the trials."""
+        """Write scores, each with its trial and seed, and what they were made of."""
         rows = [[*network, score] for network, score in scores.items()]
-        values = {"values": [dict(point) for point in self.tried], "scores": rows}
-        files.write_sealed(self.file, values)
+        files.write_sealed(self.file, {**self._made_of(), "scores": rows})
 
     def stored(self) -> Scores:
-        """Read the scores of these trials that are there; none if the file is damaged, or of other
-        values: then they are made again.
+        """Read the scores of these trials that are there; none if the file is of other values or
+        other data: then they are made again.
+
+        Raises:
+          InputError: it is damaged, or was edited.
         """
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        try:
             stored = files.read_sealed(self.file)
-            if stored["values"] == [dict(point) for point in self.tried]:
-                rows = [dict(zip(SCORED, row, strict=True)) for row in stored["scores"]]
-                read = [schema.build(_Scored, row) for row in rows]
-                return {Network(row.trial, row.seed): row.score for row in read}
-        return {}
+            if {name: stored[name] for name in self._made_of()} != self._made_of():
+                return {}
+            rows = [dict(zip(SCORED, row, strict=True)) for row in stored["scores"]]
+            read = [schema.build(_Scored, row) for row in rows]
+            for row in read:
+                check_score(row.score, plan.metric(self.study), "scores")
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, *folders.TOO_MUCH) as error:
+            raise InputError(
+                f"{self.file} cannot be read ({error}); delete it to tune that arm again"
+            ) from error
+        return {Network(row.trial, row.seed): row.score for row in read}
+
+    def _made_of(self) -> JsonObject:
+        return {"values": [dict(point) for point in self.tried], "data": list(self.data)}
 
 
 def _reached(study: Study, trained: Trained) -> list[float | None]:

@@ -546,7 +546,7 @@ def training_data(
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
         class_counts=tuple(counts.tolist()),
-        digest=read.digest(),
+        digest=read.digest(dataset.class_names),
         test_digest=read.test.digest(),
         num_images=len(split),
         counts={

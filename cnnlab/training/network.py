@@ -282,7 +282,8 @@ def load(path: Path, weights: str | int | None = None, conv: Convolution | None 
     key = jax.random.key(0)
     extras = state_extras(recipe, parts)
     state = initial_state(model, tx, key, facts.image_shape, None, *extras)
-    with manager.Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
+    run = stored.get("run", "")
+    with manager.Checkpoints(path / "checkpoints", read_only=True, run=run) as checkpoints:
         checkpoint = checkpoints.restore({"state": state, "totals": zero_totals()}, which=which)
     if checkpoint is None:
         names = (step.name for step in layout.unfinished(path / "checkpoints"))

@@ -192,7 +192,7 @@ def in_folder(
     unnamed = [test_set.name for test_set in experiment.parts.test_sets if test_set.is_object]
     with (
         RunFolder(path, config, environment, experiment.facts, unnamed) as folder,
-        Checkpoints(path / "checkpoints", keep=config.output.keep) as checkpoints,
+        Checkpoints(path / "checkpoints", keep=config.output.keep, run=folder.run) as checkpoints,
     ):
         saver = Saver(checkpoints, config.output.checkpoint_steps, command=run_folder.command())
         progress = train(experiment, saver, Kept(experiment, console, folder, start), console)
@@ -211,7 +211,7 @@ def in_folder(
                 tests["test"], experiment.facts.class_names
             ),
         }
-        agree.on_first(lambda: _publish(experiment, progress, summary, path, console))
+        agree.on_first(lambda: _publish(experiment, progress, summary, folder, console))
     reached = trained_network(experiment, tested, step)
     return Run(reached, progress.history, path=path, summary=summary, **tests)
 
@@ -488,14 +488,18 @@ def _to_test(
 
 
 def _publish(
-    experiment: Experiment, progress: Progress, summary: JsonObject, path: Path, console: Console
+    experiment: Experiment,
+    progress: Progress,
+    summary: JsonObject,
+    folder: RunFolder,
+    console: Console,
 ) -> None:
     """Write the summary, then draw the curves and the confusion matrix: a picture that fails costs
     a line, and never the result.
     """
     from cnnlab import plots
 
-    files.write_json(path / "summary.json", summary)
+    folder.write_summary(summary)
     recipe = experiment.config.recipe
     result = summary["test"]
     title = f"{recipe.dataset}, {recipe.model}, {recipe.loss}, seed {recipe.seed}"
@@ -506,6 +510,7 @@ def _publish(
         "curves.png": lambda file: plots.curves(list(progress.history), file, title),
         "confusion.png": lambda file: plots.confusion(matrix, names, file, tested),
     }
+    path = folder.path
     for name, draw in pictures.items():
         try:
             with files.written(path / name) as file:

@@ -5,6 +5,7 @@ and the lock.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
@@ -21,7 +22,7 @@ from typing import IO, TYPE_CHECKING
 
 from cnnlab import files
 from cnnlab.checkpoint import layout
-from cnnlab.config import PARTS, SHORT, STORED_BESIDES, Config, Recipe
+from cnnlab.config import PARTS, SHORT, STORED_BESIDES, Config, Recipe, names
 from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
 from cnnlab.multihost import agree, processes
@@ -78,9 +79,10 @@ def read(path: Path) -> tuple[Config, DataFacts, JsonObject]:
     """Read a run folder's configuration, the facts about its data, and the configuration as stored.
 
     Raises:
-      InputError: the folder holds no run.
+      InputError: the folder holds no run, or a file of another.
     """
-    config, facts = (_read_json(path / name) for name in ("config.json", "data.json"))
+    config = _read_sealed(path / "config.json")
+    facts = None if config is None else _read_part(path / "data.json", config)
     if config is None or facts is None:
         raise InputError(f"{path} is no run folder: it has no config.json and data.json")
     try:
@@ -95,27 +97,38 @@ def read_results(path: Path) -> tuple[list[Row], JsonObject]:
     lines = []
     with contextlib.suppress(FileNotFoundError):
         lines = files.read_text(path / "metrics.jsonl").splitlines()
-    return [json.loads(line) for line in lines], _read_summary(path)
+    try:
+        rows = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise InputError(f"{path / 'metrics.jsonl'} cannot be read ({error}); delete it") from error
+    return rows, _read_summary(path)
 
 
 def earlier_tests(path: Path, step: int) -> dict[str, Metrics]:
     """Return the metrics on further test sets that a folder's summary has of the weights of a
     step.
     """
-    summary = _read_summary(path)
+    summary = {}
+    with contextlib.suppress(InputError):  # edited since the start: the run must not end with it
+        summary = _read_summary(path)
     return summary.get("test_sets", {}) if summary.get("tested_step") == step else {}
 
 
 def _read_summary(path: Path) -> JsonObject:
     """Read a run folder's summary; empty where there is none or it is damaged, as it is written
     again then.
+
+    Raises:
+      InputError: it was edited, or is of another run.
     """
-    with contextlib.suppress(InputError):
-        summary = _read_json(path / "summary.json") or {}
-        kinds = {"test": dict, "tested_step": int, "epochs": int}
-        if all(isinstance(summary.get(name), kind) for name, kind in kinds.items()):
-            return summary
-    return {}
+    config = _read_sealed(path / "config.json") or {}
+    try:
+        summary = _read_part(path / "summary.json", config) or {}
+    except _Unreadable:
+        return {}
+    kinds = {"test": dict, "tested_step": int, "epochs": int}
+    is_summary = all(isinstance(summary.get(name), kind) for name, kind in kinds.items())
+    return summary if is_summary else {}
 
 
 def check(path: Path, config: Config, quick: bool = False) -> dict | None:
@@ -128,9 +141,10 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
       quick: as for `conflicts`.
 
     Raises:
-      InputError: the stored configuration differs in a field that a resumed run may not change.
+      InputError: the stored configuration differs in a field that a resumed run may not change, or
+        a file of the folder was edited.
     """
-    stored = _read_json(path / "config.json")
+    stored = _read_sealed(path / "config.json")
     if stored is None:
         if path.exists() and not path.is_dir():
             raise InputError(f"the run folder {path} is a file; choose another --workdir")
@@ -149,6 +163,7 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
         return None
     if not _has_results(path):  # it failed before it had learned anything: start afresh
         return None
+    _read_part(path / "data.json", stored)
     if differing := conflicts(stored, config, quick):
         grown = (
             " (epochs may grow where nothing depends on their number, as under --schedule constant)"
@@ -271,7 +286,13 @@ def stored_form(config: Config) -> JsonObject:
 
 
 class RunFolder:
-    """An open run folder, locked against other processes until it is closed."""
+    """An open run folder, locked against other processes until it is closed.
+
+    Attributes:
+      path: of it.
+      run: a text by which its files and checkpoints are known.
+      warnings: what changed since the last start.
+    """
 
     def __init__(
         self,
@@ -298,12 +319,13 @@ class RunFolder:
         self._lock: IO[str] | None = None  # only the first of several processes has it, and writes
         self._tensorboard: SummaryWriter | None = None  # made for the first row
         self._wants_tensorboard = False
-        self.warnings = agree.on_first(lambda: self._open(config, environment, data))
+        self.run, self.warnings = agree.on_first(lambda: self._open(config, environment, data))
 
-    def _open(self, config: Config, environment: JsonObject, facts: DataFacts) -> list[str]:
-        """Lock the folder and describe the run in it; return what changed since the last start."""
+    def _open(
+        self, config: Config, environment: JsonObject, facts: DataFacts
+    ) -> tuple[str, list[str]]:
+        """Lock the folder and describe the run in it; return its `run` and its `warnings`."""
         path = self.path
-        data = facts.to_json()
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = files.lock_file(path).open("a")
@@ -320,41 +342,48 @@ class RunFolder:
             ) from error
         try:
             check(path, config)  # again, now that nobody else can change it
-            before = (_read_json(path / "data.json") or data) if _has_results(path) else data
-            if before.get("digest") != data["digest"]:
-                raise InputError(
-                    f"{path} was trained on other data under the same name; choose another "
-                    "--workdir"
-                )
-            if before.get("teacher_digest") != data.get("teacher_digest"):
-                raise InputError(
-                    f"{path} was taught by other weights than --teacher holds; choose another "
-                    "--workdir"
-                )
-            tested_before = before.get("test_sets", {})
-            data["test_sets"] = tested_before | facts.test_sets
-            for name, digest in tested_before.items():
-                if data["test_sets"][name] != digest and name not in self._unnamed:
-                    raise InputError(
-                        f"test set {name} is not the one that {path} was begun with; choose "
-                        "another --workdir, or give it another name"
-                    )
+            stored = stored_form(config)
+            run = _identity(stored, facts)
+            if _has_results(path):
+                _, before, config_before = read(path)
+                run = config_before.get("run", "")
+                self._compare(before, facts)
+                facts = dataclasses.replace(facts, test_sets=before.test_sets | facts.test_sets)
             old = environment
-            with contextlib.suppress(InputError):  # damaged versions are written again
-                old = _read_json(path / "versions.json") or environment
+            # Damaged versions are written again
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                old = {**json.loads(files.read_text(path / "versions.json"))}
             warnings = [
                 f"{k}: {old.get(k)} -> {v}" for k, v in environment.items() if old.get(k) != v
             ]
-            stored = stored_form(config)
             data_dir = config.machine.data_dir
             if data_dir and "://" not in data_dir:  # so that it is found from any directory
                 stored["data_dir"] = os.path.abspath(os.path.expanduser(data_dir))
-            for name, value in (("config", stored), ("versions", environment), ("data", data)):
-                files.write_json(path / f"{name}.json", value)
+            files.write_sealed(path / "config.json", {"run": run, **stored})
+            files.write_json(path / "versions.json", environment)
+            files.write_sealed(path / "data.json", {"run": run, **facts.to_json()})
         except BaseException:
             self.close()
             raise
-        return warnings
+        return run, warnings
+
+    def _compare(self, before: DataFacts, now: DataFacts) -> None:
+        """Raise InputError where a run was begun with other data, or taught by other weights."""
+        path = self.path
+        if before.of_data() != now.of_data():
+            raise InputError(
+                f"{path} was trained on other data under the same name; choose another --workdir"
+            )
+        if before.teacher_digest != now.teacher_digest:
+            raise InputError(
+                f"{path} was taught by other weights than --teacher holds; choose another --workdir"
+            )
+        for name, digest in before.test_sets.items():
+            if now.test_sets.get(name, digest) != digest and name not in self._unnamed:
+                raise InputError(
+                    f"test set {name} is not the one that {path} was begun with; choose another "
+                    "--workdir, or give it another name"
+                )
 
     def __enter__(self) -> RunFolder:
         return self
@@ -391,6 +420,10 @@ class RunFolder:
         files.append_text(self.path / "metrics.jsonl", json.dumps(row) + "\n")
         self._events(row)
 
+    def write_summary(self, summary: JsonObject) -> None:
+        """Write what the run has reached."""
+        files.write_sealed(self.path / "summary.json", {"run": self.run, **summary})
+
     def _events(self, row: Row) -> None:
         if self._wants_tensorboard:
             if self._tensorboard is None:
@@ -403,18 +436,45 @@ class RunFolder:
             self._tensorboard.flush()
 
 
-def _read_json(path: Path) -> JsonObject | None:
+class _Unreadable(InputError):
+    """A file that is damaged."""
+
+
+def _read_sealed(path: Path) -> JsonObject | None:
+    """Read a sealed file of a run folder; None where there is none.
+
+    Raises:
+      InputError: it is damaged, or was edited.
+    """
     try:
-        value = json.loads(files.read_text(path))
-        if not isinstance(value, dict):
-            raise ValueError("no JSON object")
-        return value
+        return files.read_sealed(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(
+    except files.SealError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _Unreadable(
             f"{path} cannot be read ({error}); delete the folder or choose another --workdir"
         ) from error
+
+
+def _read_part(path: Path, config: JsonObject) -> JsonObject | None:
+    """Read a sealed file that belongs to a configuration; None where there is none.
+
+    Raises:
+      InputError: it is damaged, was edited, or is of another run.
+    """
+    values = _read_sealed(path)
+    if values is not None and values.pop("run", "") != config.get("run", ""):
+        raise InputError(f"{path} is of another run than config.json next to it: restore it")
+    return values
+
+
+def _identity(stored: JsonObject, facts: DataFacts) -> str:
+    """Hash the recipe of a run, as it is stored, and its data."""
+    recipe = {name: stored[name] for name in (*names(Recipe), "sources")}
+    text = json.dumps([recipe, facts.digest, facts.teacher_digest], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def command() -> str:

@@ -318,6 +318,23 @@ def test_a_step_under_another_number_is_rejected(tmp_path):
     assert found.step == 1 and found.rejected == ("step 5: it was saved as step 1",)
 
 
+def test_a_step_of_another_run_is_refused(tmp_path):
+    """Of the same structure: by hand into the folder, or by a run on other data in its place."""
+    state = {"w": np.arange(3.0)}
+    for run in ("a", "b", ""):
+        with Checkpoints(tmp_path / f"run {run}", run=run) as checkpoints:
+            checkpoints.save(7, state)
+    for run in ("a", "b", ""):
+        for of in ("a", "b", ""):
+            with Checkpoints(tmp_path / f"run {of}", read_only=True, run=run) as checkpoints:
+                if run == of:
+                    assert checkpoints.restore(state).step == 7
+                    continue
+                for which in ("latest", "best", 7):
+                    with pytest.raises(InputError, match=r"step 7 in .* is of another run"):
+                        checkpoints.restore(state, which=which)
+
+
 def test_an_empty_folder_named_like_a_step(tmp_path):
     state = {"x": jnp.ones(3)}
     with Checkpoints(tmp_path, keep=1) as checkpoints:

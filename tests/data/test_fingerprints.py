@@ -5,10 +5,13 @@ is trained, resumed or evaluated on them.
 import os
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from small_data import drawn, write_dataset
 
+import cnnlab
+from cnnlab import files
 from cnnlab.config import Config
 from cnnlab.data import catalogue, contents
 from cnnlab.data.dataset import from_arrays
@@ -69,6 +72,7 @@ def test_a_run_of_an_earlier_version_is_evaluated(config, tmp_path):
     run.in_folder(config, tmp_path / "run")
     data = tmp_path / "run" / "data.json"
     data.write_text(data.read_text().replace("test_digest", "another_fact"))
+    files.reseal(data)
     trained = network.load(tmp_path / "run")
     assert trained.facts.test_digest == "" and run.dataset_of(trained)
 
@@ -92,6 +96,38 @@ def test_labels_of_the_test_split_are_checked_before_training(config, tmp_path):
     (folder / "label.labels.txt").write_text("a\nb\n")
     with pytest.raises(InputError, match=r"labels must lie in \[0, 2\)"):
         run.in_folder(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", [
+    {"class_names": ["b", "a", "c"]}, {"mirror": False}, {"shape": (4, 16, 3)},
+])  # fmt: skip
+def test_a_run_on_arrays_knows_their_shape_and_their_classes(change, config, tmp_path):
+    """The pixels and labels stay; an average over the image takes any shape."""
+    images, labels = drawn(64, 3, SHAPE, 0)
+
+    def data(class_names=("a", "b", "c"), shape=SHAPE, mirror=True):
+        pair = images.reshape(-1, *shape), labels
+        described = {"class_names": list(class_names), "mirror": mirror}
+        return {"train": pair, "test": pair, **described}
+
+    settings = {"model": "cnn,widths=[4],hidden=[],pool=average", "batch_size": 16, "epochs": 1}
+    settings |= {"devices": 1, "workdir": tmp_path / "run"}
+    with jax.numpy_dtype_promotion("standard"):
+        cnnlab.train(data(), **settings)
+        with pytest.raises(InputError, match="trained on other data under the same name"):
+            cnnlab.train(data(**change), **settings)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"loss": "mse"}])
+def test_checkpoints_of_another_run_are_refused(changes, config, tmp_path):
+    write(tmp_path)
+    run.in_folder(config, tmp_path / "run")
+    run.in_folder(config.replace(**changes), tmp_path / "other")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints")
+    for use in (network.load, run.load, lambda path: run.in_folder(config, path)):
+        with pytest.raises(InputError, match=r"run/checkpoints is of another run"):
+            use(tmp_path / "run")
 
 
 def test_what_a_digest_covers():

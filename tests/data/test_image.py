@@ -4,6 +4,7 @@ import base64
 import builtins
 import io
 import json
+import struct
 from pathlib import Path
 
 import jax
@@ -110,6 +111,42 @@ def test_what_tensorflow_refuses_has_its_own_colours():
     assert set(bits.ravel()) == {0, 255}
 
 
+def gif(indices, colours, transparent, canvas, corner):
+    """Write a GIF of one frame, its background entry 9 of the palette; codes of nine bits."""
+    height, width = indices.shape
+    codes = [code for index in indices.ravel().tolist() for code in (256, index)] + [257]
+    number = sum(code << 9 * i for i, code in enumerate(codes))
+    packed = number.to_bytes(-(-9 * len(codes) // 8), "little")
+    assert len(packed) < 256
+    return b"".join([
+        b"GIF89a", struct.pack("<HHBBB", *canvas, 0xF7, 9, 0), colours.tobytes(),
+        b"\x21\xf9\x04", bytes([transparent is not None, 0, 0, transparent or 0, 0]),
+        b"\x2c", struct.pack("<HHHHB", *corner, width, height, 0),
+        bytes([8, len(packed)]), packed, b"\0\x3b",
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("transparent", [None, 77])
+@pytest.mark.parametrize(("canvas", "corner"), [((5, 4), (0, 0)), ((9, 8), (2, 3))])
+@pytest.mark.parametrize("palette", ["grey", "colour"])
+def test_what_a_gif_does_not_draw_is_black(palette, canvas, corner, transparent):
+    """By hand. Pillow reads a grey palette as brightness, and fills up with the background."""
+    rng = np.random.default_rng(0)
+    colours = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
+    if palette == "colour":
+        colours = rng.permutation(colours)[:, :1] ^ np.uint8([[0, 64, 128]])
+    indices = rng.integers(1, 256, (4, 5))
+    indices[1, 2] = 77
+    expected = np.zeros((canvas[1], canvas[0], 3), np.uint8)
+    left, top = corner
+    expected[top : top + 4, left : left + 5] = colours[indices]
+    if transparent is not None:
+        expected[top + 1, left + 2] = 0
+    data = gif(indices, colours, transparent, canvas, corner)
+    np.testing.assert_array_equal(image.decode(data, 3), expected)
+    np.testing.assert_array_equal(image.decode(data, 1), image.with_channels(expected, 1))
+
+
 def test_luma_by_hand():
     colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [7, 7, 7]]], np.uint8)
     # 0.299, 0.587 and 0.114 of 255, rounded down
@@ -129,6 +166,7 @@ def jpeg(side: int = 40) -> bytes:
     b"", b"no picture", jpeg()[:-2], jpeg()[:400], b"\xff\xd8\xff", picture("png")[:60],
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"RIFF0000WEBPVP8 ",
     picture("gif")[:-30], picture("bmp")[:-30],
+    jpeg().replace(b"\x01\x22\x00", b"\x01\x14\x00", 1),  # colours sampled 4:4:1
 ])  # fmt: skip
 def test_what_is_no_whole_picture_is_an_error(data, tmp_path):
     (tmp_path / "file.png").write_bytes(data)

@@ -286,6 +286,8 @@ def emnist(tfds_root, tmp_path):
     ("emnist/digits", "1.0.0"), ("emnist/letters-2", "1.10.0"),
     ("emnist/letters-2:1.0.0", "1.0.0"), ("emnist/letters-2:1.10.0", "1.10.0"),
     ("solo", "2.0.0"), ("solo/only", "2.0.0"), ("solo:2.0.0", "2.0.0"),
+    ("emnist/letters-2:1.*.*", "1.10.0"), ("emnist/letters-2:1.0.*", "1.0.0"),
+    ("solo:*.*.*", "2.0.0"),
 ])  # fmt: skip
 def test_names_as_in_tfds(name, version, emnist, cache):
     """A number of a version is a number: 1.10 is newer than 1.9."""
@@ -301,6 +303,8 @@ def test_names_as_in_tfds(name, version, emnist, cache):
     ("emnist/letter", "did you mean 'emnist/letters-2'"),
     ("emnist/letters-2:1.9.0", "emnist/letters-2:1.0.0, emnist/letters-2:1.10.0"),
     ("solo:1.0.0", "Known: solo/only:2.0.0"), ("solo/other", "Known: solo/only"),
+    ("solo:1.*.*", "Known: solo/only:2.0.0"), ("emnist:1.*.*", "several configs; name one of"),
+    ("shapes10:9.*.*", "unknown data set"),
     ("unheard_of", "unknown data set 'unheard_of'"), ("solo:2", "unknown data set"),
     ("shapes10:3.0.0", "unknown data set"), ("shapes10/big", "unknown data set"),
 ])  # fmt: skip
@@ -332,16 +336,22 @@ def label_features():
     """How a label may be stored: {what: (feature, label -> what it is given, class names)}."""
     import tensorflow_datasets as tfds
 
+    tensor = tfds.features.Tensor
     return {
         "class": (tfds.features.ClassLabel(names=["a", "b"]), lambda k: k, ("a", "b")),
         "number": (np.int64, lambda k: k, ("0", "1")),
         "small number": (np.uint8, lambda k: 2 * k, ("0", "1", "2")),
         "truth": (np.bool_, lambda k: k, ("0", "1")),
         "text": (tfds.features.Text(), lambda k: ["ü", "cat"][k], ("cat", "ü")),
-    }
+        "string": (tensor(shape=(), dtype=np.object_), lambda k: ["ü", "cat"][k], ("cat", "ü")),
+        "list": (tensor(shape=(1,), dtype=np.int64), lambda k: np.array([k]), ("0", "1")),
+        "zipped": (tensor(shape=(), dtype=np.int64, encoding="zlib"), np.int64, ("0", "1")),
+        "bytes": (tensor(shape=(1,), dtype=np.uint8, encoding="bytes"),
+                  lambda k: np.array([k], np.uint8), ("0", "1")),
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("stored_label", ["class", "number", "small number", "truth", "text"])
+@pytest.mark.parametrize("stored_label", label_features())
 @pytest.mark.parametrize("stored", ["image", "tensor", "tensor with a channel", "zipped"])
 def test_any_layout_with_an_image_and_a_label(stored, stored_label, tmp_path, cache):
     image_feature, as_stored = image_features()[stored]
@@ -358,7 +368,7 @@ def test_any_layout_with_an_image_and_a_label(stored, stored_label, tmp_path, ca
     found = dataset.train.read(range(6))
     assert found["image"].shape == (6, 4, 5, 1)
     names = [label_features()[stored_label][1](i % 2) for i in range(6)]
-    wanted = {a.tobytes(): str(name) for a, name in zip(PIXELS, names, strict=True)}
+    wanted = {a.tobytes(): str(np.ravel(name)[0]) for a, name in zip(PIXELS, names, strict=True)}
     for pixels, label in zip(found["image"], found["label"], strict=True):
         expected = wanted[pixels.tobytes()]
         assert classes[label] == (classes[int(expected)] if stored_label == "class" else expected)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import study_example
 
+from cnnlab.errors import InputError
 from cnnlab.study import driver
 from cnnlab.study.board import Board
-from cnnlab.study.pairing import fingerprint, pairing
+from cnnlab.study.pairing import fingerprint, pairing, refuse_other_data
 from cnnlab.study.plan import Study
 from cnnlab.study.report import document
 from cnnlab.study.results import decide
@@ -22,6 +23,21 @@ def cell(initial_weights=None, digest="ab", **settings):
     return dataclasses.replace(
         drawn, config=RECIPE | settings, initial_weights=initial_weights or {}, digest=digest
     )
+
+
+@pytest.mark.parametrize("changes", [
+    {"digest": "cd"}, {"test_sets": {"night": "0"}}, {"ood_sets": {"noise": "0"}},
+    {"teacher_digest": "0"},
+])  # fmt: skip
+def test_cells_of_other_data_are_not_compared(changes):
+    facts = {"test_sets": {"night": "1"}, "ood_sets": {"noise": "1"}, "teacher_digest": "1"}
+    first = dataclasses.replace(cell(teacher="run"), **facts)
+    other = dataclasses.replace(first, **changes)
+    smaller = dataclasses.replace(cell(teacher="run2", image_size=16), **changes)
+    lacking = dataclasses.replace(first, test_sets={}, teacher_digest=None)
+    refuse_other_data([first, first, smaller, lacking])
+    with pytest.raises(InputError, match="not the same, under the same name"):
+        refuse_other_data([first, smaller, other])
 
 
 def test_what_two_configurations_have_in_common():

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -265,6 +266,8 @@ def test_what_cannot_be_computed_is_one_line(tmp_path, texts, test_set, said):
         ("logits", "is not the file that its cell was stored with"),
         ("none", "the study was run with --keep-logits none"),
         ("cell", "cannot be read"),
+        ("data", "are not the same, under the same name"),
+        ("edit", "it was changed since it was written"),
         ("baseline", "has no finished cell of the baseline, cross_entropy"),
     ],
 )
@@ -279,6 +282,10 @@ def test_what_is_missing_or_damaged_is_one_line(tmp_path, damage, said):
         files.write_sealed(cell, files.read_sealed(cell) | {"logits_digest": ""})
     elif damage == "cell":
         cell.write_text("{")
+    elif damage == "data":
+        files.write_sealed(cell, files.read_sealed(cell) | {"digest": "0" * 64})
+    elif damage == "edit":
+        cell.write_text(json.dumps(json.loads(cell.read_text()) | {"seconds": 0.125}))
     else:
         cell.unlink()
     with pytest.raises(InputError, match=re.escape(said)):

@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import study_example
 
 from cnnlab import files
 from cnnlab.errors import InputError
-from cnnlab.study import choices, driver, fit, folder, plan, tuning
+from cnnlab.study import choices, driver, fit, folder, plan, records, tuning
 from cnnlab.study.board import Board
 from cnnlab.study.plan import Study
 from cnnlab.study.ranges import Range, parse_ranges, points
@@ -467,6 +468,92 @@ def test_a_killed_tuning_continues_with_the_same_programs(tmp_path, tfds_root, m
     for arm, wanted in zip(again.arms[0], whole.arms[0], strict=True):
         assert arm.cells[0].tuning == wanted.cells[0].tuning
         assert [r.test for r in arm.runs] == [r.test for r in wanted.runs]
+
+
+def tuned(tmp_path, data=("ab", None)):
+    asked = study(tmp_path, tune=("lr=1e-3..1e-2",), budget=2, tune_seeds=1)
+    config = plan.config(asked, "focal", {})
+    wanted = [tuning.Network(0, 5), tuning.Network(1, 5)]
+    points = choices.tried(asked, config.recipe)
+    return tuning.Tuning(asked, config, points, wanted, data, tmp_path / "scores.json", "COMMAND")
+
+
+def test_scores_belong_to_their_data(tmp_path):
+    scores = {tuning.Network(0, 5): 0.5, tuning.Network(1, 5): None}
+    tuned(tmp_path).store(scores)
+    assert tuned(tmp_path).stored() == scores
+    for data in (("cd", None), ("ab", "ab")):
+        assert tuned(tmp_path, data).stored() == {}
+
+
+@pytest.mark.parametrize("score", [7.0, -0.5, math.nan, math.inf, "0.5", True])
+def test_a_score_that_is_none_is_named(score, tmp_path):
+    tuned(tmp_path).store({tuning.Network(0, 5): score})
+    with pytest.raises(InputError, match=r"scores.json cannot be read .*delete it to tune"):
+        tuned(tmp_path).stored()
+
+
+@pytest.mark.parametrize("edit", [("0.5", "0.75"), ("{", ""), ('"scores"', '"score"')])
+def test_edited_scores_are_named(edit, tmp_path):
+    tuned(tmp_path).store({tuning.Network(0, 5): 0.5})
+    file = tmp_path / "scores.json"
+    before = file.read_text()
+    file.write_text(before.replace(*edit, 1))
+    assert file.read_text() != before
+    with pytest.raises(InputError, match=r"scores.json cannot be read .*delete it to tune"):
+        tuned(tmp_path).stored()
+
+
+@pytest.mark.parametrize("scores", [[7.0, 0.5], [math.nan, 0.5], [0.5]])
+def test_scores_in_a_cell_have_a_range(scores):
+    found = study_example.results(seeds=8, tune=("lr=1e-3..1e-1",), budget=3, tune_seeds=2)
+    cell = found.arms[0][1].cells[0]
+    metric = plan.metric(found.study)
+    records.check(cell, {}, metric)
+    cell.tuning[1] = dataclasses.replace(cell.tuning[1], scores=scores)
+    with pytest.raises(ValueError, match="tuning"):
+        records.check(cell, {}, metric)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("confusion", []), ("confusion", [[0.5] * 10] * 10), ("confusion", "negative"),
+    ("calibration", [[1.0], [2.0], [0.0]]), ("calibration", [[1.0], [0.5], [-1.0]]),
+    ("calibration", [[1e9], [0.5], [1.0]]),
+])  # fmt: skip
+def test_a_test_that_is_none_is_not_read(name, value):
+    cell = study_example.results(seeds=8).arms[0][0].cells[0]
+    records.check(cell, plan.metrics(SMALL))
+    test = cell.runs[0].test
+    if value == "negative":  # the same sum, and the same trace
+        value = [list(row) for row in test["confusion"]]
+        value[0][1], value[0][2] = -1, value[0][1] + value[0][2] + 1
+    cell.runs[0] = dataclasses.replace(cell.runs[0], test=test | {name: value})
+    with pytest.raises((ValueError, LookupError), match=f"{name}|range"):
+        records.check(cell, plan.metrics(SMALL))
+
+
+@pytest.mark.slow
+def test_a_cell_that_was_killed_does_not_resume_on_other_data(tmp_path, tfds_root):
+    asked = study(tmp_path)
+    built = experiment.build(plan.config(asked, "focal", {}), seeds=[0, 1])
+    other = dataclasses.replace(built.facts, digest="0" * 64)
+    identities = {
+        fit._identity(built, [0, 1], {}),
+        fit._identity(dataclasses.replace(built, data=dataclasses.replace(
+            built.data, facts=other)), [0, 1], {}),
+        fit._identity(built, [0, 2], {}),
+        fit._identity(built, [0, 1], {"learning_rate": [0.1, 0.2]}),
+    }  # fmt: skip
+    assert len(identities) == 4
+    saving = fit.Saving(tmp_path / "saved", "COMMAND")
+    config = plan.config(asked, "focal", {})
+    identity = fit._identity(built, [0, 1], {})
+    with saving.opened(identity) as saver:
+        saver.save(built.start(), 0)
+    with saving.opened(identity) as saver:
+        assert saver.restore(built.start())[0] is not None
+    with pytest.raises(InputError, match="is of another run"):
+        fit.fit(config, [0, 2], {}, saving, Board("off", 1))
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ from cnnlab.data.facts import DataFacts
 DATA = DataFacts(
     class_names=("a", "b"),
     image_shape=(8, 8, 3),
-    mean=(1.0,),
-    std=(2.0,),
+    mean=(1.0, 1.0, 1.0),
+    std=(2.0, 2.0, 2.0),
     class_counts=(3, 4),
     digest="abc",
     counts={},

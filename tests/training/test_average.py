@@ -11,6 +11,7 @@ from jax_modes import quick_compile
 from stepping import stepped, taken
 
 import cnnlab
+from cnnlab import files
 from cnnlab.config import Config
 from cnnlab.data.catalogue import open_dataset
 from cnnlab.errors import InputError
@@ -248,6 +249,7 @@ def test_runs_of_versions_without_averages_are_read_and_resumed(tmp_path):
     for holder in (stored, stored["written"]):
         del holder["average"]
     (folder / "config.json").write_text(json.dumps(stored))
+    files.reseal(folder / "config.json")
     loaded = cnnlab.load(folder)
     assert loaded.test == trained.test == cnnlab.evaluate(loaded)
     grown = cnnlab.train(data, **SMALL | {"epochs": 4}, workdir=folder)

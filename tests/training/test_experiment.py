@@ -189,7 +189,7 @@ def test_facts_and_parts(tfds_root):
         True,
         "jit",
     )
-    assert facts.digest == contents.Contents(None, summary, test).digest()
+    assert facts.digest == contents.Contents(None, summary, test).digest(facts.class_names)
     assert facts.test_digest == test.digest() != summary.digest()
     seen = np.concatenate([item["image"] for item in built.items(0, 11)])
     assert len(set(seen.tolist())) == 176 and not set(seen.tolist()) & set(held_out.tolist())

@@ -14,6 +14,7 @@ import pytest
 from run_folders import DATA, events
 
 from cnnlab import files
+from cnnlab.checkpoint import reseal
 from cnnlab.config import PARTS, Config, Machine, Output, Recipe, names
 from cnnlab.errors import InputError
 from cnnlab.training import run_folder
@@ -41,6 +42,108 @@ def row(epoch):
         "train_loss": 1.5 / epoch,
         "validation_accuracy": 0.5,
     }
+
+
+EDITS = [
+    ("config.json", "seed", 1),
+    ("config.json", "model", "mlp,hidden=[4]"),
+    ("config.json", "sources", {"mine": "0" * 64}),
+    ("config.json", "run", "another"),
+    ("data.json", "mean", [1.0, 1.0, 1.5]),
+    ("data.json", "class_names", ["b", "a"]),
+    ("data.json", "digest", "xyz"),
+    ("data.json", "sha256", None),
+    ("summary.json", "test", {"accuracy": 0.75}),
+    ("summary.json", "run", "another"),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value"), EDITS)
+def test_an_edited_file_is_named(name, key, value, tmp_path):
+    trained(tmp_path)
+    with opened(tmp_path) as folder:
+        folder.write_summary({"epochs": 10, "tested_step": 9, "test": {"accuracy": 0.5}})
+    file = tmp_path / name
+    values = json.loads(file.read_text())
+    assert values[key] != value
+    file.write_text(json.dumps({**values, key: value}))
+    read = run_folder.read_results if name == "summary.json" else run_folder.read
+    for look in (opened, read):
+        with pytest.raises(InputError, match=f"{file}: it was changed .*cnnlab.checkpoint.reseal"):
+            look(tmp_path)
+
+
+def test_a_deliberate_edit_is_sealed_anew(tmp_path):
+    trained(tmp_path)
+    file = tmp_path / "data.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, "mean": [1.0, 1.0, 1.5]}))
+    with pytest.raises(InputError, match="it was changed"):
+        run_folder.read(tmp_path)
+    reseal.main(reseal.Arguments((str(file),)))
+    assert run_folder.read(tmp_path)[1] == dataclasses.replace(DATA, mean=(1.0, 1.0, 1.5))
+    for path in (tmp_path, tmp_path / "nothing.json"):
+        with pytest.raises(InputError, match=f"{path} cannot be sealed"):
+            reseal.main(reseal.Arguments((str(path),)))
+
+
+@pytest.mark.parametrize("changes", [{"config": Config.of(seed=1)}, {"data": OTHER_DATA}])
+@pytest.mark.parametrize("name", ["data.json", "summary.json"])
+def test_a_file_of_another_run_is_named(name, changes, tmp_path):
+    for folder, settings in (("run", {}), ("other", changes)):
+        trained(tmp_path / folder, **settings)
+        with opened(tmp_path / folder, **settings) as opened_folder:
+            opened_folder.write_summary({"epochs": 10, "tested_step": 9, "test": {}})
+    (tmp_path / "run" / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    read = run_folder.read if name == "data.json" else run_folder.read_results
+    with pytest.raises(InputError, match=f"{name} is of another run than config.json"):
+        read(tmp_path / "run")
+
+
+def test_facts_that_are_missing_are_not_taken_for_equal(tmp_path):
+    trained(tmp_path)
+    (tmp_path / "data.json").unlink()
+    with pytest.raises(InputError, match="it has no config"):
+        opened(tmp_path, data=OTHER_DATA)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_names": ("b", "a")},
+        {"image_shape": (16, 4, 3)},
+        {"mirror": False},
+        {"class_counts": (4, 3)},
+        {"test_digest": "other"},
+    ],
+)
+def test_every_fact_of_the_data_is_compared(changes, tmp_path):
+    trained(tmp_path)
+    with pytest.raises(InputError, match="trained on other data under the same name"):
+        opened(tmp_path, data=dataclasses.replace(DATA, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": ["a", 1.0, 1.0]}, r"mean\[0\] must be float"),
+        ({"mean": [1.0, 256.0, 1.0]}, r"mean\[1\] must lie in \[0, 255\]"),
+        ({"std": [1.0, 0.0, 1.0]}, r"std\[1\] must lie in \(0, 255\]"),
+        ({"std": [1.0]}, "mean and std of C channels"),
+        ({"image_shape": [8, 8]}, r"image_shape must be \(H, W, C\)"),
+        ({"class_names": ["a"]}, "as many classes as class_names"),
+        ({"class_counts": [3, -4]}, r"class_counts\[1\] must lie in"),
+        ({"counts": {"test": 1.5}}, "counts.test must be int"),
+        ({"mirror": 1}, "mirror must be bool"),
+    ],
+)
+def test_facts_have_types_and_ranges(changes, message, tmp_path):
+    opened(tmp_path).close()
+    values = json.loads((tmp_path / "data.json").read_text())
+    (tmp_path / "data.json").write_text(json.dumps(values | changes))
+    files.reseal(tmp_path / "data.json")
+    with pytest.raises(InputError, match=message):
+        run_folder.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +205,8 @@ def test_what_a_new_folder_holds(tmp_path):
         and written["label_noise"] == 0.2
     )
     assert stored_form(stored) | {"written": written} == stored_form(config)
-    (folder.path / "data.json").write_text("{}")
+    run = json.loads((folder.path / "config.json").read_text())["run"]
+    files.write_sealed(folder.path / "data.json", {"run": run})
     with pytest.raises(
         InputError, match=r"data\.json is damaged: it lacks \['class_counts', 'class_names'"
     ):
@@ -371,11 +475,10 @@ def test_check_returns_the_summary_of_a_finished_run(tmp_path):
     path = tmp_path / "run"
     config = Config.of(schedule="constant")
     assert run_folder.check(path, config) is None
-    with opened(path, config):
+    with opened(path, config) as folder:
         assert run_folder.check(path, config) is None
-        files.write_json(
-            path / "summary.json",
-            {"epochs": 10, "test_on": "last", "tested_step": 9, "test": {"accuracy": 0.5}},
+        folder.write_summary(
+            {"epochs": 10, "test_on": "last", "tested_step": 9, "test": {"accuracy": 0.5}}
         )
     assert run_folder.check(path, config)["test"] == {"accuracy": 0.5}
     assert run_folder.check(path, Config.of(schedule="constant", epochs=20)) is None
