@@ -5,6 +5,7 @@ status 2.
 from __future__ import annotations
 
 import difflib
+import signal
 import traceback
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -36,6 +37,24 @@ class CheckpointError(InputError):
     """A state that cannot be stored, or stored steps of which none can be trusted. The message
     names the step.
     """
+
+
+class Ended(BaseException):
+    """A signal ends this process. It is no Exception, so that what guards against errors lets it
+    pass, and no KeyboardInterrupt, which a user's code may raise too.
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+
+
+def is_stop(error: BaseException) -> bool:
+    """Return whether an error asks this process to end, and is none of the code that raised it."""
+    interrupted = isinstance(error, KeyboardInterrupt)
+    return isinstance(error, Ended) or (
+        interrupted and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
 
 
 def one_line(error: BaseException) -> str:

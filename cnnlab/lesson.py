@@ -21,7 +21,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -217,7 +216,7 @@ def _run(teach: Callable[[Flags], Iterable[Part]], flags: Flags) -> None:
     files.write_json(folder / f"{taught.name}.json", stored)
     console.say(f"{folder / taught.name}.html")
     if taught.refuted:
-        sys.exit(1)
+        raise cli.Stopped("", 1)
 
 
 def made(workdir: str) -> Path:

@@ -16,6 +16,7 @@ where the function has a parameter of that name. Imports no jax.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -25,13 +26,13 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from cnnlab import docstrings, provenance
-from cnnlab.errors import InputError, unknown
+from cnnlab.errors import InputError, is_stop, unknown
 
 CONSTANTS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
 # What `isinstance` takes, of a hyperparameter's values; None: they may be anything.
@@ -350,7 +351,9 @@ class Part:
             return self.bind(**supply)(*args)
         except InputError:
             raise
-        except Exception as error:  # whatever a user's function raises
+        except BaseException as error:  # whatever a user's function raises
+            if is_stop(error):
+                raise
             said = (
                 f"{error}; {self.accepted()}"
                 if isinstance(error, ValueError) and self.is_builtin
@@ -570,7 +573,7 @@ def _load(kind: Kind, path: str) -> tuple[Callable, str]:
     for length in range(len(names) - 1, 0, -1):
         module_name = ".".join(names[:length])
         try:
-            target: Any = importlib.import_module(module_name)
+            target = _imported(module_name, f"{kind.name} '{path}'")
         except ModuleNotFoundError as error:
             missing = str(error.name)
             if length > 1 and missing != names[0] and f"{module_name}.".startswith(f"{missing}."):
@@ -578,15 +581,11 @@ def _load(kind: Kind, path: str) -> tuple[Callable, str]:
             raise InputError(
                 f"{kind.name} '{path}': no module '{error.name}', here or installed"
             ) from error
-        # Whatever a user's module raises while it is imported.
-        except (Exception, SystemExit) as error:
-            raise InputError(
-                f"{kind.name} '{path}': module '{module_name}' cannot be imported: {where(error)}"
-            ) from error
-        for name in names[length:]:
-            if not hasattr(target, name):
-                raise unknown(f"{kind.name} in {module_name}", name, _callables(target))
-            target = getattr(target, name)
+        with refused(f"{kind.name} '{path}'"):  # a module may have a __getattr__
+            for name in names[length:]:
+                if not hasattr(target, name):
+                    raise unknown(f"{kind.name} in {module_name}", name, _callables(target))
+                target = getattr(target, name)
         if not callable(target) and not kind.positional == 0:
             raise unknown(
                 f"{kind.name} in {module_name}",
@@ -595,6 +594,33 @@ def _load(kind: Kind, path: str) -> tuple[Callable, str]:
             )
         return target, module_name
     raise InputError(f"{kind.name} '{path}': no module '{names[0]}', here or installed")
+
+
+def _imported(name: str, what: str) -> Any:
+    """Import a user's module. What it prints goes to standard error: some commands print a result
+    as JSON.
+    """
+    cannot = f"{what}: module '{name}' cannot be imported"
+    with contextlib.redirect_stdout(sys.stderr), refused(cannot, ModuleNotFoundError):
+        return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def refused(what: str, *passing: type[Exception]) -> Iterator[None]:
+    """Refuse whatever a user's code raises in the body, also by `sys.exit`: in a line that begins
+    with `what`.
+
+    Raises:
+      InputError: as raised in the body, or made of what was. Those of `passing`: as raised.
+    """
+    try:
+        yield
+    except (InputError, *passing):
+        raise
+    except BaseException as error:
+        if is_stop(error):
+            raise
+        raise InputError(f"{what}: {where(error)}") from error
 
 
 def _callables(module: object) -> list[str]:
@@ -655,9 +681,13 @@ def is_literal(value: object) -> bool:
 def where(error: BaseException) -> str:
     """Describe an error and its place in the user's code in one line."""
     frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not ("site-packages" in frame.filename or frame.filename.startswith("<frozen"))
     ]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    if isinstance(error, SyntaxError):  # it says where
+        place = ""
     reason = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {reason}{place}"
 

@@ -143,7 +143,7 @@ def main(config: SpeedRun) -> None:
     }
     files.write_json(Path(config.json), result | {"runs": rows})
     if not reached:
-        raise SystemExit(1)
+        raise cli.Stopped("", 1)
 
 
 def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list[JsonObject]]:

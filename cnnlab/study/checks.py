@@ -18,7 +18,7 @@ from cnnlab.data.dataset import Dataset
 from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
 from cnnlab.parts import DATA_SETTINGS, Parts, resolve
-from cnnlab.spec import where
+from cnnlab.spec import refused
 from cnnlab.study import choices, plan
 from cnnlab.study import folder as folders
 from cnnlab.study.folder import Digests
@@ -153,12 +153,8 @@ def _check_values(recipe: Recipe, parts: Parts, facts: DataFacts) -> None:
     def total(z: jax.Array) -> jax.Array:
         return jnp.sum(objective(z, labels, pixels=lambda: z, features=None, step=jnp.int32(0)))
 
-    try:
+    with refused(f"loss {recipe.loss} fails on a batch of {batch}"):
         outcome = jax.value_and_grad(total)(logits)
-    except Exception as error:
-        raise InputError(
-            f"loss {recipe.loss} fails on a batch of {batch}: {where(error)}"
-        ) from error
     for what, values in zip(("values", "gradients"), outcome, strict=True):
         if not np.all(np.isfinite(values)):
             raise InputError(
