@@ -13,7 +13,7 @@ import traceback
 import typing
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeVar, cast
+from typing import TextIO, TypeVar, cast
 
 from cnnlab import backend, config, signals, spec
 from cnnlab.errors import InputError, explained, unknown
@@ -247,11 +247,21 @@ def _join(settings: object, several: bool) -> None:
         raise InputError("--processes is for train.py and ablate.py: this command takes one")
 
 
+def _give_up_full(stream: TextIO) -> None:
+    """Drop what a stream cannot write: Python would try again, and end with status 120."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _exit(message: str, status: int) -> None:
     if status == EXIT_PREEMPTED:
         signals.ignore_more()
     if processes.count() > 1:
         shutdown.leave(message, status)
     elif message:
-        print(message, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(message, file=sys.stderr, flush=True)
+    _give_up_full(sys.stdout)
     sys.exit(status)

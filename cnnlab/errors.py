@@ -5,6 +5,7 @@ status 2.
 from __future__ import annotations
 
 import difflib
+import errno
 import signal
 import traceback
 from collections.abc import Iterable
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
     import jax
     import numpy as np
 
+# What the system refuses, and no defect of ours: a full or broken disk, a quota or limit, rights
+OF_THE_SYSTEM = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EAGAIN),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR),
+)
 MOST_NAMED = 60  # names that a message lists
 
 
@@ -65,12 +72,26 @@ def one_line(error: BaseException) -> str:
 
 def explained(error: BaseException) -> str | None:
     """Explain an error that the user's machine or environment caused; None for others."""
-    exhausted = getattr(error, "error_code_string", "") == "RESOURCE_EXHAUSTED"  # JAX's
-    if exhausted or isinstance(error, MemoryError):
-        return f"out of memory ({one_line(error)}); ask for less"
+    if is_out_of_memory(error):
+        return f"out of memory ({one_line(error)}); ask for less: a smaller batch or network"
+    if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
+        file = "" if error.filename is None else f"{error.filename}: "
+        return f"{file}{error.strerror}"
     if isinstance(error, ValueError) and _while_importing("jax", error):
         return f"{one_line(error)}, in the environment"  # JAX reads its variables when imported
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out: Python's, the system's, or that of XLA, which says so only in
+    words.
+    """
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or any(words in said for words in ("RESOURCE_EXHAUSTED", "std::bad_alloc"))
+    )
 
 
 def _while_importing(package: str, error: BaseException) -> bool:

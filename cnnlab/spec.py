@@ -34,6 +34,7 @@ from typing import Any, TypeAlias
 from cnnlab import docstrings, provenance
 from cnnlab.errors import InputError, is_stop, unknown
 
+MOST_PARTS = 100  # of a pipeline
 CONSTANTS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
 # What `isinstance` takes, of a hyperparameter's values; None: they may be anything.
 Allowed: TypeAlias = type | tuple[type, ...] | None
@@ -110,7 +111,10 @@ def parse_pipeline(text: str) -> tuple[Spec, ...]:
     >>> [str(part) for part in parse_pipeline("flip+crop,padding=4+my_ops.scale,by=1e+2")]
     ['flip', 'crop,padding=4', 'my_ops.scale,by=100.0']
     """
-    return tuple(parse(part) for part in split(text, "+"))
+    pieces = split(text, "+")
+    if len(pieces) > MOST_PARTS:
+        raise InputError(f"at most {MOST_PARTS} parts can follow each other, got {len(pieces):,}")
+    return tuple(parse(piece) for piece in pieces)
 
 
 def split(text: str, separator: str) -> list[str]:
@@ -210,6 +214,7 @@ class Kind:
       libraries: modules whose functions also keep the contract, by their dotted paths.
       hidden: parameters that are not hyperparameters.
       fallback: name -> function for names that are in no table.
+      longest: items that a list may have.
     """
 
     name: str
@@ -224,6 +229,7 @@ class Kind:
     libraries: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
     fallback: str = ""
+    longest: int = 100_000
 
     def builtin(self) -> dict[str, Callable]:
         """Return cnnlab's functions of this kind by name."""
@@ -647,6 +653,8 @@ def _check_value(part: Part, key: str, value: object) -> None:
         if not (isinstance(value, tuple) and all(_is_of(kind, item) for item in value)):
             items_are = f", each {TYPE_NAMES[kind]}" if kind else ""
             raise InputError(f"{said} be a list{items_are}, got {_text(value)}; {part.accepted()}")
+    if isinstance(value, tuple) and len(value) > part.kind.longest:
+        raise InputError(f"{said} have at most {part.kind.longest:,} items, got {len(value):,}")
     limits = docstrings.limits(docstrings.entry(part.function).arguments.get(key, ""))
     for number in value if isinstance(value, tuple) else (value,):
         if (
