@@ -17,6 +17,7 @@ The map of the package; a module imports only modules above it in this list
     compilation_cache.py  what JAX compiles, kept between runs
     backend.py      starting JAX on this machine: its devices, and the memory of a CPU
     multihost/      one run on several processes: joining, agreeing, shutting down, supervising
+    signals.py      SIGTERM and Ctrl-C end a script at once, or once its training has saved
     config.py       Recipe, Machine and Output: every setting of a run; imports no jax
     cli.py          flags from dataclasses, exit statuses; imports no jax
     collectives.py  means and sums over the devices that share a batch; keys of its examples

@@ -7,14 +7,20 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
+import resource
 import sys
 from collections.abc import Iterator
+from typing import Any, cast
 
 from cnnlab.errors import InputError
 from cnnlab.types import Device
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4  # of malloc.h
+
+# What a container may have in all; "max", or no file, where there is no limit
+CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 HUGE_PAGES_SETTING = "/sys/kernel/mm/transparent_hugepage/enabled"
@@ -90,6 +96,32 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_memory(device: Device) -> int | None:
+    """Return how many bytes a device can still allocate; None where that is not known.
+
+    A CPU's are those of the machine, or fewer where a container or ulimit -v allows fewer.
+    """
+    if device.platform != "cpu":
+        stats = cast(Any, device).memory_stats() or {}
+        if "bytes_limit" not in stats:
+            return None
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    limits = [int(text) for path in CONTAINER if (text := _read(path).strip()).isdecimal()]
+    if available := re.search(r"MemAvailable:\s*(\d+) kB", _read("/proc/meminfo")):
+        limits.append(int(available[1]) * 1024)
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY and (pages := _read("/proc/self/statm").split()):
+        limits.append(most - int(pages[0]) * resource.getpagesize())
+    return min(limits, default=None)
+
+
+def _read(path: str) -> str:
+    """Read a file of the system; empty where it is not there."""
+    with contextlib.suppress(OSError), open(path) as file:
+        return file.read()
+    return ""
 
 
 def _keep_freed_memory() -> None:

@@ -12,26 +12,29 @@ import time
 import traceback
 import typing
 from collections.abc import Callable, Mapping
-from typing import TypeVar, cast
+from functools import partial
+from typing import TextIO, TypeVar, cast
 
-from cnnlab import backend, config
+from cnnlab import backend, config, signals, spec
 from cnnlab.errors import InputError, explained, unknown
 from cnnlab.multihost import agree, processes, shutdown, supervise
 from cnnlab.multihost.join import join
+from cnnlab.signals import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 T = TypeVar("T")
 
 # The command, but for the interpreter's own start: this module is imported first.
 STARTED = time.monotonic()
 
+__all__ = ["EXIT_INPUT", "EXIT_INTERRUPTED", "EXIT_PREEMPTED", "Stopped", "main", "parse"]
+
 EXIT_INPUT = 2  # what was asked for cannot be done as asked
-# SIGTERM: saved and stopped; run the same command to resume (sysexits' EX_TEMPFAIL)
-EXIT_PREEMPTED = supervise.EXIT_LOST
-EXIT_INTERRUPTED = 130  # Ctrl-C: saved and stopped
 
 
 class Stopped(Exception):
-    """A run that was asked to stop and has saved. `status` is the exit status."""
+    """The command ends with an exit status and a message, as a run that was asked to stop and has
+    saved.
+    """
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -170,32 +173,57 @@ def main(
     Raises:
       SystemExit: 0, or one of the statuses above.
     """
-    if args is None:
-        if getattr(body, "__module__", None) == "__main__":
-            backend.restart_with_huge_pages()
-        args = sys.argv[1:]
-    instead = (alone or {}).get(args[0]) if args else None
     try:
-        if instead:
-            instead(args[1:])
-        else:
-            flags = parse(settings_class, args)
-            _join(flags, several)
-            body(flags)
+        with signals.raised():
+            _run(body, settings_class, args, alone or {}, several)
     except BrokenPipeError:  # the reader of our output went away (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (Exception, KeyboardInterrupt) as error:
+    except BaseException as error:
         _end(error)
+
+
+def _run(
+    body: Callable[[T], object],
+    settings_class: type[T],
+    args: list[str] | None,
+    alone: Mapping[str, Callable[[list[str]], object]],
+    several: bool,
+) -> None:
+    """Do what `main` says, signals being answered.
+
+    Raises:
+      Whatever `body` raises. InputError: code of the user's has ended the command.
+    """
+    if args is None:
+        if getattr(body, "__module__", None) == "__main__":
+            with signals.blocked():
+                backend.restart_with_huge_pages()
+        args = sys.argv[1:]
+    if args and args[0] in alone:
+        work = partial(alone[args[0]], args[1:])
+    else:
+        flags = parse(settings_class, args)
+        _join(flags, several)
+        work = partial(body, flags)
+    try:
+        with signals.enforced():  # in the process that joining leaves
+            work()
+    except (SystemExit, GeneratorExit) as error:  # we raise neither
+        raise InputError(f"code of yours has ended the command: {spec.where(error)}") from error
 
 
 def _end(error: BaseException) -> None:
     """Exit with one line for what the user can fix; otherwise raise the error again."""
+    if isinstance(error, Stopped):
+        _exit(str(error), error.status)
+    if number := signals.received():  # what imports an extension makes an ImportError of Ended
+        _exit(signals.words(number), signals.status(number))
     match error:
-        case Stopped():
-            _exit(str(error), error.status)
         case KeyboardInterrupt():
             _exit("interrupted", EXIT_INTERRUPTED)
+        case SystemExit():  # of --help
+            raise error
     if shutdown.lost(error):  # perhaps in mid-save
         supervise.leave(supervise.EXIT_LOST, gone=True)
     words = " ".join(str(error).split()) if isinstance(error, InputError) else explained(error)
@@ -219,9 +247,21 @@ def _join(settings: object, several: bool) -> None:
         raise InputError("--processes is for train.py and ablate.py: this command takes one")
 
 
+def _give_up_full(stream: TextIO) -> None:
+    """Drop what a stream cannot write: Python would try again, and end with status 120."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _exit(message: str, status: int) -> None:
+    if status == EXIT_PREEMPTED:
+        signals.ignore_more()
     if processes.count() > 1:
         shutdown.leave(message, status)
-    else:
-        print(message, file=sys.stderr, flush=True)
+    elif message:
+        with contextlib.suppress(OSError):
+            print(message, file=sys.stderr, flush=True)
+    _give_up_full(sys.stdout)
     sys.exit(status)

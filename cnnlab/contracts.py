@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from cnnlab import augment, spec
-from cnnlab.errors import InputError
+from cnnlab.errors import InputError, is_stop
 from cnnlab.metrics import Metric
 from cnnlab.spec import Part
 from cnnlab.types import PyTree
@@ -61,7 +61,9 @@ def check_loss(
         shape = (2,) if dtype == "int32" else (2, num_classes)
         try:
             result = jax.eval_shape(loss, logits, jax.ShapeDtypeStruct(shape, dtype), **inputs)
-        except Exception as error:
+        except BaseException as error:
+            if is_stop(error):
+                raise
             if isinstance(error, ValueError) and part.is_builtin:
                 accepted = f"; {part.accepted()}" if written in ("", str(part)) else ""
                 raise InputError(f"loss {written or part.name}: {error}{accepted}") from error
@@ -106,12 +108,8 @@ def check_model(part: Part, model: nn.Module, image_shape: Sequence[int], num_cl
         return logits, variables
 
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    try:
+    with spec.refused(f"model '{part}' fails on images float32{list(images.shape)}"):
         logits, variables = jax.eval_shape(run, _key(), images)
-    except Exception as error:
-        raise InputError(
-            f"model '{part}' fails on images float32{list(images.shape)}: {spec.where(error)}"
-        ) from error
     shape = getattr(logits, "shape", None)
     if shape != (2, num_classes) or not jnp.issubdtype(logits.dtype, jnp.floating):
         returned = type(logits).__name__ if shape is None else f"{logits.dtype}{list(shape)}"
@@ -185,14 +183,8 @@ def check_schedule(part: Part, build: Callable[[jax.Array], optax.Schedule]) -> 
       InputError: it fails on traced numbers, or the rate is no number.
     """
     peak, step = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
-    try:
+    with spec.refused(f"schedule '{part}' fails where JAX traces peak and step"):
         rate = jax.eval_shape(lambda peak, step: jnp.asarray(build(peak)(step)), peak, step)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"schedule '{part}' fails where JAX traces peak and step: {spec.where(error)}"
-        ) from error
     if rate.shape != ():
         raise InputError(
             f"schedule '{part}' must give one rate for a step, got {rate.dtype}{list(rate.shape)}"
@@ -211,16 +203,10 @@ def check_average(part: Part, weight: Callable[[jax.Array], jax.Array], total_st
     Raises:
       InputError: it fails on a traced number, or a weight is no number in [0, 1].
     """
-    try:
+    with spec.refused(f"average '{part}' fails where JAX traces the step"):
         shape = jax.eval_shape(
             lambda step: jnp.asarray(weight(step)), jax.ShapeDtypeStruct((), jnp.int32)
         )
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"average '{part}' fails where JAX traces the step: {spec.where(error)}"
-        ) from error
     if shape.shape != ():
         raise InputError(
             f"average '{part}' must give one weight for a step, got "
@@ -263,14 +249,8 @@ def check_optimizer(
         return optax.apply_updates(params, updates), state
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    try:
+    with spec.refused(f"optimizer '{part}' fails on the model's parameters"):
         jax.eval_shape(run, _key(), images, jax.ShapeDtypeStruct((), jnp.float32))
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"optimizer '{part}' fails on the model's parameters: {spec.where(error)}"
-        ) from error
 
 
 def check_metric(part: Part, metric: Metric, num_classes: int) -> None:
@@ -287,13 +267,9 @@ def check_metric(part: Part, metric: Metric, num_classes: int) -> None:
     logits = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
     mask = jax.ShapeDtypeStruct((2,), jnp.bool_)
-    try:
+    shapes = f"logits float32[2, {num_classes}], labels int32[2] and mask bool[2]"
+    with spec.refused(f"metric '{part}' fails on {shapes}"):
         total = jax.eval_shape(metric.sums, logits, labels, mask)
-    except Exception as error:
-        raise InputError(
-            f"metric '{part}' fails on logits float32[2, {num_classes}], labels int32[2] and mask "
-            f"bool[2]: {spec.where(error)}"
-        ) from error
     if not isinstance(total, jax.ShapeDtypeStruct):
         raise InputError(f"metric '{part}' must add up an array, got {type(total).__name__}")
 
@@ -334,7 +310,9 @@ def check_augmentation(
         changed = jax.eval_shape(
             lambda batch, key: augment.apply([operation], batch, key, key), batch, _key()
         )
-    except Exception as error:
+    except BaseException as error:
+        if is_stop(error):
+            raise
         is_builtin = name.partition(" ")[0] in augment.AUGMENTATIONS  # the second flip is "flip 2"
         explained = isinstance(error, ValueError) and is_builtin
         said = str(error) if explained else spec.where(error)

@@ -5,6 +5,8 @@ status 2.
 from __future__ import annotations
 
 import difflib
+import errno
+import signal
 import traceback
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -13,6 +15,12 @@ if TYPE_CHECKING:
     import jax
     import numpy as np
 
+# What the system refuses, and no defect of ours: a full or broken disk, a quota or limit, rights
+OF_THE_SYSTEM = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EAGAIN),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR),
+)
 MOST_NAMED = 60  # names that a message lists
 
 
@@ -38,6 +46,24 @@ class CheckpointError(InputError):
     """
 
 
+class Ended(BaseException):
+    """A signal ends this process. It is no Exception, so that what guards against errors lets it
+    pass, and no KeyboardInterrupt, which a user's code may raise too.
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+
+
+def is_stop(error: BaseException) -> bool:
+    """Return whether an error asks this process to end, and is none of the code that raised it."""
+    interrupted = isinstance(error, KeyboardInterrupt)
+    return isinstance(error, Ended) or (
+        interrupted and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+
+
 def one_line(error: BaseException) -> str:
     """Format what an error says in one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -46,12 +72,26 @@ def one_line(error: BaseException) -> str:
 
 def explained(error: BaseException) -> str | None:
     """Explain an error that the user's machine or environment caused; None for others."""
-    exhausted = getattr(error, "error_code_string", "") == "RESOURCE_EXHAUSTED"  # JAX's
-    if exhausted or isinstance(error, MemoryError):
-        return f"out of memory ({one_line(error)}); ask for less"
+    if is_out_of_memory(error):
+        return f"out of memory ({one_line(error)}); ask for less: a smaller batch or network"
+    if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
+        file = "" if error.filename is None else f"{error.filename}: "
+        return f"{file}{error.strerror}"
     if isinstance(error, ValueError) and _while_importing("jax", error):
         return f"{one_line(error)}, in the environment"  # JAX reads its variables when imported
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out: Python's, the system's, or that of XLA, which says so only in
+    words.
+    """
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or any(words in said for words in ("RESOURCE_EXHAUSTED", "std::bad_alloc"))
+    )
 
 
 def _while_importing(package: str, error: BaseException) -> bool:

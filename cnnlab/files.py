@@ -98,22 +98,29 @@ def append_text(path: Path, text: str) -> None:
     if is_remote(path):
         path.write_text(path.read_text() + text)
         return
-    with path.open("a") as file:
+    with naming(path), path.open("a") as file:
         file.write(text)
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the system in the body the name of the file, which a failed write lacks."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """Yield a local file to write, which is or then becomes `path`: for libraries that know no
-    other.
+    """Yield a file to write, which then becomes `path`: for libraries that write local files, and
+    not atomically.
     """
-    if not is_remote(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
+    with naming(path), tempfile.TemporaryDirectory() as folder:
         local = Path(folder, path.name)
         yield local
-        path.write_bytes(local.read_bytes())
+        write_bytes(path, local.read_bytes())
 
 
 def download(source: Path, target: Path) -> None:
@@ -258,7 +265,8 @@ def _seal(values: JsonObject) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    write_bytes(path, text.encode())
+    # Of a file name that is no UTF-8, for one
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -266,6 +274,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     if is_remote(path):
         path.write_bytes(content)
         return
+    with naming(path):
+        if path.exists() and not path.is_file():  # /dev/stdout
+            path.write_bytes(content)
+        else:
+            _replace(path, content)
+
+
+def _replace(path: Path, content: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,11 +32,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cnnlab import cli, files
+from cnnlab.config import Settings, check
 from cnnlab.console import Console
 from cnnlab.errors import InputError
 from cnnlab.html.blocks import Block, Code, Panel, Panels, Section, Table, Tabled, Terms, Text
 from cnnlab.html.page import page as write_page
 from cnnlab.html.svg import INK, Look, draw, look, plain_log
+from cnnlab.plots import in_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,11 +46,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Lesson(Settings):
     """The flags of a lesson; one with more inherits from it."""
 
     workdir: str = "runs/lessons"
     """Folder for NAME.html, to look at, and NAME.json, for all.py."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def lines(
     def paint(axis: Axes) -> None:
         for place, (name, y) in enumerate(series.items()):
             style = cast(Look, look(place) | ({} if markers else {"marker": ""}))
-            axis.plot(x, y, **style, markersize=4, label=name)
+            axis.plot(x, y, **style, markersize=4, label=in_legend(name))
         axis.grid(color=INK, alpha=0.15)
         axis.set(xlabel=xlabel, ylabel=ylabel, **axes)
         for dimension in (axis.xaxis, axis.yaxis):
@@ -217,7 +221,7 @@ def _run(teach: Callable[[Flags], Iterable[Part]], flags: Flags) -> None:
     files.write_json(folder / f"{taught.name}.json", stored)
     console.say(f"{folder / taught.name}.html")
     if taught.refuted:
-        sys.exit(1)
+        raise cli.Stopped("", 1)
 
 
 def made(workdir: str) -> Path:

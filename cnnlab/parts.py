@@ -58,6 +58,7 @@ KINDS = {
         "--model",
         "(num_classes, ...) -> nn.Module, called with (images, *, train)",
         "cnnlab.models:MODELS",
+        longest=100,
         supplies=("num_classes", "dtype", "head", "conv", "axis_name"),
         overridable=("head",),
         hidden=("parent", "name"),

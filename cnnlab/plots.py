@@ -51,6 +51,11 @@ def literally(draw: Callable[P, None]) -> Callable[P, None]:
     return drawn
 
 
+def in_legend(name: str) -> str:
+    """Return a name as a legend shows it: matplotlib leaves out those that begin with "_"."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def clipped(text: str, length: int) -> str:
     """Shorten a text to a number of characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
@@ -102,7 +107,7 @@ def curves(history: Sequence[Row], path: Path, title: str = "") -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path, title: str = "") -> None:
@@ -146,7 +151,7 @@ def _matrix(matrix: np.ndarray, class_names: Sequence[str], path: Path, title: s
                 )
     axis.set(xlabel="predicted", ylabel="true")
     axis.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 @literally
@@ -168,7 +173,7 @@ def _largest(matrix: np.ndarray, class_names: Sequence[str], path: Path, title: 
     axis.set_xlim(0, 1.15 * max([mistake.share for mistake in mistakes], default=1.0))
     axis.set_title(f"{title}\nlargest confusions of {len(matrix):,} classes".strip(), fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 def confusion_bars(
@@ -229,8 +234,8 @@ def _overlaid(curves: Mapping[str, Curve]):
         for i, (name, (_, x, loss, gradient), colour) in enumerate(shown):
             # Where curves coincide the later ones have gaps
             dashes = "-" if i == 0 else (0, (2 + 2 * i, 2))
-            left.plot(x, loss, color=colour, linestyle=dashes, label=name)
-            right.plot(x, gradient, color=colour, linestyle=dashes, label=name)
+            left.plot(x, loss, color=colour, linestyle=dashes, label=in_legend(name))
+            right.plot(x, gradient, color=colour, linestyle=dashes, label=in_legend(name))
         for axis, label, part in ((left, "loss", 2), (right, "|gradient| in the logits", 3)):
             axis.set(
                 xlabel=f"{kind} of the true class",
@@ -285,6 +290,7 @@ def _limits(*series: np.ndarray) -> tuple[float, float]:
     return low - room, top + 2 * room
 
 
+@literally
 def scaling(
     lines: Mapping[str, Mapping[int, float]],
     points: Mapping[int, float],
@@ -318,7 +324,7 @@ def scaling(
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 @literally

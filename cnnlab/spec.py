@@ -16,6 +16,7 @@ where the function has a parameter of that name. Imports no jax.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -25,14 +26,15 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from cnnlab import docstrings, provenance
-from cnnlab.errors import InputError, unknown
+from cnnlab.errors import InputError, is_stop, unknown
 
+MOST_PARTS = 100  # of a pipeline
 CONSTANTS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
 # What `isinstance` takes, of a hyperparameter's values; None: they may be anything.
 Allowed: TypeAlias = type | tuple[type, ...] | None
@@ -109,7 +111,10 @@ def parse_pipeline(text: str) -> tuple[Spec, ...]:
     >>> [str(part) for part in parse_pipeline("flip+crop,padding=4+my_ops.scale,by=1e+2")]
     ['flip', 'crop,padding=4', 'my_ops.scale,by=100.0']
     """
-    return tuple(parse(part) for part in split(text, "+"))
+    pieces = split(text, "+")
+    if len(pieces) > MOST_PARTS:
+        raise InputError(f"at most {MOST_PARTS} parts can follow each other, got {len(pieces):,}")
+    return tuple(parse(piece) for piece in pieces)
 
 
 def split(text: str, separator: str) -> list[str]:
@@ -209,6 +214,7 @@ class Kind:
       libraries: modules whose functions also keep the contract, by their dotted paths.
       hidden: parameters that are not hyperparameters.
       fallback: name -> function for names that are in no table.
+      longest: items that a list may have.
     """
 
     name: str
@@ -223,6 +229,7 @@ class Kind:
     libraries: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
     fallback: str = ""
+    longest: int = 100_000
 
     def builtin(self) -> dict[str, Callable]:
         """Return cnnlab's functions of this kind by name."""
@@ -350,7 +357,9 @@ class Part:
             return self.bind(**supply)(*args)
         except InputError:
             raise
-        except Exception as error:  # whatever a user's function raises
+        except BaseException as error:  # whatever a user's function raises
+            if is_stop(error):
+                raise
             said = (
                 f"{error}; {self.accepted()}"
                 if isinstance(error, ValueError) and self.is_builtin
@@ -570,7 +579,7 @@ def _load(kind: Kind, path: str) -> tuple[Callable, str]:
     for length in range(len(names) - 1, 0, -1):
         module_name = ".".join(names[:length])
         try:
-            target: Any = importlib.import_module(module_name)
+            target = _imported(module_name, f"{kind.name} '{path}'")
         except ModuleNotFoundError as error:
             missing = str(error.name)
             if length > 1 and missing != names[0] and f"{module_name}.".startswith(f"{missing}."):
@@ -578,15 +587,11 @@ def _load(kind: Kind, path: str) -> tuple[Callable, str]:
             raise InputError(
                 f"{kind.name} '{path}': no module '{error.name}', here or installed"
             ) from error
-        # Whatever a user's module raises while it is imported.
-        except (Exception, SystemExit) as error:
-            raise InputError(
-                f"{kind.name} '{path}': module '{module_name}' cannot be imported: {where(error)}"
-            ) from error
-        for name in names[length:]:
-            if not hasattr(target, name):
-                raise unknown(f"{kind.name} in {module_name}", name, _callables(target))
-            target = getattr(target, name)
+        with refused(f"{kind.name} '{path}'"):  # a module may have a __getattr__
+            for name in names[length:]:
+                if not hasattr(target, name):
+                    raise unknown(f"{kind.name} in {module_name}", name, _callables(target))
+                target = getattr(target, name)
         if not callable(target) and not kind.positional == 0:
             raise unknown(
                 f"{kind.name} in {module_name}",
@@ -595,6 +600,33 @@ def _load(kind: Kind, path: str) -> tuple[Callable, str]:
             )
         return target, module_name
     raise InputError(f"{kind.name} '{path}': no module '{names[0]}', here or installed")
+
+
+def _imported(name: str, what: str) -> Any:
+    """Import a user's module. What it prints goes to standard error: some commands print a result
+    as JSON.
+    """
+    cannot = f"{what}: module '{name}' cannot be imported"
+    with contextlib.redirect_stdout(sys.stderr), refused(cannot, ModuleNotFoundError):
+        return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def refused(what: str, *passing: type[Exception]) -> Iterator[None]:
+    """Refuse whatever a user's code raises in the body, also by `sys.exit`: in a line that begins
+    with `what`.
+
+    Raises:
+      InputError: as raised in the body, or made of what was. Those of `passing`: as raised.
+    """
+    try:
+        yield
+    except (InputError, *passing):
+        raise
+    except BaseException as error:
+        if is_stop(error):
+            raise
+        raise InputError(f"{what}: {where(error)}") from error
 
 
 def _callables(module: object) -> list[str]:
@@ -621,6 +653,8 @@ def _check_value(part: Part, key: str, value: object) -> None:
         if not (isinstance(value, tuple) and all(_is_of(kind, item) for item in value)):
             items_are = f", each {TYPE_NAMES[kind]}" if kind else ""
             raise InputError(f"{said} be a list{items_are}, got {_text(value)}; {part.accepted()}")
+    if isinstance(value, tuple) and len(value) > part.kind.longest:
+        raise InputError(f"{said} have at most {part.kind.longest:,} items, got {len(value):,}")
     limits = docstrings.limits(docstrings.entry(part.function).arguments.get(key, ""))
     for number in value if isinstance(value, tuple) else (value,):
         if (
@@ -655,9 +689,13 @@ def is_literal(value: object) -> bool:
 def where(error: BaseException) -> str:
     """Describe an error and its place in the user's code in one line."""
     frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not ("site-packages" in frame.filename or frame.filename.startswith("<frozen"))
     ]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    if isinstance(error, SyntaxError):  # it says where
+        place = ""
     reason = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {reason}{place}"
 

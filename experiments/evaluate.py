@@ -7,6 +7,7 @@ python experiments/evaluate.py RUN --test-sets cifar10_1/v6 test+gaussian_noise,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import dataclass
@@ -36,6 +37,14 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
+    printed = sys.stderr if arguments.json else sys.stdout
+    with contextlib.redirect_stdout(printed):  # by a user's code too
+        lines = evaluated(arguments)
+    print(*lines, sep="\n")
+
+
+def evaluated(arguments: Arguments) -> list[str]:
+    """Evaluate, and return the lines that say what comes of it."""
     from cnnlab import metrics
     from cnnlab.console import Console
     from cnnlab.parts import further_sets
@@ -58,14 +67,12 @@ def main(arguments: Arguments) -> None:
         about = {"run": arguments.run, "step": trained.step, "weights": weights}
         confused = {"largest_confusions": metrics.named_confusions(result, names)}
         test_results = {"test_sets": further} if further else {}
-        print(json.dumps({**about, **result, **confused, **test_results}))
-        return
+        return [json.dumps({**about, **result, **confused, **test_results})]
     where = f"{arguments.run}, {weights} weights (step {trained.step})"
-    print(f"{where}: {metrics.describe(result)}")
+    lines = [f"{where}: {metrics.describe(result)}"]
     for name, accuracy in zip(names, result["per_class_accuracy"], strict=True):
-        print(f"  {name:<16} {'no images' if accuracy is None else f'{accuracy:.4f}'}")
-    for name, other in further.items():
-        print(f"{name}: {metrics.describe(other)}")
+        lines.append(f"  {name:<16} {'no images' if accuracy is None else f'{accuracy:.4f}'}")
+    return lines + [f"{name}: {metrics.describe(other)}" for name, other in further.items()]
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from cnnlab import cli
+from cnnlab import cli, files
 from cnnlab.config import Settings, check
-from cnnlab.errors import InputError
+from cnnlab.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from cnnlab.report_card import Card
@@ -39,7 +39,7 @@ class Arguments(Settings):
     claims: str = ""
     """Properties that the named losses are said to have, separated by commas; also "same as LOSS".
     """
-    num_classes: Annotated[int, "[2, inf)"] = 3
+    num_classes: Annotated[int, "[2, 1000]"] = 3
     """Classes to examine with."""
     json: str | None = None
     """File for all findings, with the counterexamples as numbers; - for stdout."""
@@ -142,9 +142,10 @@ def write(cards: Sequence[Card], chosen: dict[str, Part], arguments: Arguments) 
         if arguments.json == "-":
             print(text)
         else:
-            Path(arguments.json).write_text(text + "\n")
+            files.write_text(Path(arguments.json), text + "\n")
     if arguments.markdown:
-        Path(arguments.markdown).write_text("\n".join(table.markdown(cards)) + "\n")
+        text = "\n".join(table.markdown(cards)) + "\n"
+        files.write_text(Path(arguments.markdown), text)
     if arguments.html:
         classes = arguments.num_classes
         curves = {
@@ -154,8 +155,12 @@ def write(cards: Sequence[Card], chosen: dict[str, Part], arguments: Arguments) 
             for card in cards
         }
         picture = io.BytesIO()
-        plots.loss_curves(curves, picture, report_card.curve(losses.cross_entropy, {}, classes))
-        Path(arguments.html).write_text(page.page(cards, picture.getvalue()))
+        try:
+            reference = report_card.curve(losses.cross_entropy, {}, classes)
+            plots.loss_curves(curves, picture, reference)
+        except Exception as error:  # matplotlib raises anything
+            print(f"the curves could not be drawn: {one_line(error)}", file=sys.stderr)
+        files.write_text(Path(arguments.html), page.page(cards, picture.getvalue()))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tyro
 
-from cnnlab import cli
+from cnnlab import cli, files
 from cnnlab.errors import InputError, one_line
 from cnnlab.types import JsonObject
 
@@ -84,7 +84,8 @@ def main(options: Options) -> None:
         f"batch {first['batch_size']:,}": {n: rate for n, (rate, _) in kept.items()},
     }
     points = {plan["chips"]: plan["images_per_second"] for plan in plans}
-    plots.scaling(lines, points, Path(options.out), f"{generation}: predicted, not measured")
+    with files.written(Path(options.out)) as file:
+        plots.scaling(lines, points, file, f"{generation}: predicted, not measured")
     print(options.out)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cnnlab import cli
-from cnnlab.config import PART, Count, Part, Settings, Size, check
+from cnnlab import cli, files
+from cnnlab.config import PART, Part, Settings, Size, check
 from cnnlab.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from cnnlab.parts import Parts
     from cnnlab.training.experiment import TrainingData
+
+
+Shown = Annotated[int, "[1, 100]"]  # rows and columns of a sheet
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,11 @@ class Arguments(Settings):
     """Data set, as for train.py."""
     data_dir: str | None = None
     """TFDS data directory. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    image_size: Count | None = None
+    image_size: Annotated[int, "[1, 10000]"] | None = None
     """Side in pixels to which images are scaled and cropped."""
-    images: Count = 8
+    images: Shown = 8
     """Images, which are also those that are mixed with each other."""
-    draws: Count = 6
+    draws: Shown = 6
     """Draws for each image, as of so many epochs."""
     seed: Size = 0
     """Seed of the choice of images and of the draws."""
@@ -81,7 +85,8 @@ def main(arguments: Arguments) -> None:
     chosen = np.sort(rng.choice(len(dataset.train), arguments.images, replace=False))
     columns = list(draw(parts, data, chosen, arguments))
     title = f"{parts.specs(lambda part: part.canonical())['augment']} on {dataset.name}"
-    plots.contact_sheet(columns, arguments.output, title)
+    with files.written(Path(arguments.output)) as file:
+        plots.contact_sheet(columns, file, title)
     print(f"{arguments.output}: {arguments.images} images, {arguments.draws} draws")
 
 

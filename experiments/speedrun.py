@@ -49,7 +49,7 @@ class SpeedRun(Settings):
 
     runs: Count = 5
     """Networks to train, with the seeds from --seed on."""
-    together: Count = 1
+    together: Annotated[int, "[1, 1000]"] = 1
     """Networks in one dispatch; a divisor of the runs. The time of each is its share of theirs."""
     target: Annotated[float, "(0, 1]"] | None = None
     """Test accuracy that their mean must reach; else exit status 1."""
@@ -143,7 +143,7 @@ def main(config: SpeedRun) -> None:
     }
     files.write_json(Path(config.json), result | {"runs": rows})
     if not reached:
-        raise SystemExit(1)
+        raise cli.Stopped("", 1)
 
 
 def runner(config: SpeedRun, console: Console) -> Callable[[Sequence[int]], list[JsonObject]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import os
 import sys
 from dataclasses import dataclass, field
@@ -22,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cnnlab import cli
-from cnnlab.config import Config, Count, Machine, Recipe, Settings, check
+from cnnlab import cli, files
+from cnnlab.config import Config, Machine, Recipe, Settings, check
 from cnnlab.errors import InputError
 from cnnlab.types import JsonObject
 
@@ -42,6 +41,9 @@ KNOWN = {
 }
 
 
+Side = Annotated[int, "[1, 10000]"]
+
+
 @dataclass(frozen=True)
 class Plan(Settings):
     """Plan a training run for a TPU slice."""
@@ -53,13 +55,13 @@ class Plan(Settings):
     """The slice: generation (v3, v4, v5e, v5p, v6e) and shape in chips, as v5e:4x8 or v5p:2x2x4;
     256 chips at most.
     """
-    image_shape: tuple[int, ...] | None = None
+    image_shape: tuple[Side, ...] | None = None
     """Height, width and channels of another data set than cnnlab's."""
-    classes: Annotated[int, "[2, inf)"] | None = None
+    classes: Annotated[int, "[2, 1000000]"] | None = None
     """Its classes; of cifar100 with --label-key coarse_label, 20."""
     images: Annotated[int, "[1, 2147483648)"] | None = None
     """Its training images, of which --validation are held out; they are counted in 32 bits."""
-    seeds: Count | None = None
+    seeds: Annotated[int, "[1, 1000]"] | None = None
     """Networks trained together, as ablate.py trains them; None: one, as train.py does."""
     price: Annotated[float, "(0, 1e6)"] | None = None
     """Of a chip for an hour, in any currency; then the cost of the run is printed."""
@@ -69,7 +71,7 @@ class Plan(Settings):
     def __post_init__(self) -> None:
         check(self)
         shape = self.image_shape
-        if shape is not None and (len(shape) != 3 or min(shape) < 1):
+        if shape is not None and len(shape) != 3:
             raise InputError(
                 f"--image-shape is height, width and channels, such as 64 64 3; got {shape}"
             )
@@ -100,7 +102,7 @@ def main(plan: Plan) -> None:
     figures = report(plan, where, compiled, cost)
     print(*lines(plan, figures), sep="\n")
     if plan.json:
-        Path(plan.json).write_text(json.dumps(figures, indent=2) + "\n")
+        files.write_json(Path(plan.json), figures)
 
 
 def build(plan: Plan, where: slices.Slice) -> Program:

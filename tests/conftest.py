@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def no_processes(request, monkeypatch):
             pytest.fail(f"a test that starts a process is marked slow or machines: {args}")
 
         monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """A command that a signal ended ignores more of them; the next test's command does not."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from cnnlab import plots
+from cnnlab.html import svg
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -132,3 +133,22 @@ def test_a_contact_sheet_has_a_row_for_each_image_and_a_column_for_each_way_to_s
         for axis, image, label in zip(grid[:, column], images, labels, strict=True):
             np.testing.assert_array_equal(axis.images[0].get_array(), np.squeeze(image))
             assert axis.get_xlabel() == label
+
+
+def test_a_name_that_begins_with_an_underscore_has_a_place_in_the_legend():
+    """matplotlib leaves such names out of a legend without a word."""
+    from cnnlab.plots import _overlaid
+
+    curve = ("probability", np.array([0.1, 0.9]), np.array([2.0, 0.1]), np.array([1.0, 0.2]))
+    figure = _overlaid({"_mine.loss": curve, "focal": curve})
+    legend = figure.axes[1].get_legend()
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_mine.loss", "focal"]
+
+
+def test_a_picture_of_a_page_that_fails_costs_a_warning():
+    def paint(axis):
+        raise RuntimeError("no <font>")
+
+    with pytest.warns(UserWarning, match="accuracy could not be drawn: no <font>"):
+        drawn = svg.draw(paint, "accuracy")
+    assert drawn == "<span>accuracy could not be drawn: no &lt;font&gt;</span>"

@@ -168,10 +168,8 @@ class Distorted:
     def _distort(self, image: np.ndarray, position: int) -> np.ndarray:
         for part, function, name, repeat in self._bound:
             rng = np.random.default_rng([SEED, position, name, repeat])
-            try:
+            with spec.refused(f"distortion {part}"):
                 changed = function(image, rng)
-            except Exception as error:  # whatever a user's function raises
-                raise InputError(f"distortion {part}: {spec.where(error)}") from error
             _check(part, image, changed)
             image = changed
         return image

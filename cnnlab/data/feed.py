@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -277,7 +278,7 @@ def _grain(
                 grain.MultiprocessingOptions(
                     num_workers=ahead.workers, per_worker_buffer_size=ahead.queued
                 ),
-                worker_init_fn=_leave_signals_to_the_parent,
+                worker_init_fn=_begin_reading,
             )
         )
     else:
@@ -293,15 +294,22 @@ def _grain(
         iterator.close()
 
 
-def _leave_signals_to_the_parent(index: int, count: int) -> None:
-    """Ignore SIGINT and SIGTERM in a reader process.
+def _begin_reading(index: int, count: int) -> None:
+    """Prepare a reader process: it ignores SIGINT and SIGTERM, and ends with its parent.
 
     A terminal sends Ctrl-C to the whole group; the run still needs its readers for the step it is
-    in.
+    in. A parent that is killed can end nobody.
     """
     del index, count
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_with_the_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def in_order(

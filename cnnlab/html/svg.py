@@ -8,10 +8,11 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, TypedDict
 
+from cnnlab.errors import one_line
 from cnnlab.plots import SERIES
 
 if TYPE_CHECKING:
@@ -77,13 +78,28 @@ def draw(
       margins: left, right, top, bottom of the axes, in pixels, where not as usual.
 
     Returns:
-      One element; the same each time for the same numbers.
+      One element; the same each time for the same numbers. A picture that fails costs a warning,
+      and no page.
     """
+    try:
+        return _drawn(paint, label, width, height, MARGINS | margins)
+    except Exception as error:  # matplotlib raises anything
+        said = f"{label or 'a picture'} could not be drawn: {one_line(error)}"
+        warnings.warn(said, stacklevel=2)
+        return f"<span>{escape(said)}</span>"
+
+
+def _drawn(
+    paint: Callable[[Axes], object],
+    label: str,
+    width: int,
+    height: int,
+    margins: Mapping[str, float],
+) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    margins = MARGINS | margins
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # The reader's fonts have it
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

@@ -18,16 +18,18 @@ from cnnlab.data.dataset import Dataset
 from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
 from cnnlab.parts import DATA_SETTINGS, Parts, resolve
-from cnnlab.spec import where
-from cnnlab.study import choices, plan
+from cnnlab.spec import refused
+from cnnlab.study import choices, plan, tuning
 from cnnlab.study import folder as folders
 from cnnlab.study.folder import Digests
 from cnnlab.study.plan import Study
-from cnnlab.training import experiment, network, program, testing
+from cnnlab.training import experiment, memory, network, program, testing
 from cnnlab.training.devices import Layout
 from cnnlab.training.program import LEARNING_RATE
 from cnnlab.training.step import Objective
 
+# Settings that decide how much memory a network takes, besides its data
+SIZE = ("model", "optimizer", "average", "compute_dtype", "batch_size", "microbatches", "augment")
 LARGE = 50.0  # megabytes of logits that are kept of a network without a word
 
 
@@ -62,6 +64,7 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
     digests: dict[tuple[str, str], Digests] = {}
     teachers: dict[str, tuple[Callable | None, str | None]] = {}
     opened: dict[tuple[object, ...], _Opened] = {}
+    sizes: set[tuple[str, ...]] = set()
     largest = 0.0
     for arm, condition in plan.grid(study):
         config = folders.config(study, arm, condition)
@@ -89,6 +92,10 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
                 experiment.training_data(tuned, resolve(at_end), known.dataset, known.read)
         layout = experiment.choose_layout(config, parts, width)
         experiment.check_parts(recipe, parts, data.dataset)
+        size = tuple(map(str, (*key, *(getattr(recipe, name) for name in SIZE))))
+        if size not in sizes:
+            sizes.add(size)
+            _check_memory(study, config, parts, data.facts)
         _check_values(recipe, parts, data.facts)
         if arm not in teachers:
             teachers[arm] = None, None
@@ -107,6 +114,23 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
             "--keep-logits none keeps none"
         )
     return digests
+
+
+def _check_memory(study: Study, config: Config, parts: Parts, facts: DataFacts) -> None:
+    """Refuse networks that do not fit into memory, as many as are trained together.
+
+    Raises:
+      InputError: they do not.
+    """
+    numbers = {plan.block_width(study)}
+    if tried := choices.tried(study, config.recipe):
+        number = len(tried) * len(plan.tuning_seeds(study, range(plan.block_width(study))))
+        numbers.add(min(number, tuning.TOGETHER))
+    machine = dataclasses.replace(config.machine, mesh=None)
+    config = dataclasses.replace(config, machine=machine)
+    for number in numbers:
+        layout = experiment.choose_layout(config, parts, number)
+        memory.check(program.build(config, parts, layout, facts, teacher=lambda images: images))
 
 
 def _kept_megabytes(facts: DataFacts) -> float:
@@ -154,12 +178,8 @@ def _check_values(recipe: Recipe, parts: Parts, facts: DataFacts) -> None:
     def total(z: jax.Array) -> jax.Array:
         return jnp.sum(objective(z, labels, pixels=lambda: z, features=None, step=jnp.int32(0)))
 
-    try:
+    with refused(f"loss {recipe.loss} fails on a batch of {batch}"):
         outcome = jax.value_and_grad(total)(logits)
-    except Exception as error:
-        raise InputError(
-            f"loss {recipe.loss} fails on a batch of {batch}: {where(error)}"
-        ) from error
     for what, values in zip(("values", "gradients"), outcome, strict=True):
         if not np.all(np.isfinite(values)):
             raise InputError(

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import cnnlab
-from cnnlab import files
+from cnnlab import files, signals
 from cnnlab.cli import EXIT_PREEMPTED, Stopped
 from cnnlab.errors import InputError
 from cnnlab.study import folder as folders
@@ -85,7 +85,7 @@ def joined(study: Study, command: str) -> Iterator[Cluster]:
             f"no Ray cluster at {address or 'this machine'}: {_line(error)}"
         ) from error
     try:
-        with stop_signals() as stop:
+        with stop_signals() as stop, signals.held():
             yield Cluster(ray, study, command, stop)
     finally:
         ray.shutdown()

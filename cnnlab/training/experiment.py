@@ -25,7 +25,7 @@ from cnnlab.data.facts import DataFacts
 from cnnlab.errors import InputError
 from cnnlab.models.convolution import Convolution
 from cnnlab.parts import Parts, resolve
-from cnnlab.training import devices, loop, network, program, testing
+from cnnlab.training import devices, loop, memory, network, program, testing
 from cnnlab.training.devices import AXIS, SEEDS, Layout
 from cnnlab.training.step import ESTIMATION_STEPS, Progress, Sums, TrainState
 from cnnlab.types import Device, Metrics, PyTree
@@ -351,7 +351,7 @@ def build(
     data = data.with_test_sets(test_sets, testing.digests(test_sets, console))
     free = [name for name in values or {} if name != program.LEARNING_RATE]
     compiled = program.build(config, parts, layout, data.facts, teacher, single_dispatch, free)
-    compiled.abstract_start()  # refuses a model that the images are too small for
+    memory.check(compiled)  # refuses a model that the images are too small for, too
     init_images = None
     if count := network.init_images(compiled.model):  # the same whatever the seed
         positions = data.dataset.positions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Literal, Protocol
 import jax
 import numpy as np
 
-from cnnlab import metrics
+from cnnlab import metrics, signals
 from cnnlab.checkpoint.manager import Checkpoints
 from cnnlab.cli import Stopped
 from cnnlab.console import Console
@@ -157,16 +158,16 @@ def fit(
     observer = observer or Observer()
     step = steps_taken(progress.state)
     last = experiment.steps_per_epoch * epochs
-    with stop_signals() as stop:
-        loop = _Loop(experiment, epochs, saver, observer, stop, console or Console("off"))
+    with stop_signals() as stop, contextlib.ExitStack() as holding:
+        loop = _Loop(experiment, epochs, saver, observer, stop, console or Console("off"), holding)
         items = iter(experiment.items(step, last))
         while step < last:
             progress, row = loop.train_epoch(progress, step, items)
             step = row["step"]
             progress, saved = loop.end_epoch(progress, row)
             observer.epoch(row)
-            # With the last step taken, the test is all that is left.
-            if loop.stopped_by is not None and step < last:
+            # With the last step taken the test is all that is left: later, if that step is saved
+            if loop.stopped_by is not None and (step < last or saved):
                 raise loop.stopped(step, saved)
     saver.stored()
     return progress
@@ -179,7 +180,9 @@ def steps_taken(state: TrainState) -> int:
 
 @dataclass
 class _Loop:
-    """What the parts of `fit` share; `stopped_by` is the signal that ends it."""
+    """What the parts of `fit` share: `holding` is closed when it ends, `stopped_by` is the signal
+    that ends it.
+    """
 
     experiment: Trainable
     epochs: int
@@ -187,6 +190,7 @@ class _Loop:
     observer: Observer
     stop: StopRequest
     console: Console
+    holding: contextlib.ExitStack
     begun: bool = False
     stopped_by: int | None = None
 
@@ -208,8 +212,9 @@ class _Loop:
                 dispatched = list(islice(items, most))
                 progress = self.experiment.advance(progress, dispatched)
                 step += len(dispatched)
-                if not self.begun:
+                if not self.begun:  # it is compiled, and until now there was nothing to lose
                     self.begun = True
+                    self.holding.enter_context(signals.held())
                     self.observer.first_step(progress)
                 # Dispatch is asynchronous. Looking at the totals of a step a little back keeps the
                 # device busy, bounds the queue (so a signal is answered soon), and sees the first

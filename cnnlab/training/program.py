@@ -201,6 +201,12 @@ class Program:
     def _opt_state(self, values: Mapping[str, jax.Array], params: PyTree) -> PyTree:
         return self._with_values(values).tx.init(params)
 
+    def model_on_one_device(self) -> nn.Module:
+        """Build the model as a device has it that reduces over no others."""
+        conv = Convolution(self.layout.formulation)
+        recipe = self.config.recipe
+        return self.parts.build_model(self.facts.num_classes, recipe.compute_dtype, conv)
+
     def abstract_start(self) -> tuple[TrainState, Totals, jax.Array]:
         """Compute the shapes of the state, the totals and the keys before the first step."""
         num_seeds = self.layout.num_seeds

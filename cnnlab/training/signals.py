@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from cnnlab.cli import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
+from cnnlab import signals
+from cnnlab.cli import Stopped
 from cnnlab.multihost import processes, shutdown
 
 
@@ -38,7 +39,7 @@ def stop_signals() -> Iterator[StopRequest]:
 
     Only the main thread gets signals: in another one nothing is requested.
     """
-    request = StopRequest()
+    request = StopRequest(signals.received())
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -47,7 +48,7 @@ def stop_signals() -> Iterator[StopRequest]:
         request.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note) for number in signals.NUMBERS}
     try:
         yield request
     finally:
@@ -57,8 +58,7 @@ def stop_signals() -> Iterator[StopRequest]:
 
 def stopped_by(number: int, what: str) -> Stopped:
     """Build the exception of a process that a signal has stopped; `what` follows its name."""
-    status = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
-    return Stopped(f"stopped by {signal.Signals(number).name}{what}", status)
+    return Stopped(f"stopped by {signal.Signals(number).name}{what}", signals.status(number))
 
 
 def pause(seconds: float, command: str) -> None:

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnlab import cli
+from cnnlab.config import Count, Settings, check
 from cnnlab.errors import InputError
 
 SCRIPT = Path(__file__).parents[1] / "train.py"
@@ -40,22 +41,23 @@ READY = re.compile(r"floor: 2|first step finished after .* s, ([\d.]+) s of it c
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Settings):
     """Time the start of a training run."""
 
     dataset: str = "shapes10"
     """Data set to train on; it is prepared and decoded before anything is timed."""
     data_dir: str | None = None
     """TFDS data directory. None: TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    rounds: int = 7
+    rounds: Count = 7
     """Turns; in each, every start is made once."""
     json: str | None = None
     """File to write the figures to."""
 
+    def __post_init__(self) -> None:
+        check(self)
+
 
 def main(arguments: Arguments) -> None:
-    if arguments.rounds < 1:
-        raise InputError("--rounds must be at least 1")
     cli.writable(arguments.json)
     train = [str(SCRIPT), "--dataset", arguments.dataset, "--progress", "off"]
     train += ["--data-dir", arguments.data_dir] if arguments.data_dir else []

@@ -71,7 +71,9 @@ def main(flags: All) -> None:
         ]
         status = subprocess.run(command, env=environment).returncode
         if status == cli.EXIT_INTERRUPTED:
-            raise KeyboardInterrupt
+            raise cli.Stopped("interrupted", status)
+        if status == cli.EXIT_PREEMPTED:
+            raise cli.Stopped(f"{name} was stopped; run the same command again", status)
         if stored.exists():
             taught.append(lesson.read(stored))
         else:
@@ -84,7 +86,8 @@ def main(flags: All) -> None:
     )
     refuted = sum(len(topic.refuted) for topic in taught)
     console.say(f"{refuted} claims do not hold, {len(failed)} lessons failed\n{page}")
-    sys.exit(int(bool(refuted or failed)))
+    if refuted or failed:
+        raise cli.Stopped("", 1)
 
 
 if __name__ == "__main__":

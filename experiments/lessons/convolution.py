@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from cnnlab.config import Config
+from cnnlab.config import Config, Count
 from cnnlab.console import Console
 from cnnlab.lesson import Claim, Lesson, picture, run
 from cnnlab.models import convolution, pooling
@@ -41,7 +41,7 @@ class Flags(Lesson):
     """Colour images in ten classes, as for train.py."""
     data_dir: str | None = None
     """TFDS data directory. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    epochs: int = 3
+    epochs: Count = 3
     """Passes over the training images."""
 
 

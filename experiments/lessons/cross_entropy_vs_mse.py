@@ -14,11 +14,12 @@ epochs, which favours the slower loss.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import numpy as np
 
-from cnnlab.config import Config
+from cnnlab.config import Config, Count
 from cnnlab.console import Console
 from cnnlab.lesson import Claim, Lesson, lines, run
 from cnnlab.losses import cross_entropy, mean_squared_error
@@ -34,9 +35,9 @@ class Flags(Lesson):
     """As for train.py; a tenth of its training images is used."""
     data_dir: str | None = None
     """TFDS data directory. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    epochs: int = 4
+    epochs: Count = 4
     """Passes over the training images."""
-    seeds: int = 8
+    seeds: Annotated[int, "[2, 1000]"] = 8
     """Pairs of networks; three comparisons need eight."""
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnnlab.config import Config
+from cnnlab.config import Config, Count, Size
 from cnnlab.console import Console
 from cnnlab.lesson import Claim, Lesson, Table, picture, run
 from cnnlab.training.run import in_memory
@@ -33,9 +33,9 @@ class Flags(Lesson):
     """As for train.py; of colours the means are shown."""
     data_dir: str | None = None
     """TFDS data directory. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    epochs: int = 10
+    epochs: Count = 10
     """Passes over the training images."""
-    seed: int = 0
+    seed: Size = 0
     """Of first weights and order."""
 
 

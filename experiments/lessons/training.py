@@ -22,7 +22,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from cnnlab import models, optim
-from cnnlab.config import Config
+from cnnlab.config import Config, Count
 from cnnlab.console import Console
 from cnnlab.lesson import Claim, Lesson, lines, run
 from cnnlab.losses import cross_entropy
@@ -37,7 +37,7 @@ RATES = {"sgd": 0.05, "adam": 0.001}
 class Flags(Lesson):
     dataset: str = "shapes10"
     """As for train.py."""
-    epochs: int = 10
+    epochs: Count = 10
     """Passes over the training images."""
 
 

@@ -18,7 +18,12 @@ import show_augment
 def sheets(monkeypatch):
     """The columns, path and title of what is drawn, which is not drawn."""
     drawn = []
-    monkeypatch.setattr(plots, "contact_sheet", lambda *args: drawn.append(args))
+
+    def record(columns, file, title):
+        drawn.append((columns, file, title))
+        file.touch()
+
+    monkeypatch.setattr(plots, "contact_sheet", record)
     return drawn
 
 
@@ -32,7 +37,8 @@ def test_a_sheet_shows_the_original_and_draws(sheets, tfds_root, tmp_path):
     path = str(tmp_path / "contact.png")
     flags = ("--images", "5", "--draws", "3", "--augment", "flip", "--output", path)
     columns, where, title = sheet(sheets, *flags)
-    assert (where, title) == (path, "flip on tiny")
+    assert (where.name, title) == ("contact.png", "flip on tiny")
+    assert where != tmp_path / "contact.png"  # which is written at once, when all is drawn
     assert [heading for heading, _, _ in columns] == ["original", "draw 1", "draw 2", "draw 3"]
     _, original, names = columns[0]
     assert original.shape == (5, 8, 8, 3) and original.dtype == np.uint8 and len(names) == 5
@@ -47,7 +53,7 @@ def test_a_sheet_shows_the_original_and_draws(sheets, tfds_root, tmp_path):
     other, _, _ = sheet(sheets, *flags, "--seed", "1")
     np.testing.assert_array_equal(again[2][1], columns[2][1])
     assert not np.array_equal(other[0][1], original)
-    assert not (tmp_path / "contact.png").exists()  # which is only tried for writing
+    assert (tmp_path / "contact.png").read_bytes() == b""
 
 
 def test_a_sheet_shows_views_and_mixed_labels(sheets, tfds_root):

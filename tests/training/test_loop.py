@@ -213,8 +213,12 @@ def test_saving_changes_nothing(build, never_stopped, tmp_path):
     assert_identical(run(build(), tmp_path, save_every=1, keep=1)[0], never_stopped())
 
 
-def test_a_signal_in_the_last_step_lets_the_run_finish(build, never_stopped, tmp_path):
-    assert_identical(run(build(), tmp_path, stop_at=LAST)[0], never_stopped())
+def test_a_signal_in_the_last_step_leaves_the_test_for_later(build, never_stopped, tmp_path):
+    with pytest.raises(Stopped, match=f"at step {LAST} of {LAST}, saved; to resume: COMMAND"):
+        run(build(), tmp_path, stop_at=LAST)
+    end, seen, _ = run(build(), tmp_path)
+    assert seen == []
+    assert_identical(end, never_stopped())
 
 
 def in_memory(experiment, stop_at=None):
