@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
-from cnnlab import backend, config
+from cnnlab import backend, config, files
 from cnnlab.errors import InputError, explained, unknown
 from cnnlab.multihost import agree, processes, shutdown, supervise
 from cnnlab.multihost.join import join
@@ -139,6 +139,8 @@ def writable(path: str | None) -> None:
       InputError: it cannot.
     """
     if path is not None:
+        if files.is_url(path):
+            raise InputError(f"{path} is a URL; give a file on a disk, and copy that there")
         there = os.path.lexists(path)
         try:
             with open(path, "a"):

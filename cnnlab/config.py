@@ -190,8 +190,9 @@ class Training(Settings):
 
     def __post_init__(self) -> None:
         # Part of what a run is: found from any directory, and the same from each.
-        if self.teacher and not self.teacher.startswith("gs://"):
-            object.__setattr__(self, "teacher", os.path.abspath(os.path.expanduser(self.teacher)))
+        if self.teacher and not files.is_remote(self.teacher):
+            _refuse_urls(self, "teacher", "a run folder, or gs://BUCKET/FOLDER")
+            object.__setattr__(self, "teacher", os.path.abspath(files.expanded(self.teacher)))
         check(self)
 
 
@@ -304,6 +305,8 @@ class Output(Settings):
 
     def __post_init__(self) -> None:
         check(self)
+        if self.workdir and not files.is_remote(self.workdir):
+            _refuse_urls(self, "workdir", "a folder on a disk, or gs://BUCKET/FOLDER")
 
     @property
     def further_test_sets(self) -> tuple[str, ...]:
@@ -430,6 +433,17 @@ def _check_rule(name: str, value: Any, rule: Rule) -> None:
             raise unknown(name, str(value), rule)
     elif value not in _interval(rule):
         raise InputError(f"{flag(name)} must lie in {rule}, got {value}")
+
+
+def _refuse_urls(section: Settings, name: str, wanted: str) -> None:
+    """Refuse a URL as the value of a setting.
+
+    Raises:
+      InputError: it is one.
+    """
+    value = getattr(section, name)
+    if files.is_url(value):
+        raise InputError(f"{flag(name)} {value} is a URL that is not supported: give {wanted}")
 
 
 def flag(name: str) -> str:

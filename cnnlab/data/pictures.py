@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from cnnlab import files
 from cnnlab.console import Console
 from cnnlab.data import builders, image, prepared, storage
 from cnnlab.data.dataset import Dataset
@@ -76,7 +77,7 @@ def folder(  # noqa: PLR0913 (hyperparameters)
       InputError: no such folder, no pictures in it or in a class, a class whose name is no line of
         text, or more unreadable ones than allowed.
     """
-    root = Path(os.path.abspath(os.path.expanduser(path)))
+    root = Path(os.path.abspath(files.expanded(path)))
     found = pictures(root, test_only)
     prepared_folder = prepare(root, found, storage.data_root(data_dir), unreadable)
     if test_only and {picture.split for picture in found} == {"train"}:

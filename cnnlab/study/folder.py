@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import re
@@ -175,22 +174,13 @@ def claimed(folder: Path, digest: str) -> Iterator[bool]:
         for name in ("cells", "tuning", "locks"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder / "cells").close()
-        file = (folder / "locks" / digest).open("a")
+        file = files.lock(folder / "locks" / digest)
     except OSError as error:
         raise InputError(
             f"the study's folder {folder} cannot be written: {error.strerror}"
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            raise InputError(
-                f"the study's folder {folder} has no locks ({error.strerror}); take another"
-            ) from error
-        yield True
+    with file or contextlib.nullcontext():
+        yield file is not None
 
 
 @dataclass(frozen=True)

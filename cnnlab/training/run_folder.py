@@ -5,7 +5,6 @@ and the lock.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -306,18 +305,15 @@ class RunFolder:
         data = facts.to_json()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = files.lock_file(path).open("a")
+            self._lock = files.lock(path / "lock")
         except OSError as error:
             raise InputError(
                 f"the run folder {path} cannot be written ({error.strerror})"
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
+        if self._lock is None:
             raise InputError(
                 f"the run folder {path} is in use by another process; wait, or choose --workdir"
-            ) from error
+            )
         try:
             check(path, config)  # again, now that nobody else can change it
             before = (_read_json(path / "data.json") or data) if _has_results(path) else data
@@ -346,9 +342,10 @@ class RunFolder:
                 f"{k}: {old.get(k)} -> {v}" for k, v in environment.items() if old.get(k) != v
             ]
             stored = stored_form(config)
-            data_dir = config.machine.data_dir
+            data_dir = config.machine.data_dir or os.environ.get("TFDS_DATA_DIR")
             if data_dir and "://" not in data_dir:  # so that it is found from any directory
-                stored["data_dir"] = os.path.abspath(os.path.expanduser(data_dir))
+                data_dir = os.path.abspath(files.expanded(data_dir))
+            stored["data_dir"] = data_dir
             for name, value in (("config", stored), ("versions", environment), ("data", data)):
                 files.write_json(path / f"{name}.json", value)
         except BaseException:

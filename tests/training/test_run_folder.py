@@ -77,7 +77,8 @@ def test_workdir_is_the_path(tmp_path, monkeypatch):
     assert run_folder.default_path(Config.of(workdir="~/run")) == Path("/home/someone/run")
 
 
-def test_what_a_new_folder_holds(tmp_path):
+def test_what_a_new_folder_holds(tmp_path, monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR")
     config = Config.of(seed=5, model="cnn,widths=[8]", label_noise=0.2)
     with opened(tmp_path / "a" / "run", config) as folder:
         assert folder.warnings == []
@@ -108,6 +109,17 @@ def test_what_a_new_folder_holds(tmp_path):
     ):
         run_folder.read(folder.path)
     assert json.loads((folder.path / "versions.json").read_text()) == VERSIONS
+
+
+@pytest.mark.parametrize("data_dir", [None, "elsewhere"])
+def test_the_data_directory_of_the_environment_is_kept(data_dir, tmp_path, monkeypatch):
+    """So that the run is evaluated where the variable is not set; a flag comes before it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", "tfds")
+    config = Config(machine=Machine(data_dir=data_dir))
+    opened(tmp_path / "run", config).close()
+    stored = json.loads((tmp_path / "run/config.json").read_text())
+    assert stored["data_dir"] == str(tmp_path / (data_dir or "tfds"))
 
 
 def test_versions():
