@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
 from cnnlab import backend, config, files
+from cnnlab.console import escaped
 from cnnlab.errors import InputError, explained, unknown
 from cnnlab.multihost import agree, processes, shutdown, supervise
 from cnnlab.multihost.join import join
@@ -222,6 +223,7 @@ def _join(settings: object, several: bool) -> None:
 
 
 def _exit(message: str, status: int) -> None:
+    message = escaped(message)
     if processes.count() > 1:
         shutdown.leave(message, status)
     else:

@@ -434,8 +434,7 @@ class Part:
         """Compute the SHA-256 of each of the user's files behind the part, by module name."""
         if not self.path:
             return {}
-        written_in = inspect.unwrap(getattr(self.function, "func", self.function))
-        return provenance.sources(self.module, getattr(written_in, "__module__", None))
+        return provenance.sources(self.module, provenance.written_in(self.function))
 
     def accepted(self) -> str:
         """Describe the hyperparameters in one line."""

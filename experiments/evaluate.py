@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import tyro
 
 from cnnlab import cli, files
+from cnnlab.console import Console, show
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,13 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     from cnnlab import metrics
-    from cnnlab.console import Console
     from cnnlab.parts import further_sets
     from cnnlab.training import network, run
 
     test_sets = further_sets(arguments.test_sets)
     trained = network.load(files.path(arguments.run), arguments.weights)
     for module in trained.changed:
-        print(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
+        show(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
     weights = arguments.weights or ("average" if trained.state.average else "last")
     console = Console("off" if arguments.json else "auto")
     dataset = run.dataset_of(trained, arguments.data_dir, console)
@@ -61,11 +61,11 @@ def main(arguments: Arguments) -> None:
         print(json.dumps({**about, **result, **confused, **test_results}))
         return
     where = f"{arguments.run}, {weights} weights (step {trained.step})"
-    print(f"{where}: {metrics.describe(result)}")
+    show(f"{where}: {metrics.describe(result)}")
     for name, accuracy in zip(names, result["per_class_accuracy"], strict=True):
-        print(f"  {name:<16} {'no images' if accuracy is None else f'{accuracy:.4f}'}")
+        show(f"  {name:<16} {'no images' if accuracy is None else f'{accuracy:.4f}'}")
     for name, other in further.items():
-        print(f"{name}: {metrics.describe(other)}")
+        show(f"{name}: {metrics.describe(other)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cnnlab import cli
 from cnnlab.config import PART, Count, Part, Settings, Size, check
+from cnnlab.console import show
 from cnnlab.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def main(arguments: Arguments) -> None:
     columns = list(draw(parts, data, chosen, arguments))
     title = f"{parts.specs(lambda part: part.canonical())['augment']} on {dataset.name}"
     plots.contact_sheet(columns, arguments.output, title)
-    print(f"{arguments.output}: {arguments.images} images, {arguments.draws} draws")
+    show(f"{arguments.output}: {arguments.images} images, {arguments.draws} draws")
 
 
 def draw(

@@ -301,13 +301,10 @@ def _look_at(path: Path) -> tuple[int, int, int] | str:
     """Return a picture's shape, or why it cannot be read."""
     if path.suffix.lower() in FOREIGN:
         return "not a JPEG, PNG, GIF, BMP or WebP file"
-    if not path.is_file():
-        return "not a regular file"
     if str(path).encode(errors="ignore").decode() != str(path):
         return "its name is not UTF-8"
     try:
-        data = path.read_bytes()
-        height, width, channels = image.decode(data, 0).shape
+        height, width, channels = image.decode(image.contents(path), 0).shape
         return height, width, channels
     except Exception as error:  # Pillow's readers raise anything on damaged files
         return one_line(error)
