@@ -111,9 +111,10 @@ def initial_state(
     except InputError:
         raise
     except (ValueError, ZeroDivisionError) as error:
-        raise InputError(
-            f"the model does not fit images of {image_shape}: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        if isinstance(error, ZeroDivisionError) or "zero-size" in reason:
+            reason = "its layers leave no pixel of them; take larger ones (--image-size)"
+        raise InputError(f"the model does not fit images of {image_shape}: {reason}") from error
     # Newer JAX initialises a layer on nothing without a word; the network would not see the images.
     if not all(leaf.size for leaf in jax.tree.leaves(state.params)):
         raise InputError(
