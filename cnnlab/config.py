@@ -417,6 +417,12 @@ def check(section: Settings) -> None:
         if type(value) not in kinds and not number:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise TypeError(f"{name} must be {wanted}, got {value!r}")
+        for item in value if isinstance(value, tuple) else ():
+            if not isinstance(item, str | int | float):
+                raise TypeError(
+                    f"{name} must hold texts or numbers, got {item!r}; a function of yours is "
+                    "named by its path, my_module.my_function"
+                )
         for rule in rules if value is not None else ():
             _check_rule(name, value, rule)
 

@@ -211,8 +211,6 @@ class Study(Settings):
                     f"{settings.flag(name)} takes each value once, at least one; got "
                     f"{' '.join(map(str, values)) or 'none'}"
                 )
-        if self.baseline is not None and baseline(self) not in names:
-            raise unknown("baseline", self.baseline, names)
 
     def _check_executor(self) -> None:
         sharded = shard(self.shard) != (0, 1)
