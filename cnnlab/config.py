@@ -560,7 +560,11 @@ def _metadata(hint: object) -> Iterator[object]:
         yield from _metadata(inner)
 
 
-STORED_BESIDES = ("written", "sources")  # what a run folder's config.json holds besides settings
+STORED_BESIDES = (
+    "written",
+    "sources",
+    "places",
+)  # what a run folder's config.json holds besides settings
 SHORT = ("label_noise", "noise", "long_tail", "fraction")  # forms of corruptions of the data set
 OF_ONE_RUN = ("workdir", "coordinator", "processes", "process")
 PARTS = tuple(name for name, _, rules in _rules(Recipe) if PART in rules)

@@ -588,12 +588,17 @@ def _look_up(kind: Kind, name: str) -> tuple[str, Callable, str]:
     )
 
 
+def look_here() -> None:
+    """Let modules be imported from the current directory."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
 def _load(kind: Kind, path: str) -> tuple[Callable, str]:
     """Import what a dotted path names, an attribute of a module or of a class in one. Return it
     and the module's name.
     """
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    look_here()
     names = path.split(".")
     if not all(name.isidentifier() for name in names):
         raise InputError(f"{kind.name} '{path}' is no dotted path to something in Python")

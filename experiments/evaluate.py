@@ -8,7 +8,6 @@ python experiments/evaluate.py RUN --test-sets cifar10_1/v6 test+gaussian_noise,
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 
 import tyro
@@ -42,9 +41,7 @@ def main(arguments: Arguments) -> None:
     from cnnlab.training import network, run
 
     test_sets = further_sets(arguments.test_sets)
-    trained = network.load(files.path(arguments.run), arguments.weights)
-    for module in trained.changed:
-        show(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
+    trained = network.announced(files.path(arguments.run), arguments.weights)
     weights = arguments.weights or ("average" if trained.state.average else "last")
     console = Console("off" if arguments.json else "auto")
     dataset = run.dataset_of(trained, arguments.data_dir, console)

@@ -43,9 +43,7 @@ def main(arguments: Arguments) -> None:
     from cnnlab.softmax import softmax
     from cnnlab.training import network
 
-    trained = network.load(files.path(arguments.run), arguments.weights)
-    for module in trained.changed:
-        show(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
+    trained = network.announced(files.path(arguments.run), arguments.weights)
     names = trained.facts.class_names
     paths: list[str] = []
     images: list[np.ndarray] = []

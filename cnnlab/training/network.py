@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import optax
 from cnnlab import augment, compilation_cache, files
 from cnnlab.checkpoint import manager
 from cnnlab.config import Config, Recipe
+from cnnlab.console import show
 from cnnlab.contracts import captured
 from cnnlab.data.dataset import Dataset
 from cnnlab.data.facts import DataFacts
@@ -290,6 +292,18 @@ def load(path: Path, weights: str | int | None = None, conv: Convolution | None 
     state = checkpoint.tree["state"]
     state = state.last if weights == "last" else state
     return Network(config, parts, facts, apply_fn, state, checkpoint.step, changed)
+
+
+def announced(path: Path, weights: str | None = None) -> Network:
+    """Load the network of a run folder for a command, as `load` does. On stderr it says which of
+    the user's modules are not where they were, before they are imported, and which are no longer
+    what they were.
+    """
+    show(*run_folder.moved_sources(path), file=sys.stderr)
+    network = load(path, weights)
+    for module in network.changed:
+        show(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
+    return network
 
 
 def teacher_fn(

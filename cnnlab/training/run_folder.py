@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from cnnlab import files
+from cnnlab import files, provenance, spec
 from cnnlab.checkpoint import layout
 from cnnlab.config import PARTS, SHORT, STORED_BESIDES, Config, Recipe
 from cnnlab.data.facts import DataFacts
@@ -244,6 +244,20 @@ def changed_sources(stored: JsonObject, parts: Parts) -> list[str]:
     )
 
 
+def moved_sources(path: Path) -> list[str]:
+    """Say which of the user's modules would be imported from another file than a run was started
+    with, in a line each; nothing is imported.
+    """
+    places = (_read_json(path / "config.json") or {}).get("places", {})
+    spec.look_here()
+    now = {module: provenance.place(module) or "" for module in places}
+    return [
+        f"{module} is imported from {now[module]}; the run was started with {before}"
+        for module, before in places.items()
+        if now[module] and os.path.realpath(now[module]) != os.path.realpath(str(before))
+    ]
+
+
 def _has_results(path: Path) -> bool:
     """Return whether a run folder holds something to lose: a checkpoint or a summary."""
     return (path / "summary.json").exists() or bool(layout.steps(path / "checkpoints"))
@@ -346,6 +360,7 @@ class RunFolder:
             if data_dir and "://" not in data_dir:  # so that it is found from any directory
                 data_dir = os.path.abspath(files.expanded(data_dir))
             stored["data_dir"] = data_dir
+            stored["places"] = {name: provenance.place(name) for name in stored["sources"]}
             for name, value in (("config", stored), ("versions", environment), ("data", data)):
                 files.write_json(path / f"{name}.json", value)
         except BaseException:
