@@ -89,7 +89,10 @@ def _gathered(value: T, from_all: bool = True) -> list[T]:
     collect = (
         multihost_utils.process_allgather if from_all else multihost_utils.broadcast_one_to_all
     )
-    body = messages.encode(value)
+    try:
+        body = messages.encode(value)
+    except TypeError as error:  # the others wait for a message
+        body = messages.encode((None, error) if isinstance(value, tuple) else error)
     high_low = np.array(divmod(len(body), 2**30), np.int32)  # jax has no larger numbers by default
     sizes = np.reshape(collect(high_low), (-1, 2)) @ np.array([2**30, 1])
     # Few sizes: each is a compilation

@@ -45,7 +45,7 @@ def _written(value: object) -> object:
     if isinstance(value, Mapping):
         items = [[_written(key), _written(item)] for key, item in value.items()]
         return {KIND: "dict", "items": items}
-    if isinstance(value, tuple | set | frozenset):
+    if isinstance(value, tuple | set | frozenset) and not _field_names(type(value)):
         kind = "tuple" if isinstance(value, tuple) else "set"
         return {KIND: kind, "items": [*map(_written, value)]}
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
@@ -53,9 +53,9 @@ def _written(value: object) -> object:
         return {KIND: "array", "dtype": value.dtype.str, "shape": [*value.shape], "data": data}
     if isinstance(value, Exception):
         return {KIND: "error", **_described(value)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if names := _field_names(type(value)):
         named = f"{type(value).__module__}:{type(value).__qualname__}"
-        fields = {f.name: _written(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {name: _written(getattr(value, name)) for name in names}
         return {KIND: "dataclass", "name": named, "fields": fields}
     if hasattr(value, "__fspath__"):
         return {KIND: "path", "path": str(value)}
@@ -88,6 +88,13 @@ def _read(value: object) -> object:
     raise ValueError(f"no message of a process of cnnlab: {sorted(value)}")
 
 
+def _field_names(kind: type) -> list[str]:
+    """List the fields of a dataclass or of a named tuple; none of another type."""
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind)]
+    return [*getattr(kind, "_fields", ())] if issubclass(kind, tuple) else []
+
+
 def _dataclass(name: str) -> type:
     """Find a dataclass of cnnlab by its name, module:Class.
 
@@ -96,7 +103,7 @@ def _dataclass(name: str) -> type:
     """
     module, _, path = name.partition(":")
     found = getattr(sys.modules.get(module), path, None) if module.startswith("cnnlab.") else None
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+    if not (isinstance(found, type) and _field_names(found)):
         raise ValueError(f"{name} is no dataclass of cnnlab")
     return found
 

@@ -11,6 +11,7 @@ from cnnlab.errors import CheckpointError, Diverged, InputError
 from cnnlab.multihost import messages
 from cnnlab.study.manifest import PlannedArm
 from cnnlab.study.records import SeedRun
+from cnnlab.study.tuning import Network
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,7 @@ from cnnlab.study.records import SeedRun
     [
         None, True, 0, -(2**70), 1.5, math.inf, "a\x1b\udcff", [], (), {}, {1, 2}, [1, (2, [3])],
         {"a": {"kind": "path"}, 3: (1,), (1, "b"): None}, Path("/a/b"), [Path("runs")],
+        {Network(1, 2): 0.5},
         PlannedArm("cross_entropy", {"label_noise": 0.4}, "abc"),
         SeedRun(0, None, {"accuracy": 0.5, "confusion": [[1, 2], [3, 4]]}, [{"epoch": 1}], [0.1]),
     ],
@@ -81,3 +83,8 @@ def test_an_error_of_several_arguments_keeps_its_words():
 
     back = messages.decode(messages.encode(Odd("what happened", 2)))
     assert type(back) is RuntimeError and str(back) == "Odd: what happened"
+
+
+def test_a_named_tuple_keeps_its_names():
+    (key,) = messages.decode(messages.encode({Network(1, 2): 0.5}))
+    assert (key.trial, key.seed) == (1, 2)
