@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, cast
 
+from cnnlab import jax_private
 from cnnlab.errors import InputError
 from cnnlab.types import Device
 
@@ -21,6 +22,8 @@ M_MMAP_MAX = -4  # of malloc.h
 
 # What a container may have in all; "max", or no file, where there is no limit
 CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+# Variables that hide a platform's devices from a program
+HIDING = {"cuda": "CUDA_VISIBLE_DEVICES", "rocm": "HIP_VISIBLE_DEVICES"}
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 HUGE_PAGES_SETTING = "/sys/kernel/mm/transparent_hugepage/enabled"
@@ -71,8 +74,30 @@ def start() -> list[Device]:
         )
         raise InputError(f"JAX finds no device: {reason}") from error
     if devices[0].platform == "cpu":
+        _refuse_fallback()
         _keep_freed_memory()
     return devices
+
+
+def _refuse_fallback() -> None:
+    """Refuse to compute on the CPU where nobody asked for it and there is an accelerator: JAX would
+    only log that it is busy.
+
+    Raises:
+      InputError: there is one that cannot be used.
+    """
+    import jax
+
+    settings = jax.config.values
+    if settings["jax_platforms"] or settings["jax_platform_name"]:
+        return
+    for platform, reason in jax_private.unusable_accelerators().items():
+        if os.environ.get(HIDING.get(platform, ""), "all").strip() not in ("", "-1"):
+            raise InputError(
+                f"this machine has a {'TPU' if platform == 'tpu' else 'GPU'} that JAX cannot use "
+                f"({' '.join(reason.split())[:200]}); perhaps another process has it. Free it, or "
+                "set JAX_PLATFORMS=cpu to compute on the CPU"
+            )
 
 
 def configure_cpu_devices() -> None:

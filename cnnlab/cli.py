@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TextIO, TypeVar, cast
 
-from cnnlab import backend, config, signals, spec
+from cnnlab import backend, config, files, signals, spec
+from cnnlab.console import escaped
 from cnnlab.errors import InputError, explained, unknown
 from cnnlab.multihost import agree, processes, shutdown, supervise
 from cnnlab.multihost.join import join
@@ -142,6 +143,8 @@ def writable(path: str | None) -> None:
       InputError: it cannot.
     """
     if path is not None:
+        if files.is_url(path):
+            raise InputError(f"{path} is a URL; give a file on a disk, and copy that there")
         there = os.path.lexists(path)
         try:
             with open(path, "a"):
@@ -258,6 +261,7 @@ def _give_up_full(stream: TextIO) -> None:
 def _exit(message: str, status: int) -> None:
     if status == EXIT_PREEMPTED:
         signals.ignore_more()
+    message = escaped(message)
     if processes.count() > 1:
         shutdown.leave(message, status)
     elif message:

@@ -190,8 +190,9 @@ class Training(Settings):
 
     def __post_init__(self) -> None:
         # Part of what a run is: found from any directory, and the same from each.
-        if self.teacher and not self.teacher.startswith("gs://"):
-            object.__setattr__(self, "teacher", os.path.abspath(os.path.expanduser(self.teacher)))
+        if self.teacher and not files.is_remote(self.teacher):
+            _refuse_urls(self, "teacher", "a run folder, or gs://BUCKET/FOLDER")
+            object.__setattr__(self, "teacher", os.path.abspath(files.expanded(self.teacher)))
         check(self)
 
 
@@ -315,6 +316,8 @@ class Output(Settings):
 
     def __post_init__(self) -> None:
         check(self)
+        if self.workdir and not files.is_remote(self.workdir):
+            _refuse_urls(self, "workdir", "a folder on a disk, or gs://BUCKET/FOLDER")
 
     @property
     def further_test_sets(self) -> tuple[str, ...]:
@@ -428,6 +431,12 @@ def check(section: Settings) -> None:
         if type(value) not in kinds and not number:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise TypeError(f"{name} must be {wanted}, got {value!r}")
+        for item in value if isinstance(value, tuple) else ():
+            if not isinstance(item, str | int | float):
+                raise TypeError(
+                    f"{name} must hold texts or numbers, got {item!r}; a function of yours is "
+                    "named by its path, my_module.my_function"
+                )
         for rule in rules if value is not None else ():
             _check_rule(name, value, rule)
 
@@ -444,6 +453,17 @@ def _check_rule(name: str, value: Any, rule: Rule) -> None:
             raise unknown(name, str(value), rule)
     elif value not in _interval(rule):
         raise InputError(f"{flag(name)} must lie in {rule}, got {value}")
+
+
+def _refuse_urls(section: Settings, name: str, wanted: str) -> None:
+    """Refuse a URL as the value of a setting.
+
+    Raises:
+      InputError: it is one.
+    """
+    value = getattr(section, name)
+    if files.is_url(value):
+        raise InputError(f"{flag(name)} {value} is a URL that is not supported: give {wanted}")
 
 
 def flag(name: str) -> str:
@@ -555,7 +575,7 @@ def _metadata(hint: object) -> Iterator[object]:
 
 
 # What a run folder's config.json holds besides settings.
-STORED_BESIDES = ("written", "sources", "run", files.SEAL)
+STORED_BESIDES = ("written", "sources", "places", "run", files.SEAL)
 SHORT = ("label_noise", "noise", "long_tail", "fraction")  # forms of corruptions of the data set
 OF_ONE_RUN = ("workdir", "coordinator", "processes", "process")
 PARTS = tuple(name for name, _, rules in _rules(Recipe) if PART in rules)

@@ -7,13 +7,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress
 
 T = TypeVar("T")
+
+
+def escaped(text: str) -> str:
+    """Write out what is not printable in a text, as names of files and classes may hold: it must
+    not move the cursor, change colours or begin another line.
+
+    >>> print(escaped("café " + chr(27) + "[2J"))
+    café \\x1b[2J
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def show(*lines: object, file: TextIO | None = None) -> None:
+    """Print lines, escaped, on stdout or another stream."""
+    for line in lines:
+        _print(escaped(str(line)), file or sys.stdout)
+
 
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
@@ -29,13 +46,15 @@ class Console:
         self.mode = ("bar" if terminal else "lines") if mode == "auto" else mode
         self._bar: Progress | Live | None = None
 
-    def say(self, text: str) -> None:
-        """Print a line that stays, unless the mode is silent."""
+    def say(self, *lines: object) -> None:
+        """Print lines that stay, escaped, unless the mode is silent."""
         if self.mode == "silent":
             return
         if self._bar is None:
-            _print(text)
-        else:
+            show(*lines)
+            return
+        for line in lines:
+            text = escaped(str(line))
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
@@ -49,13 +68,16 @@ class Console:
             from rich import progress
 
             columns = [
-                progress.TextColumn("{task.description}"),
+                progress.TextColumn("{task.description}", markup=False),
                 progress.BarColumn(),
                 progress.MofNCompleteColumn(),
             ]
-            columns += [progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[note]}")]
+            columns += [
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[note]}", markup=False),
+            ]
             with progress.Progress(*columns, transient=True) as bar:
-                task = bar.add_task(what, total=total, completed=done, note="")
+                task = bar.add_task(escaped(what), total=total, completed=done, note="")
                 self._bar = bar
                 try:
                     yield lambda n=1, note="": bar.update(task, advance=n, note=note)
@@ -69,7 +91,7 @@ class Console:
             state[0] += n
             if self.mode == "lines" and time.monotonic() - state[1] >= LINE_EVERY:
                 state[1] = time.monotonic()
-                _print(f"{what}: {state[0]}{of} {unit} {note}".rstrip())
+                show(f"{what}: {state[0]}{of} {unit} {note}".rstrip())
 
         yield advance
 
@@ -85,11 +107,11 @@ class Console:
         return over
 
 
-def _print(text: str) -> None:
+def _print(text: str, file: TextIO | None) -> None:
     """Print; a reader that went away (`| head`) or a full disk must not end hours of training."""
     try:
-        print(text, flush=True)
+        print(text, file=file, flush=True)
     except UnicodeEncodeError:
-        print(text.encode("ascii", "backslashreplace").decode(), flush=True)
+        print(text.encode("ascii", "backslashreplace").decode(), file=file, flush=True)
     except OSError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)

@@ -8,6 +8,8 @@ folders, renames, appends, fsync or locks.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -16,9 +18,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from cnnlab.errors import InputError, one_line, release
 from cnnlab.types import JsonObject
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 SEAL = "sha256"  # of a sealed JSON object
+# What a URL starts with, also where a path lost one of its slashes; C:/ is a disk
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+LOCKS = "CNNLAB_LOCKS"  # the variable that names a folder for locks
 
 
 class SealError(ValueError):
@@ -43,8 +48,11 @@ def path(name: str | os.PathLike) -> Path:
     """Convert a name to a path.
 
     Raises:
-      InputError: gs:// without a bucket and a folder, or without the package that reads it.
+      InputError: gs:// without a bucket and a folder, or without the package that reads it; another
+        URL.
     """
+    if is_url(name) and not is_remote(name):
+        raise InputError(f"{os.fspath(name)}: of URLs only gs://BUCKET/FOLDER can be used here")
     if not is_remote(name):
         return expanded(name)
     if not re.match("gs://[^/]+/+[^/]", os.fspath(name)):
@@ -60,16 +68,32 @@ def path(name: str | os.PathLike) -> Path:
     return cast(Path, epath.Path(name))
 
 
+def is_url(name: str | os.PathLike) -> bool:
+    """Return whether a name is a URL, which no disk has.
+
+    >>> is_url("s3://bucket/run"), is_url("file:/run"), is_url("C:/run"), is_url("runs/a:b")
+    (True, True, False, False)
+    """
+    return SCHEME.match(os.fspath(name)) is not None
+
+
 def expanded(name: str | os.PathLike) -> Path:
     """Return a path on this machine, with ~ expanded to a home directory.
 
     Raises:
-      InputError: ~ of a user who has no home here.
+      InputError: a URL, or ~ of a user who has no home here.
     """
+    if is_url(name):
+        raise InputError(f"{os.fspath(name)} is a URL; here a path on a disk is needed")
     expanded = os.path.expanduser(name)
     if os.fspath(expanded).startswith("~"):
         raise InputError(f"{os.fspath(name)}: ~ is of a user who has no home here")
     return Path(expanded)
+
+
+def has_home() -> bool:
+    """Return whether the user has a home directory."""
+    return os.path.expanduser("~") != "~"
 
 
 @functools.cache
@@ -205,18 +229,60 @@ def probe(folder: Path, what: str) -> Path:
     return trial
 
 
-def lock_file(folder: Path) -> Path:
-    """Return the file whose lock is the folder's; that of a folder under gs:// only keeps this
-    machine's processes apart.
+def lock(path: Path, waiting: Callable[[], object] | None = None) -> IO[str] | None:
+    """Take the lock of a file, which is made if missing. It is held until the file is closed; the
+    kernel closes it when the process dies, so the file may stay.
+
+    Args:
+      path: of the file.
+      waiting: is called before another process is waited for; None: it is not waited for.
+
+    Returns:
+      The open file; None where another process holds the lock.
+
+    Raises:
+      OSError: the file cannot be made.
+      InputError: its disk has no locks, or $CNNLAB_LOCKS is no folder.
     """
-    if not is_remote(folder):
-        return folder / "lock"
-    # Another server's is another folder
-    place = os.environ.get("STORAGE_EMULATOR_HOST", "") + os.fspath(folder)
-    return Path(
-        tempfile.gettempdir(),
-        f"cnnlab-{os.getuid()}-{hashlib.sha256(place.encode()).hexdigest()[:16]}.lock",
-    )
+    place = lock_file(path)
+    file = place.open("a")
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            if waiting is None:
+                file.close()
+                return None
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        file.close()
+        raise InputError(
+            f"the disk of {place} has no locks ({error.strerror}), which keep two processes from "
+            f"writing the same files: choose a folder on another disk, or let ${LOCKS} name one "
+            "for the locks; it keeps apart the processes that see it"
+        ) from error
+    return file
+
+
+def lock_file(path: Path) -> Path:
+    """Return the file whose lock is meant by that of `path`: itself; where $CNNLAB_LOCKS names a
+    folder, one in that; under gs:// one that only keeps this machine's processes apart.
+    """
+    folder = os.environ.get(LOCKS)
+    if is_remote(path):  # another server's is another folder
+        place = os.environ.get("STORAGE_EMULATOR_HOST", "") + os.fspath(path.parent)
+    elif folder:
+        place = os.path.realpath(path)
+    else:
+        return path
+    name = f"cnnlab-{os.getuid()}-{hashlib.sha256(place.encode()).hexdigest()[:16]}.lock"
+    locks = expanded(folder) if folder else Path(tempfile.gettempdir())
+    if not locks.is_dir():
+        raise InputError(f"${LOCKS} {locks} is not a folder: make it first, or unset it")
+    return locks / name
 
 
 def write_json(path: Path, value: object) -> None:

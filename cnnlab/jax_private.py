@@ -6,6 +6,7 @@ tests/test_jax_private.py holds each against the JAX that is installed.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from typing import Protocol, cast
 
@@ -46,6 +47,33 @@ def _keep(
         return
     with contextlib.suppress(Exception):  # some platforms cannot serialise every program
         compilation_cache.put_executable_and_time(key, name, executable, backend, int(seconds))
+
+
+def unusable_accelerators() -> dict[str, str]:
+    """Return the accelerators of this machine that JAX cannot use, with its reasons. JAX has
+    started.
+
+    Where the package for them is not installed, that is the reason; of GPUs, which machines have
+    for other ends, only those count that JAX has tried.
+    """
+    from jax._src import hardware_utils, xla_bridge
+
+    reasons = dict(xla_bridge._backend_errors)
+    if hardware_utils.num_available_tpu_chips_and_device_id()[0]:
+        reasons.setdefault("tpu", "jax[tpu] is not installed")
+    else:  # libtpu compiles for them anywhere
+        reasons.pop("tpu", None)
+    present = {
+        "tpu": True,
+        "cuda": hardware_utils.has_visible_nvidia_gpu(),
+        "rocm": os.path.exists("/dev/kfd"),
+    }
+    working = xla_bridge.backends().keys()
+    return {
+        name: reason
+        for name, reason in reasons.items()
+        if present.get(name) and name not in working
+    }
 
 
 class CoordinationClient(Protocol):

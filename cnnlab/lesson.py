@@ -210,7 +210,7 @@ def _run(teach: Callable[[Flags], Iterable[Part]], flags: Flags) -> None:
     for part in teach(flags):
         parts.append(part)
         if line := _line(part):
-            console.say(line)
+            console.say(*line.split("\n"))
     source = script.read_text(encoding="utf-8")
     taught = Taught(script.stem, title, text.strip(), parts, source, time.monotonic() - started)
     stored = asdict(taught) | {

@@ -513,6 +513,12 @@ class Parts:
             contracts.check_loss(
                 self.loss, loss, num_classes, label_dtypes, written=self.written_loss
             )
+        if num_classes == 1 and not self.loss_asks:  # a sum over the other classes may divide
+            value = loss(jnp.zeros((1, 1), jnp.float32), jnp.zeros(1, jnp.int32))
+            if not np.all(np.isfinite(value)):
+                raise InputError(
+                    f"loss {self.written_loss} compares classes, and the data set has only one"
+                )
         return loss
 
     def bind_loss(self, class_counts: np.ndarray) -> Callable[..., jax.Array]:

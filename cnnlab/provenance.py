@@ -8,11 +8,17 @@ recorded instead.
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import hashlib
+import inspect
 import sys
 import sysconfig
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 FOREIGN = tuple(
@@ -21,6 +27,8 @@ FOREIGN = tuple(
         for name in ("stdlib", "platstdlib", "purelib", "platlib")
     }
 )
+IMPORTERS = ("import_module", "__import__")  # functions that take a module's name
+MOST_HELD = 1_000  # things in a list or a dict of a module that are looked at
 
 
 def sources(*modules: str | None) -> dict[str, str]:
@@ -32,39 +40,64 @@ def sources(*modules: str | None) -> dict[str, str]:
     Returns:
       Module name -> digest; empty where no file is the user's.
     """
-    waiting = list(modules)
+    waiting = {name for name in modules if name}
+    seen = set()
     digests = {}
     while waiting:
         name = waiting.pop()
-        path = _file(name) if name and name not in digests else None
-        if name is None or path is None or not _is_users(path):
-            continue
-        text = path.read_bytes()
-        digests[name] = hashlib.sha256(text).hexdigest()
-        waiting += _imported(name, path, text)
+        seen.add(name)
+        content = _content(_spec(name))
+        others = {name.rpartition(".")[0]}  # the package, which is imported before it
+        if content is not None:
+            digests[name] = hashlib.sha256(content).hexdigest()
+            others |= {*_imported(name, content), *_held(name)}
+        waiting |= {other for other in others if other} - seen
     return dict(sorted(digests.items()))
 
 
-def _file(name: str) -> Path | None:
-    """Find the file of a module that is imported already, or will be within a function."""
-    module = sys.modules.get(name)
-    if module is not None:
-        origin = getattr(module, "__file__", None)
-        path = Path(origin) if origin else None
-        return path.resolve() if path and path.suffix == ".py" and path.is_file() else None
-    parent, _, last = name.rpartition(".")
-    above = _file(parent) if parent else None
-    folders = (
-        [above.parent]
-        if above and above.name == "__init__.py"
-        else []
-        if parent
-        else map(Path, sys.path)
-    )
-    for folder in folders:
-        for path in (folder / f"{last}.py", folder / last / "__init__.py"):
-            if path.is_file():
-                return path.resolve()
+def place(module: str) -> str | None:
+    """Return the file that a module is, or would be, imported from; None where there is none."""
+    found = _spec(module)
+    return found.origin if found else None
+
+
+def written_in(thing: object) -> str | None:
+    """Return the module in which a function is written, also that within a partial or a wrapper,
+    or the class of an object.
+    """
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    with contextlib.suppress(ValueError):  # wrappers in a circle
+        thing = inspect.unwrap(thing) if isinstance(thing, FunctionType) else thing
+    known = thing if isinstance(thing, FunctionType | type) else type(thing)
+    return getattr(known, "__module__", None)
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Find a module that is imported already, or will be within a function; import nothing."""
+    if name in sys.modules:
+        return _attribute(sys.modules[name], "__spec__")
+    parent = name.rpartition(".")[0]
+    above = _spec(parent) if parent else None
+    if parent and (above is None or above.submodule_search_locations is None):
+        return None
+    folders = above.submodule_search_locations if above else None
+    for finder in sys.meta_path:
+        with contextlib.suppress(Exception):  # of an installed package's own finder
+            if found := finder.find_spec(name, folders):
+                return found
+    return None
+
+
+def _content(spec: ModuleSpec | None) -> bytes | None:
+    """Read the file of a module; None where it is not the user's, or there is none."""
+    read = getattr(spec and spec.loader, "get_data", None)
+    if spec is None or spec.origin is None or read is None:
+        return None
+    if not _is_users(Path(spec.origin).resolve()):
+        return None
+    with contextlib.suppress(OSError):
+        return read(spec.origin)
     return None
 
 
@@ -74,21 +107,52 @@ def _is_users(path: Path) -> bool:
     return not (foreign or parts & {"site-packages", "dist-packages"})
 
 
-def _imported(name: str, path: Path, text: bytes) -> Iterator[str]:
-    """Yield the modules that a file imports anywhere in it, and the packages that they are in."""
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    modules = set()
+def _imported(name: str, content: bytes) -> Iterator[str]:
+    """Yield the modules that a file imports anywhere in it, as far as it writes their names."""
     try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):  # it has not been imported, and cannot be
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):  # no text, or it has not been imported and cannot be
         return
+    found = _spec(name)
+    is_package = found is not None and found.submodule_search_locations is not None
+    package = name if is_package else name.rpartition(".")[0]
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: -(node.level - 1) or None] if node.level else []
-            base = ".".join([*parents, *([node.module] if node.module else [])])
-            modules |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    for module in modules:
-        parts = module.split(".")
-        yield from (".".join(parts[: n + 1]) for n in range(len(parts)))
+        match node:
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.ImportFrom():
+                base = _absolute(package, node.level, node.module or "")
+                yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+            case ast.Call(args=[ast.Constant(value=str(written)), *_]) if (
+                getattr(node.func, "attr", getattr(node.func, "id", None)) in IMPORTERS
+            ):
+                module = written.lstrip(".")
+                yield _absolute(package, len(written) - len(module), module)
+
+
+def _absolute(package: str, level: int, module: str) -> str:
+    """Resolve a module that is imported from a package with `level` dots before its name."""
+    parents = package.split(".")[: -(level - 1) or None] if level else []
+    return ".".join([*parents, *([module] if module else [])])
+
+
+def _held(name: str) -> Iterator[str]:
+    """Yield the modules behind what a module holds, whatever the way by which it came there, such
+    as a name that was put together.
+    """
+    held = _attribute(sys.modules.get(name), "__dict__") or {}
+    for value in [*held.values()]:
+        things = [value]
+        if type(value) in (dict, list, tuple, set) and len(value) <= MOST_HELD:
+            things = [*value.values()] if type(value) is dict else [*value]
+        for thing in things:
+            is_module = issubclass(type(thing), ModuleType)
+            module = _attribute(thing, "__name__") if is_module else written_in(thing)
+            if isinstance(module, str):
+                yield module
+
+
+def _attribute(module: object, name: str) -> Any:
+    """Return an attribute of a module, without loading one that is loaded when it is used."""
+    with contextlib.suppress(AttributeError):
+        return object.__getattribute__(module, name)

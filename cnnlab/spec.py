@@ -35,6 +35,7 @@ from cnnlab import docstrings, provenance
 from cnnlab.errors import InputError, is_stop, unknown
 
 MOST_PARTS = 100  # of a pipeline
+SHORT_WORDS = "short_words"  # attribute of a function: short for values of its hyperparameters
 CONSTANTS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
 # What `isinstance` takes, of a hyperparameter's values; None: they may be anything.
 Allowed: TypeAlias = type | tuple[type, ...] | None
@@ -387,15 +388,34 @@ class Part:
         )
 
     def _without_defaults(self) -> Spec:
+        values = {name: self._as_default(name, value) for name, value in self.keywords.items()}
         changed = {
             k: v
-            for k, v in self.keywords.items()
+            for k, v in values.items()
             if k not in self.parameters or not self._is_default(k, v)
         }
-        return Spec(
-            self.name,
-            {name: self._as_default(name, value) for name, value in sorted(changed.items())},
-        )
+        return Spec(self._first_name, dict(sorted(changed.items())))
+
+    @property
+    def _first_name(self) -> str:
+        """The name, of the user's functions that by which their module defines them."""
+        defined = name_of(self.kind, self.function) if self.path else ""
+        return defined if self.module and defined.startswith(f"{self.module}.") else self.name
+
+    def identity(self) -> Spec:
+        """Build the canonical spec of the function itself, whichever module hands it on, or wraps
+        it in a `functools.partial`: parts that compute the same have the same.
+        """
+        function, preset = _unwrapped(self.function)
+        name = name_of(self.kind, function) if self.path else ""
+        if (
+            not name
+            or getattr(self.function, "args", ())
+            or not all(map(is_literal, preset.values()))
+        ):
+            return self.canonical()
+        module = "" if name in self.kind.builtin() else str(function.__module__)
+        return Part(self.kind, name, function, {**preset, **self.keywords}, module).canonical()
 
     def _under_other_names(self) -> list[Part]:
         """List this part, then what it is called after the other built-in parts of its function."""
@@ -421,15 +441,21 @@ class Part:
             for name, p in self.parameters.items()
             if name not in self.kind.supplies and is_literal(p.default)
         }
-        return Spec(self.name, dict(sorted((defaults | dict(self.keywords)).items())))
+        return Spec(self._first_name, dict(sorted((defaults | dict(self.keywords)).items())))
 
     def _as_default(self, name: str, value: object) -> object:
-        """Convert an int to a float where the function takes floats: 2 and 2.0 are one spelling."""
+        """Convert an int to a float where the function takes floats, and a whole float to an int
+        elsewhere: 2 and 2.0 are one spelling.
+        """
         parameter = self.parameters.get(name)
         floats = parameter and (
             _annotated(parameter) == "float" or type(parameter.default) is float
         )
-        return float(value) if floats and type(value) is int else value
+        if floats and type(value) is int:
+            return float(value)
+        if not floats and type(value) is float and value.is_integer():
+            return int(value)
+        return value
 
     def _is_default(self, name: str, value: object) -> bool:
         default = frozen(self.parameters[name].default)
@@ -443,8 +469,7 @@ class Part:
         """Compute the SHA-256 of each of the user's files behind the part, by module name."""
         if not self.path:
             return {}
-        written_in = inspect.unwrap(getattr(self.function, "func", self.function))
-        return provenance.sources(self.module, getattr(written_in, "__module__", None))
+        return provenance.sources(self.module, provenance.written_in(self.function))
 
     def accepted(self) -> str:
         """Describe the hyperparameters in one line."""
@@ -479,7 +504,12 @@ def find(kind: Kind, spec: Spec | str) -> Part:
     spec = parse(spec) if isinstance(spec, str) else spec
     name, function, module = _look_up(kind, spec.name)
     part = Part(kind, name, function, dict(spec.keywords), module)
-    part = dataclasses.replace(part, keywords=_with_absolute_paths(part))
+    short_words: Mapping[object, object] = part.mark(SHORT_WORDS, {})
+    keywords = {
+        key: short_words.get(value, value) if isinstance(value, str) else value
+        for key, value in _with_absolute_paths(part).items()
+    }
+    part = dataclasses.replace(part, keywords=keywords)
     for key, value in spec.keywords.items():
         if key in part.hyperparameters():
             _check_value(part, key, value)
@@ -567,12 +597,17 @@ def _look_up(kind: Kind, name: str) -> tuple[str, Callable, str]:
     )
 
 
+def look_here() -> None:
+    """Let modules be imported from the current directory."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
 def _load(kind: Kind, path: str) -> tuple[Callable, str]:
     """Import what a dotted path names, an attribute of a module or of a class in one. Return it
     and the module's name.
     """
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    look_here()
     names = path.split(".")
     if not all(name.isidentifier() for name in names):
         raise InputError(f"{kind.name} '{path}' is no dotted path to something in Python")

@@ -8,7 +8,9 @@ bucket that machines share, if there is one, and what is made is put there.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import mmap
 import os
@@ -30,10 +32,21 @@ _shared: tuple[str, Path] | None = None  # where that is, and the folder of this
 
 
 def folder() -> Path:
-    """Choose the cache folder: $CNNLAB_CACHE, else $XDG_CACHE_HOME/cnnlab, else ~/.cache/cnnlab."""
+    """Choose the cache folder: $CNNLAB_CACHE, else $XDG_CACHE_HOME/cnnlab, else ~/.cache/cnnlab;
+    for a user without a home, one that ends with this process.
+    """
     if chosen := os.environ.get("CNNLAB_CACHE"):
         return files.expanded(chosen)
-    return files.expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnnlab"
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return files.expanded(chosen) / "cnnlab"
+    return Path("~/.cache/cnnlab").expanduser() if files.has_home() else Path(_of_this_process())
+
+
+@functools.cache
+def _of_this_process() -> str:
+    folder = tempfile.TemporaryDirectory(prefix="cnnlab-")
+    atexit.register(folder.cleanup)
+    return folder.name
 
 
 def aligned(size: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnnlab import cli, files
+from cnnlab.console import show
 from cnnlab.multihost import agree
 from cnnlab.study.plan import Study
 from cnnlab.training import run_folder
@@ -41,7 +42,7 @@ def main(study: Study) -> None:
     results = driver.conduct(study, run_folder.command(), look=write)
     if results is not None:
         paths = write(results)
-        print(*report.brief(results), *paths, sep="\n", flush=True)
+        show(*report.brief(results), *paths)
 
 
 if __name__ == "__main__":

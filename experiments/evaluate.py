@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import tyro
 
 from cnnlab import cli, files
+from cnnlab.console import Console, show
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,18 @@ def main(arguments: Arguments) -> None:
     printed = sys.stderr if arguments.json else sys.stdout
     with contextlib.redirect_stdout(printed):  # by a user's code too
         lines = evaluated(arguments)
-    print(*lines, sep="\n")
+    for line in lines:
+        show(line)
 
 
 def evaluated(arguments: Arguments) -> list[str]:
     """Evaluate, and return the lines that say what comes of it."""
     from cnnlab import metrics
-    from cnnlab.console import Console
     from cnnlab.parts import further_sets
     from cnnlab.training import network, run
 
     test_sets = further_sets(arguments.test_sets)
-    trained = network.load(files.path(arguments.run), arguments.weights)
-    for module in trained.changed:
-        print(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
+    trained = network.announced(files.path(arguments.run), arguments.weights)
     weights = arguments.weights or ("average" if trained.state.average else "last")
     console = Console("off" if arguments.json else "auto")
     dataset = run.dataset_of(trained, arguments.data_dir, console)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import tyro
 
 from cnnlab import cli, files
+from cnnlab.console import show
 from cnnlab.errors import InputError
 
 
@@ -42,15 +43,23 @@ def main(arguments: Arguments) -> None:
     from cnnlab.softmax import softmax
     from cnnlab.training import network
 
-    trained = network.load(files.path(arguments.run), arguments.weights)
-    for module in trained.changed:
-        print(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
+    trained = network.announced(files.path(arguments.run), arguments.weights)
     names = trained.facts.class_names
-    images = np.stack([image.read(path, trained.facts.image_shape) for path in arguments.images])
-    probabilities = np.asarray(softmax(trained.logits(images)))
-    for path, p in zip(arguments.images, probabilities, strict=True):
-        best = np.argsort(-p, kind="stable")[: arguments.top]
-        print(f"{path}: " + ", ".join(f"{names[k]} {p[k]:.3f}" for k in best))
+    paths: list[str] = []
+    images: list[np.ndarray] = []
+    for path in arguments.images:
+        try:
+            images.append(image.read(path, trained.facts.image_shape))
+            paths.append(path)
+        except InputError as error:
+            show(f"error: {error}", file=sys.stderr)
+    if images:
+        probabilities = np.asarray(softmax(trained.logits(np.stack(images))))
+        for path, p in zip(paths, probabilities, strict=True):
+            best = np.argsort(-p, kind="stable")[: arguments.top]
+            show(f"{path}: " + ", ".join(f"{names[k]} {p[k]:.3f}" for k in best))
+    if len(paths) < len(arguments.images):
+        sys.exit(cli.EXIT_INPUT)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import tyro
 
 from cnnlab import cli, files
 from cnnlab.config import PROGRESS
+from cnnlab.console import Console, show
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,6 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    from cnnlab.console import Console
     from cnnlab.study import reanalysis
     from cnnlab.study.report import reanalysis as report
 
@@ -48,7 +48,7 @@ def main(arguments: Arguments) -> None:
     console = Console(arguments.progress)
     measured = reanalysis.reanalyse(study, analyses, arguments.test_set, console)
     paths = report.write(study, measured, plan_folder)
-    print(*report.lines(study, measured), *paths, sep="\n", flush=True)
+    show(*report.lines(study, measured), *paths)
 
 
 if __name__ == "__main__":

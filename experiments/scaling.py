@@ -21,6 +21,7 @@ from pathlib import Path
 import tyro
 
 from cnnlab import cli, files
+from cnnlab.console import show
 from cnnlab.errors import InputError, one_line
 from cnnlab.types import JsonObject
 
@@ -86,7 +87,7 @@ def main(options: Options) -> None:
     points = {plan["chips"]: plan["images_per_second"] for plan in plans}
     with files.written(Path(options.out)) as file:
         plots.scaling(lines, points, file, f"{generation}: predicted, not measured")
-    print(options.out)
+    show(options.out)
 
 
 def read(path: str) -> JsonObject:

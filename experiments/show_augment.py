@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cnnlab import cli, files
 from cnnlab.config import PART, Part, Settings, Size, check
+from cnnlab.console import show
 from cnnlab.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def main(arguments: Arguments) -> None:
     title = f"{parts.specs(lambda part: part.canonical())['augment']} on {dataset.name}"
     with files.written(Path(arguments.output)) as file:
         plots.contact_sheet(columns, file, title)
-    print(f"{arguments.output}: {arguments.images} images, {arguments.draws} draws")
+    show(f"{arguments.output}: {arguments.images} images, {arguments.draws} draws")
 
 
 def draw(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cnnlab import cli
 from cnnlab.config import Config
+from cnnlab.console import Console, show
 from cnnlab.multihost import agree
 from cnnlab.training import run_folder
 
@@ -22,18 +23,17 @@ from cnnlab.training import run_folder
 def main(config: Config) -> None:
     path = run_folder.default_path(config)
     if summary := agree.on_first(lambda: run_folder.check(path, config, quick=True)):
-        print(report(summary, path))
+        show(*report(summary, path))
         return
 
-    from cnnlab.console import Console
     from cnnlab.training import run
 
     console = Console(config.output.progress)
     summary = run.in_folder(config, path, console, started=cli.STARTED).summary
-    console.say(report(summary, path))
+    console.say(*report(summary, path))
 
 
-def report(summary: dict, path: Path) -> str:
+def report(summary: dict, path: Path) -> list[str]:
     from cnnlab import metrics
 
     kinds = {"test": f"{summary['test_on']} weights"}
@@ -48,7 +48,7 @@ def report(summary: dict, path: Path) -> str:
         f"{name}: {metrics.describe(result)}"
         for name, result in summary.get("test_sets", {}).items()
     ]
-    return "\n".join([*lines, f"{path}/summary.json"])
+    return [*lines, f"{path}/summary.json"]
 
 
 def list_parts(kinds: list[str]) -> None:

@@ -3,9 +3,11 @@
 import os
 import sys
 
+import jax
 import pytest
 
-from cnnlab import backend
+from cnnlab import backend, jax_private
+from cnnlab.errors import InputError
 
 COMMAND = ["python", "-X", "dev", __file__, "--epochs", "1"]
 
@@ -52,3 +54,44 @@ def test_a_script_restarts_with_its_own_command(restarts):
 def test_nothing_else_restarts(settings, restarts):
     calls, environment = restarts(**settings)
     assert not calls and environment == dict(settings.get("environment", ()))
+
+
+@pytest.fixture
+def unasked():
+    """No platform is asked for."""
+    before = jax.config.values["jax_platforms"]
+    jax.config.update("jax_platforms", "")
+    yield
+    jax.config.update("jax_platforms", before)
+
+
+BUSY = "The TPU is already in use by process 42.\nMore."
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "environment", "said"),
+    [
+        ({"tpu": BUSY}, {}, "has a TPU that JAX cannot use (The TPU is already in use by process"),
+        ({"cuda": "no supported devices"}, {}, "has a GPU that JAX cannot use (no supported"),
+        ({"cuda": "no supported devices"}, {"CUDA_VISIBLE_DEVICES": "0"}, "has a GPU"),
+        ({"cuda": "no supported devices"}, {"CUDA_VISIBLE_DEVICES": ""}, None),
+        ({"cuda": "no supported devices"}, {"CUDA_VISIBLE_DEVICES": "-1"}, None),
+        ({}, {}, None),
+    ],
+)
+def test_nobody_trains_on_the_cpu_unawares(accelerators, environment, said, unasked, monkeypatch):
+    monkeypatch.setattr(jax_private, "unusable_accelerators", lambda: accelerators)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if said is None:
+        assert backend.start() == jax.devices()
+        return
+    with pytest.raises(InputError) as refused:
+        backend.start()
+    assert said in str(refused.value) and "set JAX_PLATFORMS=cpu" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_cpu_that_is_asked_for_is_taken(monkeypatch):
+    monkeypatch.setattr(jax_private, "unusable_accelerators", lambda: {"tpu": BUSY})
+    assert backend.start() == jax.devices()

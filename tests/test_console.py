@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from cnnlab import console
+from cnnlab import cli, console
+from cnnlab.config import Machine
 from cnnlab.console import Console
+from cnnlab.errors import InputError
 
 
 @pytest.fixture
@@ -86,3 +88,37 @@ def test_track_gives_every_element_and_counts(clock, capsys):
         clock[0] += 11
     assert seen == [3, 1, 2]
     assert capsys.readouterr().out.splitlines() == [f"decoding: {k}/3 reads" for k in (1, 2, 3)]
+
+
+NAME = "a\x1b[31m\nb\u202e\udcff caf\u00e9"
+ESCAPED = r"a\x1b[31m\nb\u202e\udcff café"
+
+
+@pytest.mark.parametrize("mode", ["off", "bar"])
+def test_names_are_printed_escaped(mode, capsys):
+    shown = Console(mode)
+    with shown.progress(NAME, 2, "steps") as advance:
+        advance(1, NAME)
+        shown.say(NAME, "[/b]")
+    shown.say(NAME)
+    console.show(NAME, 3, file=sys.stderr)
+    printed = capsys.readouterr()
+    assert ESCAPED in printed.out.splitlines() and "[/b]" in printed.out.splitlines()
+    assert printed.out.count(ESCAPED) >= 2 and "a\x1b[31m" not in printed.out
+    assert printed.err == f"{ESCAPED}\n3\n"
+
+
+def test_a_description_is_no_markup(capsys):
+    """A folder may be called [/b], which ends nothing."""
+    with Console("bar").progress("decoding [/b]", 2, "reads") as advance:
+        advance(1, "[/i]")
+
+
+def test_an_error_is_printed_escaped(capsys):
+    def fails(flags):
+        raise InputError(f"no folder {NAME}")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main(fails, Machine, [])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: no folder a\\x1b[31m b\\u202e\\udcff café\n"

@@ -64,3 +64,25 @@ client.wait_at_barrier("barrier", 1000)
     command = [sys.executable, "-c", program, address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("chips", "gpu", "errors", "found"),
+    [
+        (0, False, {}, {}),
+        (0, False, {"tpu": "no TPU here", "cuda": "no driver"}, {}),  # installed for tpu_plan.py
+        (4, False, {"tpu": "busy"}, {"tpu": "busy"}),
+        (4, False, {}, {"tpu": "jax[tpu] is not installed"}),
+        (0, True, {"cuda": "busy"}, {"cuda": "busy"}),
+        (0, True, {}, {}),  # a screen needs one too
+    ],
+)
+def test_accelerators_that_cannot_be_used(chips, gpu, errors, found, monkeypatch):
+    from jax._src import hardware_utils, xla_bridge
+
+    monkeypatch.setattr(
+        hardware_utils, "num_available_tpu_chips_and_device_id", lambda: (chips, None)
+    )
+    monkeypatch.setattr(hardware_utils, "has_visible_nvidia_gpu", lambda: gpu)
+    monkeypatch.setattr(xla_bridge, "_backend_errors", errors)
+    assert jax_private.unusable_accelerators() == found

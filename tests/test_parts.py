@@ -386,6 +386,13 @@ def test_a_run_whose_user_file_has_changed_is_not_resumed(tmp_path, tfds_root):
     assert done.stderr == "changed_here is no longer the file that the run was trained with\n"
     (tmp_path / "changed_here.py").write_text(text.format(1))
     assert script("train", *small, "--epochs", 2, cwd=tmp_path).returncode == 0
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/changed_here.py").write_text(text.format(1))
+    done = script("evaluate", tmp_path / "run", cwd=tmp_path / "elsewhere")
+    assert done.returncode == 0 and done.stderr == (
+        f"changed_here is imported from {tmp_path}/elsewhere/changed_here.py; the run was started "
+        f"with {tmp_path}/changed_here.py\n"
+    )
 
 
 @pytest.mark.slow

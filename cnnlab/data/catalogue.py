@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from cnnlab import files
 from cnnlab.data import builders, prepared, storage
 from cnnlab.data.dataset import Dataset
 from cnnlab.data.pictures import folder
@@ -228,6 +229,7 @@ def npz(path: Path) -> dict[str, Any]:
     Raises:
       InputError: no such file, or other arrays in it.
     """
+    path = files.expanded(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             stored = [str(name) for name in file.files]

@@ -163,10 +163,9 @@ def on_disk(
     if isinstance(split.records, Arrays):
         why = "they are arrays in memory already"
     else:
-        with decoded_file.locked(target, say) as held:
-            why = "that folder cannot be written" if not held else ""
-            found = _found(split, target, progress) if held else None
-            if found is None and held and not (why := _no_room(target, size, limit)):
+        with decoded_file.locked(target, say) as why:
+            found = None if why else _found(split, target, progress)
+            if found is None and not (why := why or _no_room(target, size, limit)):
                 found = _fetched(split, target, progress) or _written(split, target, progress)
                 why = "" if found else "that folder cannot be written, or its disk is full"
         if found:

@@ -10,7 +10,6 @@ time.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import math
 import os
@@ -21,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnlab import verified
+from cnnlab import files, verified
 from cnnlab.data.dataset import Example, Examples
 from cnnlab.data.image import fit
+from cnnlab.errors import InputError
 
 SAMPLE = 16  # images that are compared with their hashes when a file is opened
 
@@ -117,26 +117,26 @@ def path(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def locked(target: Path, say: Callable[[str], object]) -> Iterator[bool]:
-    """Hold the lock of a file of decoded images, waiting for a process that writes it; yield False
-    where there is no lock to be had.
-
-    The kernel releases it when the process dies, so the lock file may stay.
+def locked(target: Path, say: Callable[[str], object]) -> Iterator[str]:
+    """Hold the lock of a file of decoded images, waiting for a process that writes it; yield why
+    that is impossible, empty where it is held.
     """
-    with contextlib.ExitStack() as held:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context(target.with_suffix(".lock").open("w"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"waiting for another process that decodes into {target}")
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-            return
+
+    def waiting() -> None:
+        say(f"waiting for another process that decodes into {target}")
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = files.lock(target.with_suffix(".lock"), waiting)
+    except OSError:
+        yield "that folder cannot be written"
+        return
+    except InputError as error:
+        yield str(error)
+        return
+    with file or contextlib.nullcontext():
         _remove(_partial(target))  # of a process that was killed
-        yield True
+        yield ""
 
 
 def free(target: Path) -> int:

@@ -29,6 +29,7 @@ import numpy as np
 
 from cnnlab.data.dataset import Batch, Split
 from cnnlab.data.order import batch_positions
+from cnnlab.errors import InputError
 
 if TYPE_CHECKING:  # Grain's reader processes import this module, and need no JAX
     import jax
@@ -40,6 +41,8 @@ Rows = np.ndarray | None  # of a batch, int[n]; None: all
 # Bytes of batches that wait for the training, at most; but 2 of them, and no more than 16.
 # Processes that read hand over parts of a batch, so that many of them keep within it too.
 READ_AHEAD = 64 << 20
+SHARED_MEMORY = "/dev/shm"  # where processes hand over what they read, on Linux
+SEMAPHORES = 1 << 18  # bytes there of a process's semaphores, a page each
 
 
 def gathered(image_shape: tuple[int, ...], data: jax.Array, item: DeviceBatch) -> DeviceBatch:
@@ -175,7 +178,8 @@ def streaming(split: Split, order: Order, workers: int = 0, num_feeds: int = 1) 
     """
     batch_size = order.batch_size if order.rows is None else len(order.rows)
     image_bytes = math.prod(split.image_shape)
-    ahead = read_ahead(batch_size, image_bytes, workers, READ_AHEAD // num_feeds)
+    limit = min(READ_AHEAD, _shared_memory(workers * num_feeds)) if workers else READ_AHEAD
+    ahead = read_ahead(batch_size, image_bytes, workers, limit // num_feeds)
     images = ahead.waiting * -(-batch_size // ahead.parts) + (batch_size if ahead.parts > 1 else 0)
 
     def items(first: int, last: int) -> Iterator[Batch]:
@@ -188,6 +192,28 @@ def streaming(split: Split, order: Order, workers: int = 0, num_feeds: int = 1) 
                 yield batch[0] if ahead.parts == 1 else _joined(batch)
 
     return Feed((), as_read, items, images * image_bytes)
+
+
+def _shared_memory(workers: int) -> int:
+    """Return the bytes in which processes that read can hand over batches: half of what is free, as
+    a batch can need more than its share.
+
+    Raises:
+      InputError: there is no room for the processes themselves.
+    """
+    try:
+        status = os.statvfs(SHARED_MEMORY)
+    except OSError:  # another system
+        return READ_AHEAD
+    free = status.f_bavail * status.f_frsize
+    if free < 2 * workers * SEMAPHORES:
+        raise InputError(
+            f"--workers {workers}: the processes that read need "
+            f"{2 * workers * SEMAPHORES / 1e6:.1f} MB of shared memory at least, and "
+            f"{SHARED_MEMORY} has {free / 1e6:.1f} MB free; take --workers 0 (threads), or enlarge "
+            "it (docker run --shm-size 1g)"
+        )
+    return free // 2 - workers * SEMAPHORES
 
 
 def _joined(parts: Sequence[Batch]) -> Batch:

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnlab.errors import InputError
+from cnnlab.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import PIL.GifImagePlugin
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # Part of the names of what is cached: raise it when some file gives other pixels.
 DECODER_VERSION = 3
 FORMATS = ("PNG", "GIF", "BMP", "WEBP")  # those that Pillow decodes; not EPS, which runs a program
+MOST_PIXELS = 100_000_000  # of an image: a small file may claim any size
+MOST_BYTES = 1 << 30  # of a file
 JPEG = b"\xff\xd8\xff"
 ADOBE = b"\xff\xee\x00\x0eAdobe"  # a marker: its CMYK is stored inverted
 TRUNCATED = "Premature end of JPEG file"
@@ -63,9 +65,10 @@ def _decode_jpeg(data: bytes, channels: int) -> np.ndarray:
     import simplejpeg
 
     try:
-        stored = simplejpeg.decode_jpeg_header(data)[2]
+        height, width, stored, _ = simplejpeg.decode_jpeg_header(data)
     except KeyError as error:  # 4:4:1
         raise ValueError("its colours are sampled in a way that is not supported") from error
+    _check_size(int(height), int(width))
     cmyk = stored in ("CMYK", "YCCK")
     grey = channels == 1 or (channels == 0 and stored == "Gray")
     colours = "CMYK" if cmyk else "GRAY" if grey else "RGB"
@@ -91,12 +94,26 @@ def _decode_other(data: bytes) -> np.ndarray:
             warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(data), formats=FORMATS) as picture,
         ):
+            _check_size(picture.height, picture.width)
             if isinstance(picture, GifImageFile):
                 return _first_frame(picture)
             picture.load()
             return _pixels(picture)
     except UnidentifiedImageError as error:
         raise ValueError("not a JPEG, PNG, GIF, BMP or WebP file") from error
+
+
+def _check_size(height: int, width: int) -> None:
+    """Refuse an image that would take all memory, before it is decoded.
+
+    Raises:
+      ValueError: it is too large.
+    """
+    if height * width > MOST_PIXELS:
+        raise ValueError(
+            f"{width:,} x {height:,} pixels; up to {MOST_PIXELS:,} pixels are decoded: make it "
+            "smaller"
+        )
 
 
 def _pixels(picture: PIL.Image.Image) -> np.ndarray:
@@ -168,13 +185,30 @@ def read(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarray:
     Raises:
       InputError: no such file, or no image.
     """
-    file = Path(path)
-    if not file.exists():
-        raise InputError(f"there is no image file {path}")
-    if not file.is_file():
-        raise InputError(f"{path} is not a regular file")
     try:
-        return fit(decode(file.read_bytes(), shape[-1]), shape)
+        return fit(decode(contents(path), shape[-1]), shape)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no image file {os.fspath(path)}") from error
     # Pillow's readers raise anything on damaged files, struct.error among them.
     except Exception as error:
-        raise InputError(f"{path} cannot be read as an image ({error})") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        raise InputError(f"{os.fspath(path)} cannot be read as an image ({why})") from error
+
+
+def contents(path: str | os.PathLike[str]) -> bytes:
+    """Read a regular file that may be an image. It never waits, as a pipe or a device would let
+    it.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: no regular file, or one without content or with too much.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    if not status.st_size:  # a file of /proc, perhaps
+        raise ValueError("an empty file")
+    if status.st_size > MOST_BYTES:
+        raise ValueError(f"{status.st_size:,} bytes; up to {MOST_BYTES:,} are read")
+    with open(path, "rb") as file:
+        return file.read(status.st_size)

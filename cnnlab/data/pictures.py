@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from cnnlab import files
 from cnnlab.console import Console
 from cnnlab.data import builders, image, prepared, storage
 from cnnlab.data.dataset import Dataset
@@ -75,7 +76,7 @@ def folder(  # noqa: PLR0913 (hyperparameters)
       InputError: no such folder, no pictures in it or in a class, a class whose name is no line of
         text, or more unreadable ones than allowed.
     """
-    root = Path(os.path.abspath(os.path.expanduser(path)))
+    root = Path(os.path.abspath(files.expanded(path)))
     found = pictures(root, test_only)
     prepared_folder = prepare(root, found, storage.data_root(data_dir), unreadable)
     if test_only and {picture.split for picture in found} == {"train"}:
@@ -299,13 +300,10 @@ def _look_at(path: Path) -> tuple[int, int, int] | str:
     """Return a picture's shape, or why it cannot be read."""
     if path.suffix.lower() in FOREIGN:
         return "not a JPEG, PNG, GIF, BMP or WebP file"
-    if not path.is_file():
-        return "not a regular file"
     if str(path).encode(errors="ignore").decode() != str(path):
         return "its name is not UTF-8"
     try:
-        data = path.read_bytes()
-        height, width, channels = image.decode(data, 0).shape
+        height, width, channels = image.decode(image.contents(path), 0).shape
         return height, width, channels
     except Exception as error:  # Pillow's readers raise anything on damaged files
         return one_line(error)

@@ -41,7 +41,7 @@ def filesystem(scheme: str) -> AbstractFileSystem:
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         return fsspec.filesystem(scheme)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # of a library that misses another one, for example
         raise InputError(f"{scheme}:// cannot be opened: {one_line(error)}") from error
 
 
@@ -183,7 +183,9 @@ def data_root(data_dir: str | None) -> Folder:
       InputError: a directory was named and is not there.
     """
     if data_dir is None:
-        return Folder.at(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+        if not (chosen := os.environ.get("TFDS_DATA_DIR")) and not files.has_home():
+            raise InputError("this user has no home: --data-dir DIR says where data sets are")
+        return Folder.at(chosen or "~/tensorflow_datasets")
     if not is_remote(data_dir) and not files.expanded(data_dir).is_dir():
         raise InputError(
             f"--data-dir {data_dir} is not a directory; make it first, or leave the flag out"

@@ -259,15 +259,20 @@ def active_passive(
 def _member(role: str, loss: str | Callable, known: dict[str, Callable]) -> Callable:
     if callable(loss):
         return loss
-    if str(loss) not in known:
+    name = SHORT_MEMBERS.get(loss, loss)
+    if name not in known:
         raise unknown(f"{role} loss", str(loss), known)
-    return known[loss]
+    return known[name]
 
+
+# Words for the same losses, which are counted as those.
+SHORT_MEMBERS = {"ce": "cross_entropy", "nce": "normalized_cross_entropy"}
+SHORT_MEMBERS |= {"nfl": "normalized_focal", "mae": "mean_absolute_error"}
+SHORT_MEMBERS |= {"rce": "reverse_cross_entropy"}
+vars(active_passive)["short_words"] = SHORT_MEMBERS
 
 ACTIVE = {f.__name__: f for f in (cross_entropy, focal, normalized_cross_entropy, normalized_focal)}
-ACTIVE |= {"ce": cross_entropy, "nce": normalized_cross_entropy, "nfl": normalized_focal}
 PASSIVE = {f.__name__: f for f in (mean_absolute_error, reverse_cross_entropy)}
-PASSIVE |= {"mae": mean_absolute_error, "rce": reverse_cross_entropy}
 
 
 def bi_tempered(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from typing import TypeVar, cast
 
 from cnnlab.errors import InputError
-from cnnlab.multihost import processes
+from cnnlab.multihost import messages, processes
 
 T = TypeVar("T")
 
@@ -17,7 +16,8 @@ def on_first(action: Callable[[], T]) -> T:
     done.
 
     Args:
-      action: called on the first process only; what it returns must pickle.
+      action: called on the first process only; what it returns must be something
+        that `messages.encode` takes.
 
     Raises:
       Exception: what it raised there, on all processes.
@@ -25,10 +25,10 @@ def on_first(action: Callable[[], T]) -> T:
     if processes.count() == 1:
         return action()
     result, error = _attempt(action) if processes.index() == 0 else (None, None)
-    result, error = _gathered((result, error), from_all=False)[0]
-    if error is not None:
-        raise error
-    return cast(T, result)
+    received, its_error = _gathered((result, error), from_all=False)[0]
+    if its_error is not None:
+        raise error or its_error
+    return cast(T, received)
 
 
 def on_all(action: Callable[[], T]) -> T:
@@ -60,7 +60,7 @@ def agree(what: str, value: object) -> None:
 
     Args:
       what: it is, for the message.
-      value: anything that pickles and compares.
+      value: anything that `messages.encode` takes, and that compares.
 
     Raises:
       InputError: on all, if one differs from the first.
@@ -78,10 +78,6 @@ def _attempt(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return action(), None
     except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # it stays where it is; the others get its words
-            return None, RuntimeError(f"{type(error).__name__}: {error}")
         return None, error
 
 
@@ -93,7 +89,10 @@ def _gathered(value: T, from_all: bool = True) -> list[T]:
     collect = (
         multihost_utils.process_allgather if from_all else multihost_utils.broadcast_one_to_all
     )
-    body = pickle.dumps(value)
+    try:
+        body = messages.encode(value)
+    except TypeError as error:  # the others wait for a message
+        body = messages.encode((None, error) if isinstance(value, tuple) else error)
     high_low = np.array(divmod(len(body), 2**30), np.int32)  # jax has no larger numbers by default
     sizes = np.reshape(collect(high_low), (-1, 2)) @ np.array([2**30, 1])
     # Few sizes: each is a compilation
@@ -101,4 +100,5 @@ def _gathered(value: T, from_all: bool = True) -> list[T]:
     if from_all or processes.index() == 0:
         padded[: len(body)] = np.frombuffer(body, np.uint8)
     rows = np.reshape(collect(padded), (-1, len(padded)))
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    received = zip(rows, sizes, strict=True)
+    return [cast(T, messages.decode(row[:size].tobytes())) for row, size in received]

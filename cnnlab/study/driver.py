@@ -10,8 +10,9 @@ from pathlib import Path
 
 from cnnlab import files
 from cnnlab.console import Console
-from cnnlab.errors import InputError
+from cnnlab.errors import InputError, unknown
 from cnnlab.multihost import agree, processes
+from cnnlab.spec import Part
 from cnnlab.study import folder as folders
 from cnnlab.study import manifest as manifests
 from cnnlab.study import on_ray, plan, report, sequential
@@ -35,6 +36,7 @@ def conduct(
     study: Study, command: str, plan_folder: Path | None = None, look: Look | None = None
 ) -> Results | None:
     """Announce a study, train it and show its progress; otherwise as `run`."""
+    study = with_baseline(study)
     board = Board(study.progress, study.training.epochs)
     for line in announcement(study):
         board.say(line)
@@ -65,6 +67,7 @@ def run(
       InputError: whatever cannot be done; found before any training where it can be known.
       Stopped: a signal came; the cells under way are saved.
     """
+    study = with_baseline(study)
     folder = files.expanded(study.workdir).absolute()
     plan_folder = plan_folder or folder
     agree.on_first(lambda: folders.refuse_old(folder))
@@ -74,7 +77,7 @@ def run(
         (arm, plan.label(condition)): folders.cells(study, arm, condition, blocks)
         for arm, condition in plan.grid(study)
     }
-    _refuse_twins([arm[0] for arm in arms.values()])
+    _refuse_twins(study, [arm[0] for arm in arms.values()])
     plan.margin(study)  # refuse metric and margin before any training
     remote = on_ray.joined(study, command) if study.executor == "ray" else contextlib.nullcontext()
     with remote as cluster:
@@ -96,6 +99,22 @@ def run(
             if study.until:
                 return _until_decided(trainer, arms, look)
             return _fixed(trainer, arms)
+
+
+def with_baseline(study: Study) -> Study:
+    """Name the baseline as its arm is written, whatever the spelling.
+
+    Raises:
+      InputError: no arm is the baseline.
+    """
+    names = plan.arm_names(study)
+    if plan.baseline(study) in names:
+        return study
+    wanted = folders.canonical(plan.baseline(study), Part.identity)
+    for name in names:
+        if folders.canonical(name, Part.identity) == wanted:
+            return study.replace(baseline=name)
+    raise unknown("baseline", plan.baseline(study), names)
 
 
 def _with_block(study: Study, manifest: Manifest | None) -> Study:
@@ -276,18 +295,20 @@ def _in_order(arms: Arms) -> list[Cell]:
     return [cells[i] for i in range(longest) for cells in arms.values() if i < len(cells)]
 
 
-def _refuse_twins(cells: Sequence[folders.Cell]) -> None:
+def _refuse_twins(study: Study, cells: Sequence[folders.Cell]) -> None:
     """Raise InputError if two arms are the same under two names: a study would compare the arm with
     itself.
     """
     seen: dict[str, str] = {}
     for cell in cells:
         name = f"{cell.arm}, {plan.label(cell.condition)}" if cell.condition else cell.arm
-        if cell.digest in seen:
+        recipe = folders.config(study, cell.arm, cell.condition).recipe
+        identity = str(sorted(folders.settings(recipe, Part.identity).items()))
+        if identity in seen:
             raise InputError(
-                f"'{seen[cell.digest]}' and '{name}' are the same under two names; leave one out"
+                f"'{seen[identity]}' and '{name}' are the same under two names; leave one out"
             )
-        seen[cell.digest] = name
+        seen[identity] = name
 
 
 def announcement(study: Study) -> list[str]:

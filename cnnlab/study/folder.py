@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,18 +103,18 @@ def cells(
     ]
 
 
-def settings(recipe: Recipe) -> JsonObject:
-    """Return the settings of a recipe that are not at their defaults, each part in its canonical
-    form.
+def settings(recipe: Recipe, form: Callable[[Part], spec.Spec] = Part.canonical) -> JsonObject:
+    """Return the settings of a recipe that are not at their defaults, its parts in a form such as
+    the canonical one.
     """
     default = Recipe().to_json()
-    fields = recipe.to_json() | resolve(recipe).specs(Part.canonical)
+    fields = recipe.to_json() | resolve(recipe).specs(form)
     return {k: v for k, v in fields.items() if v != default[k] and k not in SHORT}
 
 
-def canonical(arm: str) -> str:
-    """Return an arm's canonical form: aliases and defaults written out make no difference. One that
-    can no longer be found stays as it is.
+def canonical(arm: str, form: Callable[[Part], spec.Spec] = Part.canonical) -> str:
+    """Return an arm's canonical form, or another one: aliases and defaults written out make no
+    difference. One that can no longer be found stays as it is.
 
     >>> canonical("ce"), canonical("loss=cross_entropy"), canonical("average=ema optimizer=adam")
     ('cross_entropy', 'cross_entropy', 'average=ema optimizer=adam')
@@ -124,7 +123,7 @@ def canonical(arm: str) -> str:
     """
     changed = parse_arm(arm)
     try:
-        written = Recipe().to_json() | settings(Recipe(**changed))
+        written = Recipe().to_json() | settings(Recipe(**changed), form)
     except InputError:
         return arm
     written |= {name: value for name, value in changed.items() if name in SHORT}
@@ -174,22 +173,13 @@ def claimed(folder: Path, digest: str) -> Iterator[bool]:
         for name in ("cells", "tuning", "locks"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder / "cells").close()
-        file = (folder / "locks" / digest).open("a")
+        file = files.lock(folder / "locks" / digest)
     except OSError as error:
         raise InputError(
             f"the study's folder {folder} cannot be written: {error.strerror}"
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            raise InputError(
-                f"the study's folder {folder} has no locks ({error.strerror}); take another"
-            ) from error
-        yield True
+    with file or contextlib.nullcontext():
+        yield file is not None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from cnnlab import config as settings
+from cnnlab import files
 from cnnlab.config import (
     NOISE,
     PROGRESS,
@@ -145,9 +146,10 @@ class Study(Settings):
         settings.check(self)
         self._check_arms()
         self._check_seeds()
-        if not self.workdir or self.workdir.startswith("gs://"):
+        if not self.workdir or files.is_url(self.workdir):
             raise InputError(
-                "--workdir must name a folder on a disk: a study needs locks, and buckets have none"
+                "--workdir must name a folder on a disk: a study needs locks, and buckets have "
+                f"none; got {self.workdir or 'none'}"
             )
         self._check_executor()
         if self.ood_sets and self.keep_logits == "none":
@@ -209,8 +211,6 @@ class Study(Settings):
                     f"{settings.flag(name)} takes each value once, at least one; got "
                     f"{' '.join(map(str, values)) or 'none'}"
                 )
-        if self.baseline is not None and baseline(self) not in names:
-            raise unknown("baseline", self.baseline, names)
 
     def _check_executor(self) -> None:
         sharded = shard(self.shard) != (0, 1)

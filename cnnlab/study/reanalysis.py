@@ -133,12 +133,14 @@ def parse(texts: Sequence[str]) -> list[Analysis]:
     """
     if not texts:
         raise InputError("--metric names what to compute, such as ece+temperature")
-    analyses = []
-    for text in dict.fromkeys(texts):
+    analyses: dict[tuple[str, ...], Analysis] = {}
+    for text in texts:
         first, *rest = spec.parse_pipeline(text)
         transforms = tuple(find("rescaling", written) for written in rest)
-        analyses.append(Analysis(text, find("posthoc", first), transforms))
-    return analyses
+        analysis = Analysis(text, find("posthoc", first), transforms)
+        same = tuple(str(part.canonical()) for part in (analysis.metric, *transforms))
+        analyses.setdefault(same, analysis)
+    return [*analyses.values()]
 
 
 @dataclass(frozen=True)

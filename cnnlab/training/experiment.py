@@ -259,18 +259,23 @@ class Experiment:
         shared = self.layout.mesh.shape[AXIS]
         alone = shared > 1 and not parts.model.asks("axis_name")
         lines = []
-        if alone or recipe.microbatches > 1:
+        images = recipe.batch_size // recipe.microbatches
+        if alone or recipe.microbatches > 1 or images == 1:
             state, _, _ = self.program.abstract_start()
-            images = recipe.batch_size // recipe.microbatches
             if jax.tree.leaves(state.batch_stats) and alone:
                 lines.append(
                     f"model {parts.model} does not take axis_name: its batch statistics are those "
                     f"of each device, {_images(images // shared)}"
                 )
             elif jax.tree.leaves(state.batch_stats):
+                setting = (
+                    f"--microbatches {recipe.microbatches}"
+                    if recipe.microbatches > 1
+                    else f"--batch-size {recipe.batch_size}"
+                )
                 lines.append(
-                    f"model {parts.model} has batch statistics: with --microbatches "
-                    f"{recipe.microbatches} they are those of {_images(images)}"
+                    f"model {parts.model} has batch statistics: with {setting} they are those of "
+                    f"{_images(images)}"
                 )
         if parts.loss.mark("head") and "head" not in parts.model.parameters:
             lines.append(
@@ -527,6 +532,10 @@ def training_data(
         raise InputError(
             f"--validation {recipe.validation} of {len(split)} images holds out none; take more, "
             "or 0"
+        )
+    if not len(kept):
+        raise InputError(
+            f"--validation {recipe.validation} of {len(split)} images leaves none to train on"
         )
     clean = dataclasses.replace(
         dataset, train=read.split or split, labels=labels, targets=labels, positions=kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import optax
 from cnnlab import augment, compilation_cache, files
 from cnnlab.checkpoint import layout, manager
 from cnnlab.config import Config, Recipe
+from cnnlab.console import show
 from cnnlab.contracts import captured
 from cnnlab.data.dataset import Dataset
 from cnnlab.data.facts import DataFacts
@@ -117,9 +119,10 @@ def initial_state(
     except InputError:
         raise
     except (ValueError, ZeroDivisionError) as error:
-        raise InputError(
-            f"the model does not fit images of {image_shape}: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        if isinstance(error, ZeroDivisionError) or "zero-size" in reason:
+            reason = "its layers leave no pixel of them; take larger ones (--image-size)"
+        raise InputError(f"the model does not fit images of {image_shape}: {reason}") from error
     # Newer JAX initialises a layer on nothing without a word; the network would not see the images.
     if not all(leaf.size for leaf in jax.tree.leaves(state.params)):
         raise InputError(
@@ -300,6 +303,18 @@ def load(path: Path, weights: str | int | None = None, conv: Convolution | None 
     state = checkpoint.tree["state"]
     state = state.last if weights == "last" else state
     return Network(config, parts, facts, apply_fn, state, checkpoint.step, changed)
+
+
+def announced(path: Path, weights: str | None = None) -> Network:
+    """Load the network of a run folder for a command, as `load` does. On stderr it says which of
+    the user's modules are not where they were, before they are imported, and which are no longer
+    what they were.
+    """
+    show(*run_folder.moved_sources(path), file=sys.stderr)
+    network = load(path, weights)
+    for module in network.changed:
+        show(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
+    return network
 
 
 def teacher_fn(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -20,7 +19,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from cnnlab import files
+from cnnlab import files, provenance, spec
 from cnnlab.checkpoint import layout
 from cnnlab.config import PARTS, SHORT, STORED_BESIDES, Config, Recipe, names
 from cnnlab.data.facts import DataFacts
@@ -260,6 +259,20 @@ def changed_sources(stored: JsonObject, parts: Parts) -> list[str]:
     )
 
 
+def moved_sources(path: Path) -> list[str]:
+    """Say which of the user's modules would be imported from another file than a run was started
+    with, in a line each; nothing is imported.
+    """
+    places = (_read_sealed(path / "config.json") or {}).get("places", {})
+    spec.look_here()
+    now = {module: provenance.place(module) or "" for module in places}
+    return [
+        f"{module} is imported from {now[module]}; the run was started with {before}"
+        for module, before in places.items()
+        if now[module] and os.path.realpath(now[module]) != os.path.realpath(str(before))
+    ]
+
+
 def _has_results(path: Path) -> bool:
     """Return whether a run folder holds something to lose: a checkpoint or a summary."""
     return (path / "summary.json").exists() or bool(layout.steps(path / "checkpoints"))
@@ -328,18 +341,15 @@ class RunFolder:
         path = self.path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = files.lock_file(path).open("a")
+            self._lock = files.lock(path / "lock")
         except OSError as error:
             raise InputError(
                 f"the run folder {path} cannot be written ({error.strerror})"
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
+        if self._lock is None:
             raise InputError(
                 f"the run folder {path} is in use by another process; wait, or choose --workdir"
-            ) from error
+            )
         try:
             check(path, config)  # again, now that nobody else can change it
             stored = stored_form(config)
@@ -356,9 +366,11 @@ class RunFolder:
             warnings = [
                 f"{k}: {old.get(k)} -> {v}" for k, v in environment.items() if old.get(k) != v
             ]
-            data_dir = config.machine.data_dir
+            data_dir = config.machine.data_dir or os.environ.get("TFDS_DATA_DIR")
             if data_dir and "://" not in data_dir:  # so that it is found from any directory
-                stored["data_dir"] = os.path.abspath(os.path.expanduser(data_dir))
+                data_dir = os.path.abspath(files.expanded(data_dir))
+            stored["data_dir"] = data_dir
+            stored["places"] = {name: provenance.place(name) for name in stored["sources"]}
             files.write_sealed(path / "config.json", {"run": run, **stored})
             files.write_json(path / "versions.json", environment)
             files.write_sealed(path / "data.json", {"run": run, **facts.to_json()})

@@ -85,7 +85,7 @@ def main(flags: All) -> None:
         page, lesson.page(taught, "Softmax, cross-entropy and CNNs: what holds", failed)
     )
     refuted = sum(len(topic.refuted) for topic in taught)
-    console.say(f"{refuted} claims do not hold, {len(failed)} lessons failed\n{page}")
+    console.say(f"{refuted} claims do not hold, {len(failed)} lessons failed", page)
     if refuted or failed:
         raise cli.Stopped("", 1)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cnnlab.data import catalogue, contents, feed, order
+from cnnlab.errors import InputError
 
 BATCH = 16
 SEED = 5
@@ -218,3 +219,28 @@ def test_no_more_is_read_than_may_wait(tmp_path, workers, monkeypatch):
     shared = feed.streaming(Counted(tmp_path), chosen, workers, num_feeds=3)
     assert shared.ahead == 2 * 16 * 192 if not workers else shared.ahead <= (16 + 12) * 192
     assert shared.ahead < feeding.ahead
+
+
+@pytest.mark.parametrize(
+    ("free", "limit"),
+    [
+        (1 << 40, feed.READ_AHEAD),
+        (64 << 20, (32 << 20) - 2 * feed.SEMAPHORES),  # Docker's own choice
+        ((1 << 20) - 4096, None),
+        (0, None),
+    ],
+)
+def test_what_processes_hand_over_fits_into_shared_memory(free, limit, train, own, monkeypatch):
+    status = types.SimpleNamespace(f_bavail=free // 4096, f_frsize=4096)
+    monkeypatch.setattr(feed.os, "statvfs", lambda path: status)
+    chosen = feed.Order(contents.summary(train).labels, own, SEED, BATCH)
+    feed.streaming(train, chosen, workers=0)
+    if limit is None:
+        with pytest.raises(InputError, match=r"--workers 2: .* shared memory .* --workers 0"):
+            feed.streaming(train, chosen, workers=2)
+        return
+    seen = []
+    real = feed.read_ahead
+    monkeypatch.setattr(feed, "read_ahead", lambda *args: seen.append(args) or real(*args))
+    feed.streaming(train, chosen, workers=2)
+    assert min(seen[0][3], feed.READ_AHEAD) == limit

@@ -4,7 +4,11 @@ import base64
 import builtins
 import io
 import json
+import os
+import resource
+import socket
 import struct
+import zlib
 from pathlib import Path
 
 import jax
@@ -202,3 +206,75 @@ def test_files_that_are_none(tmp_path):
         image.read(tmp_path / "nothing.png", (8, 8, 3))
     with pytest.raises(InputError, match="not a regular file"):
         image.read(tmp_path, (8, 8, 3))
+
+
+def chunk(kind, data):
+    check = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+
+def claimed(width, height, kind):
+    """A file of some hundred bytes that claims to be an image of a size."""
+    if kind == "PNG":
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"0")), chunk(b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, kind)
+    data = bytearray(file.getvalue())
+    place, form = {
+        "JPEG": (data.find(b"\xff\xc0") + 5, ">HH"),
+        "GIF": (6, "<HH"),
+        "BMP": (18, "<ii"),
+    }[kind]
+    sides = (height, width) if kind == "JPEG" else (width, height)
+    data[place : place + struct.calcsize(form)] = struct.pack(form, *sides)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(("width", "height"), [(65_000, 65_000), (12_000, 12_000)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP"])
+def test_a_small_file_that_claims_a_large_image(kind, width, height):
+    """Nothing of that size is allocated: 12.7 GB would end the process."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Exception, match="pixels"):
+        image.decode(claimed(width, height, kind), 3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+@pytest.fixture
+def strange(tmp_path):
+    """What lies about in folders, by the words for it."""
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "sparse").touch()
+    os.truncate(tmp_path / "sparse", 1 << 40)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "proc").symlink_to("/proc/self/mem")
+    picture = Image.new("RGB", (8, 8))
+    for kind in ("EPS", "TIFF", "PPM", "PDF", "TGA", "ICO"):
+        picture.save(tmp_path / kind, kind)
+    (tmp_path / "ps").write_bytes(b"%!PS-Adobe-3.0\n(x) print\n")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *((name, "not a regular file") for name in ("folder", "fifo", "link", "null", "zero")),
+        ("socket", "not a regular file"), ("empty", "empty file"), ("proc", "empty file"),
+        ("sparse", "1,099,511,627,776 bytes"), ("loop", "symbolic links"), ("x" * 300, "too long"),
+        *((name, "not a JPEG, PNG") for name in ("EPS", "TIFF", "PPM", "PDF", "TGA", "ICO", "ps")),
+        ("missing", "there is no image file"),
+    ],
+)  # fmt: skip
+def test_what_is_no_picture_is_refused_at_once(name, words, strange):
+    with pytest.raises(InputError, match=words) as refused:
+        image.read(strange / name, (8, 8, 3))
+    assert str(strange / name) in str(refused.value)

@@ -229,6 +229,48 @@ def test_predict_takes_images_of_any_size_and_mode(run, tmp_path):
         assert sum(probabilities) == pytest.approx(1, abs=3 * 0.0005)
 
 
+def test_a_bad_file_does_not_keep_predict_from_the_others(run, tmp_path):
+    path, _, _ = run
+    names = ["a.png", "fifo.png", "b\x1b[31m\n.png", "missing.png", "c.png"]
+    os.mkfifo(tmp_path / names[1])
+    for name in names[::2]:
+        Image.new("RGB", (9, 7)).save(tmp_path / name)
+    done = script("predict", path, *(tmp_path / name for name in names))
+    assert done.returncode == 2
+    bad = [
+        f"error: {tmp_path}/fifo.png cannot be read as an image (not a regular file)",
+        f"error: there is no image file {tmp_path}/missing.png",
+    ]
+    assert done.stderr.splitlines() == bad
+    seen = [line.partition(": ")[0] for line in done.stdout.splitlines()]
+    assert seen == [f"{tmp_path}/{name}" for name in ("a.png", r"b\x1b[31m\n.png", "c.png")]
+
+
+def test_names_of_classes_are_printed_escaped(tmp_path):
+    (tmp_path / "strange_names.py").write_text(
+        "import numpy as np\n"
+        "IMAGES = np.zeros((40, 8, 8, 3), np.uint8)\n"
+        "SPLIT = IMAGES, np.arange(40) % 2\n"
+        "def load():\n"
+        "    names = ['\\x1b[2Jcat', 'dog\\nfake 1.000']\n"
+        "    return {'train': SPLIT, 'test': SPLIT, 'class_names': names}\n"
+    )
+    small = ["--model", "mlp,hidden=[4]", "--epochs", 1, "--batch-size", 20, "--workdir", "run"]
+    Image.new("RGB", (9, 7)).save(tmp_path / "a.png")
+    commands = [
+        ("train", "--dataset", "strange_names.load", *small),
+        ("evaluate", "run"),
+        ("evaluate", "run", "--json"),
+        ("predict", "run", "a.png"),
+    ]
+    for command in commands:
+        done = script(*command, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "\x1b" not in done.stdout
+        if command[0] != "train" and "--json" not in command:
+            assert r"\x1b[2Jcat" in done.stdout and r"dog\nfake 1.000" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -21,7 +20,6 @@ from stepping import taken
 from cnnlab import files
 from cnnlab.cli import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PREEMPTED
 from cnnlab.config import Config
-from cnnlab.errors import InputError
 from cnnlab.multihost import agree, processes, supervise
 from cnnlab.multihost.join import join
 
@@ -332,20 +330,6 @@ def test_alone_nothing_is_asked_of_others():
     agree.agree("it", 1)
     with pytest.raises(ZeroDivisionError):
         agree.on_first(lambda: 1 // 0)
-
-
-def test_errors_that_do_not_pickle_keep_their_words():
-    class Odd(Exception):
-        def __init__(self, one, two):
-            super().__init__(one)
-
-    def fail():
-        raise Odd("what happened", 2)
-
-    result, error = agree._attempt(fail)
-    assert result is None and type(error) is RuntimeError and "what happened" in str(error)
-    _, kept = agree._attempt(lambda: (_ for _ in ()).throw(InputError("mine")))
-    assert type(pickle.loads(pickle.dumps(kept))) is InputError
 
 
 @pytest.mark.parametrize("split_seed", ["None", "0"])

@@ -131,7 +131,6 @@ def test_the_flags_of_the_issue():
             },
             "159,201 conditions with 8 seeds are .* more than the 100,000 that a study may have",
         ),
-        ({"baseline": "cross_entrpy"}, "did you mean 'cross_entropy'"),
         ({"label_noise": (0.0, 1.0)}, r"--label-noise must lie in \[0, 1\), got 1.0"),
         ({"label_noise": (-0.1,)}, "--label-noise"),
         ({"label_noise": (float("nan"),)}, "--label-noise"),

@@ -180,7 +180,8 @@ def test_workdir_is_the_path(tmp_path, monkeypatch):
     assert run_folder.default_path(Config.of(workdir="~/run")) == Path("/home/someone/run")
 
 
-def test_what_a_new_folder_holds(tmp_path):
+def test_what_a_new_folder_holds(tmp_path, monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR")
     config = Config.of(seed=5, model="cnn,widths=[8]", label_noise=0.2)
     with opened(tmp_path / "a" / "run", config) as folder:
         assert folder.warnings == []
@@ -212,6 +213,44 @@ def test_what_a_new_folder_holds(tmp_path):
     ):
         run_folder.read(folder.path)
     assert json.loads((folder.path / "versions.json").read_text()) == VERSIONS
+
+
+@pytest.mark.parametrize("data_dir", [None, "elsewhere"])
+def test_the_data_directory_of_the_environment_is_kept(data_dir, tmp_path, monkeypatch):
+    """So that the run is evaluated where the variable is not set; a flag comes before it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", "tfds")
+    config = Config(machine=Machine(data_dir=data_dir))
+    opened(tmp_path / "run", config).close()
+    stored = json.loads((tmp_path / "run/config.json").read_text())
+    assert stored["data_dir"] == str(tmp_path / (data_dir or "tfds"))
+
+
+def test_modules_that_are_not_where_they_were(tmp_path, monkeypatch):
+    """Said without importing them: what stands there now would fail."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    text = (
+        "from cnnlab.losses import cross_entropy as loss\ndef mine(z, y):\n    return loss(z, y)\n"
+    )
+    (tmp_path / "here/moved_away.py").write_text(text)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path / "here")
+    opened(tmp_path / "run", Config.of(loss="moved_away.mine")).close()
+    assert run_folder.moved_sources(tmp_path / "run") == []
+    assert run_folder.read(tmp_path / "run")[0] == Config.from_json(
+        json.loads((tmp_path / "run/config.json").read_text())
+    )
+    del sys.modules["moved_away"]
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path / "here")])
+    (tmp_path / "there/moved_away.py").write_text("raise SystemExit(7)\n")
+    monkeypatch.chdir(tmp_path / "there")
+    (line,) = run_folder.moved_sources(tmp_path / "run")
+    assert line == (
+        f"moved_away is imported from {tmp_path}/there/moved_away.py; the run was started with "
+        f"{tmp_path}/here/moved_away.py"
+    )
+    assert "moved_away" not in sys.modules
 
 
 def test_versions():

@@ -13,7 +13,6 @@ TFDS itself is imported when something has to be prepared, not before: it takes 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import importlib
 import io
@@ -28,6 +27,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from cnnlab import files
 from cnnlab.data.records import FORMATS
 from cnnlab.data.storage import Folder
 from cnnlab.errors import InputError, unknown
@@ -212,17 +212,13 @@ def download(name: str, url: str, size: int, sha256: str, by_hand: Folder) -> by
 
 @contextlib.contextmanager
 def _lock(path: pathlib.Path) -> Iterator[None]:
-    """Hold an exclusive lock.
+    """Hold an exclusive lock."""
 
-    The kernel releases it when the process dies, so the file may stay.
-    """
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if sys.stderr.isatty():
-                print(f"Another process prepares here: waiting for {path}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    def waiting() -> None:
+        if sys.stderr.isatty():
+            print(f"Another process prepares here: waiting for {path}", file=sys.stderr)
+
+    with files.lock(path, waiting) or contextlib.nullcontext():
         yield
 
 
