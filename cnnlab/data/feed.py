@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -277,7 +278,7 @@ def _grain(
                 grain.MultiprocessingOptions(
                     num_workers=ahead.workers, per_worker_buffer_size=ahead.queued
                 ),
-                worker_init_fn=_leave_signals_to_the_parent,
+                worker_init_fn=_start_reader,
             )
         )
     else:
@@ -293,15 +294,23 @@ def _grain(
         iterator.close()
 
 
-def _leave_signals_to_the_parent(index: int, count: int) -> None:
-    """Ignore SIGINT and SIGTERM in a reader process.
+def _start_reader(index: int, count: int) -> None:
+    """Have a reader process end with its parent, and no sooner: SIGINT and SIGTERM are ignored.
 
     A terminal sends Ctrl-C to the whole group; the run still needs its readers for the step it is
-    in.
+    in. A parent that is killed closes nothing, and Grain's readers would wait for it forever.
     """
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def in_order(

@@ -1,7 +1,10 @@
 """All ways to feed give the same bits at every step, from whichever step one starts."""
 
+import contextlib
 import itertools
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -9,6 +12,7 @@ import types
 
 import numpy as np
 import pytest
+from scripts import ROOT
 
 from cnnlab.data import catalogue, contents, feed, order
 
@@ -218,3 +222,35 @@ def test_no_more_is_read_than_may_wait(tmp_path, workers, monkeypatch):
     shared = feed.streaming(Counted(tmp_path), chosen, workers, num_feeds=3)
     assert shared.ahead == 2 * 16 * 192 if not workers else shared.ahead <= (16 + 12) * 192
     assert shared.ahead < feeding.ahead
+
+
+FED_FOR_EVER = """
+import time
+import numpy as np
+from cnnlab.data import catalogue, feed
+
+chosen = feed.Order(np.zeros(200, np.int32), np.arange(200), seed=0, batch_size=16)
+items = feed.streaming(catalogue.open_dataset("tiny").train, chosen, 2).items(0, 100_000)
+next(items)
+print("fed", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_readers_end_with_a_run_that_is_killed(tfds_root):
+    process = subprocess.Popen(
+        [sys.executable, "-c", FED_FOR_EVER], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    with process:
+        assert process.stdout.readline() == "fed\n"
+        time.sleep(1)  # all that may wait has been read
+        process.send_signal(signal.SIGKILL)
+    until = time.monotonic() + 30
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)  # raises once its group is empty
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail("readers are left over")
