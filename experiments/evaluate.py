@@ -43,8 +43,8 @@ def main(arguments: Arguments) -> None:
 
     test_sets = further_sets(arguments.test_sets)
     trained = network.load(files.path(arguments.run), arguments.weights)
-    for module in trained.changed:
-        print(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
+    for line in trained.warnings:
+        print(line, file=sys.stderr)
     weights = arguments.weights or ("average" if trained.state.average else "last")
     console = Console("off" if arguments.json else "auto")
     dataset = run.dataset_of(trained, arguments.data_dir, console)

@@ -43,8 +43,8 @@ def main(arguments: Arguments) -> None:
     from cnnlab.training import network
 
     trained = network.load(files.path(arguments.run), arguments.weights)
-    for module in trained.changed:
-        print(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
+    for line in trained.warnings:
+        print(line, file=sys.stderr)
     names = trained.facts.class_names
     images = np.stack([image.read(path, trained.facts.image_shape) for path in arguments.images])
     probabilities = np.asarray(softmax(trained.logits(images)))
