@@ -168,7 +168,7 @@ def streaming(split: Split, order: Order, workers: int = 0, num_feeds: int = 1) 
     """Feed from the files, through Grain.
 
     Args:
-      split: of which the images of `order.rows` are read, and no others.
+      split: of which the images of `order.rows` are read, and no others but the first, here.
       order: of the steps.
       workers: processes that read ahead; 0: threads of this one.
       num_feeds: that share the memory for what is read ahead.
@@ -177,6 +177,7 @@ def streaming(split: Split, order: Order, workers: int = 0, num_feeds: int = 1) 
     image_bytes = math.prod(split.image_shape)
     ahead = read_ahead(batch_size, image_bytes, workers, READ_AHEAD // num_feeds)
     images = ahead.waiting * -(-batch_size // ahead.parts) + (batch_size if ahead.parts > 1 else 0)
+    _import_all(split, order)
 
     def items(first: int, last: int) -> Iterator[Batch]:
         # Positions in MapDataset.range are parts of steps: Grain may read ahead and out of order,
@@ -188,6 +189,18 @@ def streaming(split: Split, order: Order, workers: int = 0, num_feeds: int = 1) 
                 yield batch[0] if ahead.parts == 1 else _joined(batch)
 
     return Feed((), as_read, items, images * image_bytes)
+
+
+def _import_all(split: Split, order: Order) -> None:
+    """Import what reading takes, by reading an image, before there are other threads.
+
+    While TFDS and Grain are imported, `import` is another function in all threads (etils'
+    `lazy_imports`): one that imports something then, as that of a save does, gets a module where it
+    asked for a function.
+    """
+    import grain  # noqa: F401
+
+    split.read(order.positions[:1])
 
 
 def _joined(parts: Sequence[Batch]) -> Batch:

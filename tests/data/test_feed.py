@@ -159,7 +159,9 @@ def test_readers_take_what_the_training_leaves():
 
     split = types.SimpleNamespace(read=read, image_shape=(8, 8, 3))
     chosen = feed.Order(np.zeros(200, np.int32), np.arange(40), seed=0, batch_size=4)
-    assert len(list(feed.streaming(split, chosen).items(0, 5))) == 5
+    feeding = feed.streaming(split, chosen)
+    seen.clear()  # of the first image, which this thread has read
+    assert len(list(feeding.items(0, 5))) == 5
     assert set(seen) == {19} and os.getpriority(os.PRIO_PROCESS, 0) == own < 19
 
 
@@ -210,6 +212,8 @@ def test_no_more_is_read_than_may_wait(tmp_path, workers, monkeypatch):
     feeding = feed.streaming(Counted(tmp_path), chosen, workers)
     ahead = feed.read_ahead(16, 192, workers, feed.READ_AHEAD)
     assert 2 * 16 * 192 < feeding.ahead <= 3 * 16 * 192
+    for read in tmp_path.iterdir():  # the first image, for what it imports
+        read.unlink()
     items = feeding.items(0, 100)
     next(items)
     count = 0
@@ -235,6 +239,28 @@ next(items)
 print("fed", flush=True)
 time.sleep(600)
 """
+
+
+IMPORTED = """
+import sys
+import numpy as np
+from cnnlab.data import catalogue, feed
+
+train = catalogue.open_dataset("tiny").train
+chosen = feed.Order(np.zeros(200, np.int32), np.arange(200), seed=0, batch_size=16)
+names = "grain", "tensorflow_datasets"
+before = [name in sys.modules for name in names]
+feed.streaming(train, chosen)
+print(*before, *(name in sys.modules for name in names))
+"""
+
+
+@pytest.mark.slow
+def test_what_reading_takes_is_imported_before_other_threads_run(train):
+    """While these packages are imported, a save in another thread would fail."""
+    command = [sys.executable, "-c", IMPORTED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "True", "True"]
 
 
 @pytest.mark.slow
