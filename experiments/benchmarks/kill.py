@@ -267,7 +267,8 @@ def compare(
 
 def _last_line(folder: Path) -> str:
     lines = folder.with_suffix(".log").read_text().splitlines()
-    return lines[-1] if lines else "nothing said"
+    errors = [line for line in lines if line.startswith("error: ")]
+    return next(reversed(errors or lines), "nothing said")
 
 
 @dataclass
@@ -306,7 +307,9 @@ def measure(arguments: Arguments, root: Path) -> list[Row]:
             live(scenario, wanted, life, row, Draws(rng, SIGNALS[arguments.signal], left))
             print(f"{name}: {row.counts['kills']} of {number}", file=sys.stderr, flush=True)
             if arguments.keep and len(row.notes) > before:
-                shutil.copytree(life, Path(arguments.keep, f"{name} {life.name}"))
+                kept = Path(arguments.keep, f"{name} {life.name}")
+                shutil.copytree(life, kept)
+                shutil.copy(life.with_suffix(".log"), kept / "said.log")
             shutil.rmtree(life, ignore_errors=True)
         if cached := sorted(path.name for path in (root / "cache").rglob("*.tmp")):
             row.note("left-over files", f"in the cache: {', '.join(cached)}")
