@@ -59,7 +59,7 @@ OUTCOMES = ("refused", "repaired", "harmless", "said", "silent change", "traceba
 BAD = OUTCOMES[-3:]
 SUBJECTS = ("runs", "studies", "cache")
 SAYS_SO = ("rejected", "damaged", "cannot be read", "was changed")
-LIMIT = 120  # seconds of a command; undamaged ones take 3
+LIMIT = 300  # seconds of a command; undamaged ones take 3, with a machine to themselves
 WORDS = 2000  # of a trace that are kept
 WRITTEN_AFTER = 50  # trials
 HOLE = 4096  # bytes of a block that a disk lost
@@ -328,7 +328,11 @@ def _cache(root: Path, shared: list[str]) -> Iterator[Subject]:
 def _make(reader: Reader) -> None:
     done = call(reader)
     if done.status != 0:
-        raise InputError(f"{reader.name} failed undamaged: {done.err} {done.trace}")
+        raise InputError(f"{reader.name} failed undamaged, {_how(done)}: {done.err} {done.trace}")
+
+
+def _how(done: Done) -> str:
+    return f"no end after {LIMIT} s" if done.hung else f"status {done.status}"
 
 
 def _keep(folder: Path, copy: Path) -> Path:
@@ -515,7 +519,9 @@ def _reference(subject: Subject, reader: Reader) -> str:
         subject.fresh()
         done = call(reader)
         if done.status != 0:
-            raise InputError(f"{reader.name} failed undamaged: {done.err} {done.trace}")
+            raise InputError(
+                f"{reader.name} failed undamaged, {_how(done)}: {done.err} {done.trace}"
+            )
         results.append(_result(reader, done))
     if results[0] != results[1]:
         raise InputError(f"{reader.name} comes to something else each time; {subject.name}")
