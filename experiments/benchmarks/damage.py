@@ -58,7 +58,7 @@ from cnnlab.training import run
 OUTCOMES = ("refused", "repaired", "harmless", "said", "silent change", "traceback", "hang")
 BAD = OUTCOMES[-3:]
 SUBJECTS = ("runs", "studies", "cache")
-SAYS_SO = ("rejected", "damaged", "cannot be read", "was changed")
+SAYS_SO = ("rejected", "damaged", "cannot be read", "was changed", "left out")
 LIMIT = 300  # seconds of a command; undamaged ones take 3, with a machine to themselves
 WORDS = 2000  # of a trace that are kept
 WRITTEN_AFTER = 50  # trials
