@@ -132,7 +132,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        if error.errno is not None:  # one of the system
+            error.filename = str(path)
         raise
 
 

@@ -203,11 +203,19 @@ def test_a_finished_run_with_damage_is_loaded_and_repaired(tiny, tmp_path):
     run = cnnlab.train(tiny, **settings)
     last, before = (run.history[epoch]["step"] for epoch in (-1, -2))
     (run.path / "checkpoints" / str(last) / "about.json").write_text("{}")
-    loaded = cnnlab.load(run.path)
+    with pytest.warns(UserWarning) as warned:
+        loaded = cnnlab.load(run.path)
+    assert f"the checkpoint that was tested, {last}, is damaged" in str(warned[0].message)
+    assert f"checkpoint rejected: step {last}: about.json" in str(warned[1].message)
     assert (loaded.network.step, loaded.test) == (before, {})
+    # The epochs are those that a checkpoint proves, whatever metrics.jsonl says
+    assert loaded.history == run.history[:2]
     repaired = cnnlab.train(tiny, **settings)
     same_weights(run, repaired)
     assert repaired.test == run.test
+    for damaged in ("", '{"epoch": 1}\n', "\x00"):
+        (run.path / "metrics.jsonl").write_text(damaged)
+        assert cnnlab.load(run.path).history == repaired.history
     of_run = json.loads((run.path / "config.json").read_text())["run"]
     for damaged in ("", f'{{"run": "{of_run}", "epochs": 3, "test": {{}}}}'):
         (run.path / "summary.json").write_text(damaged)

@@ -188,10 +188,13 @@ def compare(wanted: Mapping[str, Leaf], about: dict, folder: pathlib.Path) -> No
 
 
 def rank(folder: pathlib.Path, step: int) -> float:
+    """Return the metric of a step, by which the best is found; infinity where it cannot be read: it
+    may have been the best, and must be rejected before another is taken for that.
+    """
     try:
         metric = read_about(folder, step)["metric"]
     except Rejected:
-        metric = None
+        return math.inf
     return -math.inf if metric is None else metric
 
 

@@ -306,7 +306,7 @@ class Checkpoints:
         self._rejected |= rejected.keys()
         why = tuple(f"step {step}: {reason}" for step, reason in rejected.items())
         for line in why:
-            _log.warning("checkpoint in %s rejected: %s", self.folder, line)
+            _log.info("checkpoint in %s rejected: %s", self.folder, line)
         if about is None and rejected:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} can be trusted: {'; '.join(why)}."

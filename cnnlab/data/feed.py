@@ -171,7 +171,7 @@ def streaming(split: Split, order: Order, workers: int = 0, num_feeds: int = 1) 
     """Feed from the files, through Grain.
 
     Args:
-      split: of which the images of `order.rows` are read, and no others.
+      split: of which the images of `order.rows` are read, and no others but the first, here.
       order: of the steps.
       workers: processes that read ahead; 0: threads of this one.
       num_feeds: that share the memory for what is read ahead.
@@ -181,6 +181,7 @@ def streaming(split: Split, order: Order, workers: int = 0, num_feeds: int = 1) 
     limit = min(READ_AHEAD, _shared_memory(workers * num_feeds)) if workers else READ_AHEAD
     ahead = read_ahead(batch_size, image_bytes, workers, limit // num_feeds)
     images = ahead.waiting * -(-batch_size // ahead.parts) + (batch_size if ahead.parts > 1 else 0)
+    _import_all(split, order)
 
     def items(first: int, last: int) -> Iterator[Batch]:
         # Positions in MapDataset.range are parts of steps: Grain may read ahead and out of order,
@@ -214,6 +215,18 @@ def _shared_memory(workers: int) -> int:
             "it (docker run --shm-size 1g)"
         )
     return free // 2 - workers * SEMAPHORES
+
+
+def _import_all(split: Split, order: Order) -> None:
+    """Import what reading takes, by reading an image, before there are other threads.
+
+    While TFDS and Grain are imported, `import` is another function in all threads (etils'
+    `lazy_imports`): one that imports something then, as that of a save does, gets a module where it
+    asked for a function.
+    """
+    import grain  # noqa: F401
+
+    split.read(order.positions[:1])
 
 
 def _joined(parts: Sequence[Batch]) -> Batch:
@@ -304,7 +317,7 @@ def _grain(
                 grain.MultiprocessingOptions(
                     num_workers=ahead.workers, per_worker_buffer_size=ahead.queued
                 ),
-                worker_init_fn=_begin_reading,
+                worker_init_fn=_start_reader,
             )
         )
     else:
@@ -320,11 +333,11 @@ def _grain(
         iterator.close()
 
 
-def _begin_reading(index: int, count: int) -> None:
-    """Prepare a reader process: it ignores SIGINT and SIGTERM, and ends with its parent.
+def _start_reader(index: int, count: int) -> None:
+    """Have a reader process end with its parent, and no sooner: SIGINT and SIGTERM are ignored.
 
     A terminal sends Ctrl-C to the whole group; the run still needs its readers for the step it is
-    in. A parent that is killed can end nobody.
+    in. A parent that is killed closes nothing, and Grain's readers would wait for it forever.
     """
     del index, count
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
@@ -333,7 +346,8 @@ def _begin_reading(index: int, count: int) -> None:
 
 
 def _end_with_the_parent() -> None:
-    if parent := multiprocessing.parent_process():
+    parent = multiprocessing.parent_process()
+    if parent is not None:
         parent.join()
         os._exit(1)
 

@@ -176,12 +176,14 @@ class KeptStudy:
       arm_names: of it.
       cells: (condition, arm) by number -> cells, in the order of their seeds, which follow each
         other from the first.
+      absent: what was planned and is not there, or follows a gap, in words.
     """
 
     manifest: Manifest
     conditions: list[Condition]
     arm_names: list[str]
     cells: dict[tuple[int, int], list[KeptCell]]
+    absent: Sequence[str] = ()
 
     @property
     def baseline(self) -> int:
@@ -242,11 +244,19 @@ def read(folder: Path, plan_folder: Path | None = None) -> KeptStudy:
     conditions = list({plan.label(arm.condition): arm.condition for arm in arms}.values())
     names = list({folders.canonical(arm.name): arm.name for arm in arms}.values())
     cells = {}
+    absent = []
     for arm in arms:
-        if found := _in_a_row(of_arm.get(arm.digest, []), planned):
+        there = of_arm.get(arm.digest, [])
+        if found := _in_a_row(there, planned):
             cells[conditions.index(arm.condition), _place(names, arm.name)] = found
+        where = f"{arm.name}, {plan.label(arm.condition)}" if arm.condition else arm.name
+        if len(found) < len(there):
+            seed = planned.first_seed + len(found) * planned.block
+            absent.append(f"{where}, from seed {seed} on: the cell that begins there is missing")
+        elif not there:
+            absent.append(f"{where}: no cell is there")
     refuse_other_data(cell.result for of_place in cells.values() for cell in of_place)
-    kept = KeptStudy(planned, conditions, names, cells)
+    kept = KeptStudy(planned, conditions, names, cells, absent)
     if not any(place[1] == kept.baseline for place in cells):
         raise InputError(f"{folder} has no finished cell of the baseline, {planned.baseline}")
     return kept

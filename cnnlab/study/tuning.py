@@ -86,6 +86,7 @@ def trials(
     while True:
         scores = agree.on_first(tuning.stored)
         if scores.keys() >= set(wanted):
+            agree.on_first(tuning.clear)
             return [
                 Trial(dict(point), [scores[Network(i, seed)] for seed in seeds])
                 for i, point in enumerate(tried)
@@ -126,7 +127,6 @@ class Tuning:
         """Train the networks that have no score yet; those of a program have theirs as soon as it
         has ended.
         """
-        checkpoints = self.file.with_suffix(".checkpoints")
         for free, networks in self.programs(board):
             if scores.keys() >= set(networks):
                 continue
@@ -136,11 +136,19 @@ class Tuning:
                 name: [self.tried[network.trial][name] for network in networks] for name in free
             }
             seeds = [network.seed for network in networks]
-            saving = Saving(checkpoints / "-".join(map(str, networks[0])), self.command)
+            saving = Saving(self.checkpoints / "-".join(map(str, networks[0])), self.command)
             trained = fit(config, seeds, values, saving, board)
             scores |= dict(zip(networks, _reached(self.study, trained), strict=True))
             agree.on_first(functools.partial(self.store, scores))
-        files.remove(checkpoints)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder where its networks are saved while they are trained."""
+        return self.file.with_suffix(".checkpoints")
+
+    def clear(self) -> None:
+        """Remove the checkpoints of a finished tuning, which a killed process may have left."""
+        files.remove(self.checkpoints)
 
     def _with_values(self, trial: int) -> Config:
         recipe = choices.with_point(self.config.recipe, self.tried[trial])

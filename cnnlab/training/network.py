@@ -225,6 +225,7 @@ class Network:
       state: the weights; with an average, that is what is applied.
       step: after how many steps.
       changed: the user's modules behind its parts that are no longer what they were.
+      rejected: why newer checkpoints than that of its step were not taken.
     """
 
     config: Config
@@ -234,6 +235,13 @@ class Network:
     state: TrainState
     step: int
     changed: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to say before its results."""
+        changed = [f"{m} is no longer the file that the run was trained with" for m in self.changed]
+        return changed + [f"checkpoint rejected: {line}" for line in self.rejected]
 
     def fits(self, dataset: Dataset) -> bool:
         """Return whether a data set has the classes and the image shape that it was trained on."""
@@ -302,18 +310,18 @@ def load(path: Path, weights: str | int | None = None, conv: Convolution | None 
     changed = tuple(run_folder.changed_sources(stored, parts))
     state = checkpoint.tree["state"]
     state = state.last if weights == "last" else state
-    return Network(config, parts, facts, apply_fn, state, checkpoint.step, changed)
+    return Network(
+        config, parts, facts, apply_fn, state, checkpoint.step, changed, checkpoint.rejected
+    )
 
 
 def announced(path: Path, weights: str | None = None) -> Network:
     """Load the network of a run folder for a command, as `load` does. On stderr it says which of
-    the user's modules are not where they were, before they are imported, and which are no longer
-    what they were.
+    the user's modules are not where they were, before they are imported; then its `warnings`.
     """
     show(*run_folder.moved_sources(path), file=sys.stderr)
     network = load(path, weights)
-    for module in network.changed:
-        show(f"{module} is no longer the file that the run was trained with", file=sys.stderr)
+    show(*network.warnings, file=sys.stderr)
     return network
 
 
@@ -327,9 +335,15 @@ def teacher_fn(
       digest of its weights.
 
     Raises:
-      InputError: no run there, or one on other classes or images.
+      InputError: no run there, one on other classes or images, or one whose newest checkpoint is
+        damaged: an older teacher would be another one.
     """
     teacher = load(files.path(recipe.teacher or ""), conv=conv)
+    for line in teacher.rejected:
+        raise InputError(
+            f"--teacher {recipe.teacher}: checkpoint rejected: {line}; delete its summary.json and "
+            "run its command again, which trains these steps again"
+        )
     if not teacher.fits(dataset):
         raise InputError(
             f"--teacher {recipe.teacher} was trained on other classes or images than "

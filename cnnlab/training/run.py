@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -15,7 +16,7 @@ import numpy as np
 from jax import monitoring
 
 from cnnlab import files, metrics, models
-from cnnlab.checkpoint import layout
+from cnnlab.checkpoint import digest, layout
 from cnnlab.checkpoint.manager import CheckpointError, Checkpoints
 from cnnlab.config import Config
 from cnnlab.console import Console
@@ -139,24 +140,42 @@ def load(path: Path, weights: str | None = None) -> Run:
 
     Raises:
       InputError: as `network.load`.
+
+    Warns:
+      UserWarning: checkpoints are damaged, so that older weights are loaded.
     """
-    history, summary = run_folder.read_results(path)
+    checkpoints = path / "checkpoints"
+    summary = run_folder.read_summary(path)
     config, _, _ = run_folder.read(path)
     ended = summary.get("epochs") == config.recipe.epochs  # it may have been extended since
     tested = summary["tested_step"] if ended else None
     test_last = summary.get("test_last", {})
     test_sets = summary.get("test_sets", {})
-    if weights is None and tested in layout.steps(path / "checkpoints"):
+    if weights is None and tested in layout.steps(checkpoints):
         with contextlib.suppress(CheckpointError):  # damaged: the last that verifies
             network = networks.load(path, tested)
-            test = summary["test"]
-            return Run(network, tuple(history), test, path, summary, test_last, test_sets)
+            test, history = summary["test"], _history(checkpoints)
+            return Run(network, history, test, path, summary, test_last, test_sets)
+        warnings.warn(f"{path}: the checkpoint that was tested, {tested}, is damaged", stacklevel=3)
     network = networks.load(path, weights)
+    for line in network.rejected:
+        warnings.warn(f"{path}: checkpoint rejected: {line}", stacklevel=3)
+    history = _history(checkpoints)
     if network.step != tested:
-        return Run(network, tuple(history), {}, path, summary)
+        return Run(network, history, {}, path, summary)
     if weights == "last" and test_last:
-        return Run(network, tuple(history), test_last, path, summary)
-    return Run(network, tuple(history), summary["test"], path, summary, test_last, test_sets)
+        return Run(network, history, test_last, path, summary)
+    return Run(network, history, summary["test"], path, summary, test_last, test_sets)
+
+
+def _history(checkpoints: Path) -> tuple[Row, ...]:
+    """Read the epochs of a run from its newest checkpoint, which proves them; metrics.jsonl, for
+    other programs, does not.
+    """
+    for step in reversed(layout.steps(checkpoints)):
+        with contextlib.suppress(digest.Rejected):
+            return tuple(digest.read_about(checkpoints, step)["extra"]["history"])
+    return ()
 
 
 def in_folder(

@@ -91,29 +91,17 @@ def read(path: Path) -> tuple[Config, DataFacts, JsonObject]:
     return Config.from_json(config), described, config
 
 
-def read_results(path: Path) -> tuple[list[Row], JsonObject]:
-    """Read a run folder's metrics.jsonl and its summary, which is empty until the run has ended."""
-    lines = []
-    with contextlib.suppress(FileNotFoundError):
-        lines = files.read_text(path / "metrics.jsonl").splitlines()
-    try:
-        rows = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise InputError(f"{path / 'metrics.jsonl'} cannot be read ({error}); delete it") from error
-    return rows, _read_summary(path)
-
-
 def earlier_tests(path: Path, step: int) -> dict[str, Metrics]:
     """Return the metrics on further test sets that a folder's summary has of the weights of a
     step.
     """
     summary = {}
     with contextlib.suppress(InputError):  # edited since the start: the run must not end with it
-        summary = _read_summary(path)
+        summary = read_summary(path)
     return summary.get("test_sets", {}) if summary.get("tested_step") == step else {}
 
 
-def _read_summary(path: Path) -> JsonObject:
+def read_summary(path: Path) -> JsonObject:
     """Read a run folder's summary; empty where there is none or it is damaged, as it is written
     again then.
 
@@ -172,7 +160,7 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
             f"{path} holds a run with another configuration: {'; '.join(differing)}{grown}. Choose "
             "another --workdir, or delete that folder"
         )
-    summary = _read_summary(path)
+    summary = read_summary(path)
     wanted = {"epochs": config.recipe.epochs, "test_on": config.output.test_on}
     tested = {*config.output.further_test_sets} <= summary.get("test_sets", {}).keys()
     return summary if summary and tested and wanted.items() <= summary.items() else None

@@ -4,6 +4,7 @@ at every moment.
 
 import gc
 import json
+import logging
 import os
 import pathlib
 import random
@@ -212,6 +213,7 @@ def test_best_without_any_metric_is_the_newest(tmp_path):
 
 @pytest.mark.slow
 def test_no_damage_to_any_file_is_restored_silently(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "cnnlab.checkpoint.manager")
     outcome = damage_every_file(tmp_path, flips=60)
     assert outcome["silent"] == []
     # Orbax's own: marks, and what is written after the rename
@@ -246,6 +248,7 @@ def test_the_digests_of_the_leaves_are_what_finds_the_damage(tmp_path, worker, w
 
 @pytest.mark.slow
 def test_a_damaged_step_is_named_and_the_one_before_it_taken(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "cnnlab.checkpoint.manager")
     first, second = training_state(1), training_state(2)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(10, first, metric=0.2)
@@ -292,9 +295,24 @@ def test_a_step_damaged_everywhere_stops_neither_start_nor_restore_nor_save(tmp_
         checkpoints.wait()
         assert checkpoints.steps() == [1, 2, 3]
         found = checkpoints.restore(state, which="best")
-        assert found.step == 1 and found.rejected == ()
+        assert found.step == 1 and found.rejected[0].startswith("step 2: about.json ")
         with pytest.raises(CheckpointError, match=r"step 2: about\.json "):
             checkpoints.restore(state, which=2)
+
+
+def test_a_best_step_that_cannot_be_read_is_named_not_passed_over(tmp_path):
+    state = {"x": jnp.arange(3.0)}
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for step, metric in {1: 0.9, 2: 0.5, 3: None}.items():
+            checkpoints.save(step, state, metric=metric)
+    about = tmp_path / "1" / "about.json"
+    about.write_text(about.read_text()[:-1])
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        found = checkpoints.restore(state, which="best")
+        assert found.step == 2
+        (line,) = found.rejected
+        assert line.startswith("step 1: about.json cannot be read")
+        assert checkpoints.restore(state).rejected == ()
 
 
 def test_when_no_step_can_be_trusted_all_are_named(tmp_path):

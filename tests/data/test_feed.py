@@ -1,7 +1,10 @@
 """All ways to feed give the same bits at every step, from whichever step one starts."""
 
+import contextlib
 import itertools
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -9,6 +12,7 @@ import types
 
 import numpy as np
 import pytest
+from scripts import ROOT
 
 from cnnlab.data import catalogue, contents, feed, order
 from cnnlab.errors import InputError
@@ -156,7 +160,9 @@ def test_readers_take_what_the_training_leaves():
 
     split = types.SimpleNamespace(read=read, image_shape=(8, 8, 3))
     chosen = feed.Order(np.zeros(200, np.int32), np.arange(40), seed=0, batch_size=4)
-    assert len(list(feed.streaming(split, chosen).items(0, 5))) == 5
+    feeding = feed.streaming(split, chosen)
+    seen.clear()  # of the first image, which this thread has read
+    assert len(list(feeding.items(0, 5))) == 5
     assert set(seen) == {19} and os.getpriority(os.PRIO_PROCESS, 0) == own < 19
 
 
@@ -207,6 +213,8 @@ def test_no_more_is_read_than_may_wait(tmp_path, workers, monkeypatch):
     feeding = feed.streaming(Counted(tmp_path), chosen, workers)
     ahead = feed.read_ahead(16, 192, workers, feed.READ_AHEAD)
     assert 2 * 16 * 192 < feeding.ahead <= 3 * 16 * 192
+    for read in tmp_path.iterdir():  # the first image, for what it imports
+        read.unlink()
     items = feeding.items(0, 100)
     next(items)
     count = 0
@@ -244,3 +252,57 @@ def test_what_processes_hand_over_fits_into_shared_memory(free, limit, train, ow
     monkeypatch.setattr(feed, "read_ahead", lambda *args: seen.append(args) or real(*args))
     feed.streaming(train, chosen, workers=2)
     assert min(seen[0][3], feed.READ_AHEAD) == limit
+
+
+FED_FOR_EVER = """
+import time
+import numpy as np
+from cnnlab.data import catalogue, feed
+
+chosen = feed.Order(np.zeros(200, np.int32), np.arange(200), seed=0, batch_size=16)
+items = feed.streaming(catalogue.open_dataset("tiny").train, chosen, 2).items(0, 100_000)
+next(items)
+print("fed", flush=True)
+time.sleep(600)
+"""
+
+
+IMPORTED = """
+import sys
+import numpy as np
+from cnnlab.data import catalogue, feed
+
+train = catalogue.open_dataset("tiny").train
+chosen = feed.Order(np.zeros(200, np.int32), np.arange(200), seed=0, batch_size=16)
+names = "grain", "tensorflow_datasets"
+before = [name in sys.modules for name in names]
+feed.streaming(train, chosen)
+print(*before, *(name in sys.modules for name in names))
+"""
+
+
+@pytest.mark.slow
+def test_what_reading_takes_is_imported_before_other_threads_run(train):
+    """While these packages are imported, a save in another thread would fail."""
+    command = [sys.executable, "-c", IMPORTED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "True", "True"]
+
+
+@pytest.mark.slow
+def test_readers_end_with_a_run_that_is_killed(tfds_root):
+    process = subprocess.Popen(
+        [sys.executable, "-c", FED_FOR_EVER], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    with process:
+        assert process.stdout.readline() == "fed\n"
+        time.sleep(1)  # all that may wait has been read
+        process.send_signal(signal.SIGKILL)
+    until = time.monotonic() + 30
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)  # raises once its group is empty
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail("readers are left over")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,22 @@ def test_teachers_that_cannot_be(run, shapes10_root, tmp_path):
     line = one_line_error(script("train", "--dataset", "shapes10", "--loss", "kd", *flags))
     assert f"--teacher {teacher} was trained on other classes or images than shapes10" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_checkpoint_is_named_and_teaches_nobody(run, tmp_path):
+    path, small, _ = run
+    copy = shutil.copytree(path, tmp_path / "copy")
+    (copy / "checkpoints" / "27" / "about.json").write_text("{}")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name, given in (("evaluate", []), ("predict", [tmp_path / "a.png"])):
+        done = script(name, copy, *given)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.startswith("checkpoint rejected: step 27: about.json cannot be read")
+        assert len(done.stderr.splitlines()) == 1
+    flags = ["--dataset", "tiny", *small, "--loss", "kd", "--teacher", copy]
+    line = one_line_error(script("train", *flags, "--workdir", tmp_path / "student"))
+    assert f"--teacher {copy}: checkpoint rejected: step 27: about.json" in line
+    assert not (tmp_path / "student").exists()
 
 
 def test_the_parts_are_listed():

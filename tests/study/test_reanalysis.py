@@ -297,9 +297,16 @@ def test_cells_beyond_a_gap_or_of_another_study_are_left_out(tmp_path):
     first = tmp_path / "cells" / f"{'01' * 6}--0.json"
     other = files.read_sealed(tmp_path / "cells" / f"{'00' * 6}--4.json")
     files.write_sealed(tmp_path / "cells" / "other.json", other | {"arm_digest": "ff" * 6})
+    assert computed(tmp_path, "ece")[1].absent == []
     first.unlink()
-    found, _ = computed(tmp_path, "ece")
+    found, study = computed(tmp_path, "ece")
     assert {place: len(values) for place, values in found["ece"].values.items()} == {(0, 0): 8}
+    gap = "focal, from seed 0 on: the cell that begins there is missing"
+    assert report.lines(study, list(found.values()))[-1] == f"left out: {gap}"
+    for page in report.write(study, list(found.values()), tmp_path)[:2]:
+        assert f"Left out: {gap}." in page.read_text()
+    (tmp_path / "cells" / f"{'01' * 6}--4.json").unlink()
+    assert computed(tmp_path, "ece")[1].absent == ["focal: no cell is there"]
 
 
 def test_the_page_has_a_section_and_a_figure_for_each_metric(tmp_path):

@@ -434,6 +434,22 @@ def test_scores_of_a_killed_tuning_are_kept(tmp_path, tfds_root, monkeypatch):
     assert not list((tmp_path / "study" / "tuning").glob("*.checkpoints"))
 
 
+def test_checkpoints_of_a_tuning_that_was_killed_after_its_last_score_are_removed(tmp_path):
+    asked = study(tmp_path, tune=("lr=1e-3..1e-1",), budget=2, tune_seeds=1)
+    (cell,) = folder.cells(asked, "cross_entropy", {}, [(0, 1)])
+    tried = choices.tried(asked, folder.config(asked, "cross_entropy", {}).recipe)
+    seed = plan.LAST_SEED
+    root = Path(asked.workdir)
+    file = root / "tuning" / f"{cell.arm_digest}--seed-{seed}.json"
+    left = file.with_suffix(".checkpoints")
+    (left / f"0-{seed}" / "15").mkdir(parents=True)
+    scores = [[0, seed, 0.5], [1, seed, 0.25]]
+    files.write_sealed(file, {"values": [dict(point) for point in tried], "scores": scores})
+    found = tuning.trials(asked, cell, root, Board("off", 2), "COMMAND")
+    assert [trial.scores for trial in found] == [[0.5], [0.25]]
+    assert file.exists() and not left.exists()
+
+
 @pytest.mark.slow
 def test_a_killed_tuning_continues_with_the_same_programs(tmp_path, tfds_root, monkeypatch):
     """Ten networks, four at once: killed within the second program it has saved a step of, which

@@ -288,4 +288,4 @@ def test_a_program_keeps_the_average_in_its_arguments():
     assert len(jax.tree.leaves(averaged)) - len(jax.tree.leaves(plain)) == len(
         jax.tree.leaves(plain.variables)
     )
-    assert dataclasses.fields(averaged)[-1].name == "average"
+    assert dataclasses.fields(averaged)[-2].name == "average"

@@ -67,7 +67,7 @@ def test_an_edited_file_is_named(name, key, value, tmp_path):
     values = json.loads(file.read_text())
     assert values[key] != value
     file.write_text(json.dumps({**values, key: value}))
-    read = run_folder.read_results if name == "summary.json" else run_folder.read
+    read = run_folder.read_summary if name == "summary.json" else run_folder.read
     for look in (opened, read):
         with pytest.raises(InputError, match=f"{file}: it was changed .*cnnlab.checkpoint.reseal"):
             look(tmp_path)
@@ -95,7 +95,7 @@ def test_a_file_of_another_run_is_named(name, changes, tmp_path):
         with opened(tmp_path / folder, **settings) as opened_folder:
             opened_folder.write_summary({"epochs": 10, "tested_step": 9, "test": {}})
     (tmp_path / "run" / name).write_bytes((tmp_path / "other" / name).read_bytes())
-    read = run_folder.read if name == "data.json" else run_folder.read_results
+    read = run_folder.read if name == "data.json" else run_folder.read_summary
     with pytest.raises(InputError, match=f"{name} is of another run than config.json"):
         read(tmp_path / "run")
 

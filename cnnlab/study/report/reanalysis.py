@@ -69,7 +69,7 @@ def lines(study: KeptStudy, measured: Sequence[Measured]) -> list[str]:
         if len(study.conditions) == 1:
             tabulated = Table(tabulated.head[1:], [cells[1:] for cells in tabulated.rows], 1)
         found += [*_aligned(tabulated), ""]
-    return found
+    return found + [f"left out: {line}" for line in study.absent]
 
 
 def _aligned(tabulated: Table) -> list[str]:
@@ -148,6 +148,8 @@ def write(study: KeptStudy, measured: Sequence[Measured], folder: Path) -> list[
     lead = LEAD.format(
         metric=planned.metric, baseline=planned.baseline, level=100 * (1 - planned.alpha)
     )
+    if study.absent:
+        lead += f" Left out: {'; '.join(study.absent)}."
     title = "Metrics from kept logits"
     parts = sections(study, measured)
     texts = {
