@@ -184,6 +184,8 @@ def main(
         sys.exit(0)
     except BaseException as error:
         _end(error)
+    finally:
+        signals.forget()
 
 
 def _run(

@@ -57,11 +57,9 @@ def raised() -> Iterator[None]:
     Only the main thread gets signals; in another one, and of a signal that is ignored (as nohup and
     "&" ask), nothing is raised.
     """
-    global _received
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _received = 0
     before = {number: signal.getsignal(number) for number in NUMBERS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -91,6 +89,12 @@ def _raise(number: int, frame: FrameType | None) -> None:
 def received() -> int | None:
     """Return the signal that has come in the body of `raised`, if one has."""
     return _received or None
+
+
+def forget() -> None:
+    """Forget the signal that has come: what it was for has ended."""
+    global _received
+    _received = 0
 
 
 def ignore_more() -> None:

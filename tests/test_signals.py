@@ -93,6 +93,8 @@ def test_a_signal_that_python_would_only_report_stops_the_training_that_follows(
 def test_a_later_command_of_the_process_starts_afresh(capsys):
     assert ended(lambda flags: send(signal.SIGTERM), capsys)[0] == 75
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with stop_signals() as request:
+        assert request.seen() is None
     assert cli.main(lambda flags: None, Small, []) is None
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 

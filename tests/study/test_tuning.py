@@ -443,9 +443,9 @@ def test_checkpoints_of_a_tuning_that_was_killed_after_its_last_score_are_remove
     file = root / "tuning" / f"{cell.arm_digest}--seed-{seed}.json"
     left = file.with_suffix(".checkpoints")
     (left / f"0-{seed}" / "15").mkdir(parents=True)
-    scores = [[0, seed, 0.5], [1, seed, 0.25]]
-    files.write_sealed(file, {"values": [dict(point) for point in tried], "scores": scores})
-    found = tuning.trials(asked, cell, root, Board("off", 2), "COMMAND")
+    values = {"values": [dict(point) for point in tried], "data": ["D", None]}
+    files.write_sealed(file, {**values, "scores": [[0, seed, 0.5], [1, seed, 0.25]]})
+    found = tuning.trials(asked, cell, root, folder.Digests("D", None), Board("off", 2), "COMMAND")
     assert [trial.scores for trial in found] == [[0.5], [0.25]]
     assert file.exists() and not left.exists()
 
