@@ -374,7 +374,7 @@ def read_file(path: str) -> JsonObject:
         values = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
     except OSError as error:
         raise InputError(f"--config {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"--config {path} cannot be read: it holds no settings")

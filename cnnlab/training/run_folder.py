@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import re
@@ -17,9 +16,9 @@ import shlex
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
-from cnnlab import files, provenance, spec
+from cnnlab import files, provenance, schema, spec
 from cnnlab.checkpoint import layout
 from cnnlab.config import PARTS, SHORT, STORED_BESIDES, Config, Recipe, names
 from cnnlab.data.facts import DataFacts
@@ -80,7 +79,7 @@ def read(path: Path) -> tuple[Config, DataFacts, JsonObject]:
     Raises:
       InputError: the folder holds no run, or a file of another.
     """
-    config = _read_sealed(path / "config.json")
+    config = _read_config(path)
     facts = None if config is None else _read_part(path / "data.json", config)
     if config is None or facts is None:
         raise InputError(f"{path} is no run folder: it has no config.json and data.json")
@@ -108,13 +107,14 @@ def read_summary(path: Path) -> JsonObject:
     Raises:
       InputError: it was edited, or is of another run.
     """
-    config = _read_sealed(path / "config.json") or {}
+    config = _read_config(path) or {}
     try:
         summary = _read_part(path / "summary.json", config) or {}
     except _Unreadable:
         return {}
-    kinds = {"test": dict, "tested_step": int, "epochs": int}
-    is_summary = all(isinstance(summary.get(name), kind) for name, kind in kinds.items())
+    kinds = {"test": dict, "tested_step": int, "epochs": int, "test_sets": dict}
+    values = {"test_sets": {}, **summary}
+    is_summary = all(isinstance(values.get(name), kind) for name, kind in kinds.items())
     return summary if is_summary else {}
 
 
@@ -131,7 +131,7 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
       InputError: the stored configuration differs in a field that a resumed run may not change, or
         a file of the folder was edited.
     """
-    stored = _read_sealed(path / "config.json")
+    stored = _read_config(path)
     if stored is None:
         if path.exists() and not path.is_dir():
             raise InputError(f"the run folder {path} is a file; choose another --workdir")
@@ -232,7 +232,8 @@ def _settle_parts(
         old_file = files_before.get(module, gone)
         new_file = files_now.get(module, gone)
         differing[f"your file {module}"] = (old_file[:12], new_file[:12])
-    if ours.extendable and wanted.recipe.epochs >= stored.get("epochs", math.inf):
+    epochs = stored.get("epochs")
+    if ours.extendable and isinstance(epochs, int) and wanted.recipe.epochs >= epochs:
         differing.pop("epochs", None)
 
 
@@ -251,7 +252,7 @@ def moved_sources(path: Path) -> list[str]:
     """Say which of the user's modules would be imported from another file than a run was started
     with, in a line each; nothing is imported.
     """
-    places = (_read_sealed(path / "config.json") or {}).get("places", {})
+    places = (_read_config(path) or {}).get("places", {})
     spec.look_here()
     now = {module: provenance.place(module) or "" for module in places}
     return [
@@ -456,6 +457,30 @@ def _read_sealed(path: Path) -> JsonObject | None:
         raise _Unreadable(
             f"{path} cannot be read ({error}); delete the folder or choose another --workdir"
         ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Besides:
+    """What config.json holds besides settings (`STORED_BESIDES`)."""
+
+    run: str = ""
+    written: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    places: dict[str, str | None] = dataclasses.field(default_factory=dict)
+
+
+def _read_config(path: Path) -> JsonObject | None:
+    """Read the configuration of a run folder; None where there is none.
+
+    Raises:
+      InputError: it is damaged, was edited, or holds something of another type besides settings.
+    """
+    stored = _read_sealed(path / "config.json")
+    try:
+        schema.build(_Besides, {k: v for k, v in (stored or {}).items() if k in STORED_BESIDES})
+    except ValueError as error:
+        raise InputError(f"{path}/config.json is damaged: {error}") from error
+    return stored
 
 
 def _read_part(path: Path, config: JsonObject) -> JsonObject | None:

@@ -4,8 +4,10 @@ open data.
 
 import contextlib
 import importlib.util
+import inspect
 import io
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -36,38 +38,66 @@ WORDS = [
 ]  # fmt: skip
 PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 VALUES = st.one_of(st.sampled_from(NUMBERS), st.sampled_from(WORDS), PLAIN)
-NAMES = sorted(
-    {name for kind in parts.KINDS.values() for name in {**kind.builtin(), **kind.short()}}
+INTEGERS = st.sampled_from(["0", "1", "2", "3", "8", "100", "-1", "1000000", "99999999999", "2.5"])
+FLOATS = st.sampled_from(
+    ["0", "1", "0.1", "1e-3", "0.5", "2", "-1", "nan", "inf", "1e400", "1e-400"]
 )
 
 
 @st.composite
-def specs(draw):
-    """A part or a pipeline of them: names that there are, with keywords that may be."""
+def specs(draw, kinds=tuple(parts.KINDS)):
+    """A part or a pipeline of them; names and keywords are mostly those that there are."""
     words = []
-    for _ in range(draw(st.integers(1, 3))):
-        name = draw(st.one_of(st.sampled_from(NAMES), VALUES))
-        keys = st.one_of(st.sampled_from(["alpha", "gamma", "rate", "depth", "widths", "t"]), PLAIN)
-        pairs = draw(st.lists(st.tuples(keys, VALUES), max_size=3))
-        words.append(",".join([name, *(f"{key}={value}" for key, value in pairs)]))
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
+        kind = parts.KINDS[draw(st.sampled_from(kinds))]
+        known = {**kind.builtin(), **kind.short()}
+        name = draw(st.one_of(*[st.sampled_from(sorted(known))] * 4, VALUES))
+        keys = [k for k in _hyperparameters(known.get(name)) if k not in kind.hidden]
+        key = st.one_of(*[st.sampled_from(keys)] * 4, PLAIN) if keys else PLAIN
+        value = st.one_of(FLOATS, INTEGERS, st.just("[1,2]"), VALUES)
+        pairs = draw(st.lists(st.tuples(key, value), max_size=2))
+        words.append(",".join([name, *(f"{k}={v}" for k, v in pairs)]))
     return "+".join(words)
 
 
-def command_lines(flags):
-    """Words of a command line: flags that there are, most of them with a value."""
-    written = st.sampled_from([f"--{flag.replace('_', '-')}" for flag in flags])
-    value = st.one_of(VALUES, specs())
-    pair = st.one_of(
-        st.tuples(written, value),
-        st.tuples(written),
-        st.tuples(value),
-        st.tuples(written, value, value),
+def _hyperparameters(function):
+    return [] if function is None else [*inspect.signature(function).parameters]
+
+
+def _of_flag(name, hint):
+    """The words of a flag, most of which its type takes."""
+    flag = f"--{name.replace('_', '-')}"
+    if hint is bool:
+        return st.sampled_from([[flag], [f"--no-{flag[2:]}"]])
+    kinds = [key for key, kind in parts.KINDS.items() if kind.flag == flag]
+    kinds += ["loss"] * (name == "losses") + ["transform"] * (name == "loss")
+    text = str(hint)
+    if kinds:
+        fitting = specs(kinds)
+    elif "int" in text:
+        fitting = INTEGERS
+    elif "float" in text:
+        fitting = FLOATS
+    else:
+        choices = [word for word in re.findall(r"'([\w-]+)'", text) if word != "str"]
+        fitting = st.sampled_from([*choices, "run", "tiny"])
+    value = st.one_of(*[fitting] * 6, VALUES)
+    if "tuple" in text or "list" in text:
+        return st.lists(value, max_size=3).map(lambda values: [flag, *values])
+    return value.map(lambda value: [flag, value])
+
+
+def command_lines(hints):
+    """Words of a command line whose flags have these types; a few are of none."""
+    flags = [_of_flag(name, hint) for name, hint in hints.items()]
+    unknown = st.one_of(VALUES.map(lambda word: [word]), st.just(["--config", "nowhere.toml"]))
+    words = st.one_of(*[st.sampled_from(flags).flatmap(lambda flag: flag)] * 12, unknown)
+    return st.lists(words, max_size=4).map(
+        lambda lists: [word for words in lists for word in words]
     )
-    return st.lists(pair, max_size=4).map(lambda pairs: [word for pair in pairs for word in pair])
 
 
-def changed(value, draw):
-    """A JSON value in which one thing is another: a value, a type, a key, a length."""
+def _changed(value, draw):
     if isinstance(value, dict) and value and draw(st.booleans()):
         key = draw(st.sampled_from(sorted(value)))
         kind = draw(st.sampled_from(["inside", "inside", "gone", "renamed"]))
@@ -76,22 +106,22 @@ def changed(value, draw):
             return rest
         if kind == "renamed":
             return {**rest, draw(PLAIN): value[key]}
-        return {**value, key: changed(value[key], draw)}
+        return {**value, key: _changed(value[key], draw)}
     if isinstance(value, list) and value and draw(st.booleans()):
         i = draw(st.integers(0, len(value) - 1))
         kind = draw(st.sampled_from(["inside", "inside", "gone", "twice"]))
         replaced = {"gone": [], "twice": [value[i]] * 2}.get(kind)
         if replaced is None:
-            replaced = [changed(value[i], draw)]
+            replaced = [_changed(value[i], draw)]
         return [*value[:i], *replaced, *value[i + 1 :]]
     other = [None, True, False, 0, -1, 1, 7.0, -0.5, 1e308, 2**70, "", "x", [], [1], {}, {"a": 1}]
     other += [float("nan"), float("inf"), "nan", [[]], "\x1b[31m", "1"]
     return draw(st.sampled_from([v for v in other if repr(v) != repr(value)]))
 
 
-def edits(value):
-    """`changed` as a strategy."""
-    return st.composite(lambda draw: changed(value, draw))()
+def changed(value):
+    """A JSON value in which one thing is another: a value, a type, a key, a length."""
+    return st.composite(lambda draw: _changed(value, draw))()
 
 
 class Admitted(BaseException):
