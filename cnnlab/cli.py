@@ -145,12 +145,13 @@ def writable(path: str | None) -> None:
     if path is not None:
         if files.is_url(path):
             raise InputError(f"{path} is a URL; give a file on a disk, and copy that there")
-        there = os.path.lexists(path)
         try:
-            with open(path, "a"):
-                pass
-            if not there:
+            try:
+                with open(path, "x"):
+                    pass
                 os.remove(path)
+            except FileExistsError:
+                os.close(os.open(path, os.O_WRONLY))
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
