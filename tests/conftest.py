@@ -51,9 +51,11 @@ def no_processes(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def signal_handlers():
-    """A command that a signal ended ignores more of them; the next test's command does not."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in numbers}
+    """Each test begins with Python's handlers: a command that a signal ended ignores more of them,
+    and a background job, such as CI, ignores Ctrl-C.
+    """
+    handlers = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
