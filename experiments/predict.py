@@ -59,7 +59,7 @@ def main(arguments: Arguments) -> None:
             best = np.argsort(-p, kind="stable")[: arguments.top]
             show(f"{path}: " + ", ".join(f"{names[k]} {p[k]:.3f}" for k in best))
     if len(paths) < len(arguments.images):
-        sys.exit(cli.EXIT_INPUT)
+        raise cli.Stopped("", cli.EXIT_INPUT)
 
 
 if __name__ == "__main__":

@@ -638,7 +638,7 @@ def main(arguments: Arguments) -> None:
     if target:
         write(Path(target), arguments, trials)
     if any(trial.outcome in BAD for trial in trials):
-        sys.exit(1)
+        raise cli.Stopped("", 1)
 
 
 if __name__ == "__main__":

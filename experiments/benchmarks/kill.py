@@ -345,7 +345,7 @@ def main(arguments: Arguments) -> None:
         }
         Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n")
     if any(row.counts[column] for row in rows for column in BAD):
-        sys.exit(1)
+        raise cli.Stopped("", 1)
 
 
 if __name__ == "__main__":

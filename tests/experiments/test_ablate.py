@@ -191,7 +191,7 @@ def test_two_at_once_train_no_cell_twice(whole, tmp_path):
         (["--losses", "mse"], "at least two"),
         (["--seeds", "0"], "--seeds must lie in [1, 10000]"),
         (["--seeds", ""], "seeds"),
-        (["--baseline", "brier"], "unknown baseline 'brier'"),
+        (["--baseline", "focal"], "unknown baseline 'focal'"),
         (["--label-noise", "0", "1"], "--label-noise must lie in [0, 1)"),
         (["--losses", "mse", "own.scalar"], "must return one value per example"),
         (["--losses", "mse", "own.wide"], "must return one value per example"),
