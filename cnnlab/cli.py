@@ -178,12 +178,15 @@ def main(
       SystemExit: 0, or one of the statuses above.
     """
     try:
-        with signals.raised():
+        with signals.raised(last=args is None):
             _run(body, settings_class, args, alone or {}, several)
     except BrokenPipeError:  # the reader of our output went away (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except BaseException as error:
+        number = signals.received()
+        if number and args is None and processes.count() == 1 and not isinstance(error, Stopped):
+            signals.leave(number)
         _end(error)
     finally:
         signals.forget()
@@ -262,8 +265,6 @@ def _give_up_full(stream: TextIO) -> None:
 
 
 def _exit(message: str, status: int) -> None:
-    if status == EXIT_PREEMPTED:
-        signals.ignore_more()
     message = escaped(message)
     if processes.count() > 1:
         shutdown.leave(message, status)

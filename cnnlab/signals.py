@@ -51,11 +51,15 @@ def status(number: int) -> int:
 
 
 @contextlib.contextmanager
-def raised() -> Iterator[None]:
+def raised(last: bool) -> Iterator[None]:
     """Raise Ended in the body when a signal comes, or has come while it was blocked.
 
     Only the main thread gets signals; in another one, and of a signal that is ignored (as nohup and
     "&" ask), nothing is raised.
+
+    Args:
+      last: whether only the end of the process follows, a quarter of a second for JAX: its status
+        is known by then, and signals are ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -69,7 +73,7 @@ def raised() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if last else handler)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
@@ -81,7 +85,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
         if frame.f_code.co_name in UNHEARD:
             return  # `enforced`, or the loop of a training, which looks at `received`, ends it
         if frame.f_code.co_filename == IMPORT:
-            _leave(number)
+            leave(number)
         frame = frame.f_back
     raise Ended(words(number), number)
 
@@ -95,12 +99,6 @@ def forget() -> None:
     """Forget the signal that has come: what it was for has ended."""
     global _received
     _received = 0
-
-
-def ignore_more() -> None:
-    """Ignore SIGTERM from now on, as the process ends because of one."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -173,11 +171,11 @@ def _watch(received: int, done: threading.Event) -> None:
         if done.wait(LOOK_SECONDS):
             return
         idle = 0.0 if _holders else idle + LOOK_SECONDS
-    _leave(number)
+    leave(number)
 
 
-def _leave(number: int) -> NoReturn:
-    """End the process at once."""
+def leave(number: int) -> NoReturn:
+    """End the process at once, whatever its threads do in C++."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
         if os.isatty(1):

@@ -69,7 +69,13 @@ def test_a_second_signal_changes_nothing(capsys):
             send(signal.SIGINT)
 
     assert ended(body, capsys)[0] == 75
-    send(signal.SIGTERM)  # while Python ends
+
+
+def test_signals_are_ignored_while_the_process_ends():
+    with signals.raised(last=True):
+        pass
+    for number in signals.NUMBERS:
+        send(number)
 
 
 def test_a_signal_that_python_would_only_report_stops_the_training_that_follows(capsys):
