@@ -306,9 +306,11 @@ def read_sealed(path: Path) -> JsonObject:
     values = json.loads(read_text(path))
     if not isinstance(values, dict):
         raise ValueError("it is no JSON object")
-    if values.pop(SEAL, None) != _seal(values):
+    seal = values.pop(SEAL, None)
+    if seal != _seal(values):
+        wrong = "it was changed since it was written" if seal else "it has no seal"
         raise SealError(
-            "it was changed since it was written: restore it, or accept it as it is with python -m "
+            f"{wrong}: restore it, or accept it as it is with python -m "
             "cnnlab.checkpoint.reseal FILE"
         )
     return values

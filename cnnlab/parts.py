@@ -323,7 +323,8 @@ class Parts:
     @property
     def extendable(self) -> bool:
         """Whether more epochs leave the steps already taken as they were."""
-        return not any(part.asks(name) for part in self for name in ("total_steps", "progress"))
+        length = ("total_steps", "progress", "epoch")  # validation is of the last epoch
+        return not any(part.asks(name) for part in self for name in length)
 
     @property
     def cpu_images(self) -> int:

@@ -28,7 +28,7 @@ FOREIGN = tuple(
     }
 )
 IMPORTERS = ("import_module", "__import__")  # functions that take a module's name
-MOST_HELD = 1_000  # things in a list or a dict of a module that are looked at
+MOST_HELD = 10_000  # things that a module holds, also in lists and dicts, that are looked at
 
 
 def sources(*modules: str | None) -> dict[str, str]:
@@ -75,8 +75,8 @@ def written_in(thing: object) -> str | None:
 
 def _spec(name: str) -> ModuleSpec | None:
     """Find a module that is imported already, or will be within a function; import nothing."""
-    if name in sys.modules:
-        return _attribute(sys.modules[name], "__spec__")
+    if found := _attribute(sys.modules.get(name), "__spec__"):  # an object may stand in its place
+        return found
     parent = name.rpartition(".")[0]
     above = _spec(parent) if parent else None
     if parent and (above is None or above.submodule_search_locations is None):
@@ -116,15 +116,17 @@ def _imported(name: str, content: bytes) -> Iterator[str]:
     found = _spec(name)
     is_package = found is not None and found.submodule_search_locations is not None
     package = name if is_package else name.rpartition(".")[0]
+    importers = {*IMPORTERS}
     for node in ast.walk(tree):
         match node:
             case ast.Import():
                 yield from (alias.name for alias in node.names)
             case ast.ImportFrom():
+                importers |= {a.asname for a in node.names if a.name in IMPORTERS and a.asname}
                 base = _absolute(package, node.level, node.module or "")
                 yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
             case ast.Call(args=[ast.Constant(value=str(written)), *_]) if (
-                getattr(node.func, "attr", getattr(node.func, "id", None)) in IMPORTERS
+                getattr(node.func, "attr", getattr(node.func, "id", None)) in importers
             ):
                 module = written.lstrip(".")
                 yield _absolute(package, len(written) - len(module), module)
@@ -141,15 +143,18 @@ def _held(name: str) -> Iterator[str]:
     as a name that was put together.
     """
     held = _attribute(sys.modules.get(name), "__dict__") or {}
-    for value in [*held.values()]:
-        things = [value]
-        if type(value) in (dict, list, tuple, set) and len(value) <= MOST_HELD:
-            things = [*value.values()] if type(value) is dict else [*value]
-        for thing in things:
-            is_module = issubclass(type(thing), ModuleType)
-            module = _attribute(thing, "__name__") if is_module else written_in(thing)
-            if isinstance(module, str):
-                yield module
+    waiting = [*held.values()]
+    for _ in range(MOST_HELD):
+        if not waiting:
+            return
+        thing = waiting.pop()
+        if type(thing) in (dict, list, tuple, set):
+            waiting += thing.values() if type(thing) is dict else thing
+            continue
+        is_module = issubclass(type(thing), ModuleType)
+        module = _attribute(thing, "__name__") if is_module else written_in(thing)
+        if isinstance(module, str):
+            yield module
 
 
 def _attribute(module: object, name: str) -> Any:

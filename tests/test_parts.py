@@ -774,7 +774,7 @@ def _augmented(found, mode, devices, batch, key, run_key):
         ({"schedule": "user_parts.polynomial"}, False),
         ({"schedule": "optax.constant_schedule"}, True),
         ({"schedule": "constant", "loss": "user_parts.faded"}, False),
-        ({"schedule": "constant", "loss": "user_parts.focal_schedule"}, True),
+        ({"schedule": "constant", "loss": "user_parts.focal_schedule"}, False),
     ],
 )
 def test_a_part_says_whether_it_depends_on_the_length_of_the_run(changes, extendable):

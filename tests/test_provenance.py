@@ -32,7 +32,8 @@ def project(tmp_path, monkeypatch):
 
     yield write
     for name in {*sys.modules} - before:
-        if str(tmp_path) in str(object.__getattribute__(sys.modules[name], "__dict__")["__spec__"]):
+        spec = object.__getattribute__(sys.modules[name], "__dict__").get("__spec__", tmp_path)
+        if str(tmp_path) in str(spec):
             del sys.modules[name]
 
 
@@ -48,6 +49,19 @@ WAYS = {
     "in a circle": ("mine.py: import other || other.py: import mine | x = 1", "other"),
     "by name": ("mine.py: import importlib as i | a = i.import_module('other')", "other"),
     "by name, later": ("mine.py: def later(): return __import__('other')", "other"),
+    "by name, as another": (
+        "mine.py: from importlib import import_module as im | def later(): im('other')",
+        "other",
+    ),
+    "from a table of tables": (
+        "mine.py: T = {'a': [{'b': __import__('ot' + 'her').f}]} || other.py: def f(): pass",
+        "other",
+    ),
+    "in whose place an object is": (
+        "mine.py: import other"
+        "|| other.py: import sys | class L: pass | sys.modules[__name__] = L()",
+        "other",
+    ),
     "by a name put together": ("mine.py: m = __import__('ot' + f'her')", "other"),
     "from a table": (
         "mine.py: T = {n: __import__(f'plug_{n}').f for n in 'ab'}"

@@ -333,7 +333,9 @@ def shard(text: str) -> tuple[int, int]:
     which, _, of = text.partition("/")
     sound = all(number.isdecimal() and len(number) < 7 for number in (which, of))
     if not sound or int(which) >= int(of):
-        raise InputError(f"--shard must be i/n with 0 <= i < n, such as 0/4; got '{text}'")
+        raise InputError(
+            f"--shard must be i/n with 0 <= i < n < 1,000,000, such as 0/4; got '{text}'"
+        )
     return int(which), int(of)
 
 

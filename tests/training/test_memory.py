@@ -208,3 +208,13 @@ def test_running_out_of_memory_is_a_line(error):
 
 def test_other_errors_are_none():
     assert errors.explained(RuntimeError("INTERNAL: a defect")) is None
+
+
+@pytest.mark.usefixtures("strict")
+def test_an_estimate_alone_refuses_nothing(free, monkeypatch):
+    """XLA may keep far less than JAX saves; its own count decides."""
+    monkeypatch.setattr(memory, "KEPT", 100.0)
+    made = built(model="mlp,hidden=[1000]", batch_size=1000)
+    wanted = memory.need(made)
+    free(int((wanted.least + wanted.bytes) / 2))
+    memory.check(made)
