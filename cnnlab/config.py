@@ -432,7 +432,7 @@ def check(section: Settings) -> None:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise TypeError(f"{name} must be {wanted}, got {value!r}")
         for item in value if isinstance(value, tuple) else ():
-            if not isinstance(item, str | int | float):
+            if not isinstance(item, str | int | float | tuple):
                 raise TypeError(
                     f"{name} must hold texts or numbers, got {item!r}; a function of yours is "
                     "named by its path, my_module.my_function"

@@ -271,7 +271,9 @@ def _runs(root: Path, shared: list[str]) -> Iterator[Subject]:
     _make(again)
     finished = _keep(place, root / "finished run")
     readers = [again, longer, evaluate, best, predict, loaded]
-    yield Subject("finished run", finished, place, readers)
+    subject = Subject("finished run", finished, place, readers)
+    yield subject
+    subject.fresh()
     # As a kill after the last checkpoint but one leaves it
     steps = sorted(int(path.name) for path in (place / "checkpoints").glob("[0-9]*"))
     shutil.rmtree(place / "checkpoints" / str(steps[-1]))
@@ -295,7 +297,9 @@ def _studies(root: Path, shared: list[str]) -> Iterator[Subject]:
     reanalyse = Reader("reanalyse.py", "reanalyse", args, _printed)
     _make(ablate)
     finished = _keep(place, root / "finished study")
-    yield Subject("finished study", finished, place, [ablate, reanalyse])
+    subject = Subject("finished study", finished, place, [ablate, reanalyse])
+    yield subject
+    subject.fresh()
     for path in [*place.glob("cells/brier*"), *place.glob("*.*")]:
         if path.name != "manifest.json":
             path.unlink()
