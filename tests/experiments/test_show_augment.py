@@ -15,8 +15,9 @@ import show_augment
 
 
 @pytest.fixture
-def sheets(monkeypatch):
+def sheets(monkeypatch, tmp_path):
     """The columns, path and title of what is drawn, which is not drawn."""
+    monkeypatch.chdir(tmp_path)
     drawn = []
 
     def record(columns, file, title):
