@@ -75,7 +75,7 @@ def written_in(thing: object) -> str | None:
 
 def _spec(name: str) -> ModuleSpec | None:
     """Find a module that is imported already, or will be within a function; import nothing."""
-    if found := _attribute(sys.modules.get(name), "__spec__"):  # an object may stand in its place
+    if found := _attribute(sys.modules.get(name), "__spec__"):  # an object may have replaced it
         return found
     parent = name.rpartition(".")[0]
     above = _spec(parent) if parent else None

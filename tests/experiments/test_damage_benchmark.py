@@ -1,4 +1,4 @@
-"""experiments/benchmarks/damage.py: every damage is one, every outcome is told from the others."""
+"""experiments/benchmarks/damage.py: every damage changes the file, outcomes are distinguished."""
 
 import importlib.util
 import json

@@ -229,7 +229,7 @@ def test_the_data_directory_of_the_environment_is_kept(data_dir, tmp_path, monke
 
 
 def test_modules_that_are_not_where_they_were(tmp_path, monkeypatch):
-    """Said without importing them: what stands there now would fail."""
+    """Reported without importing them: the files that are there now would fail."""
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     text = (
