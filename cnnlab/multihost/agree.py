@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar, cast
 
 from cnnlab.errors import InputError
-from cnnlab.multihost import messages, processes
+from cnnlab.multihost import processes
 
 T = TypeVar("T")
 
@@ -85,6 +85,8 @@ def _gathered(value: T, from_all: bool = True) -> list[T]:
     """Gather the values of all processes; without `from_all`, a list of only that of process 0."""
     import numpy as np
     from jax.experimental import multihost_utils
+
+    from cnnlab.multihost import messages
 
     collect = (
         multihost_utils.process_allgather if from_all else multihost_utils.broadcast_one_to_all

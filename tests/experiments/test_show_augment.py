@@ -93,6 +93,11 @@ def test_the_readmes_commands_parse():
 @pytest.mark.slow
 def test_the_script_writes_a_picture_or_a_line(tfds_root, tmp_path):
     path = tmp_path / "contact.png"
+    (tmp_path / "few.py").write_text(
+        "import numpy as np\n\ndef few():\n"
+        "    images, labels = np.zeros((20, 8, 8, 3), np.uint8), np.arange(20) % 2\n"
+        "    return {'train': (images, labels), 'test': (images, labels)}\n"
+    )
     flags = ["--dataset", "tiny", "--images", 3, "--draws", 2, "--output", path]
     done = script("show_augment", *flags, "--augment", "flip+crop,padding=2+augmix")
     assert done.returncode == 0, done.stderr
@@ -102,8 +107,13 @@ def test_the_script_writes_a_picture_or_a_line(tfds_root, tmp_path):
     for wrong, words in (
         (["--augment", "flipp"], "did you mean 'flip'"),
         (["--augment", "crop,padding=8"], "padding must be smaller than the image, 8 pixels"),
-        (["--images", 0], "--images must lie in [1, 1000000], got 0"),
-        (["--images", 201], "--images 201 is more than the 200 training images of tiny"),
+        (["--images", 0], "--images must lie in [1, 100], got 0"),
+        (
+            ["--dataset", "few.few", "--images", 21],
+            "--images 21 is more than the 20 training images of few",
+        ),
         (["--output", tmp_path], "cannot be written"),
     ):
-        assert words in one_line_error(script("show_augment", *flags, *wrong))
+        assert words in one_line_error(
+            script("show_augment", *flags, *wrong, PYTHONPATH=str(tmp_path))
+        )

@@ -166,7 +166,8 @@ def test_the_whole_training_is_lowered(name, ordinary, monkeypatch):
     model = parts.build_model(3, config.recipe.compute_dtype)
     tx = network.build_optimizer(config.recipe, parts, 10)
     keys = network.run_keys((3, 4))
-    first = network._initial.trace(model, tx, keys, jnp.zeros((9, 8, 8, 3))).lower(
+    images = jnp.zeros((9, 8, 8, 3))
+    first = network._initial.trace(model, tx, keys, images, averaged=False, scaled=False).lower(
         lowering_platforms=(name,)
     )
     assert ("syevd" if name == "cuda" else "Eigh") in first.as_text()
