@@ -65,9 +65,11 @@ def is_stop(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Format what an error says in one line of at most 200 characters."""
+    """Format what an error says in one line of at most 200 characters: its start and its end, where
+    a chain of causes says what was refused.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
+    return text if len(text) <= 200 else f"{text[:105]} ... {text[-90:]}"
 
 
 def explained(error: BaseException) -> str | None:

@@ -184,6 +184,13 @@ def frozen(value: object) -> object:
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
+def _without_points(value: object) -> object:
+    """Convert whole floats to ints, also those in a tuple."""
+    if isinstance(value, tuple):
+        return tuple(map(_without_points, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _text(value: Any) -> str:
     """Format a value as text that `_value` reads as the same value."""
     for word, constant in CONSTANTS.items():
@@ -444,18 +451,16 @@ class Part:
         return Spec(self._first_name, dict(sorted((defaults | dict(self.keywords)).items())))
 
     def _as_default(self, name: str, value: object) -> object:
-        """Convert an int to a float where the function takes floats, and a whole float to an int
-        elsewhere: 2 and 2.0 are one spelling.
+        """Convert an int to a float where the function takes floats, and whole floats to ints
+        elsewhere, also those in a list: 2 and 2.0 are one spelling.
         """
         parameter = self.parameters.get(name)
         floats = parameter and (
             _annotated(parameter) == "float" or type(parameter.default) is float
         )
-        if floats and type(value) is int:
-            return float(value)
-        if not floats and type(value) is float and value.is_integer():
-            return int(value)
-        return value
+        if not floats:
+            return _without_points(value)
+        return float(value) if type(value) is int else value
 
     def _is_default(self, name: str, value: object) -> bool:
         default = frozen(self.parameters[name].default)

@@ -39,7 +39,7 @@ def folder() -> Path:
         return files.expanded(chosen)
     if chosen := os.environ.get("XDG_CACHE_HOME"):
         return files.expanded(chosen) / "cnnlab"
-    return Path("~/.cache/cnnlab").expanduser() if files.has_home() else Path(_of_this_process())
+    return files.expanded("~/.cache/cnnlab") if files.has_home() else Path(_of_this_process())
 
 
 @functools.cache

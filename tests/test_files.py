@@ -17,7 +17,7 @@ from cnnlab.data import builders, catalogue, decoded_file, pictures, storage
 from cnnlab.errors import InputError
 from cnnlab.study import folder as folders
 from cnnlab.study.plan import Study
-from cnnlab.training.run_folder import RunFolder
+from cnnlab.training.run_folder import RunFolder, check
 
 URLS = ("s3://bucket/run", "hdfs://host/run", "file:///run", "GS://bucket/run", "http:/host/run")
 
@@ -158,6 +158,16 @@ def test_a_disk_without_locks_is_said_and_a_way_works(
     with hold(tmp_path) as held:
         assert held
     assert len(list(locks.iterdir())) == 1
+
+
+@pytest.mark.parametrize("refuse", [lambda path: check(path, Config()), folders.check])
+def test_a_folder_for_locks_that_is_missing_is_said_before_anything_is_made(
+    refuse, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CNNLAB_LOCKS", str(tmp_path / "locks"))
+    with pytest.raises(InputError, match="is not a folder: make it first"):
+        refuse(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_decoded_images_do_without_a_lock(no_locks, tmp_path):

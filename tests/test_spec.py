@@ -300,6 +300,7 @@ def test_a_range_is_as_it_is_written():
         ("optimizer", "sgd,weight_decay=5e-4,momentum=0.9", "sgd,weight_decay=0.0005", None),
         ("schedule", "cosine,warmup=1", "cosine,warmup=1.0", "cosine,warmup=1"),
         ("model", "cnn,widths=[32,64]", "cnn", None),
+        ("schedule", "steps,at=[2.0,5]", "steps,at=[2,5]", None),
         ("model", "mlp,hidden=[8],batch_norm=true", "mlp,batch_norm=true,hidden=[8]", None),
         (
             "model", "softmax_regression,head=cosine", "softmax_regression,head=cosine",

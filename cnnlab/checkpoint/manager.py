@@ -125,6 +125,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         digest.quiet_orbax()
+        sys.unraisablehook = _unraisable
         options = ocp.CheckpointManagerOptions(
             step_name_format=layout.step_names(self.folder),
             todelete_subdir=layout.TODELETE,
@@ -422,6 +423,14 @@ class _Policy:
 
 _fsync = files.sync
 _sweep = layout.sweep
+
+
+def _unraisable(args: sys.UnraisableHookArgs) -> None:
+    """Report an error as Python's own hook does, except what TensorStore's writers say of a save
+    that has failed: it ended without waiting for them, and `_failed` names it.
+    """
+    if "Event loop is closed" not in str(args.exc_value):
+        sys.__unraisablehook__(args)
 
 
 def _see(mark: pathlib.Path) -> None:

@@ -23,6 +23,8 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
+    if not arguments.paths:
+        raise InputError("name the files to seal")
     for path in arguments.paths:
         try:
             files.reseal(files.path(path))

@@ -106,7 +106,6 @@ def _silence_others() -> None:
     if processes.index() == 0:
         sys.stdout = os.fdopen(os.dup(1), "w", 1, sys.stdout.encoding)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where gloo greets every peer
-    sys.unraisablehook = shutdown.unraisable
     # The first one says it; a library here gives the root a handler.
     logging.getLogger("cnnlab").propagate = False
     multihost_utils.sync_global_devices("cnnlab.join")

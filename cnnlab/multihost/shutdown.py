@@ -51,14 +51,6 @@ def note(number: int, frame: FrameType | None) -> None:
     _asked.set()
 
 
-def unraisable(args: sys.UnraisableHookArgs) -> None:
-    """Report an error as Python's own hook does, except what TensorStore's writers say of a save
-    that failed when another process was lost.
-    """
-    if "Event loop is closed" not in str(args.exc_value):
-        sys.__unraisablehook__(args)
-
-
 def lost(error: BaseException) -> bool:
     """Return whether an error says that another process is gone."""
     return processes.count() > 1 and any(

@@ -70,7 +70,7 @@ def run(
     study = with_baseline(study)
     folder = files.expanded(study.workdir).absolute()
     plan_folder = plan_folder or folder
-    agree.on_first(lambda: folders.refuse_old(folder))
+    agree.on_first(lambda: folders.check(folder))
     study = _with_block(study, agree.on_first(lambda: manifests.read(plan_folder)))
     blocks = plan.blocks(study)
     arms = {

@@ -145,12 +145,14 @@ def checkpoints(folder: Path, digest: str) -> Path:
     return folder / f"{digest}.checkpoints"
 
 
-def refuse_old(folder: Path) -> None:
-    """Refuse a folder of an earlier version, whose cells held all seeds of an arm.
+def check(folder: Path) -> None:
+    """Refuse a folder before anything is made in it.
 
     Raises:
-      InputError: it is one.
+      InputError: it is of an earlier version, whose cells held all seeds of an arm; or
+        $CNNLAB_LOCKS is no folder.
     """
+    files.lock_file(folder / "locks" / "any")
     for path in (folder / "cells").glob("*.json"):
         is_new = re.search(r"--seeds?-\d+(-to-\d+)?--[0-9a-f]{12}$", path.stem)
         if not is_new and re.search(r"-[0-9a-f]{12}$", path.stem):

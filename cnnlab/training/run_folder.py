@@ -80,9 +80,9 @@ def read(path: Path) -> tuple[Config, DataFacts, JsonObject]:
       InputError: the folder holds no run, or a file of another.
     """
     config = _read_config(path)
-    facts = None if config is None else _read_part(path / "data.json", config)
-    if config is None or facts is None:
-        raise InputError(f"{path} is no run folder: it has no config.json and data.json")
+    if config is None:
+        raise InputError(f"{path} is no run folder: it has no config.json")
+    facts = _read_facts(path, config)
     try:
         described = DataFacts.from_json(facts)
     except InputError as error:
@@ -128,9 +128,10 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
       quick: as for `conflicts`.
 
     Raises:
-      InputError: the stored configuration differs in a field that a resumed run may not change, or
-        a file of the folder was edited.
+      InputError: the stored configuration differs in a field that a resumed run may not change, a
+        file of the folder is missing or was edited, or $CNNLAB_LOCKS is no folder.
     """
+    files.lock_file(path / "lock")
     stored = _read_config(path)
     if stored is None:
         if path.exists() and not path.is_dir():
@@ -150,7 +151,7 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
         return None
     if not _has_results(path):  # it failed before it had learned anything: start afresh
         return None
-    _read_part(path / "data.json", stored)
+    _read_facts(path, stored)
     if differing := conflicts(stored, config, quick):
         grown = (
             " (epochs may grow where nothing depends on their number, as under --schedule constant)"
@@ -493,6 +494,18 @@ def _read_part(path: Path, config: JsonObject) -> JsonObject | None:
     if values is not None and values.pop("run", "") != config.get("run", ""):
         raise InputError(f"{path} is of another run than config.json next to it: restore it")
     return values
+
+
+def _read_facts(path: Path, config: JsonObject) -> JsonObject:
+    """Read data.json of a run folder.
+
+    Raises:
+      InputError: it is missing, damaged, was edited, or is of another run.
+    """
+    facts = _read_part(path / "data.json", config)
+    if facts is None:
+        raise InputError(f"{path}/data.json is missing: restore it")
+    return facts
 
 
 def _identity(stored: JsonObject, facts: DataFacts) -> str:

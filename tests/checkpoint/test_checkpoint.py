@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -706,6 +707,17 @@ def test_a_full_disk_costs_one_step_and_says_which(tmp_path, worker):
         )
     assert left == left_again == ["1"]
     assert restored == 2
+
+
+def test_only_the_words_of_abandoned_writers_are_dropped(monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "__unraisablehook__", said.append)
+    dropped, kept = (
+        SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "else")
+    )
+    manager._unraisable(dropped)
+    manager._unraisable(kept)
+    assert said == [kept]
 
 
 def test_an_exception_in_the_run_does_not_lose_the_save_under_way(tmp_path, worker):

@@ -6,11 +6,10 @@ import os
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 
-from cnnlab.multihost import shutdown, supervise
+from cnnlab.multihost import supervise
 
 pytestmark = pytest.mark.slow
 
@@ -165,14 +164,3 @@ def test_the_status_needs_no_reader():
             75,
             supervise.LOST + "\n",
         )
-
-
-def test_only_the_words_of_abandoned_writers_are_dropped(monkeypatch):
-    said = []
-    monkeypatch.setattr(sys, "__unraisablehook__", said.append)
-    dropped, kept = (
-        SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "else")
-    )
-    shutdown.unraisable(dropped)
-    shutdown.unraisable(kept)
-    assert said == [kept]

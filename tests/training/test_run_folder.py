@@ -87,6 +87,8 @@ def test_a_deliberate_edit_is_sealed_anew(tmp_path):
     for path in (tmp_path, tmp_path / "nothing.json"):
         with pytest.raises(InputError, match=f"{path} cannot be sealed"):
             reseal.main(reseal.Arguments((str(path),)))
+    with pytest.raises(InputError, match="name the files"):
+        reseal.main(reseal.Arguments(()))
 
 
 @pytest.mark.parametrize("changes", [{"config": Config.of(seed=1)}, {"data": OTHER_DATA}])
@@ -105,8 +107,9 @@ def test_a_file_of_another_run_is_named(name, changes, tmp_path):
 def test_facts_that_are_missing_are_not_taken_for_equal(tmp_path):
     trained(tmp_path)
     (tmp_path / "data.json").unlink()
-    with pytest.raises(InputError, match="it has no config"):
-        opened(tmp_path, data=OTHER_DATA)
+    for start in (opened, lambda path: run_folder.check(path, Config()), run_folder.read):
+        with pytest.raises(InputError, match=r"data\.json is missing: restore it"):
+            start(tmp_path)
 
 
 @pytest.mark.parametrize(
