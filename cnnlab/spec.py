@@ -34,7 +34,7 @@ from typing import Any, TypeAlias
 from cnnlab import docstrings, provenance
 from cnnlab.errors import InputError, is_stop, unknown
 
-MOST_PARTS = 100  # of a pipeline
+MOST_PARTS = 50  # of a pipeline: 50 augmentations compile for 10 s
 SHORT_WORDS = "short_words"  # attribute of a function: short for values of its hyperparameters
 CONSTANTS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
 # What `isinstance` takes, of a hyperparameter's values; None: they may be anything.

@@ -65,5 +65,5 @@ def test_a_model_s_lists_have_a_limit(hidden):
 
 
 def test_pipelines_have_a_limit():
-    assert "at most 100 parts" in refused(parse_pipeline, "+".join(["flip"] * 101))
-    assert len(parse_pipeline("+".join(["flip"] * 100))) == 100
+    assert "at most 50 parts" in refused(parse_pipeline, "+".join(["flip"] * 51))
+    assert len(parse_pipeline("+".join(["flip"] * 50))) == 50

@@ -309,6 +309,10 @@ def _grain(
         # Grain's worker processes read absl flags, which only absl's own main parses.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
+        # A run that is stopped leaves batches unread; the tracker that removes them need not say so
+        os.environ.setdefault(
+            "PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker"
+        )
         threads = min(1, ahead.prefetched)
         iterator = iter(
             dataset.to_iter_dataset(

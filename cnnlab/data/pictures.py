@@ -153,8 +153,8 @@ def _check_names(root: Path, classes: Iterable[str]) -> None:
     for name in classes:
         if not name.isprintable() or name != name.strip():
             raise InputError(
-                f"{root}: the class {name!r} is no line of text without spaces around it; rename "
-                "the folder"
+                f"{root}: the class {name!r} is not printable text without spaces around it; "
+                "rename the folder"
             )
 
 

@@ -260,7 +260,7 @@ def test_labels_of_several_columns_are_refused(tmp_path):
 def test_names_of_classes_that_are_no_line_of_text(name, photos):
     """TFDS would read other classes from its file of names."""
     (photos / "train" / "dog").rename(photos / "train" / name)
-    assert f"the class {name!r} is no line of text" in failure(folder, photos)
+    assert f"the class {name!r} is not printable text" in failure(folder, photos)
 
 
 def test_files_without_a_suffix_and_folders_behind_links(photos, tmp_path):
