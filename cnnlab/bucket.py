@@ -11,9 +11,7 @@ Who may write there can have the machines run code, as in any folder of compiled
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -62,19 +60,17 @@ class Bucket:
         name = self._name(path)
         if self._is_lost or name in self._damaged:
             return False
-        with self._tried(), _new_file(path) as new:
-            try:
-                files.download(self._location / name, new)
-            except FileNotFoundError:
-                self._present.discard(name)
-                return False
-            if is_sound(new):
-                os.replace(new, path)
-                self._present.add(name)
-                return True
+        with self._tried():
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._present.discard(name)
-            self._damaged.add(name)
-            _say(f"{self._location / name} is damaged, or not what its name says: made again")
+            with files.beside(path) as new, contextlib.suppress(FileNotFoundError):
+                files.download(self._location / name, new)
+                if is_sound(new):
+                    new.replace(path)
+                    self._present.add(name)
+                    return True
+                self._damaged.add(name)
+                _say(f"{self._location / name} is damaged, or not what its name says: made again")
         return False
 
     def publish(self, path: Path) -> None:
@@ -99,18 +95,6 @@ class Bucket:
             release(error)
             self._is_lost = True
             _say(f"{self._location} is not used any more: {one_line(error)}")
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
-    """Yield a new file next to a path; what is left of it in the end is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _say(line: str) -> None:

@@ -351,18 +351,27 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with beside(path) as new:
+        with new.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(handle)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
+            os.fsync(file.fileno())
+        new.chmod(0o666 & ~_umask())
+        new.replace(path)
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Yield a new file in the folder of a path, to be renamed to it when it is complete; where it
+    is not, it is removed.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+            os.unlink(name)
 
 
 def _umask() -> int:

@@ -126,13 +126,9 @@ def write(path: Path, body: np.ndarray) -> None:
     """Write a file under its SHA-256, in one rename; if that is impossible, write nothing."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
+        with files.beside(path) as new:
+            with new.open("wb") as file:
                 file.write(_digest(path.name, body))
                 file.write(body.data)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            new.replace(path)
         publish(path)

@@ -104,7 +104,7 @@ def test_compiled_programs_are_kept_and_their_damage_noticed(folder):
     hits = [hits for _, hits in said]
     assert hits[::2] == [0, 0, 0, 0]  # at first, and after each damage
     assert min(hits[1::2]) >= 1  # kept, and kept anew
-    assert not list((folder / "xla").glob("*.tmp"))
+    assert not list((folder / "xla").glob(".*"))
 
 
 @pytest.mark.slow

@@ -179,17 +179,16 @@ def settled(study: Study, arms: Arms, folder: Path, workdir: Path) -> Manifest:
 
 def _write_once(path: Path, manifest: Manifest) -> None:
     """Write a manifest, unless another process has just done so."""
-    temporary = path.with_name(f".{NAME}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_sealed(temporary, dataclasses.asdict(manifest))
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            os.replace(temporary, path)
-        temporary.unlink(missing_ok=True)
+        with files.beside(path) as new:
+            files.write_sealed(new, dataclasses.asdict(manifest))
+            try:
+                os.link(new, path)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                new.replace(path)
     except OSError as error:
         raise InputError(
             f"the study's folder {path.parent} cannot be written: {error.strerror}"
