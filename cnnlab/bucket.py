@@ -63,7 +63,7 @@ class Bucket:
         with self._tried():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._present.discard(name)
-            with files.beside(path) as new, contextlib.suppress(FileNotFoundError):
+            with files.temporary(path) as new, contextlib.suppress(FileNotFoundError):
                 files.download(self._location / name, new)
                 if is_sound(new):
                     new.replace(path)

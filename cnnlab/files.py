@@ -351,7 +351,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    with beside(path) as new:
+    with temporary(path) as new:
         with new.open("wb") as file:
             file.write(content)
             file.flush()
@@ -361,7 +361,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def temporary(path: Path) -> Iterator[Path]:
     """Yield a new file in the folder of a path, to be renamed to it when it is complete; where it
     is not, it is removed.
     """

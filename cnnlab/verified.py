@@ -126,7 +126,7 @@ def write(path: Path, body: np.ndarray) -> None:
     """Write a file under its SHA-256, in one rename; if that is impossible, write nothing."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.beside(path) as new:
+        with files.temporary(path) as new:
             with new.open("wb") as file:
                 file.write(_digest(path.name, body))
                 file.write(body.data)

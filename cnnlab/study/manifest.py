@@ -181,7 +181,7 @@ def _write_once(path: Path, manifest: Manifest) -> None:
     """Write a manifest, unless another process has just done so."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.beside(path) as new:
+        with files.temporary(path) as new:
             files.write_sealed(new, dataclasses.asdict(manifest))
             try:
                 os.link(new, path)
