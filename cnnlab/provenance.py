@@ -14,11 +14,11 @@ import hashlib
 import inspect
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 PACKAGE = Path(__file__).resolve().parent
 FOREIGN = tuple(
@@ -28,6 +28,8 @@ FOREIGN = tuple(
     }
 )
 IMPORTERS = ("import_module", "__import__")  # functions that take a module's name
+# A name, and the file of one that cannot be found by it, as what importlib loads from a path
+Module: TypeAlias = tuple[str, str | None]
 MOST_HELD = 10_000  # things that a module holds, also in lists and dicts, that are looked at
 
 
@@ -40,18 +42,19 @@ def sources(*modules: str | None) -> dict[str, str]:
     Returns:
       Module name -> digest; empty where no file is the user's.
     """
-    waiting = {name for name in modules if name}
+    waiting: set[Module] = {(name, None) for name in modules if name}
     seen = set()
     digests = {}
     while waiting:
-        name = waiting.pop()
-        seen.add(name)
-        content = _content(_spec(name))
-        others = {name.rpartition(".")[0]}  # the package, which is imported before it
+        name, file = module = waiting.pop()
+        seen.add(module)
+        found = _spec(name)
+        content = _content(found) if found else _read(file)
+        others = {(name.rpartition(".")[0], None)}  # the package, which is imported before it
         if content is not None:
             digests[name] = hashlib.sha256(content).hexdigest()
-            others |= {*_imported(name, content), *_held(name)}
-        waiting |= {other for other in others if other} - seen
+            others |= {(other, None) for other in _imported(name, content)} | {*_held(name)}
+        waiting |= {other for other in others if other[0]} - seen
     return dict(sorted(digests.items()))
 
 
@@ -65,12 +68,23 @@ def written_in(thing: object) -> str | None:
     """Return the module in which a function is written, also that within a partial or a wrapper,
     or the class of an object.
     """
+    return getattr(_definition(thing), "__module__", None)
+
+
+def _definition(thing: object) -> FunctionType | type:
+    """Return the function within a partial or a wrapper, or the class of an object."""
     while isinstance(thing, functools.partial):
         thing = thing.func
     with contextlib.suppress(ValueError):  # wrappers in a circle
         thing = inspect.unwrap(thing) if isinstance(thing, FunctionType) else thing
-    known = thing if isinstance(thing, FunctionType | type) else type(thing)
-    return getattr(known, "__module__", None)
+    return thing if isinstance(thing, FunctionType | type) else type(thing)
+
+
+def _file_of(definition: FunctionType | type) -> str | None:
+    """Return the file of a function, or of a class with a method."""
+    defined = [definition] if isinstance(definition, FunctionType) else vars(definition).values()
+    functions = (function for function in defined if isinstance(function, FunctionType))
+    return next((function.__code__.co_filename for function in functions), None)
 
 
 def _spec(name: str) -> ModuleSpec | None:
@@ -92,16 +106,22 @@ def _spec(name: str) -> ModuleSpec | None:
 def _content(spec: ModuleSpec | None) -> bytes | None:
     """Read the file of a module; None where it is not the user's, or there is none."""
     read = getattr(spec and spec.loader, "get_data", None)
-    if spec is None or spec.origin is None or read is None:
-        return None
-    if not _is_users(Path(spec.origin).resolve()):
+    return _read(spec.origin, read) if spec and read else None
+
+
+def _read(
+    file: str | None, read: Callable[[str], bytes] = lambda file: Path(file).read_bytes()
+) -> bytes | None:
+    """Read a file; None where it is not the user's, or there is none."""
+    if file is None or not _is_users(file):
         return None
     with contextlib.suppress(OSError):
-        return read(spec.origin)
+        return read(file)
     return None
 
 
-def _is_users(path: Path) -> bool:
+def _is_users(file: str) -> bool:
+    path = Path(file).resolve()
     parts = set(path.parts)
     foreign = any(path.is_relative_to(folder) for folder in (*FOREIGN, PACKAGE))
     return not (foreign or parts & {"site-packages", "dist-packages"})
@@ -138,7 +158,7 @@ def _absolute(package: str, level: int, module: str) -> str:
     return ".".join([*parents, *([module] if module else [])])
 
 
-def _held(name: str) -> Iterator[str]:
+def _held(name: str) -> Iterator[Module]:
     """Yield the modules behind what a module holds, whatever the way by which it came there, such
     as a name that was put together.
     """
@@ -151,10 +171,13 @@ def _held(name: str) -> Iterator[str]:
         if type(thing) in (dict, list, tuple, set):
             waiting += thing.values() if type(thing) is dict else thing
             continue
-        is_module = issubclass(type(thing), ModuleType)
-        module = _attribute(thing, "__name__") if is_module else written_in(thing)
+        if issubclass(type(thing), ModuleType):
+            module, file = _attribute(thing, "__name__"), _attribute(thing, "__file__")
+        else:
+            definition = _definition(thing)
+            module, file = getattr(definition, "__module__", None), _file_of(definition)
         if isinstance(module, str):
-            yield module
+            yield module, file
 
 
 def _attribute(module: object, name: str) -> Any:

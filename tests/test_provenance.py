@@ -139,6 +139,33 @@ def texts(way):
     return files | {"mine.py": ("" if "loss" in files["mine.py"] else LOSS) + files["mine.py"]}
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (
+            "import importlib.util as u\ns = u.spec_from_file_location('unknown', 'other.py')\n"
+            "m = u.module_from_spec(s)\ns.loader.exec_module(m)\n",
+            "unknown",
+        ),
+        (
+            "import importlib.util as u\ns = u.spec_from_file_location('unknown', 'other.py')\n"
+            "m = u.module_from_spec(s)\ns.loader.exec_module(m)\nloss = m.make()\ndel m, s\n",
+            "unknown",
+        ),
+        ("import runpy\nmake = runpy.run_path('other.py')['make']\n", "<run_path>"),
+        ("import runpy\nC = runpy.run_path('other.py')['C']\n", "<run_path>"),
+    ],
+)
+def test_a_file_that_is_run_from_a_path_is_behind_what_it_made(text, name, project):
+    other = "def make(): return lambda z, y: z[..., 0]\nclass C:\n    def f(self): return 1\n"
+    folder = project({"other.py": other, "mine.py": ("" if "loss" in text else LOSS) + text})
+    found = parts.find("loss", "mine.loss").sources()
+    assert found == {
+        "mine": hashlib.sha256((folder / "mine.py").read_bytes()).hexdigest(),
+        name: hashlib.sha256((folder / "other.py").read_bytes()).hexdigest(),
+    }
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_every_file_that_a_part_uses_is_behind_it(way, project):
     expected = WAYS[way][1].split()

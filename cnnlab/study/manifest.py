@@ -112,7 +112,8 @@ def _recipe(study: Study) -> JsonObject:
     the user's files behind it.
     """
     shared = Recipe(**{f.name: getattr(study.training, f.name) for f in fields(Training)})
-    besides: dict[str, object] = {"noise": study.noise}
+    besides: dict[str, object] = {"noise": study.noise, "teacher": shared.teacher}
+    shared = dataclasses.replace(shared, teacher=None)  # of those arms whose losses take one
     if study.tune:
         besides |= {
             "tune": " ".join(map(str, parse_ranges(study.tune))),

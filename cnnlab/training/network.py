@@ -332,7 +332,7 @@ def teacher_fn(
 
     Returns:
       Images float or uint8[B, H, W, C] in 0..255 -> the teacher's logits float32[B, K]; and a
-      digest of its weights.
+      digest of its weights and of the user's files behind its model.
 
     Raises:
       InputError: no run there, one on other classes or images, or one whose newest checkpoint is
@@ -353,5 +353,6 @@ def teacher_fn(
     variables = jax.device_get(teacher.variables)
     params_first = variables["params"], variables["batch_stats"]
     leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(params_first)]
-    digest = hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
+    code = [bytes.fromhex(digest) for digest in teacher.parts.model.sources().values()]
+    digest = hashlib.sha256(b"".join([*(leaf.tobytes() for leaf in leaves), *code])).hexdigest()
     return lambda images: teacher.apply_fn(variables, images)[0], digest

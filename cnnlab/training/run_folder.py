@@ -378,7 +378,8 @@ class RunFolder:
             )
         if before.teacher_digest != now.teacher_digest:
             raise InputError(
-                f"{path} was taught by other weights than --teacher holds; choose another --workdir"
+                f"{path} was taught by other weights or code than --teacher has; choose another "
+                "--workdir"
             )
         for name, digest in before.test_sets.items():
             if now.test_sets.get(name, digest) != digest and name not in self._unnamed:

@@ -210,6 +210,51 @@ def test_a_damaged_checkpoint_is_named_and_teaches_nobody(run, tmp_path):
     assert not (tmp_path / "student").exists()
 
 
+SIGNED = """
+import flax.linen as nn
+
+SIGN = {sign}
+
+class Net(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return SIGN * nn.Dense(self.num_classes)(images.reshape(len(images), -1))
+"""
+
+
+def test_a_teacher_is_known_by_its_code_too(tfds_root, tmp_path):
+    """A study does not keep what its earlier code taught, and a run does not continue with it."""
+    code = tmp_path / "signed_net.py"
+    code.write_text(SIGNED.format(sign="1.0"))
+    shared = ["--dataset", "tiny", "--batch-size", 20, "--epochs", 1, "--schedule", "constant"]
+    taught = ["--model", "softmax_regression", "--teacher", tmp_path / "teacher"]
+    study = [
+        "--losses",
+        "ce",
+        "kd",
+        "--seeds",
+        1,
+        *shared,
+        *taught,
+        "--workdir",
+        tmp_path / "study",
+    ]
+    student = [*shared, *taught, "--loss", "kd", "--workdir", tmp_path / "student"]
+
+    def run(name, *flags):
+        return script(name, *flags, cwd=tmp_path)
+
+    teacher = run("train", *shared, "--model", "signed_net.Net", "--workdir", tmp_path / "teacher")
+    for done in (teacher, run("ablate", *study), run("train", *student)):
+        assert done.returncode == 0, done.stderr
+    code.write_text(SIGNED.format(sign="-1.0"))
+    assert "by another teacher" in run("ablate", *study).stderr
+    line = one_line_error(run("train", *student, "--epochs", 2))
+    assert "taught by other weights or code than --teacher has" in line
+
+
 def test_the_parts_are_listed():
     from cnnlab import parts
 

@@ -490,7 +490,9 @@ def test_another_teacher_is_refused(tmp_path):
     taught = dataclasses.replace(DATA, teacher_digest="abc")
     trained(tmp_path / "run", data=taught)
     for other in (DATA, dataclasses.replace(DATA, teacher_digest="xyz")):
-        with pytest.raises(InputError, match="was taught by other weights than --teacher holds"):
+        with pytest.raises(
+            InputError, match="was taught by other weights or code than --teacher has"
+        ):
             opened(tmp_path / "run", data=other)
     opened(tmp_path / "run", data=taught).close()
 
