@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     import PIL.Image
 
 # Part of the names of what is cached: raise it when some file gives other pixels.
-DECODER_VERSION = 3
+DECODER_VERSION = 4
 FORMATS = ("PNG", "GIF", "BMP", "WEBP")  # those that Pillow decodes; not EPS, which runs a program
 MOST_PIXELS = 100_000_000  # of an image: a small file may claim any size
 MOST_BYTES = 1 << 30  # of a file
 JPEG = b"\xff\xd8\xff"
 ADOBE = b"\xff\xee\x00\x0eAdobe"  # a marker: its CMYK is stored inverted
+PNG_COLOURS, GREY_ALPHA = 25, 4  # the place of a byte in the header of a PNG, and a value of it
 TRUNCATED = "Premature end of JPEG file"
 # Of red, green and blue in the luma of BT.601, in 1/32768, as libpng rounds them.
 LUMA = np.array([9797, 19234, 3737])
@@ -98,7 +99,9 @@ def _decode_other(data: bytes) -> np.ndarray:
             if isinstance(picture, GifImageFile):
                 return _first_frame(picture)
             picture.load()
-            return _pixels(picture)
+            # Of 16 bits Pillow makes colours
+            is_grey = picture.format == "PNG" and data[PNG_COLOURS] == GREY_ALPHA
+            return _pixels(picture)[..., : 1 if is_grey else None]
     except UnidentifiedImageError as error:
         raise ValueError("not a JPEG, PNG, GIF, BMP or WebP file") from error
 

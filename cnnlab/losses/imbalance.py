@@ -4,9 +4,12 @@ counts in.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from cnnlab.losses import _labels
@@ -124,7 +127,7 @@ def balanced_softmax(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLi
     return logit_adjusted(logits, labels, class_counts)
 
 
-def effective_number(class_counts: ArrayLike, beta: float = 0.9999) -> np.ndarray:
+def effective_number(class_counts: ArrayLike, beta: float = 0.9999) -> np.ndarray | jax.Array:
     """Compute weights for `class_weights`: the inverse of how many different examples a class
     really has.
 
@@ -135,7 +138,7 @@ def effective_number(class_counts: ArrayLike, beta: float = 0.9999) -> np.ndarra
       beta: in [0, 1); 0 gives equal weights, towards 1 they become proportional to 1 / n_k.
 
     Returns:
-      float64[K], summing to K.
+      float64[K], summing to K; of traced counts float32[K].
 
     Raises:
       ValueError: counts that are not positive, or beta outside its range.
@@ -147,9 +150,11 @@ def effective_number(class_counts: ArrayLike, beta: float = 0.9999) -> np.ndarra
     [0.6667 1.3333]
     """
     beta = _labels.in_range("beta", beta, "[0, 1)")
-    counts = np.asarray(class_counts, np.float64)
-    if counts.ndim != 1 or not np.all((counts > 0) & np.isfinite(counts)):
+    traced = isinstance(class_counts, Tracer)
+    xp = jnp if traced else np
+    counts = xp.asarray(class_counts, float)
+    if counts.ndim != 1 or (not traced and not np.all((counts > 0) & np.isfinite(counts))):
         raise ValueError(f"class_counts must all be positive and finite, got {class_counts}")
     # beta^n by its logarithm: 1 - beta^n cancels for beta near 1
-    weights = (1 - beta) / -np.expm1(counts * np.log(beta)) if beta else np.ones_like(counts)
+    weights = (1 - beta) / -xp.expm1(counts * math.log(beta)) if beta else xp.ones_like(counts)
     return weights * len(counts) / weights.sum()

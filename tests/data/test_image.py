@@ -104,6 +104,22 @@ def test_training_and_testing_see_the_pixels_in_the_table(feed, tmp_path, monkey
     np.testing.assert_array_equal(read, wanted(names[0], 3))
 
 
+def test_grey_with_transparency_is_grey_whatever_its_bits():
+    """A PNG of two pixels written by hand: 16 bits of grey and of alpha each."""
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 4, 0, 0, 0)
+    row = zlib.compress(b"\0" + struct.pack(">4H", 0x0102, 0xFFFF, 0xC8FF, 0))
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b"")
+    file = b"\x89PNG\r\n\x1a\n" + chunks
+    np.testing.assert_array_equal(image.decode(file, 0), [[[1], [200]]])
+    np.testing.assert_array_equal(image.decode(file, 3), [[[1] * 3, [200] * 3]])
+
+
 def test_what_tensorflow_refuses_has_its_own_colours():
     """By hand: alpha is dropped, a palette looked up, one bit is black or white."""
     drawn = image.decode(picture("png"), 3)

@@ -109,6 +109,18 @@ def test_class_weights():
     )
 
 
+def test_traced_counts_weigh_as_known_ones():
+    counts = np.array([5000, 50, 1])
+    logits, labels = np.array([[1.0, 2.0, 0.5]] * 3), np.arange(3)
+    for beta in (0.0, 0.9999):
+        traced = jax.jit(lambda n, b=beta: class_balanced(mean_squared_error, n, b)(logits, labels))
+        known = class_balanced(mean_squared_error, counts, beta)(logits, labels)
+        # float32: some roundings of numbers that add up without cancelling
+        np.testing.assert_allclose(traced(counts), known, rtol=1e-5)
+    with pytest.raises(ValueError, match="positive and finite"):
+        jax.jit(lambda n: effective_number(n))(np.ones((2, 2)))
+
+
 def test_effective_number():
     np.testing.assert_array_equal(effective_number([3, 700, 1], beta=0.0), np.ones(3))
     # (1 - .5) / (1 - .5^n): 1, 2/3, 4/7, of mean 47/63
