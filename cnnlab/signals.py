@@ -140,8 +140,8 @@ def enforced() -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
         signal.set_wakeup_fd(before)
+        done.set()
         os.close(sent)
 
 
@@ -159,18 +159,17 @@ def _forget() -> None:
 def _watch(received: int, done: threading.Event) -> None:
     """Wait for a signal, then for PATIENCE seconds without holders, and end the process."""
     number = 0
-    while number not in NUMBERS:
-        data = os.read(received, 1)
-        if not data:  # the body has ended
-            os.close(received)
-            return
-        number = data[0]
-    os.close(received)
-    idle = 0.0
-    while idle < PATIENCE:
-        if done.wait(LOOK_SECONDS):
-            return
-        idle = 0.0 if _holders else idle + LOOK_SECONDS
+    with open(received, "rb", 0) as pipe:  # further signals are written, too
+        while number not in NUMBERS:
+            data = pipe.read(1)
+            if not data:  # the body has ended
+                return
+            number = data[0]
+        idle = 0.0
+        while idle < PATIENCE:
+            if done.wait(LOOK_SECONDS):
+                return
+            idle = 0.0 if _holders else idle + LOOK_SECONDS
     leave(number)
 
 

@@ -34,6 +34,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import jax
@@ -106,6 +107,7 @@ class Checkpoints:
         self._keep = keep
         self._run = run
         self._pending: int | None = None  # the step being saved
+        self._finished: Future[None] | None = None  # of that step, once it is waited for
         self._about: dict = {}  # what its about.json will say
         self._rejected: set[int] = set()
         self._metrics: dict[int, float | None] = {}  # of the steps whose about.json can be read
@@ -152,7 +154,7 @@ class Checkpoints:
             return
         try:
             self.close()
-        except CheckpointError as failed:
+        except Exception as failed:
             if error is None:
                 raise
             # What ended the run matters more than the save that failed with it
@@ -237,11 +239,13 @@ class Checkpoints:
         step = self._pending
         if self._manager is None or step is None:
             return
+        # In a thread: interrupted in it, Orbax would say at the next call that all is on disk
+        self._finished = self._finished or _in_thread(self._manager.wait_until_finished)
         try:
-            self._manager.wait_until_finished()
+            self._finished.result()
         except Exception as error:
             raise self._failed(step, error) from error
-        self._pending = None
+        self._pending = self._finished = None
         # The sync, so that the rename too survives a power loss.
         agree.on_first(lambda: (_fsync(self.folder), self._drop(), _sweep(self.folder)))
 
@@ -371,7 +375,7 @@ class Checkpoints:
         """Forget the save under way, so that the next can succeed, and build the error that names
         it; its writers may continue for a while.
         """
-        self._pending = None
+        self._pending = self._finished = None
         self._metrics.pop(step, None)
         if processes.index() == 0:  # alone: the others may know of no failure
             _sweep(self.folder, pauses=(0.1, 0.2, 0.5))
@@ -423,6 +427,20 @@ class _Policy:
 
 _fsync = files.sync
 _sweep = layout.sweep
+
+
+def _in_thread(action: Callable[[], None]) -> Future[None]:
+    """Call an action in a thread of its own; whoever waits for it may be interrupted."""
+    future: Future[None] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future
 
 
 def _unraisable(args: sys.UnraisableHookArgs) -> None:

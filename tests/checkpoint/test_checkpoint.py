@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -718,6 +719,25 @@ def test_only_the_words_of_abandoned_writers_are_dropped(monkeypatch):
     manager._unraisable(dropped)
     manager._unraisable(kept)
     assert said == [kept]
+
+
+@pytest.mark.slow
+def test_an_impatient_ctrl_c_does_not_lose_the_save_under_way(tmp_path, monkeypatch):
+    """The second one comes while the first is waiting for the save."""
+    sync = manager._fsync
+
+    def slow(path):
+        time.sleep(0.3)
+        sync(path)
+
+    monkeypatch.setattr(manager, "_fsync", slow)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt) as stop, Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(1, worker_state(1))
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        checkpoints.wait()
+    assert not hasattr(stop.value, "__notes__")
+    assert Checkpoints(tmp_path / "run", read_only=True).restore(worker_state(0)).step == 1
 
 
 def test_an_exception_in_the_run_does_not_lose_the_save_under_way(tmp_path, worker):
