@@ -204,6 +204,10 @@ def _run(
     Raises:
       Whatever `body` raises. InputError: code of the user's has ended the command.
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise InputError("the current directory is gone: change to one that is there") from error
     if args is None:
         if getattr(body, "__module__", None) == "__main__":
             with signals.blocked():

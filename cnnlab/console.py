@@ -27,9 +27,24 @@ def escaped(text: str) -> str:
 
 
 def show(*lines: object, file: TextIO | None = None) -> None:
-    """Print lines, escaped, on stdout or another stream."""
+    """Print lines, escaped, on stdout or another stream. A reader that went away (`| head`) or a
+    full disk must not end hours of training: then nothing more is printed.
+    """
+    try:
+        for line in lines:
+            _print(escaped(str(line)), file or sys.stdout)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
+
+
+def show_result(*lines: object) -> None:
+    """Print lines, escaped, on stdout that are all that a command leaves.
+
+    Raises:
+      OSError: they cannot be written.
+    """
     for line in lines:
-        _print(escaped(str(line)), file or sys.stdout)
+        _print(escaped(str(line)), sys.stdout)
 
 
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
@@ -108,10 +123,8 @@ class Console:
 
 
 def _print(text: str, file: TextIO | None) -> None:
-    """Print; a reader that went away (`| head`) or a full disk must not end hours of training."""
+    """Print a line, whatever the encoding of the stream."""
     try:
         print(text, file=file, flush=True)
     except UnicodeEncodeError:
         print(text.encode("ascii", "backslashreplace").decode(), file=file, flush=True)
-    except OSError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)

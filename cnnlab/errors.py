@@ -64,11 +64,24 @@ def is_stop(error: BaseException) -> bool:
     )
 
 
+def said(error: BaseException) -> str:
+    """Return what an error says; nothing where a user's own class fails to."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or the name of its class."""
+    return next(iter(said(error).splitlines()), type(error).__name__)
+
+
 def one_line(error: BaseException) -> str:
     """Format what an error says in one line of at most 200 characters: its start and its end, where
     a chain of causes says what was refused.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(said(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:105]} ... {text[-90:]}"
 
 
@@ -88,11 +101,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out: Python's, the system's, or that of XLA, which says so only in
     words.
     """
-    said = str(error)
+    text = said(error)
     return (
         isinstance(error, MemoryError)
         or getattr(error, "errno", None) == errno.ENOMEM
-        or any(words in said for words in ("RESOURCE_EXHAUSTED", "std::bad_alloc"))
+        or any(words in text for words in ("RESOURCE_EXHAUSTED", "std::bad_alloc"))
     )
 
 

@@ -243,10 +243,15 @@ def lock(path: Path, waiting: Callable[[], object] | None = None) -> IO[str] | N
 
     Raises:
       OSError: the file cannot be made.
-      InputError: its disk has no locks, or $CNNLAB_LOCKS is no folder.
+      InputError: its disk has no locks, or $CNNLAB_LOCKS is no folder that can be written.
     """
     place = lock_file(path)
-    file = place.open("a")
+    try:
+        file = place.open("a")
+    except OSError as error:
+        if place.parent == path.parent:
+            raise
+        raise InputError(f"no lock can be made in {place.parent}: {error.strerror}") from error
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

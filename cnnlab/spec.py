@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from cnnlab import docstrings, provenance
-from cnnlab.errors import InputError, is_stop, unknown
+from cnnlab.errors import InputError, is_stop, said, unknown
 
 MOST_PARTS = 50  # of a pipeline: 50 augmentations compile for 10 s
 SHORT_WORDS = "short_words"  # attribute of a function: short for values of its hyperparameters
@@ -736,7 +736,7 @@ def where(error: BaseException) -> str:
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     if isinstance(error, SyntaxError):  # it says where
         place = ""
-    reason = next(iter(str(error).splitlines()), "")
+    reason = next(iter(said(error).splitlines()), "")
     return f"{type(error).__name__}: {reason}{place}"
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import tyro
 
 from cnnlab import cli, files
-from cnnlab.console import Console, show
+from cnnlab.console import Console, show_result
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ def main(arguments: Arguments) -> None:
     printed = sys.stderr if arguments.json else sys.stdout
     with contextlib.redirect_stdout(printed):  # by a user's code too
         lines = evaluated(arguments)
-    for line in lines:
-        show(line)
+    show_result(*lines)
 
 
 def evaluated(arguments: Arguments) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import tyro
 
 from cnnlab import cli, files
-from cnnlab.console import show
+from cnnlab.console import show, show_result
 from cnnlab.errors import InputError
 
 
@@ -57,7 +57,7 @@ def main(arguments: Arguments) -> None:
         probabilities = np.asarray(softmax(trained.logits(np.stack(images))))
         for path, p in zip(paths, probabilities, strict=True):
             best = np.argsort(-p, kind="stable")[: arguments.top]
-            show(f"{path}: " + ", ".join(f"{names[k]} {p[k]:.3f}" for k in best))
+            show_result(f"{path}: " + ", ".join(f"{names[k]} {p[k]:.3f}" for k in best))
     if len(paths) < len(arguments.images):
         raise cli.Stopped("", cli.EXIT_INPUT)
 

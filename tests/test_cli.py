@@ -315,6 +315,17 @@ def test_a_reader_that_goes_away_is_no_error():
         assert process.wait(timeout=60) == 0
 
 
+def test_a_directory_that_is_gone_is_a_line(tmp_path, capsys, monkeypatch):
+    here = tmp_path / "gone"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    here.rmdir()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(lambda flags: None, Small, [])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: the current directory is gone")
+
+
 @pytest.mark.slow
 def test_the_command_line_brings_no_jax():
     code = (

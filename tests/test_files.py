@@ -170,6 +170,12 @@ def test_a_folder_for_locks_that_is_missing_is_said_before_anything_is_made(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_for_locks_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("CNNLAB_LOCKS", "/proc")
+    with pytest.raises(InputError, match="no lock can be made in /proc: "), run_folder(tmp_path):
+        pass
+
+
 def test_decoded_images_do_without_a_lock(no_locks, tmp_path):
     no_locks(errno.ENOLCK, "nowhere")
     with decoded_file.locked(tmp_path / "x.rows", pytest.fail) as why:

@@ -10,7 +10,7 @@ import pytest
 from scripts import one_line_error, script
 from test_cli import Small
 
-from cnnlab import cli, files
+from cnnlab import cli, console, files
 from cnnlab.errors import explained
 
 
@@ -87,6 +87,18 @@ def test_a_full_standard_output_is_a_line(monkeypatch, capsys):
             cli.main(lambda flags: print("x", flush=True), Small, [])
         assert stop.value.code == 2
     assert capsys.readouterr().err == "error: No space left on device\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_only_what_is_kept_elsewhere_may_be_lost(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as stop:
+            cli.main(lambda flags: console.show_result("accuracy"), Small, [])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err == "error: No space left on device\n"
+        console.show("epoch 1")
+        console.show("epoch 2")
 
 
 @pytest.mark.slow

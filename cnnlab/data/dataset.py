@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from cnnlab.data import order
 from cnnlab.data.image import fit
-from cnnlab.errors import InputError
+from cnnlab.errors import InputError, first_line
 
 Batch = dict[str, np.ndarray]  # as `Split.read` and `feed` make it
 # What arrays may come with.
@@ -379,8 +379,7 @@ def readable(name: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"{name} cannot be read ({reason}); if its files are damaged, prepare the data set "
-            "again"
+            f"{name} cannot be read ({first_line(error)}); if its files are damaged, prepare the "
+            "data set again"
         ) from error

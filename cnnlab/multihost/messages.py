@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cnnlab import files
-from cnnlab.errors import CheckpointError, InputError, explained
+from cnnlab.errors import CheckpointError, InputError, explained, said
 
 KIND = "kind"  # of an object in JSON: what it was
 
@@ -115,7 +115,7 @@ def _described(error: Exception) -> dict[str, str]:
             return {"name": kind.__name__, "words": str(error)}
     if words := explained(error):  # of this machine, which only it can explain
         return {"name": "InputError", "words": words}
-    return {"name": type(error).__name__, "words": str(error)}
+    return {"name": type(error).__name__, "words": said(error)}
 
 
 def _error(name: str, words: str) -> Exception:

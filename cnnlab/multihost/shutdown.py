@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from cnnlab import jax_private
+from cnnlab.errors import said
 from cnnlab.multihost import processes, supervise
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def note(number: int, frame: FrameType | None) -> None:
 def lost(error: BaseException) -> bool:
     """Return whether an error says that another process is gone."""
     return processes.count() > 1 and any(
-        word in str(error) for word in ("Gloo", "NCCL", "coordination service", "heartbeat")
+        word in said(error) for word in ("Gloo", "NCCL", "coordination service", "heartbeat")
     )
 
 

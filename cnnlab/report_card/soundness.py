@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnlab.errors import said
 from cnnlab.report_card.finding import Finding, not_applicable, not_refuted, refuted, show
 from cnnlab.report_card.subject import COSINE, Subject
 
@@ -402,4 +403,4 @@ def same_as(subject: Subject, other: Subject) -> Finding:
 
 def first_line(error: BaseException) -> str:
     """Describe what was raised, in one line."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
+    return f"{type(error).__name__}: {next(iter(said(error).splitlines()), '')}"[:200]

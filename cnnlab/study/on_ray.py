@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import cnnlab
 from cnnlab import files, signals
 from cnnlab.cli import EXIT_PREEMPTED, Stopped
-from cnnlab.errors import InputError
+from cnnlab.errors import InputError, first_line
 from cnnlab.study import folder as folders
 from cnnlab.study.board import Board, UnderWay
 from cnnlab.study.folder import Cell
@@ -82,7 +82,7 @@ def joined(study: Study, command: str) -> Iterator[Cluster]:
             ray.init("local", include_dashboard=False, object_store_memory=OBJECTS, **quiet)
     except Exception as error:  # Ray's are of many kinds, Exception itself among them
         raise InputError(
-            f"no Ray cluster at {address or 'this machine'}: {_line(error)}"
+            f"no Ray cluster at {address or 'this machine'}: {first_line(error)}"
         ) from error
     try:
         with stop_signals() as stop, signals.held():
@@ -212,7 +212,7 @@ class Cluster:
             errors.OutOfMemoryError,
         ) as error:
             raise InputError(
-                f"a cell lost its worker {RETRIES + 1} times; the last: {_line(error)}"
+                f"a cell lost its worker {RETRIES + 1} times; the last: {first_line(error)}"
             ) from error
         except errors.RayTaskError as error:
             if "failed to import" in str(error):  # Ray's word for a _task that is not there
@@ -356,7 +356,3 @@ def _environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name in names or name.startswith("JAX_")
     }
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

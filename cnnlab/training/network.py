@@ -23,7 +23,7 @@ from cnnlab.console import show
 from cnnlab.contracts import captured
 from cnnlab.data.dataset import Dataset
 from cnnlab.data.facts import DataFacts
-from cnnlab.errors import InputError, unknown
+from cnnlab.errors import InputError, first_line, unknown
 from cnnlab.models.convolution import Convolution
 from cnnlab.parts import Parts, resolve
 from cnnlab.softmax import as_float
@@ -119,7 +119,7 @@ def initial_state(
     except InputError:
         raise
     except (ValueError, ZeroDivisionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         if isinstance(error, ZeroDivisionError) or "zero-size" in reason:
             reason = "its layers leave no pixel of them; take larger ones (--image-size)"
         raise InputError(f"the model does not fit images of {image_shape}: {reason}") from error
