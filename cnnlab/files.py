@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import glob
 import hashlib
 import importlib.util
 import json
@@ -368,15 +369,40 @@ def _replace(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
     """Yield a new file in the folder of a path, to be renamed to it when it is complete; where it
-    is not, it is removed.
+    is not, it is removed: if the process is killed, by the next one that writes that path.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    _remove_abandoned(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_prefix(path)}{os.getpid()}.")
     os.close(handle)
     try:
         yield Path(name)
     finally:
         with contextlib.suppress(OSError):
             os.unlink(name)
+
+
+def _prefix(path: Path) -> str:
+    """Begin the names of a path's temporary files; the number of a process follows."""
+    return f".{path.name[:50]}.{os.uname().nodename}."  # file systems allow 255 bytes
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files of a path whose processes, on this machine, are no more."""
+    prefix = _prefix(path)
+    for file in path.parent.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(ValueError, OSError):
+            if not _is_alive(int(file.name.removeprefix(prefix).partition(".")[0])):
+                file.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
 
 
 def _umask() -> int:

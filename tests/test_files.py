@@ -170,6 +170,20 @@ def test_a_folder_for_locks_that_is_missing_is_said_before_anything_is_made(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path):
+    path = tmp_path / "a[b].csv"
+    ended = 2**31 - 1  # more than a system has
+    node = os.uname().nodename
+    left, ours, other, strange = (
+        tmp_path / f".{path.name}.{middle}.x"
+        for middle in (f"{node}.{ended}", f"{node}.{os.getppid()}", f"elsewhere.{ended}", node)
+    )
+    for file in (left, ours, other, strange):
+        file.touch()
+    files.write_text(path, "1")
+    assert {*tmp_path.iterdir()} == {path, ours, other, strange}
+
+
 def test_a_folder_for_locks_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("CNNLAB_LOCKS", "/proc")
     with pytest.raises(InputError, match="no lock can be made in /proc: "), run_folder(tmp_path):

@@ -73,16 +73,7 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
         settings = (getattr(recipe, name) for name in DATA_SETTINGS)
         key = str(parts.dataset), *map(str, parts.selections), *settings
         if key not in opened:
-            dataset = parts.open_dataset(study.machine.data_dir, recipe)
-            test_sets = testing.open_sets(parts, recipe, study.machine.data_dir, dataset)
-            ood = testing.open_ood(study.ood_sets, parts, recipe, study.machine.data_dir, dataset)
-            read = experiment.read_dataset(study.machine, dataset, console)
-            opened[key] = _Opened(
-                dataset,
-                dataclasses.replace(read, images=None),
-                testing.digests(test_sets, console),
-                testing.digests(ood, console),
-            )
+            opened[key] = _open(study, config, parts, console)
         known = opened[key]
         data = experiment.training_data(config, parts, known.dataset, known.read)
         width = plan.block_width(study)
@@ -114,6 +105,23 @@ def check(study: Study, console: Console) -> dict[tuple[str, str], Digests]:
             "--keep-logits none keeps none"
         )
     return digests
+
+
+def _open(study: Study, config: Config, parts: Parts, console: Console) -> _Opened:
+    """Open a data set and the further test sets, and read them."""
+    recipe, data_dir = config.recipe, study.machine.data_dir
+    dataset = parts.open_dataset(data_dir, recipe)
+    test_sets = testing.open_sets(parts, recipe, data_dir, dataset)
+    ood = testing.open_ood(study.ood_sets, parts, recipe, data_dir, dataset)
+    if facts := experiment.expected_facts(dataset):
+        _check_memory(study, config, parts, facts)
+    read = experiment.read_dataset(study.machine, dataset, console)
+    return _Opened(
+        dataset,
+        dataclasses.replace(read, images=None),
+        testing.digests(test_sets, console),
+        testing.digests(ood, console),
+    )
 
 
 def _check_memory(study: Study, config: Config, parts: Parts, facts: DataFacts) -> None:

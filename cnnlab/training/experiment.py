@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,6 +32,7 @@ from cnnlab.training.step import ESTIMATION_STEPS, Progress, Sums, TrainState
 from cnnlab.types import Device, Metrics, PyTree
 
 Values: TypeAlias = Mapping[str, Sequence[float]]  # of hyperparameters, one for each seed
+LONG_READ = 2**32  # bytes of a split that takes long to read
 
 
 @dataclass(frozen=True)
@@ -351,10 +353,12 @@ def build(
     teacher, digest = None, None
     if parts.needs_teacher:
         teacher, digest = network.teacher_fn(recipe, dataset, Convolution(layout.formulation))
+    free = [name for name in values or {} if name != program.LEARNING_RATE]
+    if facts := expected_facts(dataset):
+        memory.check(program.build(config, parts, layout, facts, teacher, single_dispatch, free))
     read = read_dataset(config.machine, dataset, console)
     data = training_data(config, parts, dataset, read, digest)
     data = data.with_test_sets(test_sets, testing.digests(test_sets, console))
-    free = [name for name in values or {} if name != program.LEARNING_RATE]
     compiled = program.build(config, parts, layout, data.facts, teacher, single_dispatch, free)
     memory.check(compiled)  # refuses a model that the images are too small for, too
     init_images = None
@@ -367,6 +371,24 @@ def build(
     seeded = _seeded(data, compiled, seeds, values)
     device_images = layout.place(seeded["feed"].data)
     return Experiment(config, parts, data, compiled, init_images, device_images, **seeded)
+
+
+def expected_facts(dataset: datasets.Dataset) -> DataFacts | None:
+    """Return facts of the shapes that those of a data set will have, where reading it takes so long
+    that what it is read for should be checked before.
+    """
+    classes, shape = dataset.num_classes, dataset.train.image_shape
+    if len(dataset.train) * math.prod(shape) <= LONG_READ:
+        return None
+    return DataFacts(
+        class_names=dataset.class_names,
+        image_shape=shape,
+        mean=(0.0,) * shape[-1],
+        std=(1.0,) * shape[-1],
+        class_counts=(-(-len(dataset.train) // classes),) * classes,
+        num_images=len(dataset.train),
+        mirror=dataset.mirror,
+    )
 
 
 def _images(count: int) -> str:

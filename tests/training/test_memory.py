@@ -160,6 +160,19 @@ def test_a_program_and_a_study_are_refused_before_they_begin(tmp_path):
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.usefixtures("strict")
+def test_what_cannot_fit_is_refused_before_its_data_are_read(free, monkeypatch, tmp_path):
+    """10,000 images of 5 billion bytes together."""
+    monkeypatch.setattr(experiment, "read_dataset", lambda *_: pytest.fail("read"))
+    free(GIB)
+    large = {"dataset": "shapes10", "image_size": 420, "model": "mlp,hidden=[1000]"}
+    with pytest.raises(InputError, match="needs about"):
+        experiment.build(Config.of(**large))
+    study = Study.of(**large, losses=("ce", "focal"), seeds=2, workdir=str(tmp_path / "study"))
+    with pytest.raises(InputError, match="needs about"):
+        checks.check(study, Console("silent"))
+
+
 @pytest.mark.parametrize(
     ("files", "limit", "free"),
     [
