@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C from a script's first second to its last.
+"""SIGTERM, Ctrl-C and SIGHUP (a terminal was closed) from a script's first second to its last.
 
 Where nothing can be lost they end the process at once, also where its main thread is in C++ (XLA
 compiles for minutes there) and Python cannot run a handler. While a training holds steps that are
@@ -12,6 +12,7 @@ import contextlib
 import functools
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,12 +22,12 @@ from typing import NoReturn
 from cnnlab.errors import Ended
 from cnnlab.multihost import processes, supervise
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT)
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PATIENCE = 2.0  # seconds in which Python may answer a signal before the process is ended
 LOOK_SECONDS = 0.1
 SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
-EXIT_PREEMPTED = supervise.EXIT_LOST  # SIGTERM; run the same command to resume
+EXIT_PREEMPTED = supervise.EXIT_LOST  # SIGTERM, SIGHUP; run the same command to resume
 EXIT_INTERRUPTED = 130  # Ctrl-C
 
 # Called by Python itself, which only reports what they raise
@@ -81,6 +82,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
     if _received:  # schedulers send more than one
         return
     _received = number
+    give_up_terminal()
     while frame is not None:
         if frame.f_code.co_name in UNHEARD:
             return  # `enforced`, or the loop of a training, which looks at `received`, ends it
@@ -88,6 +90,14 @@ def _raise(number: int, frame: FrameType | None) -> None:
             leave(number)
         frame = frame.f_back
     raise Ended(words(number), number)
+
+
+def give_up_terminal() -> None:
+    """Drop what would be written to a terminal that is gone."""
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def received() -> int | None:

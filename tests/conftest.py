@@ -55,6 +55,7 @@ def signal_handlers():
     and a background job, such as CI, ignores Ctrl-C.
     """
     handlers = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    handlers[signal.SIGHUP] = signal.SIG_DFL
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
     for number, handler in before.items():

@@ -1,10 +1,13 @@
 """SIGTERM and Ctrl-C end a script with their statuses, from its first second to its last."""
 
+import fcntl
 import gc
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -31,6 +34,7 @@ def ended(body, capsys):
     ("number", "status", "line"),
     [
         (signal.SIGTERM, 75, "stopped by SIGTERM; run the same command again\n"),
+        (signal.SIGHUP, 75, "stopped by SIGHUP; run the same command again\n"),
         (signal.SIGINT, 130, "interrupted\n"),
     ],
 )
@@ -105,9 +109,13 @@ def test_a_later_command_of_the_process_starts_afresh(capsys):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_an_ignored_signal_stays_ignored():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    assert cli.main(lambda flags: send(signal.SIGINT), Small, []) is None
+@pytest.mark.parametrize("number", signals.NUMBERS)
+def test_an_ignored_signal_stays_ignored(number):
+    signal.signal(number, signal.SIG_IGN)
+    assert cli.main(lambda flags: send(number), Small, []) is None
+    with stop_signals() as stop:
+        send(number)
+    assert stop.seen() is None
 
 
 def test_a_signal_that_waited_over_a_restart_is_answered(capsys):
@@ -152,11 +160,16 @@ def test_where_python_cannot_answer_the_process_is_ended(around, rounds):
     assert (process.returncode, errors) == (75, f"{signals.words(signal.SIGTERM)}\n")
 
 
+def users_environment():
+    return {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {
+        "JAX_PLATFORMS": "cpu"
+    }
+
+
 @pytest.mark.slow
 def test_a_script_is_stopped_at_any_time(tmp_path):
     """While it imports, reads, compiles, trains, tests, draws; then the same command ends."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    environment |= {"JAX_PLATFORMS": "cpu"}
+    environment = users_environment()
     command = [sys.executable, str(ROOT / "experiments" / "train.py"), "--epochs", "1"]
     command += ["--model", "mlp,hidden=[8]", "--fraction", "0.1", "--workdir", str(tmp_path / "a")]
     statuses = []
@@ -172,3 +185,35 @@ def test_a_script_is_stopped_at_any_time(tmp_path):
     assert statuses[:2] == [75, 75]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_stops_a_training_that_saves(tmp_path):
+    """Its bar can no longer be drawn."""
+    command = [sys.executable, str(ROOT / "experiments" / "train.py"), "--epochs", "50"]
+    command += ["--model", "mlp,hidden=[8]", "--fraction", "0.1", "--workdir", str(tmp_path / "a")]
+    ours, theirs = pty.openpty()
+    with (tmp_path / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=errors,
+            env=users_environment(),
+            preexec_fn=take_terminal,
+        )
+    os.close(theirs)
+    shown = b""
+    while b"epoch 2" not in shown:
+        shown += os.read(ours, 1 << 16)
+    os.close(ours)
+    assert process.wait(60) == 75
+    said = (tmp_path / "errors").read_text()
+    assert said.startswith("stopped by SIGHUP at step") and said.count("\n") == 1
+    assert any((tmp_path / "a" / "checkpoints").iterdir())
+
+
+def take_terminal():
+    """Make standard input the terminal of a new session, which gets SIGHUP when it is closed."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

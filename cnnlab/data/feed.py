@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cnnlab import signals
 from cnnlab.data.dataset import Batch, Split
 from cnnlab.data.order import batch_positions
 from cnnlab.errors import InputError
@@ -338,14 +339,14 @@ def _grain(
 
 
 def _start_reader(index: int, count: int) -> None:
-    """Have a reader process end with its parent, and no sooner: SIGINT and SIGTERM are ignored.
+    """Have a reader process end with its parent, and no sooner: signals are ignored.
 
     A terminal sends Ctrl-C to the whole group; the run still needs its readers for the step it is
     in. A parent that is killed closes nothing, and Grain's readers would wait for it forever.
     """
     del index, count
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in signals.NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 
 

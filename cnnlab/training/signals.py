@@ -35,9 +35,10 @@ class StopRequest:
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM and the first Ctrl-C into a request; a second Ctrl-C interrupts at once.
+    """Turn SIGTERM, SIGHUP and the first Ctrl-C into a request; a second Ctrl-C interrupts at once.
 
-    Only the main thread gets signals: in another one nothing is requested.
+    Only the main thread gets signals: in another one nothing is requested. One that is ignored (as
+    nohup and "&" ask) stays so.
     """
     request = StopRequest(signals.received())
     if threading.current_thread() is not threading.main_thread():
@@ -46,9 +47,14 @@ def stop_signals() -> Iterator[StopRequest]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         request.signal = number
+        signals.give_up_terminal()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, note) for number in signals.NUMBERS}
+    before = {
+        number: signal.signal(number, note)
+        for number in signals.NUMBERS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield request
     finally:
