@@ -217,12 +217,13 @@ def test_a_finished_run_with_damage_is_loaded_and_repaired(tiny, tmp_path):
         (run.path / "metrics.jsonl").write_text(damaged)
         assert cnnlab.load(run.path).history == repaired.history
     of_run = json.loads((run.path / "config.json").read_text())["run"]
-    for damaged in ("", f'{{"run": "{of_run}", "epochs": 3, "test": {{}}}}'):
-        (run.path / "summary.json").write_text(damaged)
-        if damaged:
-            files.reseal(run.path / "summary.json")
-        loaded = cnnlab.load(run.path)
-        assert (loaded.network.step, loaded.test) == (last, {})
+    (run.path / "summary.json").write_text(f'{{"run": "{of_run}", "epochs": 3, "test": {{}}}}')
+    files.reseal(run.path / "summary.json")
+    loaded = cnnlab.load(run.path)
+    assert (loaded.network.step, loaded.test) == (last, {})
+    (run.path / "summary.json").write_text("")
+    with pytest.raises(InputError, match=r"summary\.json cannot be read .*run the command again"):
+        cnnlab.load(run.path)
     assert cnnlab.train(tiny, **settings).test == run.test
 
 

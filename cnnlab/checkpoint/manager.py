@@ -239,7 +239,8 @@ class Checkpoints:
         step = self._pending
         if self._manager is None or step is None:
             return
-        # In a thread: interrupted in it, Orbax would say at the next call that all is on disk
+        # In a thread: up to Python 3.12 a thread whose `join` is interrupted counts as ended, and
+        # Orbax would say at the next call that all is on disk
         self._finished = self._finished or _in_thread(self._manager.wait_until_finished)
         try:
             self._finished.result()
@@ -377,6 +378,8 @@ class Checkpoints:
         """
         self._pending = self._finished = None
         self._metrics.pop(step, None)
+        with contextlib.suppress(Exception):  # Orbax raises it once more, in this thread
+            self._manager.wait_until_finished()
         if processes.index() == 0:  # alone: the others may know of no failure
             _sweep(self.folder, pauses=(0.1, 0.2, 0.5))
         self._manager.reload()

@@ -101,17 +101,16 @@ def earlier_tests(path: Path, step: int) -> dict[str, Metrics]:
 
 
 def read_summary(path: Path) -> JsonObject:
-    """Read a run folder's summary; empty where there is none or it is damaged, as it is written
-    again then.
+    """Read a run folder's summary; empty where there is none.
 
     Raises:
-      InputError: it was edited, or is of another run.
+      InputError: it is damaged, was edited, or is of another run.
     """
     config = _read_config(path) or {}
     try:
         summary = _read_part(path / "summary.json", config) or {}
-    except _Unreadable:
-        return {}
+    except _Unreadable as error:
+        raise _Unreadable(f"{error}, or run the command again, which writes it") from error
     kinds = {"test": dict, "tested_step": int, "epochs": int, "test_sets": dict}
     values = {"test_sets": {}, **summary}
     is_summary = all(isinstance(values.get(name), kind) for name, kind in kinds.items())
@@ -161,7 +160,9 @@ def check(path: Path, config: Config, quick: bool = False) -> dict | None:
             f"{path} holds a run with another configuration: {'; '.join(differing)}{grown}. Choose "
             "another --workdir, or delete that folder"
         )
-    summary = read_summary(path)
+    summary = {}
+    with contextlib.suppress(_Unreadable):  # it is written again
+        summary = read_summary(path)
     wanted = {"epochs": config.recipe.epochs, "test_on": config.output.test_on}
     tested = {*config.output.further_test_sets} <= summary.get("test_sets", {}).keys()
     return summary if summary and tested and wanted.items() <= summary.items() else None
@@ -456,9 +457,7 @@ def _read_sealed(path: Path) -> JsonObject | None:
     except files.SealError as error:
         raise InputError(f"{path}: {error}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise _Unreadable(
-            f"{path} cannot be read ({error}); delete the folder or choose another --workdir"
-        ) from error
+        raise _Unreadable(f"{path} cannot be read ({error}): restore it") from error
 
 
 @dataclasses.dataclass(frozen=True)
