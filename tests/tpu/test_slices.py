@@ -365,10 +365,10 @@ def test_what_does_not_fit_says_what_would(tmp_path):
         (["--dataset", "imagenet"], "--image-shape H W C"),
         (["--batch-size", "60000"], "larger than the 45000"),
         (["--batch-size", "100"], "does not divide"),
-        (["--seeds", "0"], "--seeds must lie in [1, 1000000]"),
+        (["--seeds", "0"], "--seeds must lie in [1, 1000]"),
         (["--loss", "distillation"], "teacher"),
         (["--parallel", "pmap"], "pmap is not planned"),
-        (["--classes", "0"], "--classes must lie in [2, inf)"),
+        (["--classes", "0"], "--classes must lie in [2, 1000000]"),
         (["--augment", "crop,padding=40"], "smaller than the image"),
         (
             [
