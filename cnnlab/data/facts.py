@@ -33,7 +33,7 @@ class DataFacts:
       num_images: of the training split, those that are held out or left out included.
       counts: images by split: train (those trained on), validation and test.
       mirror: whether a mirrored image is of the same class.
-      teacher_digest: SHA-256 of the teacher's weights.
+      teacher_digest: SHA-256 of the teacher's weights and of the user's files behind its model.
       test_sets: for each further test set, SHA-256 of its pixels and labels.
     """
 
