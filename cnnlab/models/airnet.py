@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 
 from cnnlab.models.cnn import CPU_IMAGES
 from cnnlab.models.convolution import NHWC, Convolution
 from cnnlab.models.heads import HEADS
 from cnnlab.models.layers import ACTIVATIONS, BatchNorm, named
+from cnnlab.models.products import Dense
 from cnnlab.softmax import as_float
 
 
@@ -62,13 +62,18 @@ class AirNet(nn.Module):
             bias = self.param(
                 "whitening_bias", uniform, (channels,), jnp.float32, 1 / math.sqrt(4 * x.shape[-1])
             )
-            images, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+            images, kernel, bias = plain.promote(x, kernel, bias, dtype=self.dtype)
             x = plain(images, kernel, (1, 1), "VALID", dimension_numbers=NHWC) + bias.reshape(
                 1, 1, 1, -1
             )
         else:
             x = nn.Conv(
-                channels, (2, 2), padding="VALID", dtype=self.dtype, conv_general_dilated=plain
+                channels,
+                (2, 2),
+                padding="VALID",
+                dtype=self.dtype,
+                conv_general_dilated=plain,
+                promote_dtype=plain.promote,
             )(x)
         x = activation(x)  # [B, H - 1, W - 1, 8 C]
         for width in self.widths:  # [B, h, w, c] -> [B, h // 2, w // 2, width]
@@ -81,6 +86,7 @@ class AirNet(nn.Module):
                     dtype=self.dtype,
                     kernel_init=first_filters_pass_on,
                     conv_general_dilated=convolve,
+                    promote_dtype=convolve.promote,
                 )(x)
                 x = BatchNorm(
                     momentum=0.6,
@@ -93,9 +99,7 @@ class AirNet(nn.Module):
         x = jnp.max(x, (1, 2))
         if self.head == "linear":
             return as_float(
-                nn.Dense(
-                    self.num_classes, use_bias=False, dtype=self.dtype, kernel_init=small_head
-                )(x)
+                Dense(self.num_classes, use_bias=False, dtype=self.dtype, kernel_init=small_head)(x)
             )
         return named("head", self.head, HEADS)(self.num_classes, dtype=self.dtype)(x)
 

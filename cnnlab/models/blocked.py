@@ -16,10 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from cnnlab.models import winograd
 from cnnlab.models.pooling import largest, to_winners
+from cnnlab.models.products import contract, product, sum_dtype
 from cnnlab.models.winograd import Pads
+from cnnlab.softmax import as_float
 from cnnlab.types import PyTree
 
 # Images in a block: at 8 the first convolution of the seed network makes 1 MB, the second-level
@@ -28,6 +31,8 @@ from cnnlab.types import PyTree
 BLOCK = 8
 # Pixels of a block where each makes several times as many values.
 PIXELS = 2048
+# Fewer than these, and XLA's convolution is slow.
+FEW_CHANNELS = 4
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -50,7 +55,7 @@ def conv_pool(x: jax.Array, kernel: jax.Array, pads: Pads, side: int) -> jax.Arr
 def pointwise(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> jax.Array:
     """Convolve images float[B, H, W, C] with a kernel float[1, 1, C, D], as one product."""
     rows, columns = strides
-    return jnp.tensordot(x[:, ::rows, ::columns], kernel[0, 0], 1)
+    return product(x[:, ::rows, ::columns], kernel[0, 0])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -87,15 +92,15 @@ strided.defvjp(_strided_forward, _strided_backward)
 
 def kept(x: jax.Array) -> jax.Array:
     """Copy images float[B, ...], a few at a time."""
-    return _joined(lax.map(lax.optimization_barrier, _blocks(x, BLOCK)), len(x))
+    return _map_blocks(lax.optimization_barrier, BLOCK, x)
 
 
 def _forward(x, kernel, pads, side):
     if side == 1:
         return _convolve(x, kernel, pads), (x, kernel, ())
     convolve = _convolver(kernel, pads)
-    y, winners = lax.map(lambda block: largest(convolve(block), side), _blocks(x, BLOCK))
-    return _joined(y, len(x)), (x, kernel, winners)
+    y, winners = _map_blocks(lambda block: largest(convolve(block), side), BLOCK, x)
+    return y, (x, kernel, winners)
 
 
 def _backward(pads, side, residuals, cotangent):
@@ -105,20 +110,18 @@ def _backward(pads, side, residuals, cotangent):
     turned = kernel[::-1, ::-1]
     turned_pads = (h - 1 - top, h - 1 - bottom), (w - 1 - left, w - 1 - right)
     if side == 1:
-        dx = _convolve(cotangent, turned, turned_pads, axis=3)
+        dx = _convolve(cotangent, turned, turned_pads, axis=3, dtype=x.dtype)
         return dx, _kernel_gradient(x, cotangent, kernel, pads)
     convolve = _convolver(turned, turned_pads, axis=3)
     sides = x.shape[1] + top + bottom - h + 1, x.shape[2] + left + right - w + 1
     sums = _KernelSums(kernel, pads)
 
-    def block(total, part):
-        x, winners, cotangent = part
+    def block(total, x, winners, cotangent):
         dz = to_winners(winners, cotangent, side, sides)
-        return _add(total, sums.products(x, dz)), convolve(dz)
+        return _add(total, sums.products(x, dz)), convolve(dz).astype(x.dtype)
 
-    parts = _blocks(x, BLOCK), winners, _blocks(cotangent, BLOCK)
-    total, dx = lax.scan(block, sums.zeros, parts)
-    return _joined(dx, len(x)), sums.gradient(total)
+    total, dx = _scan_blocks(block, sums.zeros, BLOCK, x, winners, cotangent)
+    return dx, sums.gradient(total)
 
 
 conv_pool.defvjp(_forward, _backward)
@@ -135,6 +138,37 @@ def _joined(blocks: jax.Array, batch: int) -> jax.Array:
     return blocks.reshape(-1, *blocks.shape[2:])[:batch]
 
 
+def _map_blocks(function: Callable[..., PyTree], size: int, *images: jax.Array) -> PyTree:
+    """Apply a function to blocks of `size` images [B, ...], and join its results."""
+    return _scan_blocks(lambda _, *block: ((), function(*block)), (), size, *images)[1]
+
+
+def _scan_blocks(
+    function: Callable[..., tuple[PyTree, PyTree]], total: PyTree, size: int, *images: jax.Array
+) -> tuple[PyTree, PyTree]:
+    """Apply (total, *block) -> (total, results) to one block after the other, and join the results.
+
+    Between blocks bfloat16 lies as its bits: XLA would turn the whole batch into float32 and back
+    for each block that it writes.
+    """
+
+    def step(total, blocks):
+        total, results = function(total, *(_of_bits(block) for block in blocks))
+        return total, jax.tree.map(_as_bits, results)
+
+    batch = len(images[0])
+    total, results = lax.scan(step, total, tuple(_blocks(_as_bits(x), size) for x in images))
+    return total, jax.tree.map(lambda blocks: _of_bits(_joined(blocks, batch)), results)
+
+
+def _as_bits(x: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _of_bits(x: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
 def _convolver(kernel: jax.Array, pads: Pads, axis: int = 2) -> Callable[[jax.Array], jax.Array]:
     """Choose how to convolve images float[B, H, W, C] with a kernel float[h, w, C, D]; `axis` is
     that of the images' channels, 2 or 3.
@@ -146,24 +180,30 @@ def _convolver(kernel: jax.Array, pads: Pads, axis: int = 2) -> Callable[[jax.Ar
         return functools.partial(winograd.convolve, winograd.transformed(kernel), axis - 2, pads)
     if axis == 3:
         kernel = kernel.swapaxes(2, 3)
-    return functools.partial(_direct, kernel, pads)
+    convolve = _two_columns if kernel.shape[2] < FEW_CHANNELS else _direct
+    return functools.partial(convolve, kernel, pads)
 
 
-def _is_winograd(kernel: jax.Array, fewest: int = 32) -> bool:
+def _is_winograd(kernel: jax.Array, fewest: int = 24) -> bool:
     """Return whether Winograd's filtering covers a kernel and has channels enough, `fewest` on one
     side and 64 on the other. Half precision would lose digits.
     """
     channels = kernel.shape[2:]
-    enough = min(channels) >= fewest and max(channels) >= 64
-    return kernel.shape[:2] == (3, 3) and enough and kernel.dtype.itemsize >= 4
+    enough = min(channels) >= fewest and max(channels) >= 32
+    return kernel.shape[:2] == (3, 3) and enough and kernel.dtype != jnp.float16
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, pads: Pads, axis: int = 2) -> jax.Array:
-    """Convolve all images; in blocks, if each makes as much as Winograd's filtering does."""
+def _convolve(
+    x: jax.Array, kernel: jax.Array, pads: Pads, axis: int = 2, dtype: DTypeLike | None = None
+) -> jax.Array:
+    """Convolve all images, and convert the result to `dtype`; in blocks, if each makes as much as
+    Winograd's filtering does, or must be converted.
+    """
     convolve = _convolver(kernel, pads, axis)
-    if not _is_winograd(kernel):
+    dtype = dtype or sum_dtype(x.dtype)
+    if not _is_winograd(kernel) and x.dtype == dtype:
         return convolve(x)
-    return _joined(lax.map(convolve, _blocks(x, _small_block(x))), len(x))
+    return _map_blocks(lambda block: convolve(block).astype(dtype), _small_block(x), x)
 
 
 def _small_block(x: jax.Array) -> int:
@@ -187,10 +227,10 @@ def _sum_over_blocks(
 ) -> PyTree:
     """Add `products` of each block of images and cotangents to `zeros`."""
 
-    def block(total, part):
-        return _add(total, products(*part)), None
+    def block(total, x, dz):
+        return _add(total, products(x, dz)), ()
 
-    return lax.scan(block, zeros, (_blocks(x, size), _blocks(dz, size)))[0]
+    return _scan_blocks(block, zeros, size, x, dz)[0]
 
 
 def _add(total: PyTree, products: PyTree) -> PyTree:
@@ -209,7 +249,7 @@ class _KernelSums:
         """Measured as in `_convolver`: 64 channels 151 (direct 166), 128 225 (163), 256 263
         (157).
         """
-        return _is_winograd(self.kernel, fewest=64)
+        return _is_winograd(self.kernel, fewest=64) and self.kernel.dtype != jnp.bfloat16
 
     @property
     def zeros(self) -> PyTree:
@@ -221,7 +261,7 @@ class _KernelSums:
     def products(self, x: jax.Array, dz: jax.Array) -> PyTree:
         """Compute those of a block: images float[b, H, W, C], cotangent float[b, H', W', D]."""
         products = winograd.kernel_products if self.is_winograd else _direct_products
-        return products(x, dz, self.pads)
+        return products(x, dz.astype(x.dtype), self.pads)
 
     def gradient(self, total: PyTree) -> jax.Array:
         """Compute the gradient float[h, w, C, D] of the sums."""
@@ -262,17 +302,22 @@ def _crossed_products(x: jax.Array, dz: jax.Array, pads: Pads) -> jax.Array:
     (top, bottom), (left, right) = pads
     h = x.shape[1] + top + bottom - height + 1
     w = x.shape[2] + left + right - width + 1
+    x, dz = _as_bits(x), _as_bits(dz)
+    batch, rows, _, channels = x.shape
     none = (0, 0, 0)
     zero = jnp.zeros((), x.dtype)
-    x = lax.pad(x, zero, (none, none, (left, right, 0), none))  # negative ones cut
-    dz = lax.pad(dz, zero, (none, (h - 1 - top, h - 1 - bottom, 0), none, none))
-    rows = x.shape[1]
-    seen = jnp.concatenate([x[:, :, column : column + width] for column in range(w)], -1)
-    shifted = [dz[:, h - 1 - row : h - 1 - row + rows] for row in range(h)]
-    cotangents = jnp.concatenate(shifted, -1)
-    seen, cotangents = lax.optimization_barrier((seen, cotangents))
-    products = seen.reshape(-1, seen.shape[-1]).T @ cotangents.reshape(-1, h * features)
-    return products.reshape(w, -1, h, features).transpose(2, 0, 1, 3)
+    shifts = h - 1 - top, h - 1 - bottom, 0
+    dz = lax.pad(dz, zero, (none, shifts, none, none))  # negative ones cut
+    cotangents = jnp.concatenate([dz[:, h - 1 - row :][:, :rows] for row in range(h)], -1)
+    planes = lax.optimization_barrier(x.reshape(-1, channels).T)
+    planes = planes.reshape(channels, batch, rows, -1)
+    planes = lax.pad(planes, zero, (none, none, none, (left, right, 0)))
+    seen = jnp.concatenate([planes[..., column : column + width] for column in range(w)])
+    seen, cotangents = lax.optimization_barrier(
+        (seen.reshape(w * channels, -1), cotangents.reshape(-1, h * features))
+    )
+    products = contract(_of_bits(seen), _of_bits(cotangents))
+    return products.reshape(w, channels, h, features).transpose(2, 0, 1, 3)
 
 
 def _accumulated_in(kernel: jax.Array) -> np.dtype:
@@ -285,6 +330,7 @@ def _direct(kernel: jax.Array, pads: Pads, x: jax.Array) -> jax.Array:
 
     The kernel of the second column is that of the first, moved by one column, and so on.
     """
+    x, kernel = as_float(x), as_float(kernel)
     w, channels, features = kernel.shape[1:]
     rows, (left, right) = pads
     columns = _columns(channels, features)
@@ -303,6 +349,36 @@ def _direct(kernel: jax.Array, pads: Pads, x: jax.Array) -> jax.Array:
     return y.reshape(*y.shape[:2], -1, features)[:, :, :width]
 
 
+def _two_columns(kernel: jax.Array, pads: Pads, x: jax.Array) -> jax.Array:
+    """Convolve images of few channels: one product of all that two columns of outputs see.
+
+    The kernel of the second column is that of the first, moved by one column.
+    """
+    h, w, channels, features = kernel.shape
+    (top, bottom), (left, right) = pads
+    height, width = x.shape[1] + top + bottom - h + 1, x.shape[2] + left + right - w + 1
+    pairs = -(-width // 2)
+    pairs_seen = -(-(w + 1) // 2)  # of columns of the image
+    x = _as_bits(x)
+    columns = left, 2 * (pairs + pairs_seen - 1) - x.shape[2] - left, 0
+    edges = [(0, 0, 0), (top, bottom, 0), columns, (0, 0, 0)]  # negative ones cut
+    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
+    x = x.reshape(*x.shape[:2], -1, 2 * channels)
+    seen = [
+        x[:, row : row + height, pair : pair + pairs]
+        for row in range(h)
+        for pair in range(pairs_seen)
+    ]
+    seen = lax.optimization_barrier(jnp.concatenate(seen, -1))
+    moved = [
+        jnp.pad(kernel, ((0, 0), (column, 2 * pairs_seen - w - column), (0, 0), (0, 0)))
+        for column in (0, 1)
+    ]
+    matrix = jnp.concatenate(moved, -1).reshape(-1, 2 * features)
+    y = contract(_of_bits(seen), matrix)
+    return y.reshape(*y.shape[:2], -1, features)[:, :, :width]
+
+
 def _columns(channels: int, features: int) -> int:
     """Choose how many columns of outputs `_direct` makes at once.
 
@@ -310,7 +386,7 @@ def _columns(channels: int, features: int) -> int:
     36, 63, 104, 67; 3x3x24x24 158, 142, 108, 62; 3x3x32x16 192, 173, 112, 60; 3x3x3x16 23, 25, 110,
     60; 3x3x3x32 33, 164, 112, 63; 3x3x3x64 194, 154, 100, 65; 3x3x16x2 12, 20, 28, 32.
     """
-    enough = 64 if channels < 4 else 32 if channels < 32 else 1
+    enough = 32 if channels < 32 else 1
     return min(8, max(1, enough // features))
 
 
@@ -318,8 +394,9 @@ def _direct_products(x: jax.Array, dz: jax.Array, pads: Pads) -> jax.Array:
     """Sum (what the kernel saw) x dz over images and pixels: [B, H, W, C], [B, H', W', D] ->
     [h, w, C, D].
     """
-    if _is_crossed(x.shape[-1]):
+    if _is_crossed(x.shape[-1]) or (x.dtype == jnp.bfloat16 and x.shape[-1] >= 8):
         return _crossed_products(x, dz, pads)
+    x, dz = as_float(x), as_float(dz)
     planes = x.transpose(3, 0, 1, 2)
     if len(planes) >= 8:
         # As a convolution: x's channels are its images, the images its channels, and dz is its

@@ -70,6 +70,7 @@ class CNN(nn.Module):
                 use_bias=bias,
                 dtype=self.dtype,
                 conv_general_dilated=convolve,
+                promote_dtype=convolve.promote,
             )(x)
             x = _Norm(self.batch_norm, self.dtype, self.axis_name)(x, train=train)
             x = activation(x)

@@ -13,6 +13,7 @@ from cnnlab.models.convolution import Convolution
 from cnnlab.models.heads import HEADS
 from cnnlab.models.layers import BatchNorm, named
 from cnnlab.models.pooling import max_pooling
+from cnnlab.models.products import Dense
 from cnnlab.softmax import as_float
 
 
@@ -66,10 +67,11 @@ class CNN8(nn.Module):
                     dtype=self.dtype,
                     kernel_init=he_normal,
                     conv_general_dilated=self.conv,
+                    promote_dtype=self.conv.promote,
                 )(x)
                 x = norm_relu(x)
             x = max_pooling(x, 2, self.conv.formulation)
         x = x.reshape(x.shape[0], -1)
-        x = nn.Dense(self.hidden, use_bias=False, dtype=self.dtype, kernel_init=he_normal)(x)
+        x = Dense(self.hidden, use_bias=False, dtype=self.dtype, kernel_init=he_normal)(x)
         x = norm_relu(x)
         return named("head", self.head, HEADS)(self.num_classes)(as_float(x))

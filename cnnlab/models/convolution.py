@@ -19,12 +19,15 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from cnnlab.models import blocked
 from cnnlab.models.blocked import NHWC
 from cnnlab.models.pooling import check, max_pooling
+from cnnlab.models.products import promote_operands
 from cnnlab.models.winograd import Pads
+from cnnlab.softmax import as_float
 
 FEWEST_CHANNELS = 16  # of a convolution with a stride that is worth its own products
 
@@ -58,6 +61,17 @@ class Convolution:
         """Return the same convolution, followed by max pooling."""
         return Convolution(self.formulation, side)
 
+    def promote(
+        self, *operands: jax.Array | None, dtype: Any = None, inexact: bool = True
+    ) -> list[Any]:
+        """Convert a layer's inputs, kernel and bias to the type that it computes in; for
+        `nn.Conv(promote_dtype=...)`.
+
+        The bias becomes what the convolution returns, which blocked is single precision at least.
+        """
+        promote = promote_operands if self.formulation == "blocked" else promote_dtype
+        return promote(*operands, dtype=dtype, inexact=inexact)
+
     def kept(self, x: jax.Array) -> jax.Array:
         """Return x float[B, ...], and let the compiler keep it in memory: XLA for CPU computes sums
         again wherever they are read, and so those of all residual blocks before.
@@ -88,9 +102,12 @@ class Convolution:
                 if strides == (1, 1):
                     return blocked.conv_pool(lhs, rhs, pads, self.max_pool)
                 if lhs.shape[3] >= FEWEST_CHANNELS:
-                    y = cast(jax.Array, blocked.strided(lhs, rhs, strides, pads))
+                    y = blocked.strided(as_float(lhs), as_float(rhs), strides, pads)
+                    y = cast(jax.Array, y)
                     return max_pooling(y, self.max_pool, self.formulation)
         y = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+        if self.formulation == "blocked" and jnp.issubdtype(y.dtype, jnp.floating):
+            y = as_float(y)
         return max_pooling(y, self.max_pool, self.formulation)
 
     def _has_output(self, lhs: jax.Array, rhs: jax.Array, pads: Pads) -> bool:

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from cnnlab.models.heads import HEADS
 from cnnlab.models.layers import ACTIVATIONS, Dropout, _Norm, named
+from cnnlab.models.products import Dense
 from cnnlab.softmax import as_float
 
 # A dense network's step is over before two of them have agreed (mlp: 0.73 of one's speed)
@@ -68,7 +69,7 @@ class MLP(nn.Module):
             raise ValueError("hidden=[] leaves no layer for an activation, dropout or batch_norm")
         for units in self.hidden:
             # A bias in front of batch norm has no effect but rounding noise for a gradient.
-            x = nn.Dense(units, use_bias=not self.batch_norm, dtype=self.dtype)(x)
+            x = Dense(units, use_bias=not self.batch_norm, dtype=self.dtype)(x)
             x = _Norm(self.batch_norm, self.dtype, self.axis_name)(x, train=train)
             x = activation(x)
             x = Dropout(self.dropout, self.axis_name)(x, train=train)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 
+from cnnlab.models.products import Dense
 from cnnlab.softmax import as_float
 
 
@@ -37,4 +38,4 @@ class CosineHead(nn.Module):
         return as_float(features @ weights)
 
 
-HEADS: dict[str, Callable[..., nn.Module]] = {"linear": nn.Dense, "cosine": CosineHead}
+HEADS: dict[str, Callable[..., nn.Module]] = {"linear": Dense, "cosine": CosineHead}

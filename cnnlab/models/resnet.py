@@ -100,6 +100,7 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             kernel_init=he_normal,
             conv_general_dilated=self.conv,
+            promote_dtype=self.conv.promote,
         )
         norm = partial(BatchNorm, dtype=self.dtype, axis_name=self.axis_name)
         side, stride, pool = STEMS[self.stem]

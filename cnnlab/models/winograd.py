@@ -26,6 +26,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cnnlab.models.products import contract
+from cnnlab.softmax import as_float
+
 Pads: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
 # An array for each element [row][column] of a tile: float[B, h, w, C] of all tiles, float[C, D].
 Elements: TypeAlias = list[list[jax.Array]]
@@ -33,7 +36,8 @@ Elements: TypeAlias = list[list[jax.Array]]
 
 def transformed(kernel: jax.Array) -> Elements:
     """Compute G g G^T: float[3, 3, C, D] -> 4x4 float[C, D]."""
-    return _transform(_kernel_terms, [list(row) for row in kernel])
+    elements = _transform(_kernel_terms, [list(row) for row in as_float(kernel)])
+    return [[element.astype(kernel.dtype) for element in row] for row in elements]
 
 
 def convolve(kernel: Elements, axis: int, pads: Pads, x: jax.Array) -> jax.Array:
@@ -49,9 +53,12 @@ def convolve(kernel: Elements, axis: int, pads: Pads, x: jax.Array) -> jax.Array
       float[B, H', W', D].
     """
     height, width = (x.shape[i + 1] + sum(pads[i]) - 2 for i in (0, 1))
-    tiles = _transform(_input_terms, _tiles(x, pads, height, width))
+    tiles = _transform(_input_terms, _tiles(as_float(x), pads, height, width))
     products = [
-        [jnp.tensordot(tile, element, (-1, axis)) for tile, element in zip(*rows, strict=True)]
+        [
+            contract(tile.astype(element.dtype), element, axis)
+            for tile, element in zip(*rows, strict=True)
+        ]
         for rows in zip(tiles, kernel, strict=True)
     ]
     rows = [jnp.stack(row, 3) for row in _transform(_output_terms, products)]

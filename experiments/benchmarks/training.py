@@ -53,17 +53,22 @@ WARM_UP = 3
 # name -> the optimizer's spec and its learning rate; torch_step.py has the same by these names
 OPTIMIZERS = {"adam": ("adam", 1e-3), "sgd": ("sgd,momentum=0.9,nesterov=false", 0.01)}
 
-# name -> the worker below or torch_step.py with its options, and environment variables
+BF16 = "--compute-dtype", "bfloat16"
+
+# name -> torch_step.py with its options, or the worker below with its option and flags of train.py;
+# and environment variables
 CONTESTANTS: dict[str, tuple[list[str], dict[str, str]]] = {
-    "bare step": (["bare"], {}),
-    "bare step, one device": (["bare"], {"JAX_NUM_CPU_DEVICES": "1"}),
+    "bare step": (["bare", "-"], {}),
+    "bare step, bf16": (["bare", "-", *BF16], {}),
+    "bare step, one device": (["bare", "-"], {"JAX_NUM_CPU_DEVICES": "1"}),
     "bare step, lax convolution": (["bare", "native"], {"JAX_NUM_CPU_DEVICES": "1"}),
     "pytorch": (["torch"], {}),
     "pytorch, malloc tuned": (["torch"], KEEP_MEMORY),
     "pytorch, compiled": (["torch", "--compile"], {}),
     "pytorch, bf16 autocast": (["torch", "--bf16"], {}),
     "pytorch, bf16, malloc tuned": (["torch", "--bf16"], KEEP_MEMORY),
-    "train.py's step": (["step"], {}),
+    "train.py's step": (["step", "-"], {}),
+    "train.py's step, bf16": (["step", "-", *BF16], {}),
     "train.py, resident": (["script", "resident"], {}),
     "train.py, streaming": (["script", "streaming"], {}),
     "4 seeds": (["step", "4"], {}),
@@ -233,8 +238,8 @@ class Worker:
             return
         command = [torch_python, HERE / "torch_step.py", *arguments.torch_flags(), *options]
         if kind != "torch":
-            option = options[0] if options else "-"
-            command = [sys.executable, __file__, "--worker", kind, option, *self.recipe]
+            option, *flags = options
+            command = [sys.executable, __file__, "--worker", kind, option, *self.recipe, *flags]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
             list(map(str, command)),
@@ -243,7 +248,7 @@ class Worker:
             text=True,
             env=environment(kind) | variables,
         )
-        self.seeds = int(options[0]) if kind == "step" and options else 1
+        self.seeds = int(options[0]) if kind == "step" and options[0] != "-" else 1
         self._read("ready")
 
     def _read(self, wanted: str | None = None) -> str:
@@ -349,7 +354,8 @@ def bare_step(config: Config, formulation: str | None = None):
     contestants do.
 
     Args:
-      config: whose model, batch size, optimizer and learning rate, which stays constant, count.
+      config: whose model, batch size, type, optimizer and learning rate, which stays constant,
+        count.
       formulation: of convolutions; None: the one for the devices.
     """
     import functools
@@ -367,7 +373,7 @@ def bare_step(config: Config, formulation: str | None = None):
     found = resolve(recipe)
     layout = devices.layout(config.machine, recipe.batch_size, cpu_images=found.cpu_images)
     conv = Convolution(formulation or layout.formulation)
-    model = found.build_model(10, conv=conv, axis_name=layout.axis_name)
+    model = found.build_model(10, recipe.compute_dtype, conv, layout.axis_name)
     tx = found.optimizer.call(recipe.learning_rate)
     parts = StepParts(
         apply_fn=network.apply_for_training(model),

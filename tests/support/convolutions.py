@@ -7,6 +7,7 @@ magnitudes, u half of eps.
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 # Of Winograd's filtering, as cnnlab/models/winograd.py documents them
@@ -44,13 +45,16 @@ class Direct(NamedTuple):
         return padded[:, first[0] : first[0] + shape[1], first[1] : first[1] + shape[2]]
 
     def bounds(self, x, kernel, dy, dtype):
-        """Bounds of a value and both gradients: each is a sum of products, in any order."""
+        """Bounds of a value and both gradients: each is a sum of products, in any order.
+
+        In half precision the gradients are rounded to it, and dy before it is multiplied.
+        """
         x, kernel, dy = np.abs(x), np.abs(kernel), np.abs(dy)
         terms = np.prod(kernel.shape[:3]), np.prod(kernel.shape[:2]) * kernel.shape[3]
         return (
             rounding(terms[0], dtype) * self.value(x, kernel),
-            rounding(terms[1], dtype) * self.by_images(dy, kernel, x.shape),
-            rounding(dy[..., 0].size, dtype) * self.by_kernel(x, dy, kernel.shape),
+            rounding(terms[1], dtype, halves=2) * self.by_images(dy, kernel, x.shape),
+            rounding(dy[..., 0].size, dtype, halves=2) * self.by_kernel(x, dy, kernel.shape),
         )
 
     def _seen(self, x, kernel_shape):
@@ -93,15 +97,16 @@ class Winograd(NamedTuple):
 
         Of a value: B^T d B takes 2 roundings, G g G^T 4, their product 1, the sum over C channels C
         - 1, A^T m A 4. Of the gradient by the kernel: 2, A dy A^T 2, product 1, the sum over n
-        tiles n - 1, G^T p G 4; or that of the direct sum, unless `kernel_too`.
+        tiles n - 1, G^T p G 4; or that of the direct sum, unless `kernel_too`. In half precision
+        B^T d B and G g G^T are rounded to it, and the gradient by x.
         """
         sizes = Winograd(self.pads, absolute=True)
         magnitudes = np.abs(x), np.abs(kernel), np.abs(dy)
         x, kernel, dy = magnitudes
         tiles = len(dy) * -(-dy.shape[1] // 2) * -(-dy.shape[2] // 2)
         return (
-            rounding(10 + kernel.shape[2], dtype) * sizes.value(x, kernel),
-            rounding(10 + kernel.shape[3], dtype) * sizes.by_images(dy, kernel, x.shape),
+            rounding(10 + kernel.shape[2], dtype, halves=2) * sizes.value(x, kernel),
+            rounding(10 + kernel.shape[3], dtype, halves=3) * sizes.by_images(dy, kernel, x.shape),
             rounding(8 + tiles, dtype) * sizes.by_kernel(x, dy, kernel.shape)
             if kernel_too
             else Direct(self.pads).bounds(*magnitudes, dtype)[2],
@@ -129,9 +134,14 @@ def padded(x, pads):
     return x[:, top:bottom, left:right]
 
 
-def rounding(count, dtype):
-    """The relative bound of `count` roundings."""
-    units = float(count) * np.finfo(dtype).eps / 2
+def rounding(count, dtype, halves=0):
+    """The relative bound of `count` roundings; in half precision, of `halves` to that and `count`
+    to single.
+    """
+    is_half = jnp.finfo(dtype).bits == 16
+    units = float(count) * float(jnp.finfo("float32" if is_half else dtype).eps) / 2
+    if is_half:
+        units += halves * float(jnp.finfo(dtype).eps) / 2
     return units / (1 - units)
 
 
