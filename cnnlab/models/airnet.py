@@ -92,7 +92,6 @@ class AirNet(nn.Module):
                     momentum=0.6,
                     epsilon=1e-12,
                     use_scale=False,
-                    dtype=self.dtype,
                     axis_name=self.axis_name,
                 )(x, train=train)
                 x = activation(x)

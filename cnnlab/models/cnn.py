@@ -72,7 +72,7 @@ class CNN(nn.Module):
                 conv_general_dilated=convolve,
                 promote_dtype=convolve.promote,
             )(x)
-            x = _Norm(self.batch_norm, self.dtype, self.axis_name)(x, train=train)
+            x = _Norm(self.batch_norm, self.axis_name)(x, train=train)
             x = activation(x)
             x = x if pool_first else pool(x, 2)
         # Without hidden layers the options are those of the convolutions alone.

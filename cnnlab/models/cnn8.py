@@ -53,7 +53,7 @@ class CNN8(nn.Module):
             raise ValueError(f"images must have {smallest} x {smallest} pixels or more")
 
         def norm_relu(x: jax.Array) -> jax.Array:
-            norm = BatchNorm(dtype=self.dtype, axis_name=self.axis_name)
+            norm = BatchNorm(axis_name=self.axis_name)
             return nn.relu(norm(x, train=train))
 
         he_normal = nn.initializers.he_normal()

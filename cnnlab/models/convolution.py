@@ -25,7 +25,7 @@ from jax import lax
 from cnnlab.models import blocked
 from cnnlab.models.blocked import NHWC
 from cnnlab.models.pooling import check, max_pooling
-from cnnlab.models.products import promote_operands
+from cnnlab.models.products import promote_operands, sum_dtype
 from cnnlab.models.winograd import Pads
 from cnnlab.softmax import as_float
 
@@ -67,10 +67,15 @@ class Convolution:
         """Convert a layer's inputs, kernel and bias to the type that it computes in; for
         `nn.Conv(promote_dtype=...)`.
 
-        The bias becomes what the convolution returns, which blocked is single precision at least.
+        Blocked, half precision is for what the convolution multiplies; it returns, and adds the
+        bias, in single precision, in which it computes all where half gains nothing.
         """
-        promote = promote_operands if self.formulation == "blocked" else promote_dtype
-        return promote(*operands, dtype=dtype, inexact=inexact)
+        if self.formulation != "blocked":
+            return promote_dtype(*operands, dtype=dtype, inexact=inexact)
+        kernel = operands[1]
+        if dtype and kernel is not None and not blocked.is_faster_in_half(kernel):
+            dtype = sum_dtype(dtype)
+        return promote_operands(*operands, dtype=dtype, inexact=inexact)
 
     def kept(self, x: jax.Array) -> jax.Array:
         """Return x float[B, ...], and let the compiler keep it in memory: XLA for CPU computes sums

@@ -70,7 +70,7 @@ class MLP(nn.Module):
         for units in self.hidden:
             # A bias in front of batch norm has no effect but rounding noise for a gradient.
             x = Dense(units, use_bias=not self.batch_norm, dtype=self.dtype)(x)
-            x = _Norm(self.batch_norm, self.dtype, self.axis_name)(x, train=train)
+            x = _Norm(self.batch_norm, self.axis_name)(x, train=train)
             x = activation(x)
             x = Dropout(self.dropout, self.axis_name)(x, train=train)
         return named("head", self.head, HEADS)(self.num_classes)(as_float(x))

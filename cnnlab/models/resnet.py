@@ -102,7 +102,7 @@ class ResNet(nn.Module):
             conv_general_dilated=self.conv,
             promote_dtype=self.conv.promote,
         )
-        norm = partial(BatchNorm, dtype=self.dtype, axis_name=self.axis_name)
+        norm = partial(BatchNorm, axis_name=self.axis_name)
         side, stride, pool = STEMS[self.stem]
         x = conv(self.stem_width, (side, side), stride, padding=side // 2)(x)
         if not self.preactivation:

@@ -149,40 +149,30 @@ def test_the_start_of_the_scale_is_an_option():
     np.testing.assert_array_equal(made["params"]["scale"], np.zeros(3))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "of_input", "of_result"),
-    [
-        (jnp.bfloat16, "float32", "bfloat16"),
-        (jnp.bfloat16, "bfloat16", "bfloat16"),
-        (None, "bfloat16", "bfloat16"),
-        (None, "float16", "float16"),
-        (None, "float32", "float32"),
-        (jnp.float32, "bfloat16", "float32"),
-    ],
-)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("train", [True, False])
-def test_types(dtype, of_input, of_result, train):
+def test_types(dtype, train):
     """Half precision is widened before sums: statistics are single, the result within the rounding
     of its type of flax's in float64. Gradients have the types of what they are by.
     """
-    x = jnp.asarray(3 + drawn(SHAPE), of_input)
+    x = jnp.asarray(3 + drawn(SHAPE), dtype)
     made = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), variables())
 
     def weighted(params, x):
-        y, changed = BatchNorm(dtype=dtype).apply(
+        y, changed = BatchNorm().apply(
             made | {"params": params}, x, train=train, mutable=["batch_stats"]
         )
         return y.astype(jnp.float32).sum(), (y, changed["batch_stats"])
 
     gradients, (y, stats) = jax.jit(jax.grad(weighted, (0, 1), has_aux=True))(made["params"], x)
-    assert (y.dtype, gradients[1].dtype) == (of_result, of_input)
+    assert (y.dtype, gradients[1].dtype) == (dtype, dtype)
     assert {leaf.dtype for leaf in jax.tree.leaves((stats, gradients[0]))} == {jnp.dtype("float32")}
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         double = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), made)
         wanted, changed = flax_s()(
             double, x.astype(jnp.float64), train=train, mutable=["batch_stats"]
         )
-    eps = float(jnp.finfo(of_result).eps)
+    eps = float(jnp.finfo(dtype).eps)
     # Single precision takes the squares of values near 3: ten times their variance
     np.testing.assert_allclose(np.asarray(y, np.float64), wanted, rtol=eps / 2, atol=256 * 2.0**-23)
     for name in ("mean", "var"):
