@@ -1,16 +1,18 @@
 """Seconds from `python experiments/train.py` to its first finished step, and the least that JAX
-itself takes.
+itself takes; PyTorch's for comparison.
 
     python experiments/benchmarks/start_up.py --json start_up.json
-    python experiments/benchmarks/start_up.py --dataset cifar10 --data-dir DIR --rounds 9
+    python experiments/benchmarks/start_up.py --dataset cifar10 --data-dir DIR --rounds 9 \
+        --torch-python ../torch/bin/python
 
     floor     import jax, flax and optax, and jit one addition
     first     train.py, which has never been compiled; what XLA takes for that is also given, as
               train.py says it
     second    the same command again: XLA's programs come from the cache
+    pytorch   torch_step.py: import torch, and a step of the same network on noise, without data
 
 Each start is a process of its own, timed from outside until it prints that it is there, and then
-killed; the three take turns in random order, and figures are medians over the rounds. The data set
+killed; they take turns in random order, and figures are medians over the rounds. The data set
 is decoded before, in a cache made for the occasion: a user's first run does that once for each data
 set.
 """
@@ -36,8 +38,11 @@ from cnnlab.config import Count, Settings, check
 from cnnlab.errors import InputError
 
 SCRIPT = Path(__file__).parents[1] / "train.py"
+TORCH_SCRIPT = Path(__file__).with_name("torch_step.py")
 FLOOR = "import jax, flax, optax; print('floor:', jax.jit(lambda x: x + 1)(1), flush=True)"
-READY = re.compile(r"floor: 2|first step finished after .* s, ([\d.]+) s of it compilation")
+READY = re.compile(
+    r"floor: 2|first step$|first step finished after .* s, ([\d.]+) s of it compilation"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Arguments(Settings):
     """Data set to train on; it is prepared and decoded before anything is timed."""
     data_dir: str | None = None
     """TFDS data directory. None: TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    torch_python: str | None = None
+    """Python that has PyTorch; None: without PyTorch."""
     rounds: Count = 7
     """Turns; in each, every start is made once."""
     json: str | None = None
@@ -61,19 +68,26 @@ def main(arguments: Arguments) -> None:
     cli.writable(arguments.json)
     train = [str(SCRIPT), "--dataset", arguments.dataset, "--progress", "off"]
     train += ["--data-dir", arguments.data_dir] if arguments.data_dir else []
-    seconds = {"floor": [], "first": [], "second": []}
+    commands = {
+        "floor": [sys.executable, "-c", FLOOR],
+        "first": [sys.executable, *train],
+        "second": [sys.executable, *train],
+    }
+    if arguments.torch_python:
+        commands["pytorch"] = [arguments.torch_python, str(TORCH_SCRIPT)]
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
     compilation = []
     with tempfile.TemporaryDirectory() as folder:
         cold, warm = Path(folder, "cold"), Path(folder, "warm")
-        until_ready(train, warm)  # decodes, and compiles for the second start
+        until_ready(commands["second"], warm)  # decodes, and compiles for the second start
         shutil.copytree(warm, cold)
         for _ in range(arguments.rounds):
             # In random order, so that none always follows the same.
             for name in random.sample(list(seconds), len(seconds)):
                 if name == "first":
                     shutil.rmtree(cold / "xla")
-                command = ["-c", FLOOR] if name == "floor" else train
-                taken, compiling = until_ready(command, cold if name == "first" else warm)
+                cache = cold if name == "first" else warm
+                taken, compiling = until_ready(commands[name], cache)
                 seconds[name].append(taken)
                 compilation += [compiling] if name == "first" else []
     floor = statistics.median(seconds["floor"])
@@ -83,7 +97,8 @@ def main(arguments: Arguments) -> None:
         taken - compiling for taken, compiling in zip(seconds["first"], compilation, strict=True)
     ]
     rows[1]["rest of floor"] = statistics.median(rest) / floor
-    rows[2]["of floor"] = rows[2]["s"] / floor
+    for row in rows[2:]:
+        row["of floor"] = row["s"] / floor
     for row in rows:
         print(
             json.dumps(
@@ -110,21 +125,20 @@ def main(arguments: Arguments) -> None:
 
 
 def until_ready(command: list[str], cache: Path) -> tuple[float, float]:
-    """Measure the seconds until a Python command says that it is ready, and how many of them it
-    says it spent on compilation.
+    """Measure the seconds until a command says that it is ready, and how many of them it says it
+    spent on compilation.
 
     Raises:
       InputError: it ended before.
     """
-    environment = {
-        name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
-    }
+    ours = "JAX_COMPILATION_CACHE_DIR", "GLIBC_TUNABLES"  # as a user starts it, without either
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     environment["CNNLAB_CACHE"] = str(cache)
     with tempfile.TemporaryDirectory() as folder, Path(folder, "errors").open("w+") as errors:
         workdir = ["--workdir", str(Path(folder, "run"))] if str(SCRIPT) in command else []
         start = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, *command, *workdir],
+            [*command, *workdir],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=errors,

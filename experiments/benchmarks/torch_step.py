@@ -4,10 +4,10 @@ has PyTorch.
     python experiments/benchmarks/torch_step.py [--model resnet20] [--hyper '{"shortcut": "pad"}']
         [--batch-size 128] [--optimizer adam] [--bf16] [--compile] [--check]
 
-32x32 images of noise in NHWC memory, fused optimizer, as many threads as cores. Prints "ready",
-then for each number of steps read from standard input the seconds that they took; at the end of the
-input its peak memory in bytes. With --check it builds the network and ends. A network that cannot
-be built: one line of standard error, exit status 2.
+32x32 images of noise in NHWC memory, fused optimizer, as many threads as cores. Prints "first step"
+after the first, "ready" after five, then for each number of steps read from standard input the
+seconds that they took; at the end of the input its peak memory in bytes. With --check it builds the
+network and ends. A network that cannot be built: one line of standard error, exit status 2.
 """
 
 import argparse
@@ -67,6 +67,8 @@ def main(arguments: argparse.Namespace) -> None:
 
     for i in range(5):
         step(i).item()
+        if i == 0:
+            print("first step", flush=True)
     print("ready", flush=True)
     for line in sys.stdin:
         start = time.perf_counter()
