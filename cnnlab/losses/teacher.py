@@ -5,6 +5,7 @@ of it.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 
 import jax
@@ -166,11 +167,16 @@ def _finite(log_p: jax.Array) -> jax.Array:
 def _relative(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     """Compute p log(p / q) + q - p from finite logarithms: float32[..., K], at least 0.
 
-    Over distributions it sums to KL(p || q), and its rounding is in proportion to log(p / q).
+    Over distributions it sums to KL(p || q). Where p is near q its terms would cancel: a series in
+    d = log(p / q) has p (d + exp(-d) - 1) to the last digits.
     """
     d = log_p - log_q
-    term = jnp.exp(log_p) * d - _difference(log_p, log_q)
-    return jnp.where(term < 0, 0, term)
+    p = jnp.exp(log_p)
+    small = jnp.abs(d) < 0.05
+    near = jnp.where(small, d, 0)
+    taylor = [(-1) ** n / math.factorial(n + 2) for n in range(7, -1, -1)]
+    series = near**2 * jnp.polyval(jnp.array(taylor, d.dtype), near)
+    return jnp.where(small, p * series, p * d - _difference(log_p, log_q))
 
 
 def _difference(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
