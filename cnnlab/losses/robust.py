@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from cnnlab.errors import unknown
 from cnnlab.losses import _labels
-from cnnlab.losses._likelihood import focused, of_log_probability
+from cnnlab.losses._likelihood import of_log_probability
 from cnnlab.losses.entropy import cross_entropy, focal
 from cnnlab.softmax import as_float, log_softmax, log_tempered_softmax, softmax
 
@@ -205,12 +205,46 @@ def normalized_focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 0.5) -
     """
     gamma = _labels.in_range("gamma", gamma, "[0, inf)")
     logits, labels = _labels.check(logits, labels)
-    log_p = log_softmax(logits)
-    possible = log_p > -jnp.inf
-    log_p = jnp.where(possible, log_p, -1)
-    # The class that is near 1 adds next to nothing here: 1 - p rounded to an ulp of 1 will do.
-    every = jnp.where(possible, focused(1 - jnp.exp(log_p), -log_p, gamma), jnp.inf)
-    return focal(logits, labels, gamma) / jnp.sum(every, -1)
+    total = _fixed_total if isinstance(gamma, float) else _total_focal
+    return focal(logits, labels, gamma) / total(logits, gamma)
+
+
+def _total_focal(logits: jax.Array, gamma: float | jax.Array) -> jax.Array:
+    """Compute sum_k F_k, or inf next to an impossible class."""
+    log_p, _, miss = _all_classes(logits)
+    total = -jnp.sum(miss**gamma * log_p, -1)
+    return jnp.where(total > jnp.finfo(total.dtype).max / 4, jnp.inf, total)
+
+
+# Autodiff would take miss^(gamma - 1): XLA on a CPU is slow at powers other than square roots.
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _fixed_total(logits: jax.Array, gamma: float) -> jax.Array:
+    return _total_focal(logits, gamma)
+
+
+@_fixed_total.defjvp
+def _(gamma, primals, tangents):
+    (logits,), (slope,) = primals, tangents
+    log_p, p, miss = _all_classes(logits)
+    by_log_p = miss**gamma * (gamma * p * log_p / miss - 1)
+    by_logit = by_log_p - p * jnp.sum(by_log_p, -1, keepdims=True)
+    total = _fixed_total(logits, gamma)  # pyright: ignore[reportCallIssue]
+    return total, jnp.sum(by_logit * slope, -1)
+
+
+def _all_classes(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Compute log p, p and 1 - p of every class, all finite."""
+    limits = jnp.finfo(logits.dtype)
+    z = jnp.where(logits == -jnp.inf, float(limits.min) / 2, logits)
+    top = lax.stop_gradient(jnp.max(z, -1, keepdims=True))
+    z = z - jnp.where(jnp.isfinite(top), top, 0)  # keeps XLA from storing the difference
+    shares = jnp.exp(z)
+    total = jnp.sum(shares, -1, keepdims=True)
+    p = shares * (1 / total)
+    # The class that is near 1 adds next to nothing to the sum: 1 - p may be off by an ulp of 1, and
+    # so is never 0, where its power would have no slope.
+    miss = 1 + float(limits.eps) - p
+    return z - jnp.log(total), p, miss
 
 
 def active_passive(

@@ -112,16 +112,13 @@ def _(primals, tangents):
 
 def _attained(p: jax.Array, z: jax.Array, alpha: float | jax.Array) -> jax.Array:
     """Compute p . z + sum_k (p_k - p_k^alpha) / (alpha (alpha - 1))."""
-    shown = p > 0
+    limits = jnp.finfo(z.dtype)
     if isinstance(alpha, float) and alpha in (1.5, 2.0):  # by products
-        entropy = (
-            p
-            * (1 - (jnp.sqrt(jnp.where(shown, p, 1)) if alpha == 1.5 else p))
-            / (alpha * (alpha - 1))
-        )
-    else:
-        log_p = jnp.log(jnp.where(shown, p, 1))
-        a = alpha - 1
-        tempered = jnp.where(a == 0, log_p, jnp.expm1(a * log_p) / jnp.where(a == 0, 1, a))
-        entropy = -p * tempered / alpha
+        root = jnp.sqrt(jnp.maximum(p, limits.tiny)) if alpha == 1.5 else p
+        entropy = p * (1 - root) / (alpha * (alpha - 1))
+        return jnp.sum(p * jnp.maximum(z, limits.min) + entropy, -1)
+    log_p = jnp.log(jnp.where(p > 0, p, 1))
+    a = alpha - 1
+    tempered = jnp.where(a == 0, log_p, jnp.expm1(a * log_p) / jnp.where(a == 0, 1, a))
+    entropy = -p * tempered / alpha
     return jnp.sum(jnp.where(p == 0, 0, p * jnp.where(p == 0, 0, z) + entropy), -1)

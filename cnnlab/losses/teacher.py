@@ -57,7 +57,7 @@ def distillation(
     logits, labels = _labels.check(logits, labels)
     teacher = jax.lax.stop_gradient(_like(teacher_logits, logits.shape, "teacher_logits"))
     teacher, student = (log_softmax(z, temperature=temperature) for z in (teacher, logits))
-    divergence = jnp.sum(_relative(teacher, student), -1)
+    divergence = _divergence(teacher, student)
     return alpha * temperature**2 * divergence + (1 - alpha) * cross_entropy(logits, labels)
 
 
@@ -96,10 +96,7 @@ def jensen_shannon(
             f"{views.shape}"
         )
     every = [log_softmax(view) for view in (logits, *views.astype(logits.dtype))]
-    mixture = functools.reduce(operator.add, map(jnp.exp, every)) / len(every)
-    log_mixture = jnp.where(mixture == 0, -jnp.inf, jnp.log(jnp.where(mixture == 0, 1, mixture)))
-    apart = functools.reduce(operator.add, [_relative(view, log_mixture) for view in every])
-    return cross_entropy(logits, labels) + weight * jnp.sum(apart, -1) / len(every)
+    return cross_entropy(logits, labels) + weight * _disagreement(every) / len(every)
 
 
 def _like(values: ArrayLike, shape: tuple[int, ...], name: str) -> jax.Array:
@@ -112,21 +109,76 @@ def _like(values: ArrayLike, shape: tuple[int, ...], name: str) -> jax.Array:
         ) from error
 
 
-def _relative(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """Compute p log(p / q) + q - p, with 0 log 0 = 0: float32[..., K], at least 0.
+@jax.custom_jvp
+def _divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """Compute KL(p || q) of distributions: float32[...], at least 0."""
+    log_p, log_q = _finite(log_p), _finite(log_q)
+    # Where only q is impossible; 0 log 0 = 0 elsewhere
+    infinite = jnp.max(log_p - log_q, -1) > jnp.finfo(log_q.dtype).max / 4
+    divergence = jnp.sum(_relative(log_p, log_q), -1)
+    return jnp.where(infinite, jnp.inf, divergence)
 
-    Over distributions it sums to KL(p || q), and has no terms that cancel: p (d + expm1(-d)), d =
-    log p - log q.
+
+@_divergence.defjvp
+def _(primals, tangents):
+    log_p, log_q = map(_finite, primals)
+    by_log_p = jnp.exp(log_p) * (log_p - log_q)
+    change = by_log_p * tangents[0] - _difference(log_p, log_q) * tangents[1]
+    return _divergence(*primals), jnp.sum(change, -1)
+
+
+@jax.custom_jvp
+def _disagreement(views: list[jax.Array]) -> jax.Array:
+    """Compute sum_v KL(p_v || mean_v p_v) from each view's log p: float32[...], at least 0."""
+    views = [_finite(view) for view in views]
+    log_mixture = _log_mean(views)
+    return jnp.sum(_add([_relative(view, log_mixture) for view in views]), -1)
+
+
+@_disagreement.defjvp
+def _(primals, tangents):
+    ((views,), (slopes,)) = primals, tangents
+    log_mixture = _log_mean([_finite(view) for view in views])
+    # The mixture has no slope: sum_v (mixture - p_v) = 0.
+    terms = [
+        jnp.exp(view) * (_finite(view) - log_mixture) * slope
+        for view, slope in zip(views, slopes, strict=True)
+    ]
+    return _disagreement(views), jnp.sum(_add(terms), -1)
+
+
+def _log_mean(views: list[jax.Array]) -> jax.Array:
+    """Compute log mean_v p_v from each log p; where all p underflow it is the smallest normal
+    number's.
     """
-    shown = log_p > -jnp.inf
-    log_p = jnp.where(shown, log_p, 0)
-    d = log_p - jnp.where(shown, log_q, 0)
+    mean = _add([jnp.exp(view) for view in views]) / len(views)
+    return jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny))
+
+
+def _add(terms: list[jax.Array]) -> jax.Array:
+    return functools.reduce(operator.add, terms)
+
+
+def _finite(log_p: jax.Array) -> jax.Array:
+    """Replace log 0 by a number whose product with 0 is 0."""
+    return jnp.where(log_p == -jnp.inf, float(jnp.finfo(log_p.dtype).min) / 2, log_p)
+
+
+def _relative(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """Compute p log(p / q) + q - p from finite logarithms: float32[..., K], at least 0.
+
+    Over distributions it sums to KL(p || q). Where p is near q its terms would cancel: a series in
+    d = log(p / q) has p (d + exp(-d) - 1) to the last digits.
+    """
+    d = log_p - log_q
+    p = jnp.exp(log_p)
     small = jnp.abs(d) < 0.05
-    far = d < -1
-    near, middle = jnp.where(small, d, 0), jnp.where(small | far, 1, d)
-    taylor = jnp.array([(-1) ** n / math.factorial(n + 2) for n in range(7, -1, -1)], d.dtype)
-    series = near**2 * jnp.polyval(taylor, near)
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    term = p * jnp.where(small, series, middle + jnp.expm1(-middle))
-    term = jnp.where(far, p * (jnp.where(far, d, 0) - 1) + q, term)
-    return jnp.where(shown, term, q)
+    near = jnp.where(small, d, 0)
+    taylor = [(-1) ** n / math.factorial(n + 2) for n in range(7, -1, -1)]
+    series = near**2 * jnp.polyval(jnp.array(taylor, d.dtype), near)
+    return jnp.where(small, p * series, p * d - _difference(log_p, log_q))
+
+
+def _difference(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """Compute p - q to the last digits also where p is near q: (p + q) tanh(log(p / q) / 2)."""
+    return (jnp.exp(log_p) + jnp.exp(log_q)) * jnp.tanh((log_p - log_q) / 2)

@@ -17,6 +17,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 WIDE = 0.5
@@ -44,7 +45,10 @@ def log_probabilities(z: jax.Array, a: float) -> jax.Array:
     """Compute the logarithms of `probabilities`, also where these underflow; -inf, with derivative
     0, where they are 0.
     """
-    inside, exponent = _exponents(z, _normaliser(z, a), a)
+    v = _normaliser(z, a)
+    if a < 0:  # every possible class is inside
+        return jnp.log1p(a * (z - v[..., None])) / a
+    inside, exponent = _exponents(z, v, a)
     return jnp.where(inside, exponent, jnp.where(jnp.isnan(exponent), exponent, -jnp.inf))
 
 
@@ -52,16 +56,35 @@ def _terms(z: jax.Array, v: jax.Array, a: float | jax.Array) -> jax.Array:
     """Compute exp_t(z_i - c): float[..., K], float[...] -> float[..., K]. Where it is 0, so are its
     derivatives.
     """
-    power = round(1 / a) if isinstance(a, float) and abs(a) >= 1 / 8 else 0
-    if power and abs(power * a - 1) < 1e-9:  # by products
-        base = _base(z, v, a)
-        return jnp.where(
-            base > 0,
-            lax.integer_pow(jnp.where(base > 0, base, 1), power),
-            jnp.where(base <= 0, 0, base),
-        )
+    if power := _power(a):
+        return lax.integer_pow(_root(z, v, a), abs(power))
     inside, exponent = _exponents(z, v, a)
     return jnp.where(inside, jnp.exp(exponent), jnp.where(jnp.isnan(exponent), exponent, 0))
+
+
+def _slopes(z: jax.Array, v: jax.Array, a: float | jax.Array) -> jax.Array:
+    """Compute the slope of exp_t at z_i - c, which is exp_t(z_i - c)^t; 0 where exp_t is 0."""
+    if power := _power(a):
+        root = _root(z, v, a)
+        return jnp.sign(root) if power == 1 else lax.integer_pow(root, abs(power - 1))
+    base = _base(z, v, a)
+    return _terms(z, v, a) / jnp.where(base > 0, base, 1)
+
+
+def _root(z: jax.Array, v: jax.Array, a: float | jax.Array) -> jax.Array:
+    """Compute exp_t(z_i - c)^|a|. NaN stays NaN."""
+    base = _base(z, v, a)
+    if a < 0:  # every possible class has a base of at least 1
+        return 1 / base
+    return jnp.where(base <= 0, 0, base)
+
+
+def _power(a: float | jax.Array) -> int:
+    """Return 1 / a if that is a small integer, so that products compute exp_t; 0 otherwise."""
+    if not isinstance(a, float) or abs(a) < 1 / 8:
+        return 0
+    power = round(1 / a)
+    return power if abs(power * a - 1) < 1e-9 else 0
 
 
 def _base(z: jax.Array, v: jax.Array, a: float | jax.Array) -> jax.Array:
@@ -143,12 +166,11 @@ def _fixed(z: jax.Array, a: float) -> jax.Array:
 @_fixed.defjvp
 def _(a, primals, tangents):
     (z,) = primals
+    (dz,) = tangents
     v = _fixed(z, a)  # pyright: ignore[reportCallIssue]
-
-    def total(z, v):
-        return jnp.sum(_terms(z, v, a), -1)
-
-    return v, _implicit(lambda z: total(z, v), lambda v: total(z, v), primals, tangents, v)
+    slopes = _slopes(z, v, a)
+    dc = jnp.sum(slopes * dz, -1) / jnp.sum(slopes, -1)
+    return v, -a * dc if a >= WIDE else dc
 
 
 @jax.custom_jvp
@@ -174,6 +196,25 @@ def _implicit(
     _, change = jax.jvp(of_rest, primals, tangents)
     _, slope = jax.jvp(of_v, (v,), (jnp.ones_like(v),))
     return -change / slope
+
+
+def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum two arrays over their last axis.
+
+    Where that is short, both at once: XLA on a CPU then stores neither x nor y. Of many classes it
+    adds faster what it has stored.
+    """
+    if x.shape[-1] > 64:
+        return jnp.sum(x, -1), jnp.sum(y, -1)
+    zero = np.zeros((), x.dtype)
+    x_sum, y_sum = lax.reduce((x, y), (zero, zero), _add_pairs, (x.ndim - 1,))
+    return x_sum, y_sum
+
+
+def _add_pairs(
+    left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return left[0] + right[0], left[1] + right[1]
 
 
 def _solve(z: jax.Array, a: float | jax.Array) -> jax.Array:
@@ -202,9 +243,7 @@ def _solve(z: jax.Array, a: float | jax.Array) -> jax.Array:
     def improve(state):
         # The root lies between first, on the side of c = 0, and last.
         step, v, first, last, done = state
-        terms = _terms(z, v, a)
-        base = _base(z, v, a)
-        total, slope = jnp.sum(terms, -1), jnp.sum(terms / jnp.where(base > 0, base, 1), -1)
+        total, slope = _sums(_terms(z, v, a), _slopes(z, v, a))
         first, last = jnp.where(total >= 1, v, first), jnp.where(total >= 1, last, v)
         newton = v + jnp.where(wide, -power, 1) * total * over_a(jnp.log(total)) / slope
         within = (newton - first) * (newton - last) <= 0
