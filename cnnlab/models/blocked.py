@@ -19,18 +19,13 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from cnnlab.models import winograd
+from cnnlab.models.blocks import BLOCK, as_bits, map_blocks, of_bits, scan_blocks, small_block
 from cnnlab.models.pooling import largest, to_winners
 from cnnlab.models.products import contract, product, sum_dtype
 from cnnlab.models.winograd import Pads
 from cnnlab.softmax import as_float
 from cnnlab.types import PyTree
 
-# Images in a block: at 8 the first convolution of the seed network makes 1 MB, the second-level
-# cache of a core. Measured on the whole step (AMD Zen 5): 4 images give 0.97 of the speed of 8, 16
-# images 0.94.
-BLOCK = 8
-# Pixels of a block where each makes several times as many values.
-PIXELS = 2048
 # Fewer than these, and XLA's convolution is slow.
 FEW_CHANNELS = 4
 # With more on both sides Winograd's filtering pays.
@@ -60,42 +55,10 @@ def pointwise(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> jax.Ar
     return product(x[:, ::rows, ::columns], kernel[0, 0])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def strided(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
-    """Convolve images float[B, H, W, C] with a kernel float[h, w, C, D], as lax does.
-
-    Only the gradient by the kernel is written otherwise: as a product for each of its places. On a
-    core of an AMD Zen 5 it takes 9.4 ms in place of 16.6 for 32 images, 32x32x64 to 16x16x128.
-    """
-    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=NHWC)
-
-
-def _strided_forward(x, kernel, strides, pads):
-    return strided(x, kernel, strides, pads), (x, kernel)
-
-
-def _strided_backward(strides, pads, residuals, cotangent):
-    x, kernel = residuals
-
-    def convolve(x):
-        return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=NHWC)
-
-    def products(x, dy):
-        return _strided_products(x, dy, kernel.shape, strides, pads)
-
-    (dx,) = jax.linear_transpose(convolve, x)(cotangent)
-    zeros = jnp.zeros(kernel.shape, sum_dtype(kernel.dtype))
-    total = _sum_over_blocks(products, zeros, x, cotangent, BLOCK)
-    return dx, total.astype(kernel.dtype)
-
-
-strided.defvjp(_strided_forward, _strided_backward)
-
-
 @jax.custom_vjp
 def kept(x: jax.Array) -> jax.Array:
     """Copy images float[B, ...], a few at a time."""
-    return _map_blocks(lax.optimization_barrier, BLOCK, x)
+    return map_blocks(lax.optimization_barrier, BLOCK, x)
 
 
 kept.defvjp(lambda x: (kept(x), None), lambda _, cotangent: (kept(cotangent),))
@@ -105,7 +68,7 @@ def _forward(x, kernel, pads, side):
     if side == 1:
         return _convolve(x, kernel, pads), (x, kernel, ())
     convolve = _convolver(kernel, pads)
-    y, winners = _map_blocks(lambda block: largest(convolve(block), side), BLOCK, x)
+    y, winners = map_blocks(lambda block: largest(convolve(block), side), BLOCK, x)
     return y, (x, kernel, winners)
 
 
@@ -126,53 +89,11 @@ def _backward(pads, side, residuals, cotangent):
         dz = to_winners(winners, cotangent, side, sides)
         return _add(total, sums.products(x, dz)), convolve(dz).astype(x.dtype)
 
-    total, dx = _scan_blocks(block, sums.zeros, BLOCK, x, winners, cotangent)
+    total, dx = scan_blocks(block, sums.zeros, BLOCK, x, winners, cotangent)
     return dx, sums.gradient(total)
 
 
 conv_pool.defvjp(_forward, _backward)
-
-
-def _blocks(x: jax.Array, size: int) -> jax.Array:
-    """Split [B, ...] into [blocks, images of a block, ...], padded with zeros."""
-    size = min(size, len(x))
-    x = jnp.pad(x, [(0, -len(x) % size)] + [(0, 0)] * (x.ndim - 1))
-    return x.reshape(-1, size, *x.shape[1:])
-
-
-def _joined(blocks: jax.Array, batch: int) -> jax.Array:
-    return blocks.reshape(-1, *blocks.shape[2:])[:batch]
-
-
-def _map_blocks(function: Callable[..., PyTree], size: int, *images: jax.Array) -> PyTree:
-    """Apply a function to blocks of `size` images [B, ...], and join its results."""
-    return _scan_blocks(lambda _, *block: ((), function(*block)), (), size, *images)[1]
-
-
-def _scan_blocks(
-    function: Callable[..., tuple[PyTree, PyTree]], total: PyTree, size: int, *images: jax.Array
-) -> tuple[PyTree, PyTree]:
-    """Apply (total, *block) -> (total, results) to one block after the other, and join the results.
-
-    Between blocks bfloat16 lies as its bits, which have no derivative: XLA would turn the whole
-    batch into float32 and back for each block that it writes.
-    """
-
-    def step(total, blocks):
-        total, results = function(total, *(_of_bits(block) for block in blocks))
-        return total, jax.tree.map(_as_bits, results)
-
-    batch = len(images[0])
-    total, results = lax.scan(step, total, tuple(_blocks(_as_bits(x), size) for x in images))
-    return total, jax.tree.map(lambda blocks: _of_bits(_joined(blocks, batch)), results)
-
-
-def _as_bits(x: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
-
-
-def _of_bits(x: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
 def _convolver(kernel: jax.Array, pads: Pads, axis: int = 2) -> Callable[[jax.Array], jax.Array]:
@@ -223,18 +144,14 @@ def _convolve(
     dtype = dtype or sum_dtype(x.dtype)
     if not _is_winograd(kernel) and x.dtype == dtype:
         return convolve(x)
-    return _map_blocks(lambda block: convolve(block).astype(dtype), _small_block(x), x)
-
-
-def _small_block(x: jax.Array) -> int:
-    return max(1, PIXELS // (x.shape[1] * x.shape[2]))
+    return map_blocks(lambda block: convolve(block).astype(dtype), small_block(x), x)
 
 
 def _kernel_gradient(x: jax.Array, dz: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
     """Compute the gradient by the kernel, float[h, w, C, D], in blocks."""
     sums = _KernelSums(kernel, pads)
     small = sums.is_winograd or _is_crossed(x)
-    size = _small_block(x) if small else BLOCK
+    size = small_block(x) if small else BLOCK
     return sums.gradient(_sum_over_blocks(sums.products, sums.zeros, x, dz, size))
 
 
@@ -250,7 +167,7 @@ def _sum_over_blocks(
     def block(total, x, dz):
         return _add(total, products(x, dz)), ()
 
-    return _scan_blocks(block, zeros, size, x, dz)[0]
+    return scan_blocks(block, zeros, size, x, dz)[0]
 
 
 def _add(total: PyTree, products: PyTree) -> PyTree:
@@ -289,24 +206,6 @@ class _KernelSums:
         return gradient.astype(self.kernel.dtype)
 
 
-def _strided_products(
-    x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], strides: tuple[int, int], pads: Pads
-) -> jax.Array:
-    """Sum (what the kernel saw) x dy over images and pixels: [B, H, W, C], [B, H', W', D] ->
-    [h, w, C, D].
-    """
-    h, w, channels, features = kernel_shape
-    edges = [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)]  # negative ones cut
-    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
-    rows, columns = (
-        [slice(start, start + stride * (size - 1) + 1, stride) for start in range(side)]
-        for side, stride, size in zip((h, w), strides, dy.shape[1:3], strict=True)
-    )
-    dy = dy.reshape(-1, features)
-    seen = [x[:, row, column].reshape(-1, channels) for row in rows for column in columns]
-    return jnp.stack([places.T @ dy for places in seen]).reshape(kernel_shape)
-
-
 def _is_crossed(x: jax.Array) -> bool:
     """Return whether the gradient by the kernel is worth `_crossed_products`.
 
@@ -325,7 +224,7 @@ def _crossed_products(x: jax.Array, dz: jax.Array, pads: Pads) -> jax.Array:
     (top, bottom), (left, right) = pads
     h = x.shape[1] + top + bottom - height + 1
     w = x.shape[2] + left + right - width + 1
-    x, dz = _as_bits(x), _as_bits(dz)
+    x, dz = as_bits(x), as_bits(dz)
     batch, rows, _, channels = x.shape
     none = (0, 0, 0)
     zero = jnp.zeros((), x.dtype)
@@ -339,7 +238,7 @@ def _crossed_products(x: jax.Array, dz: jax.Array, pads: Pads) -> jax.Array:
     seen, cotangents = lax.optimization_barrier(
         (seen.reshape(w * channels, -1), cotangents.reshape(-1, h * features))
     )
-    products = contract(_of_bits(seen), _of_bits(cotangents))
+    products = contract(of_bits(seen), of_bits(cotangents))
     return products.reshape(w, channels, h, features).transpose(2, 0, 1, 3)
 
 
@@ -377,7 +276,7 @@ def _two_columns(kernel: jax.Array, pads: Pads, x: jax.Array) -> jax.Array:
     height, width = x.shape[1] + top + bottom - h + 1, x.shape[2] + left + right - w + 1
     pairs = -(-width // 2)
     pairs_seen = -(-(w + 1) // 2)  # of columns of the image
-    x = _as_bits(x)
+    x = as_bits(x)
     columns = left, 2 * (pairs + pairs_seen - 1) - x.shape[2] - left, 0
     edges = [(0, 0, 0), (top, bottom, 0), columns, (0, 0, 0)]  # negative ones cut
     x = lax.pad(x, jnp.zeros((), x.dtype), edges)
@@ -393,7 +292,7 @@ def _two_columns(kernel: jax.Array, pads: Pads, x: jax.Array) -> jax.Array:
         for column in (0, 1)
     ]
     matrix = jnp.concatenate(moved, -1).reshape(-1, 2 * features)
-    y = contract(_of_bits(seen), matrix)
+    y = contract(of_bits(seen), matrix)
     return y.reshape(*y.shape[:2], -1, features)[:, :, :width]
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 
-from cnnlab.models import blocked
+from cnnlab.models import blocked, strided
 from cnnlab.models.blocked import NHWC
 from cnnlab.models.pooling import check, max_pooling
 from cnnlab.models.products import promote_operands, sum_dtype
@@ -107,8 +107,7 @@ class Convolution:
                 if strides == (1, 1):
                     return blocked.conv_pool(lhs, rhs, pads, self.max_pool)
                 if lhs.shape[3] >= FEWEST_CHANNELS:
-                    y = blocked.strided(as_float(lhs), as_float(rhs), strides, pads)
-                    y = cast(jax.Array, y)
+                    y = cast(jax.Array, strided.convolve(lhs, rhs, strides, pads))
                     return max_pooling(y, self.max_pool, self.formulation)
         y = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
         if self.formulation == "blocked" and jnp.issubdtype(y.dtype, jnp.floating):

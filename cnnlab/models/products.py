@@ -76,7 +76,7 @@ def _product_backward(
     dy = cotangent.astype(x.dtype)
     dx = contract(dy, kernel, 1)
     rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    by_kernel = lax.platform_dependent(*rows, cpu=_transposed_product, default=_summed_outer)
+    by_kernel = lax.platform_dependent(*rows, cpu=summed_outer, default=_summed_outer)
     return dx.astype(x.dtype), by_kernel.astype(kernel.dtype)
 
 
@@ -88,7 +88,9 @@ def _summed_outer(x: jax.Array, dy: jax.Array) -> jax.Array:
     return contract(x.T, dy)
 
 
-def _transposed_product(x: jax.Array, dy: jax.Array) -> jax.Array:
+def summed_outer(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """Sum x dy over rows, on a CPU: float[..., C], float[..., D] -> float[C, D]."""
+    x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     # Behind a barrier, or XLA would multiply by the matrix as it lies
     return contract(lax.optimization_barrier(x.T), dy)
 

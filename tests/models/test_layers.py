@@ -11,7 +11,7 @@ from convolutions import Direct, Winograd, assert_within, drawn
 from jax_modes import quick_compile
 
 from cnnlab import models
-from cnnlab.models import blocked, convolution, pooling, winograd
+from cnnlab.models import blocked, convolution, pooling, strided, winograd
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 
@@ -92,7 +92,7 @@ ALGORITHMS = {
     "Winograd": {"convolve", "_direct_products"},
     "Winograd, gradient too": {"convolve", "kernel_products"},
     "pointwise": {"pointwise"},
-    "strided": {"_strided_products"},
+    "strided": {"strided"},
     "lax": set(),
 }
 REACHED = [
@@ -119,6 +119,8 @@ REACHED = [
     ("pointwise", 3, 6, 5, 64, 1, (1, 1), "SAME", 2),
     ("strided", 9, 8, 16, 32, 3, (2, 2), 1, 1),
     ("strided", 3, 7, 64, 64, 3, (2, 1), "SAME", 2),
+    ("strided", 2, 9, 16, 4, 5, (3, 2), ((2, 1), (-1, 2)), 1),
+    ("strided", 2, 8, 16, 4, 2, (3, 3), 0, 1),  # pixels that no place sees
     ("lax", 3, 7, 15, 32, 3, (2, 2), 1, 1),
 ]
 QUICK = [REACHED[i] for i in (0, 1, 4, 9, 13, 19, 20)]
@@ -129,17 +131,18 @@ def traced(monkeypatch):
     """Names of the algorithms that a trace comes by."""
     names = set()
 
-    def listen(module, name):
+    def listen(module, name, heard=None):
         function = getattr(module, name)
 
         def listening(*args, **kwargs):
-            names.add(name)
+            names.add(heard or name)
             return function(*args, **kwargs)
 
         monkeypatch.setattr(module, name, listening)
 
-    for name in ("_direct", "_direct_products", "_strided_products", "_two_columns", "pointwise"):
+    for name in ("_direct", "_direct_products", "_two_columns", "pointwise"):
         listen(blocked, name)
+    listen(strided._Geometry, "seen", "strided")
     for name in ("convolve", "kernel_products"):
         listen(winograd, name)
     return names
