@@ -33,8 +33,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+import contestants
 import numpy as np
-import training
 
 from cnnlab import cli, files
 from cnnlab.config import Count, Part, Settings, check
@@ -341,7 +341,7 @@ def probe(name: str, python: str, budget: Budget) -> list | str:
             capture_output=True,
             text=True,
             check=False,
-            env=training.environment("torch" if name == PYTORCH else "bare"),
+            env=contestants.environment("torch" if name == PYTORCH else "bare"),
             timeout=max(1.0, budget.left()),
         )
     except OSError as error:
@@ -353,11 +353,11 @@ def probe(name: str, python: str, budget: Budget) -> list | str:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-class Worker(training.Worker):
+class Worker(contestants.Worker):
     """A contestant's process that is killed when its time is up."""
 
     def __init__(
-        self, name: str, arguments: training.Arguments, torch_python: str, limit: Budget
+        self, name: str, arguments: contestants.Contest, torch_python: str, limit: Budget
     ) -> None:
         self.limit = limit
         super().__init__(name, arguments, torch_python)
@@ -372,7 +372,7 @@ class Worker(training.Worker):
         self.process.wait()
 
 
-class Deterministic(training.Arguments):
+class Deterministic(contestants.Contest):
     """The same for a contestant that computes the same bits on every run."""
 
     def recipe_flags(self) -> list[str]:
@@ -425,7 +425,7 @@ def started(name: str, part: Measurement, arguments: Arguments, limit: Budget) -
     Raises:
       InputError: it has ended, perhaps because the time was up.
     """
-    kind = Deterministic if name == DETERMINISTIC else training.Arguments
+    kind = Deterministic if name == DETERMINISTIC else contestants.Contest
     settings = kind(
         model=TINY_RESNET if arguments.tiny and part.model == "resnet18" else part.model,
         batch_size=8 if arguments.tiny else 128,

@@ -31,7 +31,7 @@ esac
 
 @pytest.fixture(scope="module")
 def gpu():
-    sys.path.append(str(FOLDER))  # where it finds training.py
+    sys.path.append(str(FOLDER))  # where it finds contestants.py
     spec = importlib.util.spec_from_file_location(NAME, FOLDER / "gpu.py")
     module = sys.modules[NAME] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -77,7 +77,7 @@ def test_the_parts_fit_in_nine_minutes_by_what_they_need(gpu):
     assert sum(part.least for part in gpu.MEASUREMENTS) < 9 * 60
     for part in gpu.MEASUREMENTS:
         names = {*part.contestants}
-        assert names - {gpu.DETERMINISTIC} <= set(gpu.training.CONTESTANTS)
+        assert names - {gpu.DETERMINISTIC} <= set(gpu.contestants.CONTESTANTS)
         assert all({ratio.over, ratio.under} <= names for ratio in part.ratios)
 
 

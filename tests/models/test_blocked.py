@@ -9,7 +9,7 @@ import pytest
 from convolutions import Direct, assert_within, drawn
 from jax_modes import quick_compile
 
-from cnnlab.models import blocked
+from cnnlab.models import blocked, strided
 from cnnlab.models.convolution import Convolution
 
 
@@ -97,7 +97,7 @@ def test_strided(case, in_double):
 
     @jax.jit
     def parts(x, kernel, dy):
-        y, back = jax.vjp(lambda *args: blocked.strided(*args, strides, pads), x, kernel)
+        y, back = jax.vjp(lambda *args: strided.convolve(*args, strides, pads), x, kernel)
         return y, *back(dy)
 
     theirs = wanted, direct.by_images(dy, kernel, x.shape), direct.by_kernel(x, dy, kernel.shape)

@@ -92,15 +92,15 @@ def free(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "size", "words"),
     [
-        # 4 numbers of 4 bytes for each of 203 million parameters: 3.02 GiB
+        # 4 numbers of 4 bytes for each of 203 million parameters: 3.02 GiB; 50 images' activations
         (
             {"model": "mlp,hidden=[1000000]"},
             GIB,
-            ["needs about 3.0 GiB", "1.0 GiB are free", "203,000,010 parameters",
+            ["needs about 3.4 GiB", "1.0 GiB are free", "203,000,010 parameters",
              "a network of up to 67,1"],
         ),
         ({"model": "mlp,hidden=[100000]", "num_seeds": 8}, GIB,
-         ["of 8 networks", "4 networks at a time would fit"]),
+         ["of 8 networks", "3 networks at a time would fit"]),
         ({"model": "mlp,hidden=[10000]", "batch_size": 1000}, 60 * 2**20,
          ["activations of 1,000 images", "images at a time would fit (--batch-size, --micro"]),
         ({"model": "mlp,hidden=[1000]", "batch_size": 1000}, 2**40, None),
