@@ -672,7 +672,8 @@ class Parts:
           InputError: one of them fails, or changes what it must not.
         """
         channels = image_shape[-1]
-        statistics = jnp.zeros(channels, jnp.float32), jnp.ones(channels, jnp.float32)
+        # jnp.zeros would compile a program
+        statistics = jax.device_put((np.zeros(channels, np.float32), np.ones(channels, np.float32)))
         batch = contracts.batch_shapes(batch_size, image_shape)
         for operation in self.pipeline(num_classes, None, mirror, statistics):
             batch = contracts.check_augmentation(operation, batch, num_classes)

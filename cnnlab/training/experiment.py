@@ -346,7 +346,7 @@ def build(
     console = console or Console("off")
     parts = parts or resolve(recipe, test_sets=config.output.test_sets)
     layout = choose_layout(config, parts, None if seeds is None else len(seeds))
-    network.run_keys(recipe.seed if seeds is None else seeds)  # refuse them before data is read
+    network.check_seeds([recipe.seed] if seeds is None else seeds)
     dataset = parts.open_dataset(config.machine.data_dir, recipe)
     check_parts(recipe, parts, dataset)
     test_sets = testing.open_sets(parts, recipe, config.machine.data_dir, dataset)
@@ -425,8 +425,9 @@ def _seeded(
         feed = feeds.stacked([data.feed(config, parts, seed, rows, len(held)) for seed in held])
         if recipe.split_seed is None:
             held_out = np.stack([divided(recipe, labels, seed)[1] for seed in held])
+    dtype = jax.dtypes.canonicalize_dtype(float)
     arrays = {
-        name: jnp.broadcast_to(jnp.asarray(value, float), keys.shape)
+        name: jax.device_put(np.broadcast_to(np.asarray(value, dtype), keys.shape))
         for name, value in hyperparameters.items()
     }
     placed = layout.place(arrays, compiled.per_seed)

@@ -23,6 +23,9 @@ from cnnlab.types import PyTree
 # Of the arrays that backpropagation keeps, as JAX sees them, XLA keeps about so much: it fuses some
 # (cnn, airnet, cnn8, ResNets on a CPU: 0.8 to 1.4; long chains of elementwise functions: 0.2).
 KEPT = 0.8
+# More bytes for each pixel of an image than networks of the papers keep (WRN-28-10: 23, WRN-40-10:
+# 34 KiB). Where so many are free, a start need not trace the network to count them.
+AMPLE = 2**16
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,12 @@ class Need:
         return f"{images} images at a time would fit (--batch-size, --microbatches)"
 
 
-def need(program: Program) -> Need:
+def need(program: Program, per_pixel: int | None = None) -> Need:
     """Estimate what a device needs for a program's steps.
+
+    Args:
+      program: the steps.
+      per_pixel: bytes of activations for each pixel of an image, where they are not to be counted.
 
     Raises:
       InputError: the images are too small for the model.
@@ -93,12 +100,16 @@ def need(program: Program) -> Need:
     networks = num_seeds // layout.mesh.shape[SEEDS]
     recipe = program.config.recipe
     images = recipe.batch_size // layout.mesh.shape[AXIS] // recipe.microbatches
-    kept = _kept(program, state, images)
+    if per_pixel is None:
+        activations = KEPT * max(_kept(program, state, images) - _size(state.params), 0)
+    else:
+        height, width, _ = program.facts.image_shape
+        activations = per_pixel * images * (1 + _views(program, images)) * height * width
     return Need(
         parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         state=_size(state),
         gradients=_size(state.params),
-        activations=KEPT * max(kept - _size(state.params), 0),
+        activations=activations,
         images=images,
         networks=networks,
         together=1 if layout.platform == "cpu" else networks,
@@ -112,12 +123,15 @@ def check(program: Program) -> None:
     Raises:
       InputError: as `need`, or they do; it says what would fit.
     """
-    wanted = need(program)
     layout = program.layout
     ours = [d for d in layout.mesh.devices.flat if d.process_index == processes.index()]
-    free = backend.free_memory(ours[0])
+    known = backend.free_memory(ours[0])
+    free = math.inf if known is None else known
     sharing = len(ours) if layout.platform == "cpu" else 1  # cores have one memory
-    if free is None or wanted.bytes * sharing <= free:
+    if need(program, AMPLE).bytes * sharing <= free:
+        return
+    wanted = need(program)
+    if wanted.bytes * sharing <= free:
         return
     if wanted.least * sharing <= free and _compiled(program) * sharing <= free:
         return
@@ -155,13 +169,6 @@ def _text(size: float) -> str:
 
 def _kept(program: Program, state: TrainState, images: int) -> int:
     """Compute the bytes that backpropagation keeps of a forward pass."""
-    facts = program.facts
-    views = 0
-    if program.parts.loss.asks("view_logits"):
-        shapes = program.parts.augmented_shapes(
-            facts.num_classes, facts.image_shape, images, facts.mirror
-        )
-        views = shapes["views"].shape[0]
 
     def pullback(params: PyTree, batch_stats: PyTree, x: jax.Array, key: jax.Array) -> PyTree:
         def logits(params: PyTree) -> jax.Array:
@@ -172,9 +179,21 @@ def _kept(program: Program, state: TrainState, images: int) -> int:
 
     # as on one device: collectives need a mesh
     model = network.apply_for_training(program.model_on_one_device())
-    x = jax.ShapeDtypeStruct((images * (1 + views), *facts.image_shape), jnp.float32)
+    count = images * (1 + _views(program, images))
+    x = jax.ShapeDtypeStruct((count, *program.facts.image_shape), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return _size(jax.eval_shape(pullback, state.params, state.batch_stats, x, key))
+
+
+def _views(program: Program, images: int) -> int:
+    """Count the views of each image that the network takes besides it."""
+    if not program.parts.loss.asks("view_logits"):
+        return 0
+    facts = program.facts
+    shapes = program.parts.augmented_shapes(
+        facts.num_classes, facts.image_shape, images, facts.mirror
+    )
+    return shapes["views"].shape[0]
 
 
 def _size(tree: PyTree) -> int:

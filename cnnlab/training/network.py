@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from cnnlab import augment, compilation_cache, files
 from cnnlab.checkpoint import layout, manager
@@ -59,21 +60,29 @@ def build_optimizer(
     return optax.with_extra_args_support(clipped)
 
 
-def run_keys(seeds: int | Sequence[int]) -> jax.Array:
-    """Make the key of a run, key[], or of the runs of several seeds, key[S].
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Check the seeds of runs.
 
     Raises:
-      InputError: no seeds, or one that is not a whole number in [0, 2**32).
+      InputError: none, or one that is not a whole number in [0, 2**32).
     """
-    if isinstance(seeds, int):
-        return jax.random.key(seeds)
     if not (len(seeds) and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)):
         raise InputError(
             f"seeds must be whole numbers in [0, 2**32), at least one, got {list(seeds)}"
         )
-    return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
+def run_keys(seeds: int | Sequence[int]) -> jax.Array:
+    """Make the key of a run, key[], or of the runs of several seeds, key[S]."""
+    return _keys(np.asarray(seeds, np.uint32))
+
+
+@jax.jit
+def _keys(seeds: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.key)(seeds) if seeds.ndim else jax.random.key(seeds)
+
+
+@functools.partial(jax.jit, static_argnums=1)
 def fold_in(keys: jax.Array, data: int) -> jax.Array:
     """Fold a number into the key of a run, key[], or into each of several, key[S]."""
     fold = jax.vmap(jax.random.fold_in, (0, None)) if keys.ndim else jax.random.fold_in
@@ -113,9 +122,9 @@ def initial_state(
     Raises:
       InputError: the images are too small for the model.
     """
-    images = jnp.zeros((1, *image_shape)) if images is None else images
+    one = np.zeros((1, *image_shape), np.float32)
     try:
-        state = _initial(model, tx, key, images, averaged, scaled)
+        state = _initial(model, tx, key, one if images is None else images, averaged, scaled)
     except InputError:
         raise
     except (ValueError, ZeroDivisionError) as error:
@@ -137,7 +146,7 @@ def _initial(
     model: nn.Module,
     tx: optax.GradientTransformation,
     key: jax.Array,
-    images: jax.Array,
+    images: ArrayLike,
     averaged: bool,
     scaled: bool,
 ) -> TrainState:
@@ -186,6 +195,8 @@ def apply_for_evaluation(
       (variables, images uint8[B, H, W, C]) -> logits float32[B, K], features or None.
     """
 
+    mean, std = statistics(facts)
+
     def apply_to_view(
         variables: Variables, images: jax.Array
     ) -> tuple[jax.Array, jax.Array | None]:
@@ -194,7 +205,7 @@ def apply_for_evaluation(
         return as_float(logits), last.get("input")
 
     def apply_fn(variables: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        normal = augment.normalise(images, *statistics(facts))
+        normal = augment.normalise(images, mean, std)
         if views == "one":
             return apply_to_view(variables, normal)
         view_images, weights = augment.averaged_views(normal, views)
@@ -209,8 +220,9 @@ def statistics(facts: DataFacts) -> tuple[jax.Array, jax.Array]:
 
     They are float64 if JAX has it enabled, otherwise float32.
     """
-    dtype = jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32
-    return jnp.asarray(facts.mean, dtype), jnp.asarray(facts.std, dtype)
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    # jnp.asarray would compile a program
+    return jax.device_put((np.asarray(facts.mean, dtype), np.asarray(facts.std, dtype)))
 
 
 @dataclass(frozen=True)

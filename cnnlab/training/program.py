@@ -185,25 +185,35 @@ class Program:
         Raises:
           InputError: the images are too small for the model.
         """
-        key = network.fold_in(keys, 0)
-        shape = self.facts.image_shape
-        extras = network.state_extras(self.config.recipe, self.parts)
-        state = network.initial_state(self.model, self.step_parts.tx, key, shape, images, *extras)
-        if values is not None and keys.ndim:
-            state = state.replace(opt_state=self._opt_states(values, state.params))
-        return state, zero_totals(seeds=keys.shape)
+        return self._begin(keys, images, values if keys.ndim else None)
 
     @cached_property
-    def _opt_states(self) -> Callable[[Mapping[str, jax.Array], PyTree], PyTree]:
-        """(values, params) of all seeds -> the optimizer's first states; compiled."""
-        return jax.jit(jax.vmap(self._opt_state))
+    def _begin(self) -> Callable[..., tuple[TrainState, Totals]]:
+        """As `begin`, with `values` for several seeds only; compiled."""
+        tx = self.step_parts.tx
+        shape = self.facts.image_shape
+        extras = network.state_extras(self.config.recipe, self.parts)
+        model = self.model_on_one_device("native")  # traced fastest; the weights are the same
+
+        def begin(
+            keys: jax.Array, images: jax.Array | None, values: Mapping[str, jax.Array] | None
+        ) -> tuple[TrainState, Totals]:
+            key = network.fold_in(keys, 0)
+            state = network.initial_state(model, tx, key, shape, images, *extras)
+            if values is not None:
+                state = state.replace(opt_state=jax.vmap(self._opt_state)(values, state.params))
+            return state, zero_totals(seeds=keys.shape)
+
+        return jax.jit(begin)
 
     def _opt_state(self, values: Mapping[str, jax.Array], params: PyTree) -> PyTree:
         return self._with_values(values).tx.init(params)
 
-    def model_on_one_device(self) -> nn.Module:
-        """Build the model as a device has it that reduces over no others."""
-        conv = Convolution(self.layout.formulation)
+    def model_on_one_device(self, formulation: str | None = None) -> nn.Module:
+        """Build the model as a device has it that reduces over no others, its convolutions in a
+        formulation. None: the devices' own.
+        """
+        conv = Convolution(formulation or self.layout.formulation)
         recipe = self.config.recipe
         return self.parts.build_model(self.facts.num_classes, recipe.compute_dtype, conv)
 
@@ -326,8 +336,8 @@ def build(
         apply_fn=network.apply_for_training(model, "features" in parts.loss_asks),
         objective=Objective(loss, parts.loss_asks, total_steps, steps_per_epoch, teacher),
         tx=network.build_optimizer(recipe, parts, steps_per_epoch),
-        prepare=partial(_prepare, operations, facts),
-        pixels=lambda images: augment.pixels(images, *network.statistics(facts)),
+        prepare=partial(_prepare, operations, statistics),
+        pixels=lambda images: augment.pixels(images, *statistics),
         microbatches=recipe.microbatches,
         average=parts.build_average(total_steps, steps_per_epoch),
     )
@@ -398,12 +408,12 @@ def _placed(
 
 def _prepare(
     operations: Sequence[augment.Operation],
-    facts: DataFacts,
+    statistics: tuple[jax.Array, jax.Array],
     batch: augment.Batch,
     key: jax.Array,
     run_key: jax.Array,
     axis_name: str | None,
 ) -> augment.Batch:
     """Normalise a batch, and augment it by the operations."""
-    images = augment.normalise(batch["image"], *network.statistics(facts))
+    images = augment.normalise(batch["image"], *statistics)
     return augment.apply(operations, batch | {"image": images}, key, run_key, axis_name)

@@ -131,7 +131,8 @@ def until_ready(command: list[str], cache: Path) -> tuple[float, float]:
     Raises:
       InputError: it ended before.
     """
-    ours = "JAX_COMPILATION_CACHE_DIR", "GLIBC_TUNABLES"  # as a user starts it, without either
+    # As a user starts it: without these, and with Python's own cache of compiled modules.
+    ours = "JAX_COMPILATION_CACHE_DIR", "GLIBC_TUNABLES", "PYTHONDONTWRITEBYTECODE"
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     environment["CNNLAB_CACHE"] = str(cache)
     with tempfile.TemporaryDirectory() as folder, Path(folder, "errors").open("w+") as errors:

@@ -1,6 +1,7 @@
 """From a configuration to the pieces of a run, and one-line errors for what cannot be."""
 
 import json
+import re
 import types
 from typing import Any
 
@@ -281,20 +282,12 @@ def test_the_network_convolves_as_the_mesh_s_devices_like(
     mesh: Any = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
     assert devices.Layout("jit", mesh).formulation == formulation
 
-    built = []
-    build_model = parts.Parts.build_model
-
-    def noted(*arguments):
-        built.append(build_model(*arguments))
-        return built[-1]
-
-    monkeypatch.setattr(program.Parts, "build_model", noted)
     monkeypatch.setattr(devices.Layout, "platform", platform)
     with jax.numpy_dtype_promotion("standard"):
-        experiment.build(
+        built = experiment.build(
             Config.of(dataset="tiny", model="cnn,widths=[2],hidden=[3]", batch_size=20)
         )
-    assert built[-1].conv.formulation == formulation
+    assert built.program.model.conv.formulation == formulation
 
 
 @pytest.mark.slow
@@ -358,3 +351,18 @@ def test_images_that_memory_does_not_hold_are_decoded_into_a_file(
     assert versions["feed"] == "streaming"  # so that going on with that is no change
     message = failure(experiment.build, config.replace(feed="resident", workers=1))
     assert message.endswith("take --feed streaming or mapped")
+
+
+@pytest.mark.slow
+def test_a_start_compiles_four_programs(tfds_root, caplog):
+    """Each costs tracing, lowering and a look into the cache; jnp functions outside of them would
+    be programs too.
+    """
+    config = Config.of(dataset="tiny", model="cnn,widths=[2],hidden=[3]", batch_size=20)
+    jax.clear_caches()
+    with jax.numpy_dtype_promotion("standard"), jax.log_compiles(), caplog.at_level("WARNING"):
+        built = experiment.build(config)
+        items = list(built.items(0, built.dispatch_steps))
+        jax.block_until_ready(built.advance(built.start(), items).totals)
+    compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
+    assert compiled == ["_keys", "begin", "fold_in", "_steps"]

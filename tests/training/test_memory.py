@@ -124,6 +124,22 @@ def test_what_does_not_fit_is_refused_and_what_would_fit_is_said(settings, size,
 
 
 @pytest.mark.usefixtures("strict")
+def test_the_network_is_not_traced_where_any_of_the_papers_would_fit(free, monkeypatch):
+    wide = memory.need(built(model="wide_resnet,depth=28,width=10", batch_size=2))
+    assert memory.AMPLE / 4 < wide.activations / (2 * 8 * 8) < memory.AMPLE
+
+    made = built()
+    counted = []
+    monkeypatch.setattr(memory, "_kept", lambda *_: counted.append(True) or 0)
+    ample = memory.need(made, memory.AMPLE).bytes
+    for size, traced in ((ample, False), (ample - 1, True), (None, False)):
+        free(size)
+        memory.check(made)
+        assert bool(counted) == traced
+        counted.clear()
+
+
+@pytest.mark.usefixtures("strict")
 def test_what_is_said_to_fit_fits(free):
     free(60 * 2**20)
     with pytest.raises(InputError) as refused:

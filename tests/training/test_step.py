@@ -53,7 +53,7 @@ def build(config=CONFIG, loss_fn=losses.cross_entropy, tx=None, scale=None, **ob
         apply_fn=network.apply_for_training(model, "features" in made.asks),
         objective=made,
         tx=tx,
-        prepare=functools.partial(program._prepare, operations, FACTS),
+        prepare=functools.partial(program._prepare, operations, network.statistics(FACTS)),
         pixels=lambda images: augment.pixels(images, *network.statistics(FACTS)),
     )
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 3, 3, 2), jnp.float32))
@@ -267,7 +267,7 @@ def test_augmentation_and_dropout_draw_from_different_keys():
 
     def prepare(batch, key, run_key, axis_name):
         seen.extend([key, run_key])
-        return program._prepare((), FACTS, batch, key, run_key, axis_name)
+        return program._prepare((), network.statistics(FACTS), batch, key, run_key, axis_name)
 
     inner = network.apply_for_training(resolved.build_model(CLASSES))
 
