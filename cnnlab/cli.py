@@ -31,8 +31,8 @@ STARTED = time.monotonic()
 __all__ = ["EXIT_INPUT", "EXIT_INTERRUPTED", "EXIT_PREEMPTED", "Stopped", "main", "parse"]
 
 EXIT_INPUT = 2  # what was asked for cannot be done as asked
-# Of Python's garbage: with its own thresholds it looks 400 times through the objects that importing
-# and tracing leave, a seventh of a start; so twice.
+# Thresholds of Python's garbage collection. With its own it looks through the objects that
+# importing and tracing leave 400 times, which is a seventh of a start; with these, twice.
 COLLECTION = 100_000, 2, 2
 
 
@@ -181,7 +181,8 @@ def main(
     Raises:
       SystemExit: 0, or one of the statuses above.
     """
-    gc.set_threshold(*COLLECTION)
+    if args is None:
+        gc.set_threshold(*COLLECTION)
     try:
         with signals.raised(last=args is None):
             _run(body, settings_class, args, alone or {}, several)

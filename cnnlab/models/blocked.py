@@ -28,8 +28,8 @@ from cnnlab.types import PyTree
 
 # Fewer than these, and XLA's convolution is slow.
 FEW_CHANNELS = 4
-# With more on both sides Winograd's filtering pays.
-FEWEST_WINOGRAD = 24
+# From so many on both sides half precision pays, and with 32 on one side Winograd's filtering.
+ENOUGH_CHANNELS = 24
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -113,7 +113,7 @@ def _convolver(kernel: jax.Array, pads: Pads, axis: int = 2) -> Callable[[jax.Ar
     return functools.partial(convolve, kernel, pads)
 
 
-def _is_winograd(kernel: jax.Array, fewest: int = FEWEST_WINOGRAD) -> bool:
+def _is_winograd(kernel: jax.Array, fewest: int = ENOUGH_CHANNELS) -> bool:
     """Return whether Winograd's filtering covers a kernel and has channels enough, `fewest` on one
     side and 32 on the other. In bfloat16 it is off by 1.7 times as much as the direct convolution;
     its sums could leave float16's range.
@@ -131,7 +131,7 @@ def is_faster_in_half(kernel: jax.Array) -> bool:
     2.9; 8x8, 64 to 64, 1.8 and 1.2.
     """
     channels = kernel.shape[-2:]
-    return channels[0] < FEW_CHANNELS or min(channels) >= FEWEST_WINOGRAD
+    return channels[0] < FEW_CHANNELS or min(channels) >= ENOUGH_CHANNELS
 
 
 def _convolve(
@@ -300,8 +300,8 @@ def _columns(channels: int, features: int) -> int:
     """Choose how many columns of outputs `_direct` makes at once.
 
     Measured as in `_convolver`, with 1, 2, 4 and 8 columns: 3x3x16x16 102, 173, 110, 67; 3x3x8x8
-    36, 63, 104, 67; 3x3x24x24 158, 142, 108, 62; 3x3x32x16 192, 173, 112, 60; 3x3x3x16 23, 25, 110,
-    60; 3x3x3x32 33, 164, 112, 63; 3x3x3x64 194, 154, 100, 65; 3x3x16x2 12, 20, 28, 32.
+    36, 63, 104, 67; 3x3x24x24 158, 142, 108, 62; 3x3x32x16 192, 173, 112, 60; 3x3x16x2 12, 20, 28,
+    32.
     """
     enough = 32 if channels < 32 else 1
     return min(8, max(1, enough // features))

@@ -61,4 +61,5 @@ def as_bits(x: jax.Array) -> jax.Array:
 
 
 def of_bits(x: jax.Array) -> jax.Array:
+    """Undo `as_bits`; nothing else here is uint16."""
     return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x

@@ -35,7 +35,7 @@ FEWEST_CHANNELS = 16  # of a convolution with a stride that is worth its own pro
 @dataclass(frozen=True)
 class Convolution:
     """The function for `nn.Conv(..., conv_general_dilated=...)`, with the max pooling that follows
-    if there is one.
+    if there is one; its method `promote` is for `nn.Conv(..., promote_dtype=...)`.
 
     The layer's bias is then added to what pooling leaves: the same numbers, as maxima commute with
     adding a constant.
@@ -43,8 +43,9 @@ class Convolution:
     Attributes:
       formulation: native, blocked, or deterministic, which is native but for the pooling. Blocked
         covers two-dimensional kernels of any size under any padding without dilation or groups;
-        anything else is native. It has no forward-mode derivative (jax.jvp), and under
-        jax.shard_map no gradient with check_vma.
+        anything else is native. It returns float32 of half precision, so that a layer does, and
+        has no forward-mode derivative (jax.jvp), and under jax.shard_map no gradient with
+        check_vma.
       max_pool: side and stride of the pooling windows; 1 for none.
 
     Raises:
@@ -109,9 +110,10 @@ class Convolution:
                 if lhs.shape[3] >= FEWEST_CHANNELS:
                     y = cast(jax.Array, strided.convolve(lhs, rhs, strides, pads))
                     return max_pooling(y, self.max_pool, self.formulation)
+        is_real = lhs.dtype == rhs.dtype and jnp.issubdtype(lhs.dtype, jnp.floating)
+        if self.formulation == "blocked" and is_real:
+            lhs, rhs = as_float(lhs), as_float(rhs)
         y = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
-        if self.formulation == "blocked" and jnp.issubdtype(y.dtype, jnp.floating):
-            y = as_float(y)
         return max_pooling(y, self.max_pool, self.formulation)
 
     def _has_output(self, lhs: jax.Array, rhs: jax.Array, pads: Pads) -> bool:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 
-from cnnlab.models.products import Dense
+from cnnlab.models.products import Dense, product
 from cnnlab.softmax import as_float
 
 
@@ -35,7 +35,7 @@ class CosineHead(nn.Module):
             return v * jax.lax.rsqrt(jnp.maximum(jnp.sum(v**2, axis, keepdims=True), 1e-12))
 
         features, weights = promote_dtype(unit(as_float(x), -1), unit(kernel, 0), dtype=self.dtype)
-        return as_float(features @ weights)
+        return as_float(product(features, weights))
 
 
 HEADS: dict[str, Callable[..., nn.Module]] = {"linear": Dense, "cosine": CosineHead}

@@ -59,40 +59,61 @@ def dense_product(x: jax.Array, kernel: jax.Array, *dimensions: Any, **options: 
     return product(x, kernel)
 
 
-@jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Multiply float[..., C] by float[C, D].
+    """Multiply float[..., C] by float[C, D]. In half precision it has no forward-mode derivative.
 
     Returns:
       float[..., D], of the type that products are summed in.
     """
+    multiply = _product_in_half if jnp.dtype(x.dtype).itemsize < 4 else _product
+    return multiply(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@jax.custom_jvp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return contract(x, kernel)
 
 
-def _product_backward(
+@_product.defjvp
+def _(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> Any:
+    x, kernel = primals
+    dx, dkernel = tangents
+    # Backward, this is the product of x transposed and the cotangent, both as they lie.
+    by_kernel = lax.dot_general(_transposed(x), dkernel, (((0,), (0,)), ((), ())))
+    return _product(x, kernel), contract(dx, kernel) + by_kernel
+
+
+@jax.custom_vjp
+def _product_in_half(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return contract(x, kernel)
+
+
+def _backward_in_half(
     operands: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = operands
     dy = cotangent.astype(x.dtype)
-    dx = contract(dy, kernel, 1)
-    rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    by_kernel = lax.platform_dependent(*rows, cpu=summed_outer, default=_summed_outer)
-    return dx.astype(x.dtype), by_kernel.astype(kernel.dtype)
+    by_kernel = contract(_transposed(x), dy)
+    return contract(dy, kernel, 1).astype(x.dtype), by_kernel.astype(kernel.dtype)
 
 
-product.defvjp(lambda x, kernel: (contract(x, kernel), (x, kernel)), _product_backward)
+_product_in_half.defvjp(lambda x, kernel: (contract(x, kernel), (x, kernel)), _backward_in_half)
 
 
-def _summed_outer(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """Sum x dy over rows: float[N, C], float[N, D] -> float[C, D]."""
-    return contract(x.T, dy)
+def _transposed(x: jax.Array) -> jax.Array:
+    """Transpose a matrix; on a CPU, in memory."""
+    return lax.platform_dependent(x, cpu=transposed_in_memory, default=jnp.transpose)
+
+
+def transposed_in_memory(x: jax.Array) -> jax.Array:
+    """Transpose a matrix; without the barrier XLA would multiply by it as it lies."""
+    return lax.optimization_barrier(x.T)
 
 
 def summed_outer(x: jax.Array, dy: jax.Array) -> jax.Array:
     """Sum x dy over rows, on a CPU: float[..., C], float[..., D] -> float[C, D]."""
     x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    # Behind a barrier, or XLA would multiply by the matrix as it lies
-    return contract(lax.optimization_barrier(x.T), dy)
+    return contract(transposed_in_memory(x), dy)
 
 
 Dense = functools.partial(nn.Dense, dot_general=dense_product, promote_dtype=promote_operands)

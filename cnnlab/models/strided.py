@@ -1,8 +1,8 @@
 """Convolutions with a stride that are fast on a CPU: one product of all that a kernel's places see.
 
-XLA convolves with zeros between the pixels for the gradient by the images. Forward and backward, on
-a core of an AMD Zen 4: 32 images 32x32x64 to 16x16x128 take 27 ms where lax takes 12 forward and 15
-for that gradient alone, in bfloat16 22.
+For the gradient by the images XLA convolves with zeros between the pixels. On a core of an AMD Zen
+4, 32 images 32x32x64 to 16x16x128 take 27 ms forward and backward, 22 in bfloat16; lax takes as
+long without the gradient by the kernel: 12 forward, 15 for the gradient by the images.
 """
 
 from __future__ import annotations

@@ -244,8 +244,9 @@ class Experiment:
         """Copy the experiment with equally many other seeds; nothing is compiled again.
 
         Raises:
-          InputError: their number differs.
+          InputError: their number differs, or they are no seeds.
         """
+        network.check_seeds(seeds)
         if len(seeds) != self.layout.num_seeds:
             raise InputError(
                 f"as many seeds as before, {self.layout.num_seeds}, can begin again, got "

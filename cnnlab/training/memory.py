@@ -23,9 +23,10 @@ from cnnlab.types import PyTree
 # Of the arrays that backpropagation keeps, as JAX sees them, XLA keeps about so much: it fuses some
 # (cnn, airnet, cnn8, ResNets on a CPU: 0.8 to 1.4; long chains of elementwise functions: 0.2).
 KEPT = 0.8
-# More bytes for each pixel of an image than networks of the papers keep (WRN-28-10: 23, WRN-40-10:
-# 34 KiB). Where so many are free, a start need not trace the network to count them.
-AMPLE = 2**16
+# Bytes that backpropagation keeps of a layer's output channel at a pixel of the image, at most: it,
+# normalised and activated, and a mask. Where that is free for every kernel, at full resolution, a
+# start need not trace the network to count (that is 6 to 36 times less).
+AMPLE = 16
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,13 @@ class Need:
         return f"{images} images at a time would fit (--batch-size, --microbatches)"
 
 
-def need(program: Program, per_pixel: int | None = None) -> Need:
+def need(program: Program, per_output: int | None = None) -> Need:
     """Estimate what a device needs for a program's steps.
 
     Args:
       program: the steps.
-      per_pixel: bytes of activations for each pixel of an image, where they are not to be counted.
+      per_output: bytes of activations for each output channel of a kernel and pixel of an image,
+        where they are not to be counted.
 
     Raises:
       InputError: the images are too small for the model.
@@ -100,10 +102,12 @@ def need(program: Program, per_pixel: int | None = None) -> Need:
     networks = num_seeds // layout.mesh.shape[SEEDS]
     recipe = program.config.recipe
     images = recipe.batch_size // layout.mesh.shape[AXIS] // recipe.microbatches
-    if per_pixel is None:
-        activations = KEPT * max(_kept(program, state, images) - _size(state.params), 0)
+    if per_output is None:
+        activations = KEPT * _kept(program, state, images)
     else:
-        height, width, _ = program.facts.image_shape
+        height, width, channels = program.facts.image_shape
+        kernels = (leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1)
+        per_pixel = per_output * (channels + sum(shape[-1] for shape in kernels))
         activations = per_pixel * images * (1 + _views(program, images)) * height * width
     return Need(
         parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
@@ -168,21 +172,24 @@ def _text(size: float) -> str:
 
 
 def _kept(program: Program, state: TrainState, images: int) -> int:
-    """Compute the bytes that backpropagation keeps of a forward pass."""
+    """Compute the bytes that backpropagation keeps of a forward pass besides the parameters."""
 
-    def pullback(params: PyTree, batch_stats: PyTree, x: jax.Array, key: jax.Array) -> PyTree:
+    def kept(params: PyTree, batch_stats: PyTree, x: jax.Array, key: jax.Array) -> list[jax.Array]:
         def logits(params: PyTree) -> jax.Array:
             variables = {"params": params, "batch_stats": batch_stats}
             return model(variables, x, key)[0]
 
-        return jax.vjp(logits, params)[1]
+        arrays = {id(leaf): leaf for leaf in jax.tree.leaves(jax.vjp(logits, params)[1])}
+        for leaf in jax.tree.leaves(params):
+            arrays.pop(id(leaf), None)
+        return [*arrays.values()]
 
     # as on one device: collectives need a mesh
     model = network.apply_for_training(program.model_on_one_device())
     count = images * (1 + _views(program, images))
     x = jax.ShapeDtypeStruct((count, *program.facts.image_shape), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return _size(jax.eval_shape(pullback, state.params, state.batch_stats, x, key))
+    return _size(jax.eval_shape(kept, state.params, state.batch_stats, x, key))
 
 
 def _views(program: Program, images: int) -> int:

@@ -36,8 +36,7 @@ OPTIMIZERS = {"adam": ("adam", 1e-3), "sgd": ("sgd,momentum=0.9,nesterov=false",
 BF16 = "--compute-dtype", "bfloat16"
 
 # name -> torch_step.py with its options, or training.py's worker with its option and flags of
-# train.py;
-# and environment variables
+# train.py; and environment variables
 CONTESTANTS: dict[str, tuple[list[str], dict[str, str]]] = {
     "bare step": (["bare", "-"], {}),
     "bare step, bf16": (["bare", "-", *BF16], {}),
@@ -158,7 +157,11 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # _read says that it has ended
             self.process.stdin.write(f"{steps}\n")
             self.process.stdin.flush()
-        return float(self._read())
+        line = self._read()
+        try:
+            return float(line)
+        except ValueError:
+            raise InputError(f"the contestant {self.name!r} printed {line.strip()!r}") from None
 
     def _run_script(self) -> float:
         with tempfile.TemporaryDirectory() as folder:

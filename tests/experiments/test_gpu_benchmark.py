@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import threading
+import time
 
 import pytest
 from scripts import ROOT, one_line_error, script
@@ -158,6 +159,21 @@ def test_speed_runs_are_read_as_they_come_and_paired(gpu, result):
     assert found["airbench94_muon.py", "seconds"] == (2, 4.0)
     assert found["cnnlab over airbench94_muon.py", "ratio of seconds"] == (1, 0.5)
     assert found["cnnlab less airbench94_muon.py", "accuracy"] == (1, pytest.approx(-0.001))
+
+
+def test_speed_runs_go_without_an_original_that_does_not_start(gpu, result, monkeypatch):
+    commands = []
+
+    def run_until(stop, command):
+        commands.append(command)
+        return ({}, 2) if "--beside" in command else ({"cnnlab": [(0.94, 2.0)]}, 0)
+
+    monkeypatch.setattr(gpu, "run_until", run_until)
+    arguments = gpu.Arguments(original="airbench94_muon.py")
+    part = next(part for part in gpu.MEASUREMENTS if part.name == gpu.SPEED_RUN)
+    gpu.time_speed_runs(part, arguments, "", gpu.Budget(time.monotonic() + 100), result)
+    assert len(commands) == 2 and result.rows[0]["what"] == "cnnlab"
+    assert [gap["what"] for gap in result.gaps] == ["airbench94_muon.py"]
 
 
 def test_the_table(gpu, result):

@@ -404,6 +404,21 @@ def test_whatever_blocked_does_not_cover_is_lax_itself(options):
         )
 
 
+def test_what_blocked_does_not_cover_of_half_precision_is_lax_in_single():
+    """The first convolution of a residual network for large images: three channels, a stride."""
+    x = jax.random.normal(jax.random.key(0), (2, 12, 12, 3)).astype(jnp.bfloat16)
+    kernel = jax.random.normal(jax.random.key(1), (7, 7, 3, 8)).astype(jnp.bfloat16)
+
+    def convolved(formulation, x, kernel):
+        convolve = convolution.Convolution(formulation)
+        return convolve(x, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=blocked.NHWC)
+
+    got = convolved("blocked", x, kernel)
+    assert got.dtype == jnp.float32
+    single = x.astype(jnp.float32), kernel.astype(jnp.float32)
+    np.testing.assert_array_equal(got, convolved("native", *single))
+
+
 def test_one_dimension_and_many_batch_dimensions():
     """nn.Conv flattens batch axes before it convolves; a line of pixels is not covered and falls
     back.
