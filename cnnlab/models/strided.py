@@ -124,10 +124,9 @@ class _Geometry:
         ]
         x = jnp.stack(lines, 2)  # [B, h, rows, w, columns, C]
         x = x.reshape(batch, steps[0] * rows, steps[1] * columns, channels)
-        before = top, left
         edges = [
             (-pad, size + pad - length, 0)
-            for pad, size, length in zip(before, sides, x.shape[1:3], strict=True)
+            for pad, size, length in zip((top, left), sides, x.shape[1:3], strict=True)
         ]
         return lax.pad(x, zero, [none, *edges, none])
 

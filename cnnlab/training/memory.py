@@ -129,8 +129,8 @@ def check(program: Program) -> None:
     """
     layout = program.layout
     ours = [d for d in layout.mesh.devices.flat if d.process_index == processes.index()]
-    known = backend.free_memory(ours[0])
-    free = math.inf if known is None else known
+    available = backend.free_memory(ours[0])
+    free = math.inf if available is None else available
     sharing = len(ours) if layout.platform == "cpu" else 1  # cores have one memory
     if need(program, AMPLE).bytes * sharing <= free:
         return

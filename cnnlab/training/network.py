@@ -122,9 +122,9 @@ def initial_state(
     Raises:
       InputError: the images are too small for the model.
     """
-    one = np.zeros((1, *image_shape), np.float32)
+    blank = np.zeros((1, *image_shape), np.float32)
     try:
-        state = _initial(model, tx, key, one if images is None else images, averaged, scaled)
+        state = _initial(model, tx, key, blank if images is None else images, averaged, scaled)
     except InputError:
         raise
     except (ValueError, ZeroDivisionError) as error:

@@ -190,21 +190,23 @@ class Program:
     @cached_property
     def _begin(self) -> Callable[..., tuple[TrainState, Totals]]:
         """As `begin`, with `values` for several seeds only; compiled."""
+        return jax.jit(self._initial)
+
+    def _initial(
+        self,
+        keys: jax.Array,
+        images: jax.Array | None,
+        values: Mapping[str, jax.Array] | None,
+    ) -> tuple[TrainState, Totals]:
         tx = self.step_parts.tx
         shape = self.facts.image_shape
         extras = network.state_extras(self.config.recipe, self.parts)
         model = self.model_on_one_device("native")  # traced fastest; the weights are the same
-
-        def begin(
-            keys: jax.Array, images: jax.Array | None, values: Mapping[str, jax.Array] | None
-        ) -> tuple[TrainState, Totals]:
-            key = network.fold_in(keys, 0)
-            state = network.initial_state(model, tx, key, shape, images, *extras)
-            if values is not None:
-                state = state.replace(opt_state=jax.vmap(self._opt_state)(values, state.params))
-            return state, zero_totals(seeds=keys.shape)
-
-        return jax.jit(begin)
+        key = network.fold_in(keys, 0)
+        state = network.initial_state(model, tx, key, shape, images, *extras)
+        if values is not None:
+            state = state.replace(opt_state=jax.vmap(self._opt_state)(values, state.params))
+        return state, zero_totals(seeds=keys.shape)
 
     def _opt_state(self, values: Mapping[str, jax.Array], params: PyTree) -> PyTree:
         return self._with_values(values).tx.init(params)

@@ -486,7 +486,7 @@ def time_speed_runs(
         path = f"{folder}/speedrun.json"
         runs, status = run_until(stop, speed_run(arguments, path, beside=not obstacle))
         if status and not runs and not obstacle and stop.left() > 0:
-            reason = f"speedrun.py ended with status {status} beside it"
+            reason = f"speedrun.py ended with status {status} next to it"
             result.leave_out(part.name, ORIGINAL, reason)
             runs, status = run_until(stop, speed_run(arguments, path, beside=False))
     what = "the rest" if runs else "all of it"

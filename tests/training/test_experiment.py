@@ -365,4 +365,4 @@ def test_a_start_compiles_four_programs(tfds_root, caplog):
         items = list(built.items(0, built.dispatch_steps))
         jax.block_until_ready(built.advance(built.start(), items).totals)
     compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
-    assert compiled == ["_keys", "begin", "fold_in", "_steps"]
+    assert compiled == ["_keys", "_initial", "fold_in", "_steps"]
