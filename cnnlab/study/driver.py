@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,17 +30,33 @@ from cnnlab.study.tuning import WAIT_SECONDS
 from cnnlab.training.signals import pause
 
 Look = Callable[[Results], object]
+Undecided = Callable[[Results], Iterable[tuple[str, str]]]
+"""results so far -> (arm, condition in words) of all that need more seeds"""
+
+
+def not_decided(results: Results) -> list[tuple[str, str]]:
+    """List the arms that are not decided by the study's metric, and their baselines."""
+    return [
+        (arm, plan.label(verdict.condition))
+        for verdict in decide(results)
+        if not verdict.comparison.decided
+        for arm in (verdict.arm, plan.baseline(results.study))
+    ]
 
 
 def conduct(
-    study: Study, command: str, plan_folder: Path | None = None, look: Look | None = None
+    study: Study,
+    command: str,
+    plan_folder: Path | None = None,
+    look: Look | None = None,
+    undecided: Undecided = not_decided,
 ) -> Results | None:
     """Announce a study, train it and show its progress; otherwise as `run`."""
     study = with_baseline(study)
     board = Board(study.progress, study.training.epochs)
     for line in announcement(study):
         board.say(line)
-    return run(study, board, command, plan_folder, look)
+    return run(study, board, command, plan_folder, look, undecided)
 
 
 def run(
@@ -49,6 +65,7 @@ def run(
     command: str,
     plan_folder: Path | None = None,
     look: Look | None = None,
+    undecided: Undecided = not_decided,
 ) -> Results | None:
     """Train what is still missing of a study.
 
@@ -58,6 +75,7 @@ def run(
       command: to run again, for messages and the report.
       plan_folder: of the manifest; None: the study's. Others may share its cells.
       look: called with the results so far while seeds are added; None: nobody looks.
+      undecided: says which arms get more seeds, where the study is run until all are decided.
 
     Returns:
       The results; None while cells are missing that are another shard's or that another process is
@@ -97,7 +115,7 @@ def run(
         trainer = Trainer(job, cluster, board, family)
         with board.showing():
             if study.until:
-                return _until_decided(trainer, arms, look)
+                return _until_decided(trainer, arms, look, undecided)
             return _fixed(trainer, arms)
 
 
@@ -258,9 +276,11 @@ def _fixed(trainer: Trainer, arms: Arms) -> Results | None:
     return trainer.pooled(arms)
 
 
-def _until_decided(trainer: Trainer, arms: Arms, look: Look | None) -> Results:
-    """Train blocks of seeds of the arms that are not decided, and of their baselines, until all are
-    or have the most seeds.
+def _until_decided(
+    trainer: Trainer, arms: Arms, look: Look | None, undecided: Undecided
+) -> Results:
+    """Train blocks of seeds of the arms that are not decided, and of what they are compared with,
+    until all are or have the most seeds.
 
     What is trained next follows from the cells alone, so any number of processes, killed and
     started again, train the same.
@@ -278,14 +298,12 @@ def _until_decided(trainer: Trainer, arms: Arms, look: Look | None) -> Results:
         results = trainer.pooled(now)
         verdicts = decide(results)
         trainer.board.standing(*report.standings(results, verdicts))
-        undecided = [verdict for verdict in verdicts if not verdict.comparison.decided]
-        if not undecided or blocks == most:
+        left = set(undecided(results))
+        if not left or blocks == most:
             return results
         if look and is_new:
             look(results)
-        for verdict in undecided:
-            for arm in (verdict.arm, plan.baseline(study)):
-                wanted[arm, plan.label(verdict.condition)] = blocks + 1
+        wanted |= dict.fromkeys(left, blocks + 1)
     raise AssertionError("no block was left")
 
 

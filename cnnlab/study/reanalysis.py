@@ -341,6 +341,21 @@ def _named(
     return [(f"{name}: {ood_set}", ood_set) for ood_set in ood_sets]
 
 
+def of_cell(analysis: Analysis, cell: KeptCell) -> list[float]:
+    """Compute a metric of each network of a cell on the data set's own test set; NaN where it
+    diverged.
+
+    Raises:
+      InputError: logits were not kept, or what the metric asks for.
+    """
+    kept = cell.read()
+    if kept is None:
+        return [np.nan] * len(cell.result.runs)
+    if missing := analysis.missing(kept):
+        raise InputError(f"{analysis.text} takes {missing}, and {MISSING[missing]}")
+    return _of_cell(analysis, cell, kept, None, None)
+
+
 def _of_cell(
     analysis: Analysis, cell: KeptCell, kept: Kept, test_set: str | None, ood_set: str | None
 ) -> list[float]:

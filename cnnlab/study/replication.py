@@ -1,10 +1,5 @@
-"""A published claim, put to the test: a study with a rule, fixed before the run, for what would
-refute it.
-
-The rules are about the words of a verdict (`cnnlab.study.report.claims.meanings`): "A beats B"
-holds if A is better, unless within the margin; it is refuted if A is worse, or the difference lies
-within the margin, equivalent or not. "A is as good as B" holds if the difference lies within the
-margin, and is refuted if it lies beyond. Everything else is undecided.
+"""A published claim, put to the test: a study whose statements, and the rules that decide them, are
+written before the run (`cnnlab.study.statements`).
 """
 
 from __future__ import annotations
@@ -12,39 +7,60 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cnnlab import files
 from cnnlab.config import Training, flag
 from cnnlab.errors import InputError
-from cnnlab.study import report, sequential, statistics
-from cnnlab.study.plan import MOST_SEEDS, Study
-from cnnlab.study.results import EXPLORATORY, Results
+from cnnlab.study.plan import MOST_LOOKED_AT, MOST_SEEDS, MOST_TRIALS, MOST_TUNING_SEEDS, Study
 from cnnlab.training import run_folder
 
-HOLDS, REFUTED, UNDECIDED = "holds", "refuted", "undecided"
+if TYPE_CHECKING:
+    from cnnlab.study.results import Results
+    from cnnlab.study.statements import Judged, Statement, Values
+
 # What a claim is about
 FIXED = (
-    *("losses", "arms", "label_noise", "long_tail", "vary"),
+    *("losses", "arms", "label_noise", "long_tail", "fraction", "vary"),
     *("metric", "margin", "baseline", "alpha"),
+)
+ALWAYS = ("accuracy", "train_accuracy")  # measures that are of interest in every claim
+# The cheapest setting of the pilot (experiments/replications/pilot.py) in which networks overfit.
+TRAINING = partial(
+    Training,
+    dataset="cifar10+fraction,share=0.2",
+    validation=0.04,
+    split_seed=None,
+    compute_dtype="bfloat16",
+    optimizer="sgd,momentum=0.9",
+    learning_rate=0.05,
+    augment="none",
+    epochs=30,
 )
 
 
 @dataclass(frozen=True)
 class Replication(Study):
-    """Test a claim at a size that two CPU cores finish: a fifth of CIFAR-10, eight epochs, twelve
-    seeds.
+    """Test a claim with networks that are trained until they overfit, as the pilot found for two
+    CPU cores: the seed network, a fifth of CIFAR-10, no augmentation. Each loss has its own
+    learning rate and weight decay, tuned with the same budget.
     """
 
-    training: Training = field(
-        default_factory=partial(
-            Training, dataset="cifar10", validation=0.04, split_seed=None, epochs=8
-        )
-    )
-    fraction: tuple[float, ...] = (0.2,)
-    """Share of the training images that is used."""
+    training: Training = field(default_factory=TRAINING)
     seeds: Annotated[int, f"[1, {MOST_SEEDS}]"] = 12
-    """How many; nine comparisons need ten."""
+    """How many to begin with."""
+    until: Annotated[str, ("decided",)] | None = "decided"
+    """decided: add blocks of seeds to the arms of undecided statements, until all hold or are
+    refuted. None: train --seeds."""
+    max_seeds: Annotated[int, f"[1, {MOST_LOOKED_AT}]"] | None = 24
+    """The most that --until decided takes. None: 32."""
+    tune: tuple[str, ...] = ("learning_rate=0.005..0.5", "optimizer.weight_decay=1e-5..1e-2")
+    """Before the comparison, choose hyperparameters on the validation split, for each arm under
+    each condition, by accuracy."""
+    budget: Annotated[int, f"[2, {MOST_TRIALS}]"] = 8
+    """How many values --tune tries, the same number for every arm."""
+    tune_seeds: Annotated[int, f"[1, {MOST_TUNING_SEEDS}]"] | None = 2
+    """Seeds that each value is tried with, none of the study's own. None: 4."""
     workdir: str = "runs/replications"
     """Folder of the results; replications share the cells that they have in common."""
 
@@ -62,86 +78,78 @@ class Replication(Study):
             )
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A statement of a claim, with its verdict (holds, refuted, undecided or exploratory) and the
-    numbers behind it.
-    """
-
-    statement: str
-    verdict: str
-    numbers: str
-
-
-def better(comparison: statistics.Comparison) -> str:
-    """Judge "A beats B": refuted if B is better, or if the difference is within the margin, which
-    a small advantage is too.
-    """
-    within = comparison.verdict == statistics.EQUIVALENT or comparison.extent == statistics.WITHIN
-    return _rule(
-        comparison.verdict == statistics.BETTER and not within,
-        comparison.verdict == statistics.WORSE or within,
-    )
-
-
-def equal(comparison: statistics.Comparison) -> str:
-    """Judge "A is as good as B, within the margin": refuted if the interval lies beyond it."""
-    within = comparison.verdict == statistics.EQUIVALENT or comparison.extent == statistics.WITHIN
-    return _rule(within, comparison.extent == statistics.BEYOND)
-
-
-def indistinct(comparison: statistics.Comparison) -> str:
-    """Judge "there is nothing to find": refuted by a verdict of better or worse; undecided if the
-    seeds are too few for one.
-    """
-    if comparison.n < sequential.FIRST:
-        return UNDECIDED
-    differs = comparison.verdict in (statistics.BETTER, statistics.WORSE)
-    return _rule(not differs, differs)
-
-
-def _rule(holds: bool, refuted: bool) -> str:
-    return HOLDS if holds else REFUTED if refuted else UNDECIDED
-
-
-def judged(
-    statement: str,
-    comparison: statistics.Comparison,
-    rule: Callable[[statistics.Comparison], str],
-    unit: str = "",
-) -> Judged:
-    """Judge a statement by a rule, and show the paired difference that decides it."""
-    decided = f"decided at {comparison.decided}" if comparison.decided else "not decided"
-    numbers = (
-        f"{comparison.mean:+.4g}{unit} [{comparison.low:+.4g}, {comparison.high:+.4g}], p "
-        f"{comparison.p:.3g}, n = {comparison.n}, {decided}: {comparison.words}"
-    )
-    return Judged(statement, rule(comparison), numbers)
-
-
-def replicate(study: Replication, judge: Callable[[Results], Sequence[Judged]], name: str) -> None:
-    """Train the study, write its report, and print and store the verdict on each statement.
+def replicate(study: Replication, statements: Callable[[], Sequence[Statement]], name: str) -> None:
+    """Train the study until its statements are decided, write its report, and print and store the
+    verdict on each of them with the numbers of every network.
 
     Args:
       study: whose results are judged.
-      judge: results -> statements with verdicts.
-      name: of the replication, for its folder of reports.
+      statements: returns those of the claim.
+      name: of the replication, for its folder of reports and its table.
     """
-    from cnnlab.study import driver
+    from cnnlab.study import driver, measures, report
 
+    claim = Claim(study, statements())
     folder = files.expanded(study.workdir).absolute() / name
-    results = driver.conduct(study, run_folder.command(), folder)
+    command = run_folder.command()
+    results = driver.conduct(study, command, folder, undecided=claim.undecided)
     if results is None:
         return
     report.write(results, folder)
-    verdicts = judge(results)
-    if results.family.deviations:  # numbers to look at
-        verdicts = [replace(verdict, verdict=EXPLORATORY) for verdict in verdicts]
-    for verdict in verdicts:
+    judged = claim.judge(results)
+    for line in judged:
         print(
-            f"{verdict.verdict.upper():<11} {verdict.statement}\n            {verdict.numbers}",
+            f"{line.verdict.upper():<11} {line.statement.text}\n            {line.numbers}",
             flush=True,
         )
-    rows = [vars(verdict) for verdict in verdicts]
-    files.write_json(folder / "verdict.json", {"statements": rows, "command": run_folder.command()})
-    print(folder / "verdict.json")
+    table = folder / f"{name}.csv"
+    files.write_text(table, measures.text(claim.table(results)))
+    rows = [
+        {"statement": line.statement.text, "verdict": line.verdict, "numbers": line.numbers}
+        for line in judged
+    ]
+    files.write_json(folder / "verdict.json", {"statements": rows, "command": command})
+    print(table, folder / "verdict.json", sep="\n")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The statements of a claim about a study.
+
+    Attributes:
+      study: that decides them.
+      statements: of the claim, one family.
+    """
+
+    study: Study
+    statements: Sequence[Statement]
+
+    def table(self, results: Results) -> Values:
+        """Collect what the statements are about, of every network."""
+        from cnnlab.study import measures
+
+        sides = [side for s in self.statements for side in (s.first, s.second) if side]
+        names = dict.fromkeys([*ALWAYS, *(side.measure for side in sides)])
+        return measures.table(results, [*names])
+
+    def judge(self, results: Results) -> list[Judged]:
+        """Judge the statements; where the study deviates from its plan they are exploratory."""
+        from cnnlab.study import statements
+        from cnnlab.study.results import EXPLORATORY
+
+        judged = statements.judge(self.statements, self.table(results), self.study.alpha)
+        if results.family.deviations:  # numbers to look at
+            judged = [replace(line, verdict=EXPLORATORY) for line in judged]
+        return judged
+
+    def undecided(self, results: Results) -> list[tuple[str, str]]:
+        """List the arms of the statements that are undecided, each with its condition."""
+        from cnnlab.study.statements import UNDECIDED
+
+        return [
+            (side.arm, line.statement.condition)
+            for line in self.judge(results)
+            if line.verdict == UNDECIDED
+            for side in (line.statement.first, line.statement.second)
+            if side
+        ]
