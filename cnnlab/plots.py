@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, ParamSpec, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, NamedTuple, ParamSpec, TypeAlias, cast
 
 from cnnlab.types import Row
 
@@ -24,6 +24,8 @@ Curve: TypeAlias = "tuple[str, np.ndarray, np.ndarray, np.ndarray]"
 TRAIN, VALIDATION = "#4477aa", "#cc6677"  # colour-blind safe (Tol), as is SERIES
 SERIES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#666666", "#000000")
 GREY = "#bbbbbb"
+VERDICTS = {"holds": "#228833", "refuted": "#ee6677", "undecided": "#666666"}
+FARTHEST = 100  # margins that a figure of intervals shows
 # Classes up to which a confusion matrix is drawn as one: with names and numbers that can be read.
 MATRIX_CLASSES = 50
 LONGEST_NAME = 28  # characters of a class's name that are drawn
@@ -324,6 +326,54 @@ def scaling(
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120, format="png")
+
+
+class Interval(NamedTuple):
+    """What is known of a statement of a claim.
+
+    Attributes:
+      text: of the statement.
+      verdict: holds, refuted or undecided.
+      low, mean, high: the interval of the advantage that it claims, and its mean, in margins.
+    """
+
+    text: str
+    verdict: str
+    low: float
+    mean: float
+    high: float
+
+
+@literally
+def intervals(rows: Sequence[Interval], path: Path) -> None:
+    """Plot the intervals of statements, the first on top; those within the grey band do not matter.
+
+    Args:
+      rows: to draw.
+      path: PNG to write.
+    """
+    figure, (axis,) = _figure(1, 9, 0.8 + 0.24 * len(rows))
+    axis.axvspan(-1, 1, color=GREY, alpha=0.4, linewidth=0)
+    axis.axvline(0, color="#000000", linewidth=0.8)
+    drawn = set()
+    for place, row in enumerate(rows):
+        colour = VERDICTS[row.verdict]
+        label = "_nolegend_" if row.verdict in drawn else row.verdict
+        drawn.add(row.verdict)
+        ends = [min(max(end, -FARTHEST), FARTHEST) for end in (row.low, row.high)]
+        axis.plot(ends, [place, place], color=colour, linewidth=2.2)
+        axis.plot([row.mean], [place], "o", color=colour, markersize=5, label=label)
+    axis.set_xscale("symlog", linthresh=2, linscale=1)
+    axis.set_xlim(-FARTHEST, FARTHEST)
+    ticks = [-100, -50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_yticks(range(len(rows)), [row.text for row in rows], fontsize=8)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlabel("advantage that the statement claims, in margins (grey: does not matter)")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.07))
     figure.savefig(path, dpi=120, format="png")
 
 

@@ -152,3 +152,18 @@ def test_a_picture_of_a_page_that_fails_costs_a_warning():
     with pytest.warns(UserWarning, match="accuracy could not be drawn: no <font>"):
         drawn = svg.draw(paint, "accuracy")
     assert drawn == "<span>accuracy could not be drawn: no &lt;font&gt;</span>"
+
+
+def test_intervals(drawn, tmp_path):
+    rows = [
+        plots.Interval("a beats b", "holds", 0.5, 2.0, 3.0),
+        plots.Interval("c equals $d", "holds", -0.5, 0.1, 0.7),
+        plots.Interval("e beats f", "undecided", -np.inf, -1.0, np.inf),
+    ]
+    plots.intervals(rows, tmp_path / "intervals.png")
+    (figure,) = drawn
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == [row.text for row in rows]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["holds", "undecided"]
+    assert axis.lines[3].get_xdata().tolist() == [-0.5, 0.7]
+    assert axis.lines[5].get_xdata().tolist() == [-plots.FARTHEST, plots.FARTHEST]

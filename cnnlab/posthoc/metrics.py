@@ -460,6 +460,45 @@ def noise_auroc(
     https://arxiv.org/abs/1904.11238
     """
     del logits, labels
+    losses, is_wrong = _training_labels(train_losses, wrong_labels)
+    return auroc(losses[is_wrong], losses[~is_wrong])
+
+
+@shown(_percent("wrong labels memorised"))
+def memorised(
+    logits: ArrayLike, labels: ArrayLike, *, train_losses: ArrayLike, wrong_labels: ArrayLike
+) -> float:
+    """Share of the wrong training labels that the network has learned; logits play no part.
+
+        mean of [loss of a wrong label < log 2]: its class has more than half of the probability
+
+    Args:
+      logits: not used.
+      labels: not used.
+      train_losses: float[n], the cross-entropy of each training image with the label it was trained
+        on.
+      wrong_labels: bool[n], whether that label is wrong.
+
+    Returns:
+      In [0, 1]; NaN where all labels are right, or if a loss is NaN.
+
+    Raises:
+      ValueError: arrays of different shapes.
+
+    Source: Arpit et al., 2017, "A closer look at memorization in deep networks",
+    https://arxiv.org/abs/1706.05394
+    """
+    del logits, labels
+    losses, is_wrong = _training_labels(train_losses, wrong_labels)
+    if not is_wrong.any() or np.isnan(losses).any():
+        return math.nan
+    return float(np.mean(losses[is_wrong] < math.log(2)))
+
+
+def _training_labels(
+    train_losses: ArrayLike, wrong_labels: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Convert what is known of the training labels: float64[n], bool[n]."""
     losses = np.asarray(train_losses, np.float64)
     is_wrong = np.asarray(wrong_labels, bool)
     if losses.ndim != 1 or losses.shape != is_wrong.shape:
@@ -467,7 +506,7 @@ def noise_auroc(
             "train_losses and wrong_labels must be one number per training image, got the shapes "
             f"{losses.shape} and {is_wrong.shape}"
         )
-    return auroc(losses[is_wrong], losses[~is_wrong])
+    return losses, is_wrong
 
 
 @shown(_percent("AUROC, out of distribution", larger_is_better=True))
@@ -624,6 +663,7 @@ METRICS: dict[str, Callable[..., float]] = {
         medium_accuracy,
         few_accuracy,
         noise_auroc,
+        memorised,
         ood_auroc,
         ood_aupr,
         ood_fpr95,

@@ -4,9 +4,11 @@ written before the run (`cnnlab.study.statements`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cnnlab import files
@@ -24,6 +26,7 @@ FIXED = (
     *("losses", "arms", "label_noise", "long_tail", "fraction", "vary"),
     *("metric", "margin", "baseline", "alpha"),
 )
+EXPLORATORY = "exploratory"  # the verdict of a statement that was not planned so
 ALWAYS = ("accuracy", "train_accuracy")  # measures that are of interest in every claim
 # The cheapest setting of the pilot (experiments/replications/pilot.py) in which networks overfit.
 TRAINING = partial(
@@ -90,26 +93,33 @@ def replicate(study: Replication, statements: Callable[[], Sequence[Statement]],
     from cnnlab.study import driver, measures, report
 
     claim = Claim(study, statements())
+    measures.check(study, claim.measures)
     folder = files.expanded(study.workdir).absolute() / name
     command = run_folder.command()
+    claim.write(folder / "statements.json")
     results = driver.conduct(study, command, folder, undecided=claim.undecided)
     if results is None:
         return
     report.write(results, folder)
+    deviations = [*results.family.deviations, *claim.deviations(folder / "statements.json")]
     judged = claim.judge(results)
+    if deviations:  # numbers to look at
+        judged = [replace(line, verdict=EXPLORATORY) for line in judged]
     for line in judged:
         print(
             f"{line.verdict.upper():<11} {line.statement.text}\n            {line.numbers}",
             flush=True,
         )
-    table = folder / f"{name}.csv"
-    files.write_text(table, measures.text(claim.table(results)))
     rows = [
         {"statement": line.statement.text, "verdict": line.verdict, "numbers": line.numbers}
         for line in judged
     ]
-    files.write_json(folder / "verdict.json", {"statements": rows, "command": command})
-    print(table, folder / "verdict.json", sep="\n")
+    stored = {"statements": rows, "command": command, "deviations": deviations}
+    files.write_json(folder / "verdict.json", stored)
+    print(folder / "verdict.json")
+    if not deviations:
+        files.write_text(folder / f"{name}.csv", measures.text(claim.table(results)))
+        print(folder / f"{name}.csv")
 
 
 @dataclass(frozen=True)
@@ -124,32 +134,50 @@ class Claim:
     study: Study
     statements: Sequence[Statement]
 
+    @property
+    def measures(self) -> list[str]:
+        """What is measured of every network."""
+        sides = [side for statement in self.statements for side in statement.sides]
+        return list(dict.fromkeys([*ALWAYS, *(side.measure for side in sides)]))
+
     def table(self, results: Results) -> Values:
         """Collect what the statements are about, of every network."""
         from cnnlab.study import measures
 
-        sides = [side for s in self.statements for side in (s.first, s.second) if side]
-        names = dict.fromkeys([*ALWAYS, *(side.measure for side in sides)])
-        return measures.table(results, [*names])
+        return measures.table(results, self.measures)
 
     def judge(self, results: Results) -> list[Judged]:
-        """Judge the statements; where the study deviates from its plan they are exploratory."""
+        """Judge the statements."""
         from cnnlab.study import statements
-        from cnnlab.study.results import EXPLORATORY
 
-        judged = statements.judge(self.statements, self.table(results), self.study.alpha)
-        if results.family.deviations:  # numbers to look at
-            judged = [replace(line, verdict=EXPLORATORY) for line in judged]
-        return judged
+        return statements.judge(self.statements, self.table(results), self.study.alpha)
 
     def undecided(self, results: Results) -> list[tuple[str, str]]:
-        """List the arms of the statements that are undecided, each with its condition."""
-        from cnnlab.study.statements import UNDECIDED
-
+        """List the arms of the statements that more seeds may decide, each with its condition."""
         return [
             (side.arm, line.statement.condition)
             for line in self.judge(results)
-            if line.verdict == UNDECIDED
-            for side in (line.statement.first, line.statement.second)
-            if side
+            if line.is_open
+            for side in line.statement.sides
         ]
+
+    def write(self, path: Path) -> None:
+        """Write the statements down, unless they are."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            written = [statement.written() for statement in self.statements]
+            files.write_sealed(path, {"statements": written})
+
+    def deviations(self, path: Path) -> list[str]:
+        """List in words what the statements are otherwise than was written before the run.
+
+        Raises:
+          InputError: the file is not there, or is damaged.
+        """
+        try:
+            planned = files.read_sealed(path)["statements"]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path} cannot be read ({error}): restore it") from error
+        written = [statement.written() for statement in self.statements]
+        same = json.loads(json.dumps(written)) == planned
+        return [] if same else ["other statements than were written before the run"]

@@ -5,11 +5,13 @@ a claim are one family: its verdicts hold at every look and for all of them toge
 (`statistics.compare`). The rules turn a verdict into the claim's own words: "A beats B" holds if A
 is better, unless within the margin; it is refuted if A is worse, or if the difference lies within
 the margin. "A equals B" holds if the difference lies within the margin, and is refuted if it lies
-beyond. Everything else is undecided.
+beyond. Everything else is undecided. Seeds are added until it is also known on which side of the
+margin an advantage lies (`Judged.is_open`), so that no verdict depends on when it was looked at.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ import numpy as np
 from cnnlab.study import sequential, statistics
 from cnnlab.study.results import difference
 from cnnlab.study.statistics import Comparison
+from cnnlab.types import JsonObject
 
 HOLDS, REFUTED, UNDECIDED = "holds", "refuted", "undecided"
 ALPHA = statistics.ALPHA
@@ -60,7 +63,7 @@ class Statement:
       margin: the difference that matters, above 0, in the unit of the measure.
       condition: under which both were trained, in words.
       larger_is_better: False where less of the measure is better.
-      factor, unit: what a value is multiplied with to be shown, and then called.
+      factor, unit: of the values that are shown: each is multiplied by the factor.
     """
 
     text: str
@@ -73,26 +76,34 @@ class Statement:
     factor: float = 100
     unit: str = "points"
 
+    @property
+    def sides(self) -> list[Side]:
+        """The sides that networks are of."""
+        return [side for side in (self.first, self.second) if side]
+
+    def pair(self, values: Values) -> tuple[np.ndarray, np.ndarray]:
+        """Return the values of both sides over the seeds that both have: float64[n] of each."""
+        columns = [side.of(values, self.condition) for side in self.sides]
+        n = min(map(len, columns))
+        first, *second = [column[:n] for column in columns]
+        return first, second[0] if second else np.zeros(n)
+
     def is_known(self, values: Values) -> bool:
-        """Return whether a network of either side did not diverge."""
-        sides = [side.of(values, self.condition) for side in (self.first, self.second) if side]
-        return any(np.isfinite(side).any() for side in sides)
+        """Return whether a network of these seeds did not diverge."""
+        first, second = self.pair(values)
+        return bool(np.isfinite(first).any() or (self.second and np.isfinite(second).any()))
 
     def advantage(self, values: Values) -> np.ndarray:
         """Compute how much better the first side is, in margins: float64[seeds that both have]."""
-        first = self.first.of(values, self.condition)
-        second = np.zeros(len(first))
-        if self.second:
-            second = self.second.of(values, self.condition)
-        sign = 1 if self.larger_is_better else -1
-        return sign / self.margin * difference(first, second, self.larger_is_better)
+        first, second = self.pair(values)
+        gap = difference(first, second, self.larger_is_better)
+        largest = np.nan_to_num(np.maximum(np.abs(first), np.abs(second)))
+        gap = np.where(np.abs(gap) <= statistics.SAME * largest, 0.0, gap)
+        return gap / self.margin if self.larger_is_better else -gap / self.margin
 
-    def rounding(self, values: Values) -> np.ndarray:
-        """Compute how much of that may be rounding: float64[seeds that both have]."""
-        sides = [side.of(values, self.condition) for side in (self.first, self.second) if side]
-        n = min(map(len, sides))
-        largest = np.max([np.abs(side[:n]) for side in sides], 0)
-        return statistics.SAME / self.margin * np.nan_to_num(largest)
+    def written(self) -> JsonObject:
+        """Write down, as JSON values, what must not change once networks are trained."""
+        return dataclasses.asdict(self) | {"rule": self.rule.__name__}
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,14 @@ class Judged:
         """Convert a value of the comparison to the unit of the statement."""
         sign = 1 if self.statement.larger_is_better else -1
         return sign * self.statement.factor * self.statement.margin * value
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more seeds may change the verdict: it is undecided, or it holds for an advantage
+        that may yet be found too small to matter.
+        """
+        size_is_open = self.verdict == HOLDS and self.comparison.words == statistics.BETTER
+        return self.verdict == UNDECIDED or size_is_open
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -138,24 +157,24 @@ class Judged:
 
 def judge(statements: Sequence[Statement], values: Values, alpha: float = ALPHA) -> list[Judged]:
     """Judge the statements of a claim as one family."""
-    known = [statement for statement in statements if statement.is_known(values)]
+    known = [statement.is_known(values) for statement in statements]
+    advantages = [statement.advantage(values) for statement in statements]
     compared = iter(
         statistics.compare(
-            [statement.advantage(values) for statement in known],
-            1.0,
+            [advantage for advantage, is_known in zip(advantages, known, strict=True) if is_known],
+            margin=1.0,
             comparisons=len(statements),
             alpha=alpha,
-            tolerance=[statement.rounding(values) for statement in known],
         )
     )
-    judged = []
-    for statement in statements:
-        if statement in known:
-            comparison = next(compared)
-        else:
-            comparison = statistics.unknown(len(statement.advantage(values)))
-        judged.append(Judged(statement, statement.rule(comparison), comparison))
-    return judged
+    comparisons = [
+        next(compared) if is_known else statistics.unknown(len(advantage))
+        for advantage, is_known in zip(advantages, known, strict=True)
+    ]
+    return [
+        Judged(statement, statement.rule(comparison), comparison)
+        for statement, comparison in zip(statements, comparisons, strict=True)
+    ]
 
 
 def _is_within(comparison: Comparison) -> bool:

@@ -4,9 +4,9 @@ Source: Amid et al. 2019 (arXiv 1906.03361): ResNet-56 on CIFAR-100 with t1 = 0.
 others.
 
 Written before the run: with t1 = 0.8 and t2 = 1.2 it has a higher test accuracy than cross-entropy
-at the end of training ("last"), and a higher one at its best epoch on the validation images
-("best"): two statements, one family, margin +-1 point. Each holds if it is better, is refuted if it
-is worse or if the difference lies within the margin, and else is undecided.
+at the end of training ("last"), and a higher validation accuracy in its best epoch ("best"): two
+statements, one family, margin +-1 point. Each holds if it is better, is refuted if it is worse or
+if the difference lies within the margin; otherwise it is undecided.
 
     python experiments/replications/bi_tempered.py --data-dir DIR
 """

@@ -7,9 +7,9 @@ larger on all of CIFAR-10, 350 epochs, with augmentation; focal loss with gamma 
 Written before the run: (1) cross-entropy's mean confidence on the test set is above its accuracy,
 margin +-1 point; (2-4) the Brier score (mean_squared_error of the probabilities), focal loss with
 gamma = 3 and cross-entropy with labels smoothed by 0.1 each have a lower ECE than cross-entropy,
-margin +-1 point; (5-7) so they have after each network's logits were divided by the temperature
-that fits the validation images best, margin +-0.5 points. Seven statements, one family. Each holds
-if better, is refuted if worse or if the difference lies within the margin, and else is undecided.
+margin +-1 point; (5-7) the same once each network's logits are divided by the temperature that fits
+the validation images best, margin +-0.5 points. Seven statements, one family. Each holds if better,
+is refuted if worse or if the difference lies within the margin; otherwise it is undecided.
 
     python experiments/replications/calibration.py --data-dir DIR
 """

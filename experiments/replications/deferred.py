@@ -19,7 +19,11 @@ def ldam_drw(
     logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, progress: ArrayLike = 1.0
 ) -> jax.Array:
     """LDAM, whose classes count by the effective number of their images in the last fifth of the
-    run: float32[B].
+    run: float32[B]. A training image counts as much as before on average; in the paper's code that
+    is so of the images of each batch.
     """
-    weights = jnp.where(jnp.asarray(progress) < 0.8, 1.0, effective_number(class_counts))
+    counts = jnp.asarray(class_counts, jnp.float32)
+    balanced = jnp.asarray(effective_number(class_counts), jnp.float32)
+    balanced = balanced * counts.sum() / (counts * balanced).sum()
+    weights = jnp.where(jnp.asarray(progress) < 0.8, 1.0, balanced)
     return class_weights(ldam, weights)(logits, labels, class_counts=class_counts)

@@ -9,8 +9,8 @@ parameters, on average over the first 64 steps: the difference of natural logari
 (a tenth); (2) fewer epochs to 45 % validation accuracy, where a network that never reaches it
 counts one epoch more than it has, margin +-0.5; (3) a higher validation accuracy after the first
 epoch, margin +-1 point. Each holds if cross-entropy is better, is refuted if it is worse or if the
-difference lies within the margin, and else is undecided. Each loss has the learning rate that is
-best for it at the end of training.
+difference lies within the margin; otherwise it is undecided. Each loss has the learning rate that
+is best for it at the end of training.
 
     python experiments/replications/early_training.py --data-dir DIR
 """

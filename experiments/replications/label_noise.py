@@ -5,10 +5,10 @@ Source: Zhang & Sabuncu 2018 (arXiv 1805.07836), Wang et al. 2019 (arXiv 1908.06
 weight decay for every loss.
 
 Written before the run: 40 % and 80 % of the training labels are wrong. Each loss has a higher test
-accuracy than cross-entropy at the end of training ("last"), and a higher one at its best epoch on
-the validation images, whose labels are right ("best"): twelve statements, one family, margin +-1
+accuracy than cross-entropy at the end of training ("last"), and a higher validation accuracy in its
+best epoch, on images whose labels are right ("best"): twelve statements, one family, margin +-1
 point. Each holds if the loss is better, is refuted if it is worse or if the difference lies within
-the margin, and else is undecided.
+the margin; otherwise it is undecided.
 
     python experiments/replications/label_noise.py --data-dir DIR
 """

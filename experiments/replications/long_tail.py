@@ -7,11 +7,11 @@ Source: Menon et al. 2021 (arXiv 2007.07314), Ren et al. 2020 (arXiv 2007.10740)
 Written before the run: the first class has 100 times the images of the last; the test set is
 balanced, and so are the validation images by which rates and weight decays are chosen. (1) Logit
 adjustment with tau = 1, which is the balanced softmax, and (2) LDAM with deferred re-weighting each
-have a higher test accuracy than cross-entropy, margin +-1 point: holds if better, is refuted if
-worse or if the difference lies within the margin. (3) Cross-entropy's logits less the logarithm of
-the class frequencies, after training, have the accuracy of the adjusted loss: holds if the
-difference lies within +-1 point, is refuted if it lies beyond. Else undecided. Three statements,
-one family.
+have a higher test accuracy than cross-entropy, margin +-1 point: they hold if better, and are
+refuted if worse or if the difference lies within the margin. (3) Cross-entropy's logits less the
+logarithm of the class frequencies, after training, have the accuracy of the adjusted loss: it holds
+if the difference lies within +-1 point, and is refuted if it lies beyond. Otherwise they are
+undecided. Three statements, one family.
 
     python experiments/replications/long_tail.py --data-dir DIR
 """

@@ -4,11 +4,12 @@ Source: Müller et al. 2019 (arXiv 1906.02629): smoothing calibrates as temperat
 ResNet-56 on CIFAR-100, smoothing 0.05.
 
 Written before the run: (1) cross-entropy with labels smoothed by 0.1 has a lower expected
-calibration error (ECE) than cross-entropy, margin +-1 point: holds if better, is refuted if worse
-or if the difference lies within the margin; (2) after each network's logits were divided by the
-temperature that fits the validation images best it has no advantage that matters, margin +-0.5
-points: holds if the difference lies within the margin or smoothing is worse, is refuted if it is
-better by more than the margin. Else undecided. Two statements, one family.
+calibration error (ECE) than cross-entropy, margin +-1 point: it holds if better, and is refuted if
+worse or if the difference lies within the margin; (2) once each network's logits are divided by the
+temperature that fits the validation images best, it has no advantage that matters, margin +-0.5
+points: it holds if the difference lies within the margin or smoothing is worse, and is refuted if
+smoothing is better by more than the margin. Otherwise they are undecided. Two statements, one
+family.
 
     python experiments/replications/smoothing.py --data-dir DIR
 """

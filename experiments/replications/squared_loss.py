@@ -5,7 +5,7 @@ Source: Hui & Belkin 2020 (arXiv 2006.07322): 95.9 against 96.3 % on CIFAR-10 wi
 network.
 
 Written before the run: one statement, margin +-1 point of test accuracy. It holds if the interval
-of the paired difference lies within the margin, is refuted if it lies beyond, and else is
+of the paired difference lies within the margin, and is refuted if it lies beyond; otherwise it is
 undecided.
 
     python experiments/replications/squared_loss.py --data-dir DIR

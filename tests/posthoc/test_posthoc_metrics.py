@@ -40,7 +40,8 @@ KIND = spec.Kind(
     positional=2,
     supplies=SUPPLIES,
 )
-OF_LOGITS = [name for name in METRICS if name != "noise_auroc"]
+OF_TRAINING = ("noise_auroc", "memorised")
+OF_LOGITS = [name for name in METRICS if name not in OF_TRAINING]
 every_metric = pytest.mark.parametrize("name", METRICS)
 
 
@@ -90,10 +91,12 @@ def test_other_libraries_on_wrong_labels():
 
 
 def test_every_metric_has_a_golden_value():
-    """The three shots are accuracies on some of the classes; top5 agrees with METRICS."""
+    """The three shots are accuracies on some of the classes; top5 agrees with METRICS; what is
+    memorised is a share.
+    """
     golden = {spec.parse(text).name for text in GOLDEN["values"]} | {"noise_auroc"}
     assert METRICS.keys() - golden == {
-        "top5", "many_accuracy", "medium_accuracy", "few_accuracy",
+        "top5", "many_accuracy", "medium_accuracy", "few_accuracy", "memorised",
     }  # fmt: skip
 
 
@@ -330,6 +333,16 @@ def test_wrong_labels_by_their_losses():
         assert math.isnan(measured("noise_auroc", *example(), **given))
 
 
+def test_what_is_memorised_is_a_share_of_the_wrong_labels():
+    half = math.log(2)
+    losses = np.array([0.1, 3.0, np.nextafter(half, 0), half, 0.1, 3.0])
+    wrong = np.array([False, False, True, True, True, True])
+    given = {"train_losses": losses, "wrong_labels": wrong}
+    assert measured("memorised", *example(), **given) == 0.5
+    none = {"train_losses": losses, "wrong_labels": np.zeros(6, bool)}
+    assert math.isnan(measured("memorised", *example(), **none))
+
+
 # What must not change them, and what must
 
 
@@ -425,14 +438,13 @@ def test_out_of_distribution_logits_that_are_nan(name, score):
     assert math.isnan(measured(f"{name},score={score}", *example(), ood_logits=outside))
 
 
-def test_wrong_labels_need_no_logits_but_losses():
+@pytest.mark.parametrize("name", OF_TRAINING)
+def test_wrong_labels_need_no_logits_but_losses(name):
     logits, labels = example()
-    assert measured("noise_auroc", logits * math.nan, labels) == measured(
-        "noise_auroc", logits, labels
-    )
+    assert measured(name, logits * math.nan, labels) == measured(name, logits, labels)
     losses = supply()["train_losses"].copy()
     losses[5] = math.nan
-    assert math.isnan(measured("noise_auroc", logits, labels, train_losses=losses))
+    assert math.isnan(measured(name, logits, labels, train_losses=losses))
 
 
 # Refusals
@@ -461,6 +473,7 @@ def test_what_does_not_fit_is_refused(name, changed, message):
     ("ood_fpr95", {"ood_logits": np.zeros((3, 6))}, r"ood_logits must be float\[M, 7\]"),
     ("ood_auroc,score=max_logits", {}, "unknown score 'max_logits': did you mean 'max_logit'"),
     ("noise_auroc", {"wrong_labels": np.ones(3, bool)}, "one number per training image"),
+    ("memorised", {"wrong_labels": np.ones(3, bool)}, "one number per training image"),
 ])  # fmt: skip
 def test_what_a_metric_asks_for_must_fit(text, changed, message):
     with pytest.raises(InputError, match=message):
