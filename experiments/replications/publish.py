@@ -173,8 +173,6 @@ def replaced(text: str, lines: Sequence[str]) -> str:
 
 def pages(folder: Path) -> dict[Path, str]:
     """Return the text of README.md, of the page of every claim, and of the pilot's."""
-    import pilot
-
     from cnnlab.study import measures
 
     claims = read(folder)
@@ -182,6 +180,7 @@ def pages(folder: Path) -> dict[Path, str]:
     contents |= {folder / "results" / f"{claim.name}.md": page(claim) for claim in claims}
     if (folder / "results/pilot.csv").exists():
         numbers = measures.read(folder / "results/pilot.csv")
+        pilot = importlib.import_module("pilot")
         contents[folder / "results/pilot.md"] = pilot.lines(numbers)
     return {path: replaced(_text(path), lines) for path, lines in contents.items()}
 
