@@ -44,7 +44,7 @@ class Arguments(Settings):
     json: str | None = None
     """File for all findings, with the counterexamples as numbers; - for stdout."""
     markdown: str | None = None
-    """File for a table in Markdown; the README's is that of all losses."""
+    """File for a table in Markdown; that of cnnlab/losses/README.md is of all losses."""
     html: str | None = None
     """File for a page that needs no other."""
 

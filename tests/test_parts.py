@@ -221,20 +221,22 @@ def test_the_kind_of_noise_needs_noise():
     assert Study.of(**study, label_noise=(0.0, 0.4)).noise == "asymmetric"
 
 
-# The user's own parts: a file each in train.py (the README's), all of them in a study
+# The user's own parts: those of experiments/README.md in train.py, all of them in a study
 
 
 def section(title):
-    """A section of the README."""
+    """A section of experiments/README.md."""
     return re.search(
-        rf"^## {title}\n(.*?)(?=^## )", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+        rf"^## {title}\n(.*?)(?=^## )",
+        (ROOT / "experiments/README.md").read_text(),
+        re.MULTILINE | re.DOTALL,
     )[1]
 
 
-CHANGE = section("Change one thing")
+CHANGE = section("Your own parts")
 ROWS = [
     [cell.strip() for cell in line.strip("|").split(" | ")]
-    for line in CHANGE.splitlines()
+    for line in CHANGE.split("```python")[0].splitlines()
     if line.startswith("| ")
 ]
 ROWS = {row[0]: row[1:] for row in ROWS if row[0] != "change"}

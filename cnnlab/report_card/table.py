@@ -91,7 +91,7 @@ WORDS = {
 
 
 def markdown(cards: Sequence[Card]) -> list[str]:
-    """Format the lines of the README's table of losses.
+    """Format the lines of the table in losses/README.md.
 
     A row has name, formula, the properties not refuted, and source.
     """

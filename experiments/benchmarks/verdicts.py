@@ -30,7 +30,7 @@ COMPARISONS = 6
 LOOKED_AT = 48  # seeds of the null families
 BLOCK = 4  # seeds that ablate.py trains at once
 PATTERNS = 11  # seeds of the enumeration
-# In standard deviations, as in the replications of the README: GCE at two rates, NCE+RCE, the long
+# In standard deviations, as in earlier replications: GCE at two rates, NCE+RCE, the long
 # tail, the Brier score, and a loss against itself
 EFFECTS = (3.1, 1.5, 2.0, 9.0, 7.8, 0.4)
 # Some of them have an effect, the others none: what is known of one must not spoil the others

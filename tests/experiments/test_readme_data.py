@@ -1,4 +1,4 @@
-"""The commands of the README's section on data run as they are written there."""
+"""The commands of cnnlab/data/README.md run as they are written there."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ from tfrecords import convert
 
 pytestmark = pytest.mark.slow
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "cnnlab/data/README.md").read_text()
 COMMANDS = re.findall(
     r"^python experiments/train\.py ([^#\n]*)",
     README.split("<!-- data -->\n```\n")[1].split("```")[0],

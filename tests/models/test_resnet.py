@@ -173,8 +173,8 @@ def test_numbers_of_parameters_are_the_papers():
 
 
 def test_numbers_of_parameters_are_the_readme_s():
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    table = re.search(r"^## Models\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1]
+    text = (Path(__file__).parents[2] / "cnnlab/models/README.md").read_text()
+    table = re.search(r"^# Models\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1]
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
     rows = [row for row in rows if "--model" not in row[0]]
     stated = {}

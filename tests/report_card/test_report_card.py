@@ -533,7 +533,7 @@ def test_the_script_refuses_in_one_line(args, message):
 
 def test_the_readme_table_is_the_catalogue():
     """Names, defaults and formulas of all losses, and the properties that are known."""
-    rows = (ROOT / "README.md").read_text().splitlines()
+    rows = (ROOT / "cnnlab/losses/README.md").read_text().splitlines()
     for name, loss in losses.LOSSES.items():
         start = table.markdown_start(loss)
         (row,) = [row for row in rows if row.startswith(start)]

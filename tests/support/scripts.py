@@ -30,5 +30,7 @@ def one_line_error(done, status=2):
 
 
 def readme_commands(name="train"):
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    return re.findall(rf"python experiments/{name}\.py[^\n`#]*", text)
+    """Commands of a script in the README of any folder."""
+    texts = [path.read_text().replace("\\\n", " ") for path in sorted(ROOT.glob("**/README.md"))
+             if not path.relative_to(ROOT).parts[0].startswith(".")]  # fmt: skip
+    return re.findall(rf"python experiments/{name}\.py[^\n`#]*", "\n".join(texts))
