@@ -20,7 +20,7 @@ from cnnlab.training import experiment, program
 sys.path.insert(0, str(ROOT / "experiments"))
 import speedrun
 
-PATHS = sorted((ROOT / "experiments/configs").iterdir())
+PATHS = sorted((ROOT / "experiments/configs").glob("*.toml"))
 # Of CIFAR-10, in the order of its labels
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
