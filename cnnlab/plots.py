@@ -367,11 +367,11 @@ def intervals(rows: Sequence[Interval], path: Path) -> None:
     axis.set_xscale("symlog", linthresh=2, linscale=1)
     axis.set_xlim(-FARTHEST, FARTHEST)
     ticks = [-100, -50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100]
-    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
     axis.minorticks_off()
     axis.set_yticks(range(len(rows)), [row.text for row in rows], fontsize=8)
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_xlabel("advantage that the statement claims, in margins (grey: does not matter)")
+    axis.set_xlabel("advantage of what is named first, in margins; grey: too small to matter")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8, loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.07))
     figure.savefig(path, dpi=120, format="png")

@@ -26,7 +26,6 @@ FIXED = (
     *("losses", "arms", "label_noise", "long_tail", "fraction", "vary"),
     *("metric", "margin", "baseline", "alpha"),
 )
-EXPLORATORY = "exploratory"  # the verdict of a statement that was not planned so
 ALWAYS = ("accuracy", "train_accuracy")  # measures that are of interest in every claim
 # The cheapest setting of the pilot (experiments/replications/pilot.py) in which networks overfit.
 TRAINING = partial(
@@ -91,6 +90,7 @@ def replicate(study: Replication, statements: Callable[[], Sequence[Statement]],
       name: of the replication, for its folder of reports and its table.
     """
     from cnnlab.study import driver, measures, report
+    from cnnlab.study.results import EXPLORATORY
 
     claim = Claim(study, statements())
     measures.check(study, claim.measures)

@@ -171,11 +171,10 @@ def replaced(text: str, lines: Sequence[str]) -> str:
     return "\n".join([before + BEGIN, *lines, END + after])
 
 
-def pages(folder: Path) -> dict[Path, str]:
+def pages(folder: Path, claims: Sequence[Published]) -> dict[Path, str]:
     """Return the text of README.md, of the page of every claim, and of the pilot's."""
     from cnnlab.study import measures
 
-    claims = read(folder)
     contents = {folder / "README.md": overview(claims)}
     contents |= {folder / "results" / f"{claim.name}.md": page(claim) for claim in claims}
     if (folder / "results/pilot.csv").exists():
@@ -194,12 +193,13 @@ def main(arguments: Arguments) -> None:
     from cnnlab import plots
 
     folder = Path(arguments.folder)
-    for path, text in pages(folder).items():
+    claims = read(folder)
+    for path, text in pages(folder, claims).items():
         files.write_text(path, text)
         print(path)
     rows = [
         plots.Interval(f"{claim.letter} {judged.statement.text}", judged.verdict, *_margins(judged))
-        for claim in read(folder)
+        for claim in claims
         for judged in claim.judged
     ]
     plots.intervals(rows, folder / "results" / PICTURE)

@@ -374,7 +374,8 @@ def test_the_pilot_s_table(script):
 
 
 def test_published_tables_are_those_of_the_published_numbers(script):
-    for path, text in script("publish").pages(FOLDER).items():
+    publish = script("publish")
+    for path, text in publish.pages(FOLDER, publish.read(FOLDER)).items():
         assert path.read_text() == text, f"run experiments/replications/publish.py: {path.name}"
 
 
